@@ -1,0 +1,65 @@
+"""Every error that vidsieve raises on purpose.
+
+VidsieveError
+├── UnsupportedModel    (TypeError)     no adapter knows this model type
+├── UnsupportedCall     (ValueError)    a call on an attached model that could only give a wrong answer
+├── BudgetError         (ValueError)    a budget that cannot be met
+├── NonFiniteFeatures   (ValueError)    NaN or inf among the video tokens
+├── KernelUnavailable   (RuntimeError)  an implementation was asked for that cannot run here
+├── VideoError          (OSError)       a file that cannot be read as a video
+├── AlreadyAttached     (RuntimeError)  a second reducer on a model that has one
+└── MissingExtra        (ImportError)   an optional dependency is not installed
+
+Each also derives from the built-in in brackets, so code that knows nothing of vidsieve still catches it.
+A message says what was expected, what was found, and what to do.
+"""
+
+import importlib
+from types import ModuleType
+
+
+class VidsieveError(Exception):
+    """Base of every error that vidsieve raises on purpose."""
+
+
+class UnsupportedModel(VidsieveError, TypeError):
+    """No adapter knows this model type."""
+
+
+class UnsupportedCall(VidsieveError, ValueError):
+    """A call on an attached model that could only give a wrong answer."""
+
+
+class BudgetError(VidsieveError, ValueError):
+    """A token budget that cannot be met."""
+
+
+class NonFiniteFeatures(VidsieveError, ValueError):
+    """NaN or inf among the video tokens."""
+
+
+class KernelUnavailable(VidsieveError, RuntimeError):
+    """An implementation was asked for that cannot run here."""
+
+
+class VideoError(VidsieveError, OSError):
+    """A file that cannot be read as a video."""
+
+
+class AlreadyAttached(VidsieveError, RuntimeError):
+    """A second reducer on a model that already has one."""
+
+
+class MissingExtra(VidsieveError, ImportError):
+    """An optional dependency is not installed."""
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import `module`, or raise `MissingExtra` naming the extra that brings it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtra(
+            f"this needs {module.partition('.')[0]}, which could not be imported ({error}); "
+            f"install it with: pip install 'vidsieve[{extra}]'"
+        ) from error

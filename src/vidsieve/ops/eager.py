@@ -1,0 +1,324 @@
+"""The operations in batched torch, for any device. Meaning: reference.py and docs/method.md.
+
+Segments of equal length run as one batch, in pieces of bounded memory. There is a Python loop over picks and over
+pieces, none over tokens. The grouping reads segment lengths and budgets on the host: free on CPU, one wait on a GPU.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from vidsieve.ops.reference import EXHAUSTED, NOISE, TIE
+
+PIECE_BYTES = 32 << 20  # float32 working set of one piece of a batch: bounds the peak memory
+STREAM_BYTES = 2 << 20  # of a piece that is read once, element by element: stays in a core's cache
+GRAM_LIMIT = 2048  # tokens; longer segments compute rows of S as they are picked and never hold n x n
+
+
+def _working(x: Tensor) -> torch.dtype:
+    """Arithmetic is float32, or float64 for float64 input."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _unit(x: Tensor) -> Tensor:
+    return normalize(x.to(_working(x)), dim=-1, eps=1e-30)
+
+
+def _pieces(lengths: Sequence[int], width: int, limit: int = PIECE_BYTES) -> Iterator[slice]:
+    """Consecutive runs of items whose rows of `width` float32 fit `limit` bytes (at least one item a run)."""
+    begin, size = 0, 0
+    for i, n in enumerate(lengths):
+        if i > begin and (size + n) * width * 4 > limit:
+            yield slice(begin, i)
+            begin, size = i, 0
+        size += n
+    if begin < len(lengths):
+        yield slice(begin, len(lengths))
+
+
+def persistence(x: Tensor, frames: tuple[int, ...]) -> Tensor:
+    mean = _mean(x)
+    still = NOISE * mean.norm()
+    out = torch.zeros(len(x), dtype=torch.float32, device=x.device)
+    regular = min(frames) == max(frames)
+    begin, last = 0, None  # the frames before `begin` are done; `last` (P', D), centred, is the one just before it
+    for piece in _pieces(frames, x.shape[1], STREAM_BYTES if regular else 0):
+        end = begin + sum(frames[piece])
+        now = x[begin:end] - mean
+        now.masked_fill_((torch.linalg.vector_norm(now, dim=-1) <= still)[:, None], 0)
+        if last is not None and len(last) == frames[piece.start]:
+            that = torch.cat([last, now[: -frames[piece.start]]]) if piece.stop > piece.start + 1 else last
+            out[begin:end] = _cosine(now, that)
+        elif last is not None:
+            out[begin:end] = _cosine(now, last.mean(0, keepdim=True).expand_as(now))
+        elif piece.stop > piece.start + 1:
+            out[begin + frames[0] : end] = _cosine(now[frames[0] :], now[: -frames[0]])
+        begin, last = end, now[-frames[piece.stop - 1] :]
+    return out
+
+
+def _mean(x: Tensor) -> Tensor:
+    """Mean of x (N, D) over its rows, accumulated in float32 or better: (D,)."""
+    if x.device.type != "cpu":
+        return x.mean(0, dtype=_working(x))
+    pieces = _pieces([1] * len(x), x.shape[1], STREAM_BYTES)
+    return torch.stack([x[piece].to(_working(x)).sum(0) for piece in pieces]).sum(0) / len(x)
+
+
+def _cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Rowwise cosine of (n, D) and (n, D): float32 (n,). Two zero rows are alike, a zero row is unlike any other."""
+    norm_a, norm_b = torch.linalg.vector_norm(a, dim=-1), torch.linalg.vector_norm(b, dim=-1)
+    dot: Tensor = torch.linalg.vecdot(a, b)
+    cosine: Tensor = dot / (norm_a * norm_b).clamp(min=1e-30)
+    return cosine.masked_fill((norm_a == 0) & (norm_b == 0), 1.0).float()
+
+
+def cosine_to(x: Tensor, y: Tensor) -> Tensor:
+    direction = _unit(y).mean(0).to(_working(x))  # the mean of cosines is the cosine sum with the mean unit vector
+    out = torch.empty(len(x), dtype=torch.float32, device=x.device)
+    for piece in _pieces([1] * len(x), x.shape[1], STREAM_BYTES):
+        part = x[piece].to(direction.dtype)
+        out[piece] = (part @ direction) / torch.linalg.vector_norm(part, dim=-1).clamp(min=1e-30)
+    return out
+
+
+def apportion(weights: Tensor, lengths: Tensor, total: int) -> Tensor:
+    n = lengths.double()
+    w = weights.double()
+    w = (w / w.max().clamp(min=1e-300)).clamp(min=1e-9)
+    floor = torch.where((n > 0).sum() <= total, n.clamp(max=1), 0.0)
+    # sum_s clip(level * w_s, floor_s, n_s) grows piecewise linearly in the level: slope + w_s from floor_s / w_s on,
+    # - w_s from n_s / w_s on. Walk the sorted breakpoints to where it reaches the total.
+    breaks, by = torch.cat([floor / w, n / w]).sort()
+    slope = torch.cat([w, -w])[by].cumsum(0)
+    gained = (slope[:-1] * breaks.diff()).cumsum(0) + floor.sum()
+    reached = torch.cat([floor.sum()[None], gained])
+    at = (reached <= total).sum() - 1
+    level = breaks[at] + (total - reached[at]) / slope[at].clamp(min=1e-12)
+    share = torch.minimum(torch.maximum(level * w, floor), n)
+    whole = (share + 1e-6).floor()
+    remainder = torch.where(whole < n, ((share - whole) * 1e6).round(), -torch.inf)
+    rank = remainder.argsort(descending=True, stable=True).argsort()
+    return (whole + (rank < total - whole.sum())).long()
+
+
+class _Similarities:
+    """Rows of S for B segments of n tokens x (B, n, D): looked up where S is held, computed where it is not."""
+
+    def __init__(self, x: Tensor, held: bool) -> None:
+        self.held = held
+        self.norm = _norm(x)  # (B, n)
+        self.table = _gram(x, self.norm) if held else _unit(x)  # (B, n, n) or (B, n, D)
+        self.rows = torch.arange(len(x), device=x.device)
+
+    def of(self, pick: Tensor) -> Tensor:
+        """Similarities of picks (A, 1) in the first A segments: (A, n)."""
+        rows, pick = self.rows[: len(pick)], pick[:, 0]
+        if self.held:
+            return self.table[rows, pick]
+        unit = self.table[: len(pick)]
+        return (unit @ unit[rows, pick, :, None])[..., 0]
+
+
+def _norm(x: Tensor) -> Tensor:
+    """Lengths of the rows of x (B, n, D): (B, n)."""
+    out = x.new_empty(x.shape[:2], dtype=_working(x))
+    for piece in _pieces([x.shape[1]] * len(x), x.shape[2], STREAM_BYTES):
+        out[piece] = torch.linalg.vector_norm(x[piece].to(out.dtype), dim=-1)
+    return out
+
+
+def _gram(x: Tensor, norm: Tensor) -> Tensor:
+    """Cosines of x (B, n, D) with lengths `norm` within each segment: (B, n, n) in float32 or better."""
+    b, n, _ = x.shape
+    out = x.new_empty(b, n, n, dtype=_working(x))
+    inverse = torch.where(norm > 0, norm.reciprocal(), 0)
+    for piece in _pieces([n] * b, x.shape[2]):
+        part = x[piece]
+        if part.dtype == torch.bfloat16 and part.device.type == "cpu" and n >= 64:
+            # CPUs with bf16 units multiply twice as fast in bf16 as in float32, and accumulate in float32; only the
+            # result is rounded. A second product minus the first result brings back what the rounding took.
+            coarse = part @ part.mT
+            raw = torch.baddbmm(coarse, part, part.mT, beta=-1).to(out.dtype).add_(coarse)
+        else:
+            raw = part.to(out.dtype)
+            raw = raw @ raw.mT
+        torch.mul(raw, inverse[piece][:, :, None], out=out[piece]).mul_(inverse[piece][:, None, :])
+    return out
+
+
+class _Rule(Protocol):
+    """What distinguishes one greedy selection from another, for a batch of B segments of n tokens."""
+
+    def score(self, step: int) -> Tensor:
+        """How much each token would add now: (B, n)."""
+
+    def update(self, step: int, pick: Tensor, row: Tensor) -> None:
+        """Take note of picks (B, 1) with similarities row (B, n) to their segment."""
+
+    def shrink(self, size: int) -> None:
+        """Only the first `size` segments go on."""
+
+
+class _ConditionalDPP:
+    def __init__(self, norm: Tensor, r: Tensor, steps: int) -> None:
+        self.r = r
+        self.residual = (norm > 0).to(r.dtype)  # (B, n)
+        self.c = r.new_empty(len(r), steps, r.shape[1])  # (B, k, n)
+
+    def score(self, step: int) -> Tensor:
+        return torch.where(self.residual > EXHAUSTED, self.r**2 * self.residual, self.r - 2)
+
+    def update(self, step: int, pick: Tensor, row: Tensor) -> None:
+        residual = self.residual.gather(1, pick)  # (B, 1)
+        c = self.c[:, :step]
+        at_pick = c.gather(2, pick[:, :, None].expand(-1, step, 1))  # (B, step, 1)
+        e = torch.baddbmm(row[:, None], at_pick.mT, c, alpha=-1)[:, 0]
+        # An exhausted pick spans nothing new; its row would be rounding divided by rounding.
+        e = torch.where(residual > EXHAUSTED, e * residual.clamp(min=EXHAUSTED).rsqrt(), 0)
+        self.c[:, step] = e
+        self.residual = (self.residual - e * e).clamp_(min=0)
+
+    def shrink(self, size: int) -> None:
+        self.r, self.residual, self.c = self.r[:size], self.residual[:size], self.c[:size]
+
+
+class _MMR:
+    def __init__(self, r: Tensor, trade: float) -> None:
+        self.r, self.trade, self.closest = r, trade, torch.full_like(r, -1.0)
+
+    def score(self, step: int) -> Tensor:
+        return self.trade * self.r - (1 - self.trade) * self.closest
+
+    def update(self, step: int, pick: Tensor, row: Tensor) -> None:
+        self.closest = torch.maximum(self.closest, row)
+
+    def shrink(self, size: int) -> None:
+        self.r, self.closest = self.r[:size], self.closest[:size]
+
+
+class _MaxMin:
+    def __init__(self, x: Tensor) -> None:
+        self.closest = _nearest_other(x)
+
+    def score(self, step: int) -> Tensor:
+        return -self.closest
+
+    def update(self, step: int, pick: Tensor, row: Tensor) -> None:
+        self.closest = row if step == 0 else torch.maximum(self.closest, row)
+
+    def shrink(self, size: int) -> None:
+        self.closest = self.closest[:size]
+
+
+def _nearest_other(x: Tensor) -> Tensor:
+    """Cosine of each token of x (B, n, D) to its nearest other in the segment: (B, n), a block at a time."""
+    unit = _unit(x)
+    n = x.shape[1]
+    best = unit.new_full((len(x), n), -2.0)
+    for i in range(0, n, GRAM_LIMIT):
+        for j in range(0, n, GRAM_LIMIT):
+            block = unit[:, i : i + GRAM_LIMIT] @ unit[:, j : j + GRAM_LIMIT].mT  # (B, <= limit, <= limit)
+            if i == j:
+                block.diagonal(dim1=1, dim2=2).fill_(-2.0)
+            best[:, i : i + GRAM_LIMIT] = torch.maximum(best[:, i : i + GRAM_LIMIT], block.amax(2))
+    return best
+
+
+# (x (B, n, D), lengths of its rows (B, n), relevance (B, n), most picks) -> the rule
+_MakeRule = Callable[[Tensor, Tensor, Tensor, int], _Rule]
+
+
+def _greedy(x: Tensor, relevance: Tensor | None, offsets: Tensor, budget: Tensor, make_rule: _MakeRule) -> Tensor:
+    """The skeleton that the greedy selections share: batch equal segments, pick the best, look at its row of S."""
+    order = torch.full((len(x),), -1, dtype=torch.int32, device=x.device)
+    bounds, budgets = offsets.tolist(), budget.tolist()
+    groups: dict[int, list[tuple[int, int]]] = {}
+    for (begin, end), k in zip(pairwise(bounds), budgets, strict=True):
+        if k:
+            groups.setdefault(end - begin, []).append((k, begin))
+    for n, segments in groups.items():
+        segments.sort(key=lambda item: -item[0])  # the largest budgets first: those still picking are a prefix
+        held = n <= GRAM_LIMIT
+        for piece in _pieces([n] * len(segments), n if held else x.shape[1]):
+            picks = [k for k, _ in segments[piece]]
+            begins = [begin for _, begin in segments[piece]]
+            index = torch.tensor(begins, device=x.device)[:, None] + torch.arange(n, device=x.device)  # (B, n)
+            adjacent = begins == list(range(begins[0], begins[0] + n * len(begins), n))
+            batch = x[begins[0] : begins[0] + n * len(begins)].view(-1, n, x.shape[1]) if adjacent else x[index]
+            r = torch.ones(index.shape, dtype=_working(x), device=x.device)
+            if relevance is not None:
+                r = relevance[index].to(r.dtype)
+            similarities = _Similarities(batch, held)
+            order[index] = _greedy_batch(similarities, picks, make_rule(batch, similarities.norm, r, picks[0]))
+    return order
+
+
+def _greedy_batch(similarities: _Similarities, picks: list[int], rule: _Rule) -> Tensor:
+    """Pick `picks` (descending) tokens from each of B segments of n: order int32 (B, n)."""
+    order = torch.full_like(similarities.norm, -1, dtype=torch.int32)
+    active = len(picks)
+    for step in range(picks[0]):
+        if picks[active - 1] <= step:
+            active = sum(k > step for k in picks)
+            rule.shrink(active)
+        score = rule.score(step).masked_fill(order[:active] >= 0, -torch.inf)  # (A, n)
+        best = score.amax(1, keepdim=True)
+        pick = (score >= best - TIE).int().argmax(1, keepdim=True)  # the first of those tied, (A, 1)
+        order[:active].scatter_(1, pick, step)
+        if step + 1 < picks[0]:
+            rule.update(step, pick, similarities.of(pick))
+    return order
+
+
+def conditional_dpp(x: Tensor, relevance: Tensor, offsets: Tensor, budget: Tensor) -> Tensor:
+    return _greedy(x, relevance, offsets, budget, lambda _, norm, r, steps: _ConditionalDPP(norm, r, steps))
+
+
+def mmr(x: Tensor, relevance: Tensor, offsets: Tensor, budget: Tensor, trade: float) -> Tensor:
+    return _greedy(x, relevance, offsets, budget, lambda x, norm, r, steps: _MMR(r, trade))
+
+
+def max_min(x: Tensor, offsets: Tensor, budget: Tensor) -> Tensor:
+    return _greedy(x, None, offsets, budget, lambda x, norm, r, steps: _MaxMin(x))
+
+
+def nearest_kept(x: Tensor, offsets: Tensor, kept: Tensor) -> Tensor:
+    source = torch.full((len(x),), -1, dtype=torch.int64, device=x.device)
+    bounds = offsets.tolist()
+    first = torch.searchsorted(kept, offsets).tolist()  # rows of `kept` that fall into each segment
+    for (begin, end), (a, b) in zip(pairwise(bounds), pairwise(first), strict=True):
+        if a == b:
+            continue
+        target = _unit(x[kept[a:b]])  # (k, D)
+        rows = max(1, PIECE_BYTES // (4 * x.shape[1]))
+        for at in range(begin, end, rows):
+            stop = min(at + rows, end)
+            similarity = _unit(x[at:stop]) @ target.mT  # (n, k)
+            tied = similarity >= similarity.amax(1, keepdim=True) - TIE
+            source[at:stop] = a + tied.int().argmax(1)
+    source[kept] = torch.arange(len(kept), device=x.device)
+    return source
+
+
+def top(score: Tensor, offsets: Tensor, budget: Tensor) -> Tensor:
+    position = torch.arange(len(score), device=score.device)
+    segment = torch.searchsorted(offsets[1:], position, right=True)
+    ranked = score.argsort(descending=True, stable=True)
+    ranked = ranked[segment[ranked].argsort(stable=True)]  # by segment, then score, then position
+    step = position - offsets[segment[ranked]]
+    picked = torch.where(step < budget[segment[ranked]], step, -1).int()
+    return torch.empty_like(picked).scatter_(0, ranked, picked)
+
+
+def merge_mean(x: Tensor, source: Tensor, kept: int) -> Tensor:
+    # Summed in a fixed order, so that the same input gives the same bits on every run.
+    ordered, by = source.sort(stable=True)
+    bounds = torch.searchsorted(ordered, torch.arange(kept + 1, device=x.device))
+    flat = x[by].reshape(len(x), -1).to(_working(x))
+    mean = torch.segment_reduce(flat, "mean", offsets=bounds, axis=0, unsafe=True)
+    return mean.reshape(kept, *x.shape[1:]).to(x.dtype)

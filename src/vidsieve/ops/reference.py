@@ -1,0 +1,174 @@
+"""The truth: every operation in float64, one token at a time, with the equation numbers of docs/method.md.
+
+Slow on purpose. Nothing here is shared with the implementations that are tested against it, except the two constants
+that belong to the definition of the methods.
+"""
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+# A token whose squared distance to the span of the picks is below this share of its squared length adds nothing that
+# bf16 features could tell from rounding: it is exhausted, and ranks behind every token that is not.
+EXHAUSTED = 1e-5
+# Scores this close are a tie, and a tie goes to the earlier token: so rounding cannot decide between duplicates.
+TIE = 1e-6
+# What centring leaves of a token that equals the mean is rounding, not a direction: below this share of the mean's
+# length it counts as zero.
+NOISE = 1e-5
+
+
+def _unit(x: Tensor) -> Tensor:
+    """x (N, D) in float64 with rows of length one; a zero row stays zero."""
+    x = x.detach().double()
+    norm = x.norm(dim=-1, keepdim=True)
+    return torch.where(norm > 0, x / norm.where(norm > 0, 1.0), 0.0)
+
+
+def _first_best(score: Tensor) -> int:
+    return int((score >= score.max() - TIE).nonzero()[0])
+
+
+def _segments(offsets: Tensor, budget: Tensor) -> list[tuple[int, int, int]]:
+    bounds = offsets.tolist()
+    return [(begin, end, k) for (begin, end), k in zip(pairwise(bounds), budget.tolist(), strict=True) if k]
+
+
+def persistence(x: Tensor, frames: tuple[int, ...]) -> Tensor:
+    """Eq. 1."""
+    x = x.double()
+    centred = x - x.mean(0)
+    centred[centred.norm(dim=-1) <= NOISE * x.mean(0).norm()] = 0
+    out = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    begin = 0
+    for before, now in pairwise(frames):
+        middle = begin + before
+        for i in range(now):
+            this = centred[middle + i]
+            that = centred[begin + i] if before == now else centred[begin:middle].mean(0)
+            a, b = float(this.norm()), float(that.norm())
+            if a > 0 and b > 0:
+                out[middle + i] = float(this @ that) / (a * b)
+            else:
+                out[middle + i] = 1.0 if a == b else 0.0
+        begin = middle
+    return out.float()
+
+
+def cosine_to(x: Tensor, y: Tensor) -> Tensor:
+    """Eq. 4, before normalisation."""
+    return (_unit(x) @ _unit(y).mT).mean(1).float()
+
+
+def apportion(weights: Tensor, lengths: Tensor, total: int) -> Tensor:
+    """Eq. 3: bisection for the level, then largest remainders."""
+    caps = [int(n) for n in lengths]
+    floors = [min(1, n) for n in caps] if total >= sum(n > 0 for n in caps) else [0] * len(caps)
+    raw = [float(w) for w in weights]
+    largest = max(raw, default=0.0) or 1.0
+    w = [max(value / largest, 1e-9) for value in raw]
+
+    def share(level: float) -> list[float]:
+        return [min(max(level * a, low), n) for a, low, n in zip(w, floors, caps, strict=True)]
+
+    low, high = 0.0, max(n / a for n, a in zip(caps, w, strict=True))
+    for _ in range(400):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(share(middle)) < total else (low, middle)
+    shares = share(high)
+    out = [math.floor(t + 1e-6) for t in shares]
+    by_remainder = sorted(range(len(out)), key=lambda s: (-round(shares[s] - out[s], 6), s))
+    for s in by_remainder[: total - sum(out)]:
+        out[s] += 1
+    return torch.tensor(out, dtype=torch.int64, device=lengths.device)
+
+
+def conditional_dpp(x: Tensor, relevance: Tensor, offsets: Tensor, budget: Tensor) -> Tensor:
+    """Eq. 5-8: Chen et al. 2018, algorithm 1, on S; the condition weighs the choice (eq. 7)."""
+    order = torch.full((len(x),), -1, dtype=torch.int32, device=x.device)
+    for begin, end, k in _segments(offsets, budget):
+        unit, r = _unit(x[begin:end]), relevance[begin:end].double()
+        similarity = unit @ unit.mT  # (n, n)
+        residual = (unit.norm(dim=-1) > 0).double()  # (n,)
+        rows: list[Tensor] = []  # c of eq. 6, one (n,) a pick
+        open_ = torch.ones(end - begin, dtype=torch.bool, device=x.device)
+        for step in range(k):
+            gain = torch.where(residual > EXHAUSTED, r**2 * residual, r - 2)  # eq. 7
+            j = _first_best(gain.masked_fill(~open_, -math.inf))
+            order[begin + j], open_[j] = step, False
+            if residual[j] > EXHAUSTED:
+                e = similarity[j].clone()
+                for c in rows:
+                    e -= c[j] * c
+                e /= residual[j].sqrt()  # eq. 6
+                rows.append(e)
+                residual = (residual - e**2).clamp(min=0)  # eq. 8
+    return order
+
+
+def mmr(x: Tensor, relevance: Tensor, offsets: Tensor, budget: Tensor, trade: float) -> Tensor:
+    """Eq. 9."""
+    order = torch.full((len(x),), -1, dtype=torch.int32, device=x.device)
+    for begin, end, k in _segments(offsets, budget):
+        unit, r = _unit(x[begin:end]), relevance[begin:end].double()
+        closest = torch.full_like(r, -1.0)
+        open_ = torch.ones(end - begin, dtype=torch.bool, device=x.device)
+        for step in range(k):
+            score = trade * r - (1 - trade) * closest
+            j = _first_best(score.masked_fill(~open_, -math.inf))
+            order[begin + j], open_[j] = step, False
+            closest = torch.maximum(closest, unit @ unit[j])
+    return order
+
+
+def max_min(x: Tensor, offsets: Tensor, budget: Tensor) -> Tensor:
+    """Eq. 10."""
+    order = torch.full((len(x),), -1, dtype=torch.int32, device=x.device)
+    for begin, end, k in _segments(offsets, budget):
+        unit = _unit(x[begin:end])
+        similarity = unit @ unit.mT
+        closest = similarity.fill_diagonal_(-2.0).max(dim=1).values  # of each to its nearest other
+        open_ = torch.ones(end - begin, dtype=torch.bool, device=x.device)
+        for step in range(k):
+            j = _first_best((-closest).masked_fill(~open_, -math.inf))
+            order[begin + j], open_[j] = step, False
+            row = unit @ unit[j]
+            closest = row if step == 0 else torch.maximum(closest, row)
+    return order
+
+
+def nearest_kept(x: Tensor, offsets: Tensor, kept: Tensor) -> Tensor:
+    """Eq. 11."""
+    source = torch.full((len(x),), -1, dtype=torch.int64, device=x.device)
+    bounds = offsets.tolist()
+    for begin, end in pairwise(bounds):
+        rows = ((kept >= begin) & (kept < end)).nonzero()[:, 0]
+        if len(rows):
+            unit = _unit(x[begin:end])
+            similarity = unit @ unit[kept[rows] - begin].mT  # (n, k)
+            for i in range(end - begin):
+                source[begin + i] = rows[_first_best(similarity[i])]
+            source[kept[rows]] = rows
+    return source
+
+
+def top(score: Tensor, offsets: Tensor, budget: Tensor) -> Tensor:
+    order = torch.full((len(score),), -1, dtype=torch.int32, device=score.device)
+    for begin, end, k in _segments(offsets, budget):
+        ranked = sorted(range(begin, end), key=lambda i: (-float(score[i]), i))
+        for step, i in enumerate(ranked[:k]):
+            order[i] = step
+    return order
+
+
+def merge_mean(x: Tensor, source: Tensor, kept: int) -> Tensor:
+    """Eq. 12."""
+    return torch.stack([x[source == row].double().mean(0) for row in range(kept)]).to(x.dtype)
+
+
+def log_det(x: Tensor, relevance: Tensor, kept: Tensor) -> float:
+    """log det of L restricted to `kept`, eq. 5; -inf where it is singular."""
+    unit = _unit(x[kept]) * relevance[kept].double()[:, None]
+    return float(torch.linalg.slogdet(unit @ unit.mT).logabsdet)

@@ -1,0 +1,70 @@
+"""How much each token matters to the question, in [0, 1]. High is kept.
+
+Every source normalises per video: (s - min + eps) / (max - min + eps), so that constant scores say nothing (all 1) and
+no token is ruled out by a relevance of exactly 0.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from vidsieve import ops
+from vidsieve.tokens import Prompt, VideoTokens
+
+EPSILON = 1e-6
+
+
+class Relevance(Protocol):
+    """Weighs every token: float32 (N,) in [0, 1]."""
+
+    def __call__(self, tokens: VideoTokens, prompt: Prompt | None) -> Tensor: ...
+
+
+def min_max(scores: Tensor) -> Tensor:
+    """Scores (N,) brought to (0, 1], the highest to 1; constant scores all to 1. method.md, eq. 4."""
+    low, high = scores.aminmax()
+    return (scores - low + EPSILON) / (high - low + EPSILON)
+
+
+@dataclass(frozen=True)
+class Flat:
+    """Every token matters alike: the selection is of the video alone, whatever the question."""
+
+    def __call__(self, tokens: VideoTokens, prompt: Prompt | None) -> Tensor:
+        return torch.ones(len(tokens), device=tokens.features.device)
+
+
+@dataclass(frozen=True)
+class PromptSimilarity:
+    """Mean cosine of a visual token to the question's tokens, in the language model's input space.
+
+    Cheap, and only as good as that space is aligned: input embeddings of text are not trained to be comparable with
+    projected visual tokens, and where CDPruner uses this score (with CLIP's text tower) they are.
+    """
+
+    def __call__(self, tokens: VideoTokens, prompt: Prompt | None) -> Tensor:
+        if prompt is None:
+            raise ValueError("PromptSimilarity weighs tokens by the question; pass a Prompt, or use Flat()")
+        if prompt.embeddings.shape[1] != tokens.features.shape[1]:
+            raise ValueError(
+                f"prompt and video must share a space: {prompt.embeddings.shape[1]} features in the prompt, "
+                f"{tokens.features.shape[1]} in the video"
+            )
+        return min_max(ops.cosine_to(tokens.features, prompt.embeddings))
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """One's own scores (N,) in [0, 1]; bring others there with `relevance.min_max`."""
+
+    scores: Tensor
+
+    def __call__(self, tokens: VideoTokens, prompt: Prompt | None) -> Tensor:
+        scores = self.scores.to(tokens.features.device, torch.float32)
+        if scores.shape != (len(tokens),):
+            raise ValueError(f"expected one score a token, ({len(tokens)},), got {tuple(self.scores.shape)}")
+        if not ((scores >= 0) & (scores <= 1)).all():  # NaN fails both
+            raise ValueError("expected scores in [0, 1]; bring them there with vidsieve.relevance.min_max")
+        return scores

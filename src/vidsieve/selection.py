@@ -1,0 +1,114 @@
+"""Which tokens of each segment stay. Mathematics and equation numbers: docs/method.md.
+
+A selector gets the tokens, their relevance (N,), the segments and their budgets (S,), and returns the order of its
+picks: int32 (N,), the step at which a token was picked in its segment, -1 where it was not. Each segment gets exactly
+its budget, whatever the features are: zero vectors, equal tokens and budgets above the rank included.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from vidsieve import ops
+from vidsieve.segment import Segments
+from vidsieve.tokens import VideoTokens
+
+
+class Selector(Protocol):
+    """Picks each segment's budget of tokens."""
+
+    def __call__(self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class ConditionalDPP:
+    """Exact greedy MAP of the determinantal point process with kernel L = diag(r) S diag(r), S the cosines.
+
+    Chen, Zhang & Zhou, "Fast greedy MAP inference for determinantal point process", NeurIPS 2018, algorithm 1;
+    conditioned on relevance as in CDPruner (Zhang et al., NeurIPS 2025). O(k^2 n + k n D) for k of n tokens.
+    """
+
+    def __call__(self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor) -> Tensor:
+        return ops.conditional_dpp(tokens.features, relevance, segments.offsets, budget)
+
+
+@dataclass(frozen=True)
+class MMR:
+    """Maximal marginal relevance: a greedy trade between relevance and distance to the nearest pick. O(k n D).
+
+    trade: weight of relevance; the rest is on novelty. Carbonell & Goldstein, SIGIR 1998.
+    """
+
+    trade: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.trade <= 1:
+            raise ValueError(f"trade is the weight of relevance, in [0, 1]; got {self.trade}")
+
+    def __call__(self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor) -> Tensor:
+        return ops.mmr(tokens.features, relevance, segments.offsets, budget, self.trade)
+
+
+@dataclass(frozen=True)
+class Hybrid:
+    """`small` for segments of up to `threshold` tokens, `large` for longer ones."""
+
+    threshold: int = 512
+    small: Selector = ConditionalDPP()
+    large: Selector = MMR()
+
+    def __call__(self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor) -> Tensor:
+        if segments.longest <= self.threshold:
+            return self.small(tokens, relevance, segments, budget)
+        is_small = segments.lengths <= self.threshold  # (S,)
+        return torch.maximum(
+            self.small(tokens, relevance, segments, budget.where(is_small, 0)),
+            self.large(tokens, relevance, segments, budget.where(~is_small, 0)),
+        )
+
+
+@dataclass(frozen=True)
+class MaxMin:
+    """Farthest-first: each pick is the token whose nearest pick is farthest away, whatever its relevance.
+
+    Max-min diversity by cosine distance, DivPrune (Alvar et al., CVPR 2025, arXiv 2503.02175).
+    """
+
+    def __call__(self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor) -> Tensor:
+        return ops.max_min(tokens.features, segments.offsets, budget)
+
+
+@dataclass(frozen=True)
+class TopRelevance:
+    """The most relevant tokens, however alike they are."""
+
+    def __call__(self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor) -> Tensor:
+        return ops.top(relevance, segments.offsets, budget)
+
+
+@dataclass(frozen=True)
+class EvenlySpaced:
+    """Tokens at even distances in raster order, whatever they show."""
+
+    def __call__(self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor) -> Tensor:
+        position = torch.arange(len(tokens), device=budget.device)
+        segment = torch.searchsorted(segments.offsets[1:], position, right=True)
+        within = position - segments.offsets[segment]
+        n, k = segments.lengths[segment], budget[segment]
+        # The running count of picks after `within` tokens is within * k / n, rounded: it steps at exactly k of n.
+        step = (within * k + n // 2) // n
+        return torch.where((((within + 1) * k + n // 2) // n) > step, step, -1).int()
+
+
+@dataclass(frozen=True)
+class Random:
+    """A uniformly random subset, the same for the same seed and number of tokens on every device."""
+
+    seed: int = 0
+
+    def __call__(self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed)
+        score = torch.rand(len(tokens), generator=generator, dtype=torch.float64)
+        return ops.top(score.to(budget.device), segments.offsets, budget)

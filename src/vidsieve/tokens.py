@@ -1,0 +1,210 @@
+"""The nouns that flow: Frames -> VideoTokens (+ Prompt) -> Reduction.
+
+N tokens, T frames, P tokens per frame, S segments, K kept, D features.
+"""
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from vidsieve import ops
+
+
+def _show(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}{tuple(tensor.shape)}"
+
+
+@dataclass(frozen=True, eq=False)
+class Frames:
+    """Frames sampled from one video file.
+
+    pixels: uint8 (T, H, W, 3), RGB.  index: the T frame numbers in the file.  seconds: their T time stamps.
+    fps, total, duration: of the file (frames per second, number of frames, seconds).
+    """
+
+    pixels: Tensor
+    index: tuple[int, ...]
+    seconds: tuple[float, ...]
+    fps: float
+    total: int
+    duration: float
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if self.pixels.ndim != 4 or self.pixels.shape[-1] != 3 or self.pixels.dtype != torch.uint8:
+            raise ValueError(f"expected pixels uint8 (T, H, W, 3), got {_show(self.pixels)}")
+        if not len(self.pixels) == len(self.index) == len(self.seconds):
+            raise ValueError(
+                f"expected one index and one time stamp a frame, got {len(self.pixels)} frames, "
+                f"{len(self.index)} indices, {len(self.seconds)} time stamps"
+            )
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __repr__(self) -> str:
+        return f"Frames({_show(self.pixels)}, {self.fps:.2f} fps, {self.duration:.1f} s, source={self.source!r})"
+
+
+@dataclass(frozen=True, eq=False)
+class VideoTokens:
+    """The visual tokens that one video became, frame after frame, as the language model would receive them.
+
+    features: (N, D) floating point.  frames: tokens in each frame, T positive integers that sum to N (known on the
+    host, so that no later stage has to ask the device).  grid: (rows, columns) of a frame's tokens where they form one.
+    produced: how many tokens the model made of the video before any reduction; `keep` is a fraction of this.
+    """
+
+    features: Tensor
+    frames: tuple[int, ...]
+    grid: tuple[int, int] | None = None
+    produced: int = field(default=0)
+
+    def __post_init__(self) -> None:
+        if self.features.ndim != 2 or not self.features.is_floating_point():
+            raise ValueError(f"expected floating-point features (N, D), got {_show(self.features)}")
+        if not self.frames or min(self.frames) < 1 or sum(self.frames) != len(self.features):
+            raise ValueError(
+                f"expected tokens per frame, all positive, summing to N = {len(self.features)}, got {self.frames}"
+            )
+        if self.grid is not None and any(n != self.grid[0] * self.grid[1] for n in self.frames):
+            raise ValueError(f"expected {self.grid[0]} x {self.grid[1]} tokens in each frame, got {self.frames}")
+        if not self.produced:
+            object.__setattr__(self, "produced", len(self.features))
+
+    @classmethod
+    def from_grid(cls, features: Tensor, frames: int, rows: int, columns: int) -> Self:
+        """`features` (T * rows * columns, D) of a regular video."""
+        return cls(features, (rows * columns,) * frames, (rows, columns))
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __repr__(self) -> str:
+        shape = f"{len(self.frames)} frames" + (f" of {self.grid[0]} x {self.grid[1]}" if self.grid else "")
+        return f"VideoTokens({_show(self.features)}, {shape})"
+
+    @property
+    def regular(self) -> bool:
+        """Whether every frame has the same number of tokens."""
+        return min(self.frames) == max(self.frames)
+
+    @cached_property
+    def frame(self) -> Tensor:
+        """The frame each token belongs to: int64 (N,)."""
+        device = self.features.device
+        if self.regular:
+            return torch.arange(len(self), device=device) // self.frames[0]
+        lengths = torch.tensor(self.frames, device=device)
+        return torch.repeat_interleave(lengths, output_size=len(self))
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """Where each frame begins, and the end: int64 (T + 1,)."""
+        device = self.features.device
+        if self.regular:
+            return torch.arange(len(self.frames) + 1, device=device) * self.frames[0]
+        return torch.tensor((0, *self.frames), device=device).cumsum(0)
+
+    @cached_property
+    def persistence(self) -> Tensor:
+        """Cosine to the token at the same place in the previous frame: float32 (N,), 0 throughout the first frame."""
+        return ops.persistence(self.features, self.frames)
+
+    def check(self) -> None:
+        """Raise `NonFiniteFeatures` if any token holds NaN or inf. Waits for the device."""
+        ops.check_finite(self.features)
+
+    def reduced(self, reduction: "Reduction") -> Self:
+        """The tokens that `reduction` leaves; `keep` of a later stage still counts from `produced`."""
+        frame = self.frame[reduction.kept]
+        frames = torch.bincount(frame, minlength=len(self.frames)).tolist()
+        return replace(self, features=reduction.apply(self.features), frames=tuple(n for n in frames if n), grid=None)
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """The question, in the language model's input space: embeddings (M, D) of its text tokens."""
+
+    embeddings: Tensor
+
+    def __post_init__(self) -> None:
+        if self.embeddings.ndim != 2 or not len(self.embeddings):
+            raise ValueError(f"expected embeddings (M, D) of at least one token, got {_show(self.embeddings)}")
+
+    def __repr__(self) -> str:
+        return f"Prompt({_show(self.embeddings)})"
+
+
+@dataclass(frozen=True, eq=False)
+class Reduction:
+    """What became of N tokens: K of them are kept, the others dropped or folded into a kept one.
+
+    kept: int64 (K,), sorted and unique, the tokens that stay.
+    source: int64 (N,), the row of `kept` that absorbed each token, -1 where it was dropped.
+    merges: whether any token was folded, so that `apply` averages rather than gathers.
+    offsets, budget: the segments (S + 1,) and their budgets (S,) that led here, for reports.
+    """
+
+    kept: Tensor
+    source: Tensor
+    merges: bool = False
+    offsets: Tensor | None = None
+    budget: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("kept", "source"):
+            value = getattr(self, name)
+            if value.ndim != 1 or value.dtype != torch.int64:
+                raise ValueError(f"expected {name} int64 (n,), got {_show(value)}")
+        if len(self.kept) > len(self.source):
+            raise ValueError(f"kept {len(self.kept)} of only {len(self.source)} tokens")
+        # On an accelerator a look at the values would wait for the device; the contract tests look there instead.
+        if self.kept.device.type == "cpu" and len(self.kept):
+            if (self.kept.diff() <= 0).any() or self.kept[0] < 0 or self.kept[-1] >= len(self.source):
+                raise ValueError(f"expected kept sorted, unique and within [0, {len(self.source)}), got {self.kept}")
+            if not torch.equal(self.source[self.kept], torch.arange(len(self.kept))):
+                raise ValueError("expected every kept token to be its own source")
+
+    @classmethod
+    def select(cls, kept: Tensor, total: int, *, offsets: Tensor | None = None, budget: Tensor | None = None) -> Self:
+        """Keep `kept` (K,) of `total` tokens and drop the others."""
+        source = torch.full((total,), -1, dtype=torch.int64, device=kept.device)
+        rows = torch.arange(len(kept), device=kept.device)
+        return cls(kept, source.scatter_(0, kept, rows), offsets=offsets, budget=budget)
+
+    @classmethod
+    def identity(cls, total: int, device: torch.device) -> Self:
+        """Keep every token."""
+        everything = torch.arange(total, device=device)
+        return cls(everything, everything)
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def __repr__(self) -> str:
+        verb = "merged" if self.merges else "dropped"
+        return f"Reduction({len(self.source)} tokens -> {len(self.kept)} kept, {len(self.source) - len(self)} {verb})"
+
+    def gather(self, x: Tensor) -> Tensor:
+        """The kept rows of `x` (N, ...), for what must not be averaged (positions, masks): (K, ...)."""
+        return x.index_select(0, self.kept)
+
+    def apply(self, x: Tensor) -> Tensor:
+        """`x` (N, ...) reduced to (K, ...): the kept rows, or the mean of all that each kept row absorbed.
+
+        The mean is taken in float32 and returned in the dtype of `x`.
+        """
+        if not self.merges:
+            return self.gather(x)
+        return ops.merge_mean(x, self.source, len(self.kept))
+
+    def then(self, later: "Reduction") -> "Reduction":
+        """This reduction followed by `later`, which saw the K tokens this one kept."""
+        if len(later.source) != len(self.kept):
+            raise ValueError(f"expected a reduction of {len(self.kept)} tokens to follow, got {later}")
+        source = torch.where(self.source < 0, -1, later.source[self.source.clamp(min=0)])
+        return Reduction(self.kept[later.kept], source, self.merges or later.merges)

@@ -1,0 +1,170 @@
+"""eager against reference: the same answers in float64, bounded regret in float32 and bf16."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.synthetic import independent, video_like
+from vidsieve.ops import eager, reference
+
+OFFSETS = {
+    "one segment": (0, 60),
+    "equal segments": (0, 12, 24, 36, 48, 60),
+    "ragged": (0, 1, 13, 44, 60),
+    "empty ones": (0, 0, 30, 30, 60, 60),
+}
+# Loss of a pick against the best pick of its own path, as a share of a squared length of a token. bf16 features are
+# the input of both sides, so bf16 costs no more than float32, except for the compensated Gram on CPU.
+REGRET = {torch.float32: 4e-6, torch.bfloat16: 2e-5}
+LOG_DET_RATIO = 1e-3
+
+
+def features(kind: str, seed: int, dtype: torch.dtype) -> Tensor:
+    x = independent(60, 24, seed) if kind == "independent" else video_like(5, 12, 24, seed, cuts=(3,))
+    if kind == "degenerate":
+        x[7], x[20:30], x[59] = x[6], x[19], 0
+    return x.to(dtype)
+
+
+def offsets_and_budget(name: str, seed: int) -> tuple[Tensor, Tensor]:
+    offsets = torch.tensor(OFFSETS[name])
+    total = int(torch.randint(1, 50, (), generator=torch.Generator().manual_seed(seed)))
+    return offsets, reference.apportion(torch.rand(len(offsets) - 1), offsets.diff(), total)
+
+
+def regret(x: Tensor, relevance: Tensor, offsets: Tensor, order: Tensor) -> float:
+    """The largest gap between the best gain and the picked one along the path that `order` took, in float64."""
+    worst = 0.0
+    for begin, end in zip(offsets.tolist(), offsets.tolist()[1:], strict=False):
+        steps = order[begin:end]
+        unit, r = reference._unit(x[begin:end]), relevance[begin:end].double()
+        basis: list[Tensor] = []
+        residual = (unit.norm(dim=1) > 0).double()
+        open_ = torch.ones(end - begin, dtype=torch.bool)
+        for step in range(int((steps >= 0).sum())):
+            pick = int((steps == step).nonzero())
+            gain = (r**2 * residual).masked_fill(~open_, 0)
+            worst = max(worst, float(gain.max() - gain[pick]))
+            open_[pick] = False
+            direction = unit[pick] - sum((b * (b @ unit[pick]) for b in basis), torch.zeros_like(unit[pick]))
+            if float(direction.square().sum()) > reference.EXHAUSTED:
+                basis.append(direction / direction.norm())
+                residual = (residual - (unit @ basis[-1]) ** 2).clamp(min=0)
+    return worst
+
+
+@pytest.mark.parametrize("layout", OFFSETS)
+@pytest.mark.parametrize("kind", ["independent", "video-like", "degenerate"])
+def test_selections_equal_the_reference_index_for_index_in_float64(kind: str, layout: str) -> None:
+    for seed in range(6):
+        x = features(kind, seed, torch.float64)
+        relevance = torch.rand(60, generator=torch.Generator().manual_seed(seed))
+        offsets, budget = offsets_and_budget(layout, seed)
+        args = (x, relevance, offsets, budget)
+        assert torch.equal(eager.conditional_dpp(*args), reference.conditional_dpp(*args))
+        assert torch.equal(eager.mmr(*args, 0.5), reference.mmr(*args, 0.5))
+        assert torch.equal(eager.max_min(x, offsets, budget), reference.max_min(x, offsets, budget))
+        assert torch.equal(eager.top(relevance, offsets, budget), reference.top(relevance, offsets, budget))
+
+
+@pytest.mark.parametrize("dtype", REGRET)
+@pytest.mark.parametrize("kind", ["independent", "video-like", "degenerate"])
+def test_low_precision_has_no_regret_beyond_rounding(kind: str, dtype: torch.dtype) -> None:
+    for seed in range(4):
+        for x, offsets in (
+            (features(kind, seed, dtype), torch.tensor(OFFSETS["ragged"])),
+            (video_like(2, 80, 256, seed, dtype), torch.tensor([0, 80, 160])),  # long enough for the compensated Gram
+        ):
+            relevance = torch.rand(len(x), generator=torch.Generator().manual_seed(seed))
+            budget = reference.apportion(offsets.diff().double(), offsets.diff(), 20)
+            order = eager.conditional_dpp(x, relevance, offsets, budget)
+            assert regret(x, relevance, offsets, order) <= REGRET[dtype]
+
+
+@pytest.mark.parametrize("dtype", REGRET)
+def test_low_precision_reaches_the_log_det_of_the_reference(dtype: torch.dtype) -> None:
+    x = video_like(4, 64, 128, seed=3, dtype=dtype, motion=0.3)
+    relevance = torch.rand(256, generator=torch.Generator().manual_seed(0)).clamp(min=0.1)
+    offsets, budget = torch.tensor([0, 256]), torch.tensor([40])
+    ours, best = (
+        reference.log_det(x, relevance, (op.conditional_dpp(x, relevance, offsets, budget) >= 0).nonzero()[:, 0])
+        for op in (eager, reference)
+    )
+    assert abs(ours - best) <= LOG_DET_RATIO * abs(best)
+
+
+def test_the_condition_only_weighs_the_choice() -> None:
+    """Greedy on L = diag(r) S diag(r), written out with determinants, picks what algorithm 1 on S with r picks."""
+    x, r = independent(14, 8, seed=5), torch.rand(14, generator=torch.Generator().manual_seed(5)).double() + 0.2
+    unit = x / x.norm(dim=1, keepdim=True)
+    kernel = r[:, None] * (unit @ unit.mT) * r
+    chosen: list[int] = []
+    for _ in range(6):
+        gains = [
+            -math.inf if i in chosen else float(torch.linalg.slogdet(kernel[[*chosen, i]][:, [*chosen, i]]).logabsdet)
+            for i in range(14)
+        ]
+        chosen.append(max(range(14), key=gains.__getitem__))
+    order = eager.conditional_dpp(x, r, torch.tensor([0, 14]), torch.tensor([6]))
+    assert [int((order == step).nonzero()) for step in range(6)] == chosen
+
+
+def test_long_segments_compute_rows_as_they_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, relevance = video_like(5, 12, 24, seed=1), torch.rand(60)
+    args = (x, relevance, torch.tensor([0, 60]), torch.tensor([17]))
+    expected = reference.conditional_dpp(*args), reference.max_min(x, args[2], args[3])
+    monkeypatch.setattr(eager, "GRAM_LIMIT", 16)
+    assert torch.equal(eager.conditional_dpp(*args), expected[0])
+    assert torch.equal(eager.max_min(x, args[2], args[3]), expected[1])
+
+
+@pytest.mark.parametrize("frames", [(12,) * 5, (10, 14, 12, 12, 12), (60,), (1,) * 60])
+@pytest.mark.parametrize("small_pieces", [False, True])
+def test_persistence(frames: tuple[int, ...], small_pieces: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if small_pieces:
+        monkeypatch.setattr(eager, "STREAM_BYTES", 12 * 24 * 4 * 2)
+    for kind in ("independent", "video-like", "degenerate"):
+        x = features(kind, 2, torch.float32)
+        torch.testing.assert_close(eager.persistence(x, frames), reference.persistence(x, frames), atol=2e-6, rtol=0)
+
+
+def test_persistence_of_equal_tokens_is_one() -> None:
+    for value in (0.0, 3.3):
+        x = torch.full((40, 7), value)
+        assert eager.persistence(x, (10,) * 4).tolist() == [0.0] * 10 + [1.0] * 30
+        assert reference.persistence(x, (10,) * 4).tolist() == [0.0] * 10 + [1.0] * 30
+
+
+def test_cosine_to_merging_and_nearest() -> None:
+    for seed in range(4):
+        x = features("degenerate", seed, torch.float32)
+        y = independent(3, 24, seed + 100, torch.float32)
+        torch.testing.assert_close(eager.cosine_to(x, y), reference.cosine_to(x, y), atol=1e-6, rtol=0)
+        offsets, budget = offsets_and_budget("ragged", seed)
+        kept = (eager.top(torch.rand(60), offsets, budget) >= 0).nonzero()[:, 0]
+        source = eager.nearest_kept(x, offsets, kept)
+        assert torch.equal(source, reference.nearest_kept(x, offsets, kept))
+        torch.testing.assert_close(
+            eager.merge_mean(x, source, len(kept)), reference.merge_mean(x, source, len(kept)), atol=1e-6, rtol=1e-6
+        )
+
+
+def test_apportion_equals_the_reference_and_always_sums() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for trial in range(60):
+        count = int(torch.randint(1, 12, (), generator=generator))
+        lengths = torch.randint(0, 30, (count,), generator=generator)
+        lengths[0] += 1
+        weights = torch.rand(count, generator=generator).double() ** 3 * (trial % 4 > 0)
+        for total in {1, count, int(lengths.sum()) // 3, int(lengths.sum())}:
+            if total > lengths.sum():
+                continue
+            budget = eager.apportion(weights, lengths, total)
+            assert torch.equal(budget, reference.apportion(weights, lengths, total))
+            assert budget.sum() == total
+            assert (budget <= lengths).all()
+            assert (budget >= 0).all()
+            if total >= (lengths > 0).sum():
+                assert (budget[lengths > 0] >= 1).all()

@@ -1,0 +1,180 @@
+"""What every method and part promises. A new method is one line in METHODS, a new part one line in its list."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.synthetic import independent, video_like
+from vidsieve import Chain, Prompt, Prune, Reducer, VideoTokens, presets
+from vidsieve.budget import Budget, MarginalGain, Proportional
+from vidsieve.errors import BudgetError, NonFiniteFeatures
+from vidsieve.merge import NearestKept
+from vidsieve.relevance import Flat, Given, PromptSimilarity, Relevance
+from vidsieve.segment import PerFrame, SceneCuts, Segmenter, Uniform, Whole
+from vidsieve.selection import MMR, ConditionalDPP, EvenlySpaced, Hybrid, MaxMin, Random, Selector, TopRelevance
+
+SELECTORS: list[Selector] = [
+    ConditionalDPP(),
+    MMR(),
+    MMR(trade=0.0),
+    Hybrid(threshold=15),
+    MaxMin(),
+    TopRelevance(),
+    EvenlySpaced(),
+    Random(7),
+]
+SEGMENTERS: list[Segmenter] = [Whole(), PerFrame(), Uniform(2), SceneCuts(), SceneCuts(max_frames=None)]
+BUDGETS: list[Budget] = [Proportional(), MarginalGain()]
+RELEVANCES: list[Relevance] = [Flat(), PromptSimilarity()]
+
+METHODS: dict[str, Callable[[float], Reducer]] = {
+    **presets.METHODS,
+    **{repr(s): lambda keep, s=s: Prune(keep, SceneCuts(), MarginalGain(), PromptSimilarity(), s) for s in SELECTORS},
+    "with merging": lambda keep: Prune(keep, PerFrame(), Proportional(), merger=NearestKept()),
+    "chained": lambda keep: Chain(
+        Prune(min(1.0, 2 * keep), PerFrame()), Prune(keep, SceneCuts(), merger=NearestKept())
+    ),
+}
+
+DIM = 16
+VIDEOS: dict[str, tuple[int, int, Callable[[], Tensor]]] = {
+    "independent": (6, 10, lambda: independent(60, DIM, 0, torch.float32)),
+    "video-like": (6, 10, lambda: video_like(6, 10, DIM, 1, torch.float32, cuts=(2,))),
+    "one frame": (1, 10, lambda: independent(10, DIM, 2, torch.float32)),
+    "one token a frame": (12, 1, lambda: video_like(12, 1, DIM, 3, torch.float32, cuts=(5,))),
+    "one token": (1, 1, lambda: independent(1, DIM, 4, torch.float32)),
+    "all zero": (4, 6, lambda: torch.zeros(24, DIM)),
+    "all equal": (4, 6, lambda: torch.full((24, DIM), 0.3)),
+    "some zero": (4, 6, lambda: independent(24, DIM, 5, torch.float32) * (torch.arange(24) % 3 > 0)[:, None]),
+    "rank below k": (4, 12, lambda: (independent(48, 2, 6) @ independent(2, DIM, 7)).float()),
+    "bf16": (6, 10, lambda: video_like(6, 10, DIM, 8, torch.bfloat16, cuts=(3,))),
+    "fp16": (6, 10, lambda: video_like(6, 10, DIM, 9, torch.float16, cuts=(3,))),
+}
+PROMPT = Prompt(independent(5, DIM, 99, torch.float32))
+
+
+def video(name: str) -> VideoTokens:
+    frames, tokens, make = VIDEOS[name]
+    return VideoTokens.from_grid(make(), frames, 1, tokens)
+
+
+@pytest.mark.parametrize("name", VIDEOS)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_reduction_keeps_exactly_what_was_asked(method: str, name: str) -> None:
+    tokens = video(name)
+    n = len(tokens)
+    for keep in (0.04, 0.1, 0.25, 0.5, 0.99):
+        reduction = METHODS[method](keep).reduce(tokens, PROMPT)
+        assert len(reduction.kept) == max(1, round(keep * n))
+        assert reduction.kept.dtype == torch.int64
+        assert (reduction.kept.diff() > 0).all()
+        assert 0 <= int(reduction.kept[0]) <= int(reduction.kept[-1]) < n
+        assert reduction.source.shape == (n,)
+        reduced = reduction.apply(tokens.features)
+        assert reduced.dtype == tokens.features.dtype
+        assert reduced.device == tokens.features.device
+        assert reduced.shape == (len(reduction), DIM)
+        assert torch.isfinite(reduced).all()
+        if reduction.budget is not None:
+            assert reduction.offsets is not None
+            assert reduction.budget.sum() == len(reduction)
+            assert (reduction.budget <= reduction.offsets.diff()).all()
+            counts = torch.bincount(torch.searchsorted(reduction.offsets[1:], reduction.kept, right=True))
+            assert torch.equal(counts, reduction.budget[: len(counts)])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_keeping_everything_is_the_identity(method: str) -> None:
+    tokens = video("video-like")
+    reduction = METHODS[method](1.0).reduce(tokens, PROMPT)
+    assert torch.equal(reduction.apply(tokens.features), tokens.features)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_input_gives_the_same_output(method: str) -> None:
+    for name in ("video-like", "all equal", "bf16"):
+        first, second = (METHODS[method](0.3).reduce(video(name), PROMPT) for _ in range(2))
+        assert torch.equal(first.kept, second.kept)
+        assert torch.equal(first.source, second.source)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_non_finite_features_are_counted_and_refused(method: str, value: float) -> None:
+    tokens = video("independent")
+    tokens.features[3, 2] = tokens.features[8, 1] = value
+    with pytest.raises(NonFiniteFeatures, match="2 of 960 features"):
+        METHODS[method](0.5).reduce(tokens, PROMPT)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_only_layout_matters_not_strides(method: str) -> None:
+    tokens = video("video-like")
+    wide = torch.zeros(len(tokens), 2 * DIM)
+    wide[:, ::2] = tokens.features
+    strided = VideoTokens(wide[:, ::2], tokens.frames)
+    reduction = METHODS[method](0.3)
+    assert torch.equal(reduction.reduce(strided, PROMPT).kept, reduction.reduce(tokens, PROMPT).kept)
+
+
+@pytest.mark.parametrize("selector", SELECTORS, ids=repr)
+def test_raising_a_relevance_never_drops_the_token(selector: Selector) -> None:
+    for seed in range(8):
+        tokens = VideoTokens(video_like(4, 10, DIM, seed, cuts=(2,)), (10,) * 4)
+        scores = 0.05 + 0.7 * torch.rand(40, generator=torch.Generator().manual_seed(seed))
+        method = lambda r: Prune(0.3, Uniform(2), Proportional(), Given(r), selector)  # noqa: E731
+        for token in method(scores).reduce(tokens).kept.tolist():
+            raised = scores.clone()
+            raised[token] += 0.2
+            assert token in method(raised).reduce(tokens).kept
+
+
+@pytest.mark.parametrize("selector", [s for s in SELECTORS if not isinstance(s, Random)], ids=repr)
+def test_permuting_segments_permutes_the_answer(selector: Selector) -> None:
+    x = independent(30, DIM, 1)
+    relevance = torch.rand(30, generator=torch.Generator().manual_seed(1))
+    swap = torch.cat([torch.arange(20, 30), torch.arange(20)])  # the last of three segments comes first
+    here = Prune(0.4, PerFrame(), Proportional(), Given(relevance), selector)
+    there = Prune(0.4, PerFrame(), Proportional(), Given(relevance[swap]), selector)
+    kept = torch.zeros(30, dtype=torch.bool)
+    kept[here.reduce(VideoTokens(x, (10,) * 3)).kept] = True
+    assert torch.equal(there.reduce(VideoTokens(x[swap], (10,) * 3)).kept, kept[swap].nonzero()[:, 0])
+
+
+@pytest.mark.parametrize("name", VIDEOS)
+@pytest.mark.parametrize("segmenter", SEGMENTERS, ids=repr)
+def test_segments_cover_the_video_with_whole_frames(segmenter: Segmenter, name: str) -> None:
+    tokens = video(name)
+    segments = segmenter(tokens)
+    assert segments.offsets[0] == 0
+    assert segments.offsets[-1] == len(tokens)
+    assert (segments.lengths >= 0).all()
+    assert segments.lengths.max() <= segments.longest
+    assert set(segments.offsets.tolist()) <= set(tokens.offsets.tolist())
+
+
+@pytest.mark.parametrize("name", VIDEOS)
+@pytest.mark.parametrize("budget", BUDGETS, ids=repr)
+@pytest.mark.parametrize("segmenter", SEGMENTERS, ids=repr)
+def test_budgets_sum_to_the_total_within_each_segment(segmenter: Segmenter, budget: Budget, name: str) -> None:
+    tokens = video(name)
+    segments = segmenter(tokens)
+    occupied = int((segments.lengths > 0).sum())
+    for total in {0, 1, len(tokens) // 3, len(tokens)}:
+        shares = budget(tokens, segments, total)
+        assert int(shares.sum()) == total
+        assert ((shares >= 0) & (shares <= segments.lengths)).all()
+        if total >= occupied:
+            assert (shares[segments.lengths > 0] >= 1).all()
+    with pytest.raises(BudgetError, match=f"cannot keep {len(tokens) + 1} of {len(tokens)}"):
+        budget(tokens, segments, len(tokens) + 1)
+
+
+@pytest.mark.parametrize("name", VIDEOS)
+@pytest.mark.parametrize("relevance", RELEVANCES, ids=repr)
+def test_relevance_is_in_the_unit_interval(relevance: Relevance, name: str) -> None:
+    weights = relevance(video(name), PROMPT)
+    assert weights.dtype == torch.float32
+    assert ((weights > 0) & (weights <= 1)).all()

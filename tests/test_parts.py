@@ -1,0 +1,220 @@
+"""Hand-worked cases of the parts, and what they refuse."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import vidsieve
+from tests.synthetic import independent, video_like
+from vidsieve import Chain, Prompt, Prune, Reduction, VideoTokens, ops, presets
+from vidsieve.budget import MarginalGain, Proportional
+from vidsieve.errors import KernelUnavailable
+from vidsieve.merge import NearestKept
+from vidsieve.relevance import Flat, Given, PromptSimilarity, min_max
+from vidsieve.segment import PerFrame, SceneCuts, Segments, Uniform, Whole
+from vidsieve.selection import MMR, ConditionalDPP, EvenlySpaced, Hybrid, MaxMin, TopRelevance
+from vidsieve.video import read_video
+
+
+def kept(method: vidsieve.Reducer, tokens: VideoTokens, prompt: Prompt | None = None) -> list[int]:
+    return method.reduce(tokens, prompt).kept.tolist()
+
+
+# --- segments
+
+
+def bounds(segments: Segments) -> list[int]:
+    return sorted(set(segments.offsets.tolist()))
+
+
+def test_scene_cuts_finds_cuts_and_splits_long_scenes_evenly() -> None:
+    tokens = VideoTokens.from_grid(video_like(20, 8, 64, seed=0, cuts=(3, 12)), 20, 2, 4)
+    assert bounds(SceneCuts(max_frames=None)(tokens)) == [0, 24, 96, 160]
+    # 3 + 9 + 8 frames in parts of at most 4: 3, 3 + 3 + 3, 4 + 4
+    assert bounds(SceneCuts(max_frames=4)(tokens)) == [8 * t for t in (0, 3, 6, 9, 12, 16, 20)]
+
+
+def test_uniform_segments_end_with_the_rest() -> None:
+    tokens = VideoTokens(independent(14, 4, 0), (2,) * 7)
+    assert bounds(Uniform(3)(tokens)) == [0, 6, 12, 14]
+    assert bounds(Uniform(100)(tokens)) == [0, 14]
+
+
+def test_frames_of_different_sizes() -> None:
+    tokens = VideoTokens(independent(10, 4, 0), (2, 3, 5))
+    assert bounds(PerFrame()(tokens)) == [0, 2, 5, 10]
+    assert tokens.frame.tolist() == [0, 0, 1, 1, 1, 2, 2, 2, 2, 2]
+    assert not tokens.regular
+    assert len(presets.vidsieve(0.5).reduce(tokens)) == 5
+
+
+@pytest.mark.skipif("VIDSIEVE_CLIPS" not in os.environ, reason="VIDSIEVE_CLIPS names no folder of real clips")
+def test_scene_cuts_finds_the_cuts_of_a_real_clip() -> None:
+    frames = read_video(Path(os.environ["VIDSIEVE_CLIPS"]) / "cuts_60s_480p.mp4", num_frames=64, size=(224, 224))
+    patches = frames.pixels.float().reshape(64, 14, 16, 14, 16, 3).permute(0, 1, 3, 2, 4, 5).reshape(64 * 196, -1)
+    found = bounds(SceneCuts(max_frames=None)(VideoTokens.from_grid(patches, 64, 14, 14)))[1:-1]
+    true = [5.0, 10.0, 25.04, 31.04, 43.04, 55.04]
+    seconds = torch.tensor(frames.seconds)
+    expected = [196 * int((seconds < cut - 1e-3).sum()) for cut in true]
+    assert len(found) == len(expected)
+    assert all(abs(a - b) <= 196 for a, b in zip(found, expected, strict=True))
+
+
+# --- budgets
+
+
+def test_a_still_scene_gets_little_more_than_its_first_frame() -> None:
+    tokens = VideoTokens.from_grid(video_like(20, 8, 64, seed=0, cuts=(10,), motion=0.0), 20, 2, 4)
+    moving = tokens.features.clone()
+    moving[80:] = video_like(10, 8, 64, seed=1, cuts=tuple(range(10)))
+    tokens = VideoTokens.from_grid(moving, 20, 2, 4)
+    segments = Segments(torch.tensor([0, 80, 160]), 80)
+    still, busy = MarginalGain()(tokens, segments, 40).tolist()
+    assert still + busy == 40
+    assert busy > 4 * still
+    assert Proportional()(tokens, segments, 40).tolist() == [20, 20]
+
+
+# --- relevance
+
+
+def test_prompt_similarity_prefers_tokens_along_the_question() -> None:
+    question = independent(3, 16, 0, torch.float32)
+    x = independent(10, 16, 1, torch.float32)
+    x[4] = question.mean(0)
+    weights = PromptSimilarity()(VideoTokens(x, (10,)), Prompt(question))
+    assert int(weights.argmax()) == 4
+    assert float(weights[4]) == 1.0
+
+
+def test_constant_scores_say_nothing() -> None:
+    assert min_max(torch.full((5,), 0.3)).tolist() == [1.0] * 5
+
+
+def test_relevance_refuses_what_it_cannot_use() -> None:
+    tokens = VideoTokens(independent(4, 8, 0), (4,))
+    with pytest.raises(ValueError, match="pass a Prompt, or use Flat"):
+        PromptSimilarity()(tokens, None)
+    with pytest.raises(ValueError, match="5 features in the prompt, 8 in the video"):
+        PromptSimilarity()(tokens, Prompt(torch.ones(2, 5)))
+    with pytest.raises(ValueError, match=r"expected one score a token, \(4,\), got \(3,\)"):
+        Given(torch.ones(3))(tokens, None)
+    for bad in (2.0, -0.1, float("nan")):
+        with pytest.raises(ValueError, match=r"expected scores in \[0, 1\]"):
+            Given(torch.tensor([0.1, 0.2, bad, 0.3]))(tokens, None)
+
+
+# --- selections
+
+
+def test_dpp_skips_a_duplicate_and_top_relevance_does_not() -> None:
+    x = torch.tensor([[1.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
+    relevance = Given(torch.tensor([1.0, 0.99, 0.5, 0.4]))
+    tokens = VideoTokens(x, (4,))
+    assert kept(Prune(0.5, Whole(), Proportional(), relevance, ConditionalDPP()), tokens) == [0, 2]
+    assert kept(Prune(0.5, Whole(), Proportional(), relevance, MMR()), tokens) == [0, 2]
+    assert kept(Prune(0.5, Whole(), Proportional(), relevance, TopRelevance()), tokens) == [0, 1]
+
+
+def test_max_min_starts_far_from_everything() -> None:
+    x = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.8, 0.2]])
+    assert kept(Prune(0.25, Whole(), Proportional(), Flat(), MaxMin()), VideoTokens(x, (4,))) == [2]
+
+
+def test_evenly_spaced_is_even() -> None:
+    tokens = VideoTokens(independent(12, 4, 0), (12,))
+    assert kept(Prune(0.25, Whole(), Proportional(), Flat(), EvenlySpaced()), tokens) == [1, 5, 9]
+
+
+def test_hybrid_takes_each_segment_to_its_side() -> None:
+    x, relevance = video_like(6, 10, 16, seed=2), torch.rand(60, generator=torch.Generator().manual_seed(0))
+    segments = Segments(torch.tensor([0, 10, 50, 60]), 40)
+    tokens, budget = VideoTokens(x, (10,) * 6), torch.tensor([3, 9, 4])
+    order = Hybrid(threshold=20)(tokens, relevance, segments, budget)
+    exact = ConditionalDPP()(tokens, relevance, segments, budget)
+    greedy = MMR()(tokens, relevance, segments, budget)
+    assert torch.equal(order[:10], exact[:10])
+    assert torch.equal(order[10:50], greedy[10:50])
+    assert torch.equal(order[50:], exact[50:])
+
+
+# --- merging and composition
+
+
+def test_merging_takes_the_true_mean() -> None:
+    x = torch.tensor([[2.0, 0.0], [4.0, 0.1], [0.0, 1.0], [6.0, -0.1]])
+    reduction = NearestKept()(
+        VideoTokens(x, (4,)), Segments(torch.tensor([0, 4]), 4), Reduction.select(torch.tensor([0, 2]), 4)
+    )
+    assert reduction.source.tolist() == [0, 0, 1, 0]
+    torch.testing.assert_close(reduction.apply(x), torch.tensor([[4.0, 0.0], [0.0, 1.0]]))
+    assert reduction.gather(x).tolist() == [[2.0, 0.0], [0.0, 1.0]]
+
+
+def test_then_composes_and_keeps_true_counts() -> None:
+    x = independent(8, 4, 0)
+    first = Reduction(torch.tensor([0, 2, 5]), torch.tensor([0, 0, 1, 1, 1, 2, -1, 2]), merges=True)
+    second = Reduction(torch.tensor([0, 2]), torch.tensor([0, 0, 1]), merges=True)
+    both = first.then(second)
+    assert both.kept.tolist() == [0, 5]
+    assert both.source.tolist() == [0, 0, 0, 0, 0, 1, -1, 1]
+    torch.testing.assert_close(both.apply(x)[0], x[:5].mean(0))
+
+
+def test_a_later_stage_counts_from_the_original_video() -> None:
+    tokens = VideoTokens(video_like(4, 25, 16, seed=0), (25,) * 4)
+    assert len(Chain(Prune(0.5, PerFrame()), Prune(0.1)).reduce(tokens)) == 10
+
+
+# --- what is refused
+
+
+def test_nouns_are_validated_at_birth() -> None:
+    with pytest.raises(ValueError, match=r"floating-point features \(N, D\), got int64\(4, 2\)"):
+        VideoTokens(torch.ones(4, 2, dtype=torch.int64), (4,))
+    with pytest.raises(ValueError, match="summing to N = 4"):
+        VideoTokens(torch.ones(4, 2), (3,))
+    with pytest.raises(ValueError, match="2 x 2 tokens in each frame"):
+        VideoTokens(torch.ones(6, 2), (3, 3), grid=(2, 2))
+    with pytest.raises(ValueError, match="sorted, unique"):
+        Reduction.select(torch.tensor([2, 1]), 4)
+    with pytest.raises(ValueError, match="its own source"):
+        Reduction(torch.tensor([0, 1]), torch.tensor([1, 1, 0]))
+    with pytest.raises(ValueError, match="at least one token"):
+        Prompt(torch.ones(0, 4))
+
+
+@pytest.mark.parametrize("keep", [0.0, -0.1, 1.1, float("nan")])
+@pytest.mark.parametrize("method", presets.METHODS)
+def test_keep_is_a_fraction(method: str, keep: float) -> None:
+    with pytest.raises(ValueError, match=r"in \(0, 1\]"):
+        presets.METHODS[method](keep)
+
+
+def test_asking_for_what_cannot_run_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = VideoTokens(independent(12, 4, 0), (12,))
+    monkeypatch.setenv("VIDSIEVE_OPS", "nonsense")
+    with pytest.raises(KernelUnavailable, match="VIDSIEVE_OPS=nonsense"):
+        presets.vidsieve(0.5).reduce(tokens)
+
+
+def test_a_spy_sees_which_implementation_ran(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = VideoTokens(independent(12, 4, 0), (12,))
+    for name in ("reference", "eager"):
+        monkeypatch.setenv("VIDSIEVE_OPS", name)
+        with ops.spy() as calls:
+            presets.vidsieve(0.5).reduce(tokens)
+        assert ("conditional_dpp", name) in calls
+        assert {implementation for _, implementation in calls} == {name}
+
+
+def test_exported_names_are_sorted_and_exist() -> None:
+    assert vidsieve.__all__ == sorted(vidsieve.__all__)
+    assert all(hasattr(vidsieve, name) for name in vidsieve.__all__)
+
+
+def test_a_configuration_is_its_repr() -> None:
+    method = presets.cdpruner(0.2)
+    assert eval(repr(method), vars(vidsieve) | {type(p).__name__: type(p) for p in vars(method).values()}) == method
