@@ -49,7 +49,7 @@ class Timeline:
     @contextmanager
     def _measure(self, name: str) -> Iterator[None]:
         if self.cuda:
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             begin.record()
             yield
             end.record()

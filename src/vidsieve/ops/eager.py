@@ -268,7 +268,7 @@ def _greedy_batch(similarities: _Similarities, picks: list[int], rule: _Rule) ->
             rule.shrink(active)
         score = rule.score(step).masked_fill(order[:active] >= 0, -torch.inf)  # (A, n)
         best = score.amax(1, keepdim=True)
-        pick = (score >= best - TIE).int().argmax(1, keepdim=True)  # the first of those tied, (A, 1)
+        pick = (score >= best - TIE * best.abs()).int().argmax(1, keepdim=True)  # the first of those tied, (A, 1)
         order[:active].scatter_(1, pick, step)
         if step + 1 < picks[0]:
             rule.update(step, pick, similarities.of(pick))
@@ -299,7 +299,8 @@ def nearest_kept(x: Tensor, offsets: Tensor, kept: Tensor) -> Tensor:
         for at in range(begin, end, rows):
             stop = min(at + rows, end)
             similarity = _unit(x[at:stop]) @ target.mT  # (n, k)
-            tied = similarity >= similarity.amax(1, keepdim=True) - TIE
+            best = similarity.amax(1, keepdim=True)
+            tied = similarity >= best - TIE * best.abs()
             source[at:stop] = a + tied.int().argmax(1)
     source[kept] = torch.arange(len(kept), device=x.device)
     return source

@@ -13,7 +13,8 @@ from torch import Tensor
 # A token whose squared distance to the span of the picks is below this share of its squared length adds nothing that
 # bf16 features could tell from rounding: it is exhausted, and ranks behind every token that is not.
 EXHAUSTED = 1e-5
-# Scores this close are a tie, and a tie goes to the earlier token: so rounding cannot decide between duplicates.
+# Scores within this share of the best are a tie, and a tie goes to the earlier token: so rounding cannot decide between
+# duplicates. A share, because relevance may be small everywhere and enters squared.
 TIE = 1e-6
 # What centring leaves of a token that equals the mean is rounding, not a direction: below this share of the mean's
 # length it counts as zero.
@@ -28,7 +29,8 @@ def _unit(x: Tensor) -> Tensor:
 
 
 def _first_best(score: Tensor) -> int:
-    return int((score >= score.max() - TIE).nonzero()[0])
+    best = score.max()
+    return int((score >= best - TIE * best.abs()).nonzero()[0])
 
 
 def _segments(offsets: Tensor, budget: Tensor) -> list[tuple[int, int, int]]:

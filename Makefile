@@ -1,0 +1,64 @@
+# make demo    a picture of what is kept and what is dropped, from nothing, offline once installed
+# make test    every test that needs no GPU
+# make lint    ruff and mypy
+#
+# The first target you run creates .venv with the versions in constraints.txt; the next ones find it there.
+# PYTHON=python3.12 picks the interpreter, PYTEST="-k budget" passes arguments to pytest.
+
+SHELL   := /bin/bash
+PYTHON  ?= python3
+PYTEST  ?=
+WORKERS ?= 2
+BIN     := .venv/bin
+READY   := .venv/.ready
+
+# One torch thread a worker: two pytest workers that each take every core are slower than one.
+ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+.PHONY: help setup demo test test-all test-gpu lint format constraints clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n '/^# make/s/^# //p' Makefile
+
+setup: $(READY)
+
+# torchvision holds transformers' video processors together, but its wheel names one exact torch build: take it alone.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "vidsieve needs Python 3.11 or newer; set PYTHON="; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --build-constraint constraints.txt --editable '.[all]' --group dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps torchvision
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/vidsieve demo --out out/demo
+
+test: $(READY)
+	$(ENVIRONMENT) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m 'not gpu and not slow' $(PYTEST)
+
+test-all: $(READY)
+	$(ENVIRONMENT) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m 'not gpu' $(PYTEST)
+
+test-gpu: $(READY)
+	$(BIN)/python -m pytest -q -m gpu $(PYTEST)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# After raising a version in pyproject.toml or here: make clean, edit, make setup, make constraints.
+constraints: $(READY)
+	@sed -n '/^#/p' constraints.txt > .venv/constraints.txt
+	@$(BIN)/python -m pip freeze --all --exclude-editable | sed 's/^\(torch[a-z]*==[^+]*\)+.*/\1/' >> .venv/constraints.txt
+	mv .venv/constraints.txt constraints.txt
+
+clean:
+	rm -rf .venv out .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,63 @@
+"""The result of a run, printed for people."""
+
+from pathlib import Path
+from typing import Any
+
+from vidsieve.errors import require
+
+
+def print_result(result: dict[str, Any]) -> None:
+    """Tokens, answers and times with and without the method; last of all, where the picture is."""
+    require("rich", "video")
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=True)
+    before, after = result["tokens_before"], result["tokens_after"]
+    sample = result["frames"]
+    console.print(
+        f"{Path(result['clip']).name}: {len(sample['index'])} of {sample['total']} frames, {sample['duration']:.1f} s; "
+        f"{result['model_type']} on {result['device']} in {result['dtype']}"
+    )
+    count = len(result["segments"] or ())
+    segments = f" in {count} segment{'s' * (count > 1)}" if count else ""
+    console.print(f"[bold]{before} video tokens -> {after} kept ({100 * after / before:.1f} %)[/]{segments}\n")
+
+    whole = result["stages_ms_unreduced"]
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("")
+    for title in (("every token",) if whole else ()) + (f"{result['method']}, keep {result['keep']:g}",):
+        table.add_column(title, justify="right")
+    stages = result["stages_ms"]
+    add = _adder(table, bool(whole))
+    add("prompt tokens", str(result["prompt_before"]), str(result["prompt_after"]))
+    for name in ("decode", "process"):
+        add(name, _ms(stages[name]), _ms(stages[name]))
+    add("vision + prefill", _ms(whole["vision_prefill"]) if whole else "", _ms(stages["vision_prefill"]))
+    for name in sorted(stages.keys() - {"decode", "process", "vision_prefill", "generate"}, key=list(stages).index):
+        add(f"  of which {name}", "", _ms(stages[name]))
+    add("generate", _ms(whole["generate"]) if whole else "", _ms(stages["generate"]))
+    console.print(table)
+
+    console.print(f"\n[dim]question[/]     {Text(result['question']).markup}")
+    if whole:
+        console.print(f"[dim]every token[/]  {Text(result['answer_unreduced']).markup}")
+    console.print(f"[dim]reduced[/]      {Text(result['answer']).markup}")
+    if "note" in result:
+        console.print(f"[dim]{result['note']}[/]")
+    if "pictures" in result:
+        console.print(f"\npicture: [bold]{Text(result['pictures']['png']).markup}[/]")
+
+
+def _adder(table: Any, compared: bool) -> Any:
+    """Adds a row; its middle cell only where the run was compared with an unreduced one."""
+
+    def add(name: str, whole: str, reduced: str) -> None:
+        table.add_row(name, *((whole,) if compared else ()), reduced)
+
+    return add
+
+
+def _ms(milliseconds: float) -> str:
+    return f"{milliseconds:.1f} ms" if milliseconds < 100 else f"{milliseconds:,.0f} ms"

@@ -1,0 +1,296 @@
+"""The command line.
+
+    vidsieve run CLIP --question "What happens?" --model Qwen/Qwen2.5-VL-7B-Instruct --keep 0.1 --out out
+    vidsieve show out           draw it again
+    vidsieve demo               the same, offline, on a clip and a model made here
+    vidsieve methods            what --method takes
+    vidsieve env                what is installed, and what would run
+
+Exit codes: 0 done; 1 it failed, and standard error says why in one line; 2 a mistake in the command; 130 interrupted.
+With --json, standard output is one JSON document and nothing else. VIDSIEVE_TRACEBACK=1 shows where an error came from.
+"""
+
+import argparse
+import inspect
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vidsieve.errors import VidsieveError, require
+
+Found = Any  # what a command found out, as JSON knows it
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        _quiet_libraries()
+        found = options.command(options)
+        if options.json:
+            print(json.dumps(found, indent=1))
+        else:
+            options.show(found)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read has read enough; a second failure at exit would be noise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        print("vidsieve: interrupted", file=sys.stderr)
+        return 130
+    except (VidsieveError, OSError, ValueError, RuntimeError, MemoryError) as error:
+        if os.environ.get("VIDSIEVE_TRACEBACK"):
+            raise
+        print(f"vidsieve: error: {_one_line(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _quiet_libraries() -> None:
+    """Keep other libraries' chatter off the terminal; their errors still come."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    method = argparse.ArgumentParser(add_help=False)
+    method.add_argument("--keep", type=_fraction, default=0.1, help="fraction of the video tokens that stays (0.1)")
+    method.add_argument("--method", type=_method, default="vidsieve", help="see `vidsieve methods` (vidsieve)")
+    method.add_argument("--device", help="cpu, cuda, cuda:1, ... (cuda where there is one)")
+    method.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="(auto; float32 on cpu)")
+
+    parser = argparse.ArgumentParser(
+        prog="vidsieve", description="Drop the video tokens a video language model does not need."
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, command: Callable[..., Found], show: Callable[[Found], None], *parents: Any) -> Any:
+        about = (command.__doc__ or "").splitlines()[0]
+        sub = commands.add_parser(name, help=about, description=about, parents=[*parents, common])
+        sub.set_defaults(command=command, show=show)
+        return sub
+
+    run = add("run", _run, _show_result, method)
+    run.add_argument("clip", help="a video file")
+    run.add_argument("--question", "-q", required=True)
+    run.add_argument("--model", "-m", required=True, help="Hub id or folder of a video language model")
+    run.add_argument("--frames", type=_count, default=64, help="frames to sample, evenly (64)")
+    run.add_argument("--max-new-tokens", type=_count, default=128, help="longest answer (128)")
+    run.add_argument("--only-reduced", action="store_true", help="do not answer with every token too")
+    run.add_argument("--out", type=Path, help="folder for result.json and the overlay as PNG, MP4 and GIF")
+
+    show = add("show", _redraw, _show_pictures)
+    show.add_argument("result", type=Path, help="result.json, or the folder it lies in")
+    show.add_argument("--out", type=Path, help="folder for the pictures (beside result.json)")
+
+    demo = add("demo", _demo, _show_result, method)
+    demo.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for everything (out/demo)")
+
+    add("methods", _methods, _show_methods)
+    add("env", _env, _show_env)
+    return parser
+
+
+class _Version(argparse.Action):
+    """Prints the version, looked up only when asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import version
+
+        print(f"vidsieve {version('vidsieve')}")
+        parser.exit()
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a fraction above 0, at most 1; got {text}")
+    return value
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1; got {text}")
+    return int(text)
+
+
+def _method(name: str) -> str:
+    from vidsieve.presets import METHODS
+
+    if name not in METHODS:
+        raise argparse.ArgumentTypeError(f"no method {name!r}; there are {', '.join(METHODS)}")
+    return name
+
+
+@contextmanager
+def _notes() -> Iterator[Callable[[str], None]]:
+    """A line on standard error, if that is a terminal, that says what is being done and goes when it is done."""
+    if not sys.stderr.isatty():
+        yield lambda what: None
+        return
+    require("rich", "video")
+    from rich.console import Console
+
+    status = Console(stderr=True).status("")
+
+    def note(what: str) -> None:
+        status.update(f"{what} ...")
+        status.start()  # only now: before the first note, decoding may show a progress bar of its own
+
+    try:
+        yield note
+    finally:
+        status.stop()
+
+
+def _run(options: argparse.Namespace) -> Found:
+    """Ask a question about a clip, with every video token and with the few that stay."""
+    from vidsieve import run as pipeline
+
+    request = pipeline.Request(
+        options.clip,
+        options.question,
+        options.model,
+        options.method,
+        options.keep,
+        options.frames,
+        options.device,
+        options.dtype,
+        options.max_new_tokens,
+        not options.only_reduced,
+    )
+    return _carry_out(request, options.out)
+
+
+def _demo(options: argparse.Namespace) -> Found:
+    """Try it offline: render a clip, build a tiny model of random weights, and run on them."""
+    from vidsieve import demo
+    from vidsieve import run as pipeline
+
+    options.out.mkdir(parents=True, exist_ok=True)
+    with _notes() as note:
+        note("rendering a clip")
+        clip = demo.render_clip(options.out / "clip.mp4")
+        note("building a model")
+        model = demo.build_model(options.out / "model")
+    request = pipeline.Request(
+        str(clip),
+        demo.QUESTION,
+        str(model),
+        options.method,
+        options.keep,
+        demo.FRAMES,
+        options.device,
+        options.dtype,
+        max_new_tokens=16,
+    )
+    return _carry_out(request, options.out) | {"note": demo.NOTE}
+
+
+def _carry_out(request: Any, out: Path | None) -> dict[str, Any]:
+    from vidsieve import run as pipeline
+
+    with _notes() as note:
+        result = pipeline.run(request, note)
+        if out is not None:
+            note("drawing")
+            pipeline.write(result, out)
+            result["pictures"] = pipeline.draw(result, out)
+    return result
+
+
+def _redraw(options: argparse.Namespace) -> Found:
+    """Draw the overlay of an earlier run again."""
+    from vidsieve import run as pipeline
+
+    result = pipeline.read(options.result)
+    folder = options.result if options.result.is_dir() else options.result.parent
+    with _notes() as note:
+        note("drawing")
+        return {"pictures": pipeline.draw(result, options.out or folder)}
+
+
+def _methods(options: argparse.Namespace) -> Found:
+    """List the methods, each with its paper."""
+    from vidsieve.presets import METHODS
+
+    return [
+        {
+            "name": name,
+            "summary": (inspect.getdoc(method) or "").splitlines()[0],
+            "paper": " ".join(re.findall(r"arXiv[: ]\d{4}\.\d{4,5}", method.__doc__ or "")) or None,
+        }
+        for name, method in METHODS.items()
+    ]
+
+
+def _env(options: argparse.Namespace) -> Found:
+    """Show what is installed and what would run, for troubleshooting."""
+    import torch
+
+    from vidsieve import ops
+    from vidsieve.run import versions
+
+    found = versions()
+    models = None
+    if found["transformers"]:
+        from vidsieve.models import model_types
+
+        models = list(model_types())
+    return {
+        "versions": found,
+        "platform": sys.platform,
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or ["cpu"],
+        "ops": {"asked": os.environ.get("VIDSIEVE_OPS", "auto"), "available": ops.available()},
+        "extras": {
+            "hf": bool(found["transformers"] and found["torchvision"]),
+            "video": bool(found["av"] and found["rich"]),
+            "viz": bool(found["pillow"] and found["av"]),
+        },
+        "model_types": models,
+    }
+
+
+def _show_result(result: dict[str, Any]) -> None:
+    from vidsieve._report import print_result
+
+    print_result(result)
+
+
+def _show_pictures(found: Found) -> None:
+    for path in found["pictures"].values():
+        print(path)
+
+
+def _show_methods(found: Found) -> None:
+    for method in found:
+        print(f"{method['name']:<12}{method['summary']}" + (f" [{method['paper']}]" if method["paper"] else ""))
+
+
+def _show_env(found: Found) -> None:
+    for package, number in found["versions"].items():
+        print(f"{package:<14}{number or 'not installed'}")
+    print(f"{'devices':<14}{', '.join(found['devices'])}")
+    print(f"{'VIDSIEVE_OPS':<14}{found['ops']['asked']}")
+    for name, reason in found["ops"]["available"].items():
+        print(f"{'':<14}{name}: {reason or 'can run'}")
+    for extra, present in found["extras"].items():
+        print(f"{'extra ' + extra:<14}" + ("complete" if present else f"missing: pip install 'vidsieve[{extra}]'"))
+    print(f"{'models':<14}{', '.join(found['model_types']) if found['model_types'] else 'none without transformers'}")
+    print("\nDid it engage? `print(trace)` inside `with method(model) as trace:` says how many tokens each video lost;")
+    print("`vidsieve.verify(model, inputs)` compares your model with and without hooks, token for token.")

@@ -1,0 +1,219 @@
+"""Where a prompt's videos are, how they fall into frames, and which tokens ask the question.
+
+Everything here happens on the host, on a copy of the token ids: B rows of L tokens.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vidsieve.errors import UnsupportedCall
+from vidsieve.models.families import Adapter
+
+_DESCRIBING = ("video_grid_thw", "video_merge_sizes", "video_compression_mask")
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """The place of one video in a batch of prompts.
+
+    row: the prompt.  at: int64 (N,), the columns of its tokens.  frames: tokens in each frame.  grid: of a frame.
+    """
+
+    row: int
+    at: Tensor
+    frames: tuple[int, ...]
+    grid: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """What a batch of prompts holds.
+
+    shape: (B, L).  clips: its videos, row after row.  questions: for each row, int64 (M,) columns of the question.
+    """
+
+    shape: tuple[int, int]
+    clips: tuple[Clip, ...]
+    questions: tuple[Tensor, ...]
+
+
+def find(
+    adapter: Adapter,
+    config: Any,
+    ids: Tensor | None,  # (B, L), or None where only the mask is known
+    placeholder: Tensor,  # (B, L) bool, true where `adapter.token` is
+    arguments: Mapping[str, Any],
+    described: Mapping[str, Any] = MappingProxyType({}),
+    copies: int = 1,
+    end_of_turn: frozenset[int] = frozenset(),
+    answer: Tensor | None = None,  # (B, L) bool, true on the tokens of a training target
+) -> Layout:
+    """The videos and questions of a batch, given the `arguments` of the multimodal body.
+
+    `described` is the `description` of videos that the body gets encoded. It is of the first of every `copies` rows;
+    the others, beams and returned sequences, are the same.
+    Raises `UnsupportedCall` where the placeholders do not fit the arguments that describe the videos.
+    """
+    arguments = {**described, **{name: value for name, value in arguments.items() if value is not None}}
+    video = _video_mask(adapter, placeholder, arguments)
+    cut = {"grid": _by_grid, "clips": _by_clip, "runs": _by_run}[adapter.layout]
+    clips = tuple(cut(adapter, config, video[::copies], arguments)) if video.any() else ()
+    if copies > 1:
+        clips = tuple(replace(clip, row=copies * clip.row + n) for clip in clips for n in range(copies))
+    questions: tuple[Tensor, ...] = ()
+    if clips:
+        real = _real(placeholder, arguments.get("attention_mask"))
+        if answer is not None:
+            real &= ~answer
+        visual = placeholder if ids is None else placeholder | (ids == getattr(config, "image_token_id", -1))
+        rows = [None] * len(visual) if ids is None else list(ids)
+        questions = tuple(_question(config, *row, end_of_turn) for row in zip(rows, visual, real, strict=True))
+    return Layout((placeholder.shape[0], placeholder.shape[1]), clips, questions)
+
+
+def description(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the `arguments` that describe videos; of pixels, the shape alone."""
+    found = {name: arguments[name] for name in _DESCRIBING if arguments.get(name) is not None}
+    if (pixels := arguments.get("pixel_values_videos")) is not None:
+        found["pixel_values_videos"] = pixels.to("meta")
+    return found
+
+
+def encodings(arguments: Mapping[str, Any]) -> int:
+    """How many encoded videos or frames the body gets in place of pixels (transformers >= 5.18)."""
+    encoded = (arguments.get("mm_encoder_outputs") or {}).get("video")
+    return 0 if encoded is None else len(encoded.pooler_output)
+
+
+def _real(placeholder: Tensor, attention_mask: object) -> Tensor:
+    """Which of the tokens are no padding: bool (B, L)."""
+    if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
+        return attention_mask[:, -placeholder.shape[1] :].cpu().bool()
+    return torch.ones_like(placeholder)
+
+
+def _video_mask(adapter: Adapter, placeholder: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+    """The placeholders that belong to videos, where images may wear the same one: bool (B, L)."""
+    if adapter.token != "image_token_id":
+        return placeholder
+    kinds = arguments.get("mm_token_type_ids")  # 0 text, 1 image, 2 video
+    if kinds is not None:
+        in_video: Tensor = kinds[:, -placeholder.shape[1] :].cpu() == 2
+        if adapter.layout == "grid" or in_video.any():
+            return placeholder & in_video
+    elif adapter.layout == "grid" and arguments.get("video_grid_thw") is None:
+        return torch.zeros_like(placeholder)
+    return placeholder
+
+
+def _by_grid(adapter: Adapter, config: Any, video: Tensor, arguments: Mapping[str, Any]) -> Iterator[Clip]:
+    grids = arguments.get("video_grid_thw")
+    if grids is None:
+        raise UnsupportedCall(f"found {int(video.sum())} video placeholders but no video_grid_thw to lay them out")
+    merges = arguments.get("video_merge_sizes")
+    if merges is None:
+        merges = torch.full((len(grids),), getattr(config.vision_config, "spatial_merge_size", 1))
+    survives = arguments.get("video_compression_mask")  # (all tokens,) of VideoLLaMA 3, whose processor drops some
+    described: list[tuple[tuple[int, ...], tuple[int, int] | None]] = []  # tokens in each frame, grid
+    seen = 0
+    for (frames, high, wide), merge in zip(grids.tolist(), merges.tolist(), strict=True):
+        grid = (high // merge, wide // merge)
+        size = grid[0] * grid[1]
+        if survives is None:
+            described.append(((size,) * frames, grid))
+            continue
+        counts = survives[seen : seen + frames * size].view(frames, size).sum(1).tolist()
+        seen += frames * size
+        whole = all(count == size for count in counts)
+        described.append((tuple(count for count in counts if count), grid if whole else None))
+    queue = iter(described)
+    for row, columns in enumerate(_columns(video)):
+        taken = 0
+        while taken < len(columns):
+            lengths, shape = next(queue, ((), None))
+            taken += sum(lengths)
+            if not lengths or taken > len(columns):
+                raise UnsupportedCall(
+                    f"row {row} has {len(columns)} video placeholders, which is no whole number of the videos that "
+                    f"video_grid_thw = {grids.tolist()} describes; pass a prompt's videos in one call, unchunked"
+                )
+            yield Clip(row, columns[taken - sum(lengths) : taken], lengths, shape)
+
+
+def _by_clip(adapter: Adapter, config: Any, video: Tensor, arguments: Mapping[str, Any]) -> Iterator[Clip]:
+    pixels = arguments.get("pixel_values_videos")  # (videos, frames, 3, H, W)
+    if pixels is None:
+        raise UnsupportedCall(f"found {int(video.sum())} video placeholders but no pixel_values_videos")
+    videos, frames = pixels.shape[:2]
+    length, odd = divmod(int(video.sum()), videos)
+    size, uneven = divmod(length - adapter.trailing, frames)
+    if odd or uneven or size < 1:
+        raise UnsupportedCall(
+            f"expected {videos} videos of {frames} frames, {adapter.trailing} tokens after each, "
+            f"got {int(video.sum())} video placeholders"
+        )
+    for row, columns in enumerate(_columns(video)):
+        if len(columns) % length:
+            raise UnsupportedCall(f"row {row} has {len(columns)} video placeholders, no multiple of {length} a video")
+        for at in columns.view(-1, length):
+            yield Clip(row, at[: size * frames], (size,) * frames, _square(adapter, size))
+
+
+def _by_run(adapter: Adapter, config: Any, video: Tensor, arguments: Mapping[str, Any]) -> Iterator[Clip]:
+    size = getattr(config, adapter.frame_tokens) if adapter.frame_tokens else None
+    for row, columns in enumerate(_columns(video)):
+        bounds = [0, *(columns.diff().gt(1).nonzero().flatten() + 1).tolist(), len(columns)]
+        runs = [columns[a:b] for a, b in pairwise(bounds) if b > a]
+        gaps = [math.inf, *(int(b[0] - a[-1]) - 1 for a, b in pairwise(runs)), math.inf]
+        frames = [
+            run
+            for run, around in zip(runs, pairwise(gaps), strict=True)
+            if min(around) >= adapter.gap and size in (None, len(run))
+        ]
+        if len(frames) > 1:  # a single one is an image
+            lengths = tuple(len(run) for run in frames)
+            grid = _square(adapter, lengths[0]) if len(set(lengths)) == 1 else None
+            yield Clip(row, torch.cat(frames), lengths, grid)
+
+
+def _columns(video: Tensor) -> list[Tensor]:
+    """For every row, the columns where `video` (B, L) is true."""
+    return [row.nonzero().flatten() for row in video]
+
+
+def _square(adapter: Adapter, size: int) -> tuple[int, int] | None:
+    side = math.isqrt(size)
+    return (side, side) if adapter.square and side * side == size else None
+
+
+def _question(
+    config: Any,
+    ids: Tensor | None,  # (L,)
+    visual: Tensor,  # (L,) bool
+    real: Tensor,  # (L,) bool
+    end_of_turn: frozenset[int],
+) -> Tensor:
+    """Columns of the question: the text after the last visual token up to the end of the turn, else all text.
+
+    What a chat template appends without closing the turn first is indistinguishable from the question, and included.
+    """
+    text = real & ~visual
+    if ids is None:
+        closed = torch.zeros_like(text)
+    else:
+        closed = torch.isin(ids, torch.tensor(sorted(end_of_turn), dtype=ids.dtype))
+        marks = [mark for name, mark in vars(config).items() if name.endswith("_token_id") and isinstance(mark, int)]
+        text &= ~torch.isin(ids, torch.tensor(marks, dtype=ids.dtype)) & ~closed
+    seen = visual.nonzero().flatten()
+    last = int(seen[-1]) if len(seen) else -1
+    after = torch.zeros_like(text)
+    after[last + 1 :] = closed[last + 1 :].cumsum(0) == 0
+    asked = (text & after).nonzero().flatten()
+    return asked if len(asked) else text.nonzero().flatten()

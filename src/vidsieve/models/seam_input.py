@@ -1,0 +1,296 @@
+"""Before the language model: the video tokens are dropped between the vision tower and the decoder.
+
+Two hooks on one model instance do it, for every family, with no model code copied:
+
+    body      sees the token ids: where are the videos, their frames, the question?            layout.py
+    decoder   sees embeddings, positions, mask: reduce each video, gather what stays.          gather.py
+
+Only the decoder's own arguments change. The prompt, its mask and its positions as `generate` counts them stay whole, so
+kept tokens keep their positions and `out[:, prompt_length:]` still is the answer. What the cache holds of the prompt
+is remembered on the cache (cache.py). Hand-over between the hooks is per thread; detaching leaves nothing behind.
+"""
+
+import threading
+import warnings
+import weakref
+from collections.abc import Callable
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.masking_utils import create_masks_for_generate
+
+from vidsieve.errors import AlreadyAttached, UnsupportedCall
+from vidsieve.models import layout
+from vidsieve.models.cache import Prefix, Switch, physical_length, prefix_of, remember
+from vidsieve.models.families import adapter_for
+from vidsieve.models.gather import Kept, reduce_arguments, staying
+from vidsieve.models.trace import CallRecord, Trace, VideoRecord
+from vidsieve.reducer import Reducer, kept_count
+from vidsieve.timeline import Timeline, stage
+from vidsieve.tokens import Prompt, Reduction, VideoTokens
+
+Arguments = dict[str, Any]
+_attached: "weakref.WeakKeyDictionary[nn.Module, Switch]" = weakref.WeakKeyDictionary()
+_attaching = threading.Lock()
+
+
+def attach(model: Any, reducer: Reducer) -> "Attachment":
+    """Let `reducer` reduce the videos that `model`, a Hugging Face video LLM, is shown from now on.
+
+        with attach(model, reducer) as trace:       # or: handle = attach(model, reducer); ...; handle.remove()
+            model.generate(**inputs)
+
+    A model wrapped by PEFT may be passed as it is. Raises `UnsupportedModel` where no adapter knows the model,
+    `AlreadyAttached` where a reducer is attached, `UnsupportedCall` where the model is compiled: a compiled model does
+    not look at its hooks again, so attach first.
+    """
+    return Attachment(model, reducer)
+
+
+class Attachment:
+    """A reducer on a model, until `remove()` or the end of its `with` block. `trace` records what it does."""
+
+    def __init__(self, model: Any, reducer: Reducer) -> None:
+        if hasattr(model, "get_base_model"):  # PEFT
+            model = model.get_base_model()
+        self.adapter = adapter_for(model)
+        self.model, self.reducer, self.trace = model, reducer, Trace()
+        self.token: int = getattr(model.config, self.adapter.token)
+        self.body: nn.Module = model.base_model
+        self.decoder: nn.Module = model.get_decoder()
+        for module in (self.model, self.body, self.decoder):
+            if _is_compiled(module):
+                raise UnsupportedCall(
+                    f"{type(module).__name__} is compiled, and a compiled model never looks at hooks added later; "
+                    "attach to the plain model first, then compile"
+                )
+        self._here = threading.local()
+        with _attaching:
+            self._attached = _attached.setdefault(self.body, Switch())
+            if self._attached.on:
+                raise AlreadyAttached(
+                    f"this {type(model).__name__} already has a reducer; remove() that one first, "
+                    "or combine the two: Chain(first, second)"
+                )
+            self._attached.on = True
+        with ExitStack() as self._undo:
+            self._undo.callback(setattr, self._attached, "on", False)
+            self._hook(self.model, self._before_model)
+            self._hook(self.body, self._before_body)
+            self._hook(self.decoder, self._before_decoder)
+            self._wrap("create_masks_for_generate", self._masks_for_generate, create_masks_for_generate)
+            self._wrap("_prefill", self._prefill)
+            self._wrap("_prepare_multimodal_encoder_kwargs_for_generation", self._encode)  # transformers >= 5.18
+            self._wrap("_loss_function", self._loss, model.loss_function)
+            self._undo = self._undo.pop_all()
+
+    def __enter__(self) -> Trace:
+        return self.trace
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    def __repr__(self) -> str:
+        return f"Attachment({type(self.model).__name__}, {self.reducer!r})"
+
+    def remove(self) -> None:
+        """Detach: the model is as it was before. Doing so twice is harmless."""
+        self._undo.close()
+
+    def _hook(self, module: nn.Module, hook: Callable[..., Any]) -> None:
+        """Call `hook` before each call of `module`, until removal."""
+        self._undo.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+
+    def _wrap(self, name: str, wrapper: Callable[..., Any], default: Any = None) -> None:
+        """Call `wrapper` in place of the model's function `name`, which it gets first, until removal."""
+        inner = getattr(self.model, name, default)
+        if inner is None:
+            return
+        own = self.model.__dict__
+        self._undo.callback(own.__setitem__ if name in own else own.pop, name, own.get(name))
+        own[name] = lambda *args, **kwargs: wrapper(inner, *args, **kwargs)
+
+    # What follows runs inside the model's calls, in their order.
+
+    def _prefill(self, inner: Callable[..., Any], ids: Tensor, generation_config: Any, *args: Any, **kw: Any) -> Any:
+        if generation_config.prefill_chunk_size is not None and (ids == self.token).any():
+            raise UnsupportedCall(
+                "prefill_chunk_size shows the reducer one piece of a video at a time, and a budget cannot be set on "
+                "pieces; generate without it (a reduced prompt is short), or detach"
+            )
+        return inner(ids, generation_config, *args, **kw)
+
+    def _encode(self, inner: Callable[..., Any], arguments: Arguments) -> Any:
+        # generate() runs the vision tower itself, and the body never sees what described the videos.
+        described = layout.description(arguments)
+        arguments = inner(arguments)
+        self._here.described = described, layout.encodings(arguments)
+        return arguments
+
+    def _masks_for_generate(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        # generate() prepares 4D masks ahead of the call for static caches, which would not survive a reduction.
+        if kwargs["inputs_embeds"].shape[1] > 1:
+            return kwargs["attention_mask"]  # the decoder builds it, once reduced
+        return inner(*args, **_continued(kwargs))
+
+    def _before_model(self, model: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> None:
+        if kwargs.get("labels") is not None:
+            self._here.answer = kwargs["labels"] != -100
+
+    def _before_body(self, body: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> None:
+        ids = kwargs.get("input_ids", args[0] if args else None)  # (B, L)
+        given = ids if ids is not None else kwargs.get("inputs_embeds")
+        if given is None or given.shape[1] == 1:
+            return
+        here = self._here.__dict__
+        here.pop("kept", None)
+        answer = here.pop("answer", None)
+        if answer is not None and answer.shape != given.shape[:2]:
+            answer = None  # of a call that failed before it came here
+        here["found"] = self._find(body, ids, kwargs, answer)
+
+    def _find(self, body: Any, ids: Tensor | None, kwargs: Arguments, answer: Tensor | None) -> layout.Layout:
+        if ids is not None:
+            ids = ids.cpu()
+            placeholder = ids == self.token
+        else:
+            embeds = kwargs["inputs_embeds"]  # (B, L, D)
+            embedding = body.get_input_embeddings()(torch.tensor(self.token, device=embeds.device))  # (D,)
+            placeholder = (embeds == embedding).all(-1).cpu()
+            if not placeholder.any():
+                warnings.warn(
+                    "inputs_embeds without a video placeholder: if video features were already merged into them, "
+                    "nothing tells which they are, and none is dropped; pass input_ids and pixels instead",
+                    stacklevel=2,
+                )
+        end = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
+        ends = frozenset(end if isinstance(end, list) else [] if end is None else [end])
+        answer = None if answer is None else answer.cpu()
+        described, once = self._here.__dict__.get("described", ({}, 0))
+        encoded = layout.encodings(kwargs)
+        if not (encoded and once):
+            described, encoded, once = {}, 1, 1
+        return layout.find(
+            self.adapter, self.model.config, ids, placeholder, kwargs, described, encoded // once, ends, answer
+        )
+
+    def _before_decoder(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> Any:
+        embeds = kwargs["inputs_embeds"]  # (B, L, D)
+        if embeds.shape[1] > 1:
+            found = self._here.__dict__.pop("found", None)
+            if found is not None and found.clips and found.shape == tuple(embeds.shape[:2]):
+                return args, self._reduce(found, kwargs)
+        return args, _continued(kwargs)
+
+    def _reduce(self, found: layout.Layout, kwargs: Arguments) -> Arguments:
+        """The decoder's arguments without the dropped tokens, and the memory of them on the cache."""
+        embeds, mask, cache = kwargs["inputs_embeds"], kwargs.get("attention_mask"), kwargs.get("past_key_values")
+        if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
+            raise UnsupportedCall("a prompt with video needs a 2D attention_mask (B, L), no custom one can be reduced")
+        batch, length = embeds.shape[:2]
+        prefix, past = prefix_of(cache), physical_length(cache)
+        start = past + (prefix.removed if prefix else 0)
+        if mask is None:
+            before = prefix.filled(past, batch) if prefix else torch.ones(batch, past, dtype=torch.long)
+            real = embeds.new_ones(batch, length, dtype=torch.bool)
+        else:
+            _check_length(mask, start + length)
+            before = (prefix.physical(mask) if prefix else mask)[:, :past]
+            real = mask[:, start:].to(embeds.device).bool()
+        before = before.to(embeds.device, torch.long)  # (B, past)
+
+        records = self._reductions(found, embeds)
+        reductions = [record.reduction for record in records]
+        timeline = Timeline(embeds.device)
+        present = length
+        if any(len(r) < len(r.source) for r in reductions):
+            with timeline, stage("gather"):
+                kept = Kept.of(staying(found.clips, reductions, real))
+                kwargs = reduce_arguments(
+                    self.adapter, self.decoder.config, kwargs, found.clips, reductions, kept, before, start
+                )
+            self._here.kept = kept
+            present = kept.index.shape[1]
+            if cache is None and _uses_cache(self.decoder, kwargs):
+                cache = kwargs["past_key_values"] = DynamicCache(config=self.decoder.config)
+            if cache is not None:
+                whole = kwargs["attention_mask"][:, : past + present - (length - kept.settled)]
+                ragged = bool((whole == 0).any())
+                remember(cache, Prefix(start + kept.settled, whole.clone(), ragged, self._attached))
+        else:
+            kwargs = _continued(kwargs)
+        kv_length = past + present if cache is not None else None
+        self.trace.add(CallRecord(tuple(records), (length, present), kv_length, timeline))
+        return kwargs
+
+    def _reductions(self, found: layout.Layout, embeds: Tensor) -> list[VideoRecord]:
+        """Every video of the call reduced on its own."""
+        embeds = embeds.detach()
+        records = []
+        for clip in found.clips:
+            tokens = VideoTokens(embeds[clip.row, clip.at.to(embeds.device)], clip.frames, clip.grid)
+            question = found.questions[clip.row].to(embeds.device)
+            prompt = Prompt(embeds[clip.row, question]) if len(question) else None
+            with torch.no_grad(), Timeline(embeds.device) as timeline:
+                reduction = self.reducer.reduce(tokens, prompt)
+            self._check(tokens, reduction)
+            records.append(VideoRecord(clip.row, clip.at, clip.frames, clip.grid, reduction, timeline))
+        return records
+
+    def _check(self, tokens: VideoTokens, reduction: Reduction) -> None:
+        keep = getattr(self.reducer, "keep", None)
+        if len(reduction) == len(tokens) and isinstance(keep, float) and kept_count(keep, len(tokens)) < len(tokens):
+            warnings.warn(f"{self.reducer!r} removed none of {len(tokens)} video tokens", stacklevel=2)
+
+    def _loss(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        kept, labels = self._here.__dict__.pop("kept", None), kwargs.get("labels")
+        if kept is not None and labels is not None and labels.shape[1] == kept.length:
+            kwargs["labels"] = kept.labels(labels)
+        return inner(*args, **kwargs)
+
+
+def _continued(kwargs: Arguments) -> Arguments:
+    """The decoder's arguments with the mask that a cache of a reduced prompt needs."""
+    cache: Any = kwargs.get("past_key_values")
+    mask, prefix = kwargs.get("attention_mask"), prefix_of(cache)
+    if prefix is None or not (mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)):
+        return kwargs
+    batch, length = kwargs["inputs_embeds"].shape[:2]
+    if mask is not None:
+        seen = cache.get_seq_length()
+        if not isinstance(seen, Tensor):  # a static cache counts on the device, which decoding must not wait for
+            _check_length(mask, seen + length)
+        return {**kwargs, "attention_mask": prefix.physical(mask)}
+    if not prefix.ragged:
+        return kwargs
+    keys, _ = cache.get_mask_sizes(length, 0)
+    return {**kwargs, "attention_mask": prefix.filled(keys, batch)}
+
+
+def _check_length(mask: Tensor, expected: int) -> None:
+    if mask.shape[1] != expected:
+        raise UnsupportedCall(
+            f"expected an attention_mask over all {expected} tokens of the conversation, dropped ones included, "
+            f"got {tuple(mask.shape)}"
+        )
+
+
+def _uses_cache(decoder: Any, kwargs: Arguments) -> bool:
+    """Whether the decoder is about to create a cache itself."""
+    wanted = kwargs.get("use_cache")
+    return bool(decoder.config.use_cache if wanted is None else wanted)
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    forward = getattr(module, "forward", None)
+    return (
+        "_orig_mod" in module._modules
+        or getattr(module, "_compiled_call_impl", None) is not None
+        or hasattr(forward, "_torchdynamo_orig_callable")
+    )

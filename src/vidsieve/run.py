@@ -1,0 +1,261 @@
+"""One question about one clip, answered with all its video tokens and with the few that a method keeps.
+
+    result = run(Request("clip.mp4", "What happens?", "Qwen/Qwen2.5-VL-7B-Instruct"))
+    draw(result, "out")
+
+What runs is what one would write by hand: decode, the model's own processor, `model.generate`, once with the method
+attached and once without. `result` is a plain dictionary and says everything that is needed to draw it again.
+"""
+
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vidsieve import presets
+from vidsieve._torchvision import make_importable
+from vidsieve.errors import UnsupportedModel, VidsieveError, require
+from vidsieve.tokens import Frames
+from vidsieve.video import read_video
+from vidsieve.visualize import Overlay
+
+PACKAGES = ("vidsieve", "torch", "transformers", "torchvision", "av", "pillow", "rich", "triton")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `vidsieve run` is asked. device, dtype: None, what fits this machine and the checkpoint."""
+
+    clip: str
+    question: str
+    model: str
+    method: str = "vidsieve"
+    keep: float = 0.1
+    frames: int = 64
+    device: str | None = None
+    dtype: str | None = None
+    max_new_tokens: int = 128
+    compare: bool = True
+
+
+def run(request: Request, note: Callable[[str], None] = lambda what: None) -> dict[str, Any]:
+    """The result of `request`. `note` hears what is being done, once the clip is decoded."""
+    reducer = presets.METHODS[request.method](request.keep)
+    stages: dict[str, float] = {}
+    require("av", "video")  # not on the clock
+    with _clocked(stages, "decode"):
+        frames = read_video(request.clip, num_frames=request.frames, progress=True)
+    note("loading the model")
+    processor, model = load(request.model, request.device, request.dtype)
+    with _clocked(stages, "process"):
+        inputs = prepare(processor, frames, request.question).to(model.device, model.dtype)
+    if request.compare:  # a first call pays for what later ones do not; neither of the two may be it
+        note("warming up")
+        with reducer(model):
+            model.generate(**inputs, do_sample=False, max_new_tokens=1)
+    note(f"answering with {request.method}")
+    with reducer(model) as trace:
+        answer, reduced = _answer(model, processor, inputs, request.max_new_tokens)
+    if not trace.videos:
+        raise VidsieveError(f"{request.model} was shown no video token; nothing could be reduced")
+    video = trace.videos[0]
+    result = {
+        "clip": str(Path(request.clip).resolve()),
+        "question": request.question,
+        "model": request.model,
+        "model_type": model.config.model_type,
+        "method": request.method,
+        "reducer": repr(reducer),
+        "keep": request.keep,
+        "tokens_before": video.before,
+        "tokens_after": video.after,
+        "prompt_before": inputs["input_ids"].shape[1],
+        "prompt_after": inputs["input_ids"].shape[1] - video.before + video.after,
+        "answer": answer,
+        "answer_unreduced": None,
+        "stages_ms": stages | trace.stages_ms | reduced,
+        "stages_ms_unreduced": None,
+        "frames": {
+            "index": list(frames.index),
+            "seconds": list(frames.seconds),
+            "size": list(frames.pixels.shape[1:3]),
+            "total": frames.total,
+            "duration": frames.duration,
+        },
+        "tokens": list(video.frames),
+        "grid": list(video.grid) if video.grid else None,
+        "segments": [list(bounds) for bounds in video.segments] if video.segments else None,
+        "budgets": video.budgets,
+        "kept": video.kept,
+        "device": str(model.device),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "versions": versions(),
+    }
+    if request.compare:
+        note("answering with every token")
+        result["answer_unreduced"], whole = _answer(model, processor, inputs, request.max_new_tokens)
+        result["stages_ms_unreduced"] = {**stages, **whole}
+    return result
+
+
+def load(name: str, device: str | None = None, dtype: str | None = None) -> tuple[Any, Any]:
+    """Processor and model of a checkpoint folder or Hub id.
+
+    Raises `UnsupportedModel` before any weight is read, `VidsieveError` where nothing can be loaded by that name or
+    the device cannot be used.
+    """
+    require("transformers", "hf")
+    make_importable()
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+    from vidsieve.models import adapter_for
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:  # torch built without CUDA raises the former
+        raise VidsieveError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    dtype = dtype or ("float32" if torch.device(device).type == "cpu" else "auto")
+    try:
+        described: Any = _Described(AutoConfig.from_pretrained(name))
+        adapter_for(described)
+        processor = AutoProcessor.from_pretrained(name)
+        model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype)
+    except OSError as error:
+        raise VidsieveError(f"model {name!r} cannot be loaded: {' '.join(str(error).split())}") from error
+    if getattr(processor, "video_processor", None) is None:
+        raise UnsupportedModel(f"{name} has no video processor; expected the checkpoint of a video language model")
+    return processor, model.to(device).eval()
+
+
+@dataclass(frozen=True)
+class _Described:
+    """A model of which only the configuration is known."""
+
+    config: Any
+
+
+def prepare(processor: Any, frames: Frames, question: str) -> Any:
+    """What `model.generate` wants: the processor's tensors for one video and one question, frames as sampled."""
+    from transformers.video_utils import VideoMetadata
+
+    content = [{"type": "video"}, {"type": "text", "text": question}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    metadata = VideoMetadata(
+        total_num_frames=frames.total,
+        fps=frames.fps,
+        width=frames.pixels.shape[2],
+        height=frames.pixels.shape[1],
+        duration=frames.duration,
+        video_backend="pyav",
+        frames_indices=list(frames.index),
+    )
+    begin = processor.tokenizer.bos_token
+    return processor(
+        text=[text],
+        videos=[frames.pixels.permute(0, 3, 1, 2)],
+        video_metadata=[metadata],
+        do_sample_frames=False,
+        return_tensors="pt",
+        # The template may have written it already; twice would be another prompt.
+        **({"add_special_tokens": False} if begin and text.startswith(begin) else {}),
+    )
+
+
+class _FirstToken:
+    """A streamer that only notes when the first new token came; before it, `generate` hands over the prompt."""
+
+    def __init__(self) -> None:
+        self.handed = 0
+        self.at = 0.0
+
+    def put(self, value: torch.Tensor) -> None:
+        self.handed += 1
+        if self.handed == 2:
+            self.at = time.perf_counter()
+
+    def end(self) -> None:
+        pass
+
+
+def _answer(model: Any, processor: Any, inputs: Any, max_new_tokens: int) -> tuple[str, dict[str, float]]:
+    """The answer, and milliseconds to its first token (vision tower, reduction, prefill) and from there to its last."""
+    first = _FirstToken()
+    start = time.perf_counter()
+    output = model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, streamer=first)
+    end = time.perf_counter()
+    answer = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0].strip()
+    return answer, {"vision_prefill": 1e3 * (first.at - start), "generate": 1e3 * (end - first.at)}
+
+
+@contextmanager
+def _clocked(stages: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    stages[name] = 1e3 * (time.perf_counter() - start)
+
+
+def overlay(result: dict[str, Any], frames: Frames | None = None) -> Overlay:
+    """The picture of a result. Reads the clip again unless `frames` are given."""
+    sample = result["frames"]
+    frames = frames or read_video(result["clip"], index=sample["index"], size=tuple(sample["size"]))
+    bounds = [begin for begin, _ in result["segments"] or ()]
+    kept = torch.tensor(result["kept"], dtype=torch.int64)
+    return Overlay(frames, kept, result["tokens"], tuple(result["grid"]) if result["grid"] else None, bounds)
+
+
+def draw(result: dict[str, Any], folder: Path) -> dict[str, str]:
+    """overlay.png, overlay.mp4 and overlay.gif in `folder`: their paths by kind."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model = result["model_type"] if Path(result["model"]).is_dir() else result["model"]
+    about = (Path(result["clip"]).name, f"{result['method']}, keep {result['keep']:g}", model)
+    paths = overlay(result).save(folder, " \u00b7 ".join(about))
+    return {kind: str(path) for kind, path in paths.items()}
+
+
+def write(result: dict[str, Any], folder: Path) -> Path:
+    """result.json in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "result.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    return path
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A result, from result.json or the folder it lies in. A clip that has moved is looked for beside it.
+
+    Raises `VidsieveError` for what is no result.
+    """
+    path = path / "result.json" if path.is_dir() else path
+    if not path.exists():
+        raise VidsieveError(f"{path}: no such file; expected the result.json of a `vidsieve run`")
+    try:
+        result = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise VidsieveError(f"{path}: is not a result.json of `vidsieve run` ({error})") from error
+    needed = {"clip", "model", "model_type", "method", "keep", "kept", "tokens", "grid", "segments", "frames"}
+    missing = sorted(needed - result.keys()) if isinstance(result, dict) else sorted(needed)
+    if missing:
+        raise VidsieveError(f"{path}: is not a result.json of `vidsieve run`: it has no {', '.join(missing)}")
+    beside = path.parent / Path(result["clip"]).name
+    if beside.exists() and not Path(result["clip"]).exists():
+        result["clip"] = str(beside)
+    return dict(result)
+
+
+def versions() -> dict[str, str | None]:
+    """Of this Python and of every package that matters; None for one that is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found

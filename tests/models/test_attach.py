@@ -1,0 +1,79 @@
+"""Attaching, detaching, and all that may stand around the model: threads, offloading, wrappers, errors."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+
+from tests.models import tiny
+from tests.models.reducers import Loudest
+from tests.models.truth import STEPS, answer, each_family, truth
+from vidsieve.errors import AlreadyAttached
+from vidsieve.models import attach
+
+
+@pytest.mark.filterwarnings("ignore:You are calling .generate")
+def test_offloaded_weights() -> None:
+    accelerate = pytest.importorskip("accelerate")
+    for family in ("qwen2_5_vl", "qwen3_vl", "internvl"):
+        inputs = tiny.prompt(family)
+        model = accelerate.cpu_offload(tiny.fresh(family), execution_device="cpu")
+        assert answer(model, inputs) == [truth(family, inputs)]
+
+
+@each_family
+def test_a_device_map(family: str) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    inputs, model = tiny.prompt(family), tiny.fresh(family)
+    model = accelerate.dispatch_model(model, {"": "cpu"}, main_device="cpu", force_hooks=True)
+    assert answer(model, inputs) == [truth(family, inputs)]
+
+
+@each_family
+def test_eight_threads_on_one_model(family: str) -> None:
+    model = tiny.fresh(family)
+    work = [tiny.prompt(family, seed=n % 3, text=6 + n % 3) for n in range(16)]
+    expected = [truth(family, tiny.prompt(family, seed=n, text=6 + n)) for n in range(3)]
+
+    def run(inputs: tiny.Inputs) -> list[int]:
+        return model.generate(**inputs, max_new_tokens=STEPS)[0, inputs["input_ids"].shape[1] :].tolist()
+
+    with attach(model, Loudest()) as trace, ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(run, work))
+    assert found == [expected[n % 3] for n in range(16)]
+    assert trace.totals["calls"] == 16
+
+
+def test_a_wrapped_model_is_attached_at_its_core() -> None:
+    class Wrapper:  # as peft.PeftModel
+        def get_base_model(self) -> Any:
+            return tiny.model("qwen2_5_vl")
+
+    with attach(Wrapper(), Loudest()) as trace:
+        tiny.model("qwen2_5_vl").generate(**tiny.prompt("qwen2_5_vl"), max_new_tokens=1)
+    assert trace.videos
+
+
+def test_one_reducer_at_a_time() -> None:
+    model = tiny.model("qwen2_5_vl")
+    handle = attach(model, Loudest())
+    with pytest.raises(AlreadyAttached, match="Chain"):
+        attach(model, Loudest())
+    handle.remove()
+    handle.remove()
+    attach(model, Loudest()).remove()
+
+
+def test_an_exception_detaches_and_leaves_no_stale_state() -> None:
+    model, inputs = tiny.model("qwen2_5_vl"), tiny.prompt("qwen2_5_vl")
+    whole = model.generate(**inputs, max_new_tokens=STEPS)
+    broken = {**inputs, "pixel_values_videos": inputs["pixel_values_videos"][:-4]}
+    with pytest.raises((RuntimeError, ValueError, IndexError)), attach(model, Loudest()):
+        model.generate(**broken, max_new_tokens=STEPS)
+    assert torch.equal(model.generate(**inputs, max_new_tokens=STEPS), whole)
+    with attach(model, Loudest()):
+        with pytest.raises((RuntimeError, ValueError, IndexError)):
+            model.generate(**broken, max_new_tokens=STEPS)
+        out = model.generate(**inputs, max_new_tokens=STEPS)
+    assert out[0, inputs["input_ids"].shape[1] :].tolist() == truth("qwen2_5_vl", inputs)

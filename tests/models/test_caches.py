@@ -1,0 +1,94 @@
+"""Caches that hold less than they stand for: kept, reset, cropped, copied, static, none."""
+
+import copy
+
+import pytest
+import torch
+from transformers import StaticCache
+
+from tests.models import by_hand, tiny
+from tests.models.reducers import LouderThanMean, Loudest
+from tests.models.truth import STEPS, answer, each_family, truth
+from vidsieve.errors import UnsupportedCall
+from vidsieve.models import attach
+
+
+@each_family
+@pytest.mark.parametrize("full_ids", [True, False])
+def test_a_follow_up_turn_on_a_kept_cache(family: str, full_ids: bool) -> None:
+    model, inputs, question = tiny.model(family), tiny.prompt(family), [40, 41, 42, 43]
+    with attach(model, Loudest()):
+        out = model.generate(**inputs, max_new_tokens=STEPS, return_dict_in_generate=True)
+        ids = torch.cat([out.sequences, torch.tensor([question])], 1)
+        given = ids if full_ids else ids[:, out.sequences.shape[1] - 1 :]  # the last token is not in the cache yet
+        found = model.generate(
+            input_ids=given,
+            attention_mask=torch.ones_like(ids),
+            past_key_values=out.past_key_values,
+            max_new_tokens=STEPS,
+        )
+    merged = by_hand.reduce(model, inputs, Loudest())
+    merged = by_hand.append(model, merged, ids[0, inputs["input_ids"].shape[1] :].tolist())
+    assert found[0, given.shape[1] :].tolist() == by_hand.decode(model, merged, STEPS)[0]
+
+
+@each_family
+def test_a_static_cache(family: str) -> None:
+    model, inputs = tiny.model(family), tiny.prompt(family)
+    for _ in range(2):
+        assert answer(model, inputs, cache_implementation="static") == [truth(family, inputs)]
+
+
+@each_family
+def test_a_static_cache_too_small_for_the_unreduced_prompt(family: str) -> None:
+    model, inputs = tiny.model(family), tiny.prompt(family)
+    room = inputs["input_ids"].shape[1] - 10 + STEPS
+    cache = StaticCache(config=model.config.get_text_config(decoder=True), max_cache_len=room)
+    assert answer(model, inputs, past_key_values=cache) == [truth(family, inputs)]
+
+
+def test_a_static_cache_that_is_reset_forgets_the_reduced_prompt() -> None:
+    model, inputs = tiny.model("qwen2_5_vl"), tiny.prompt("qwen2_5_vl")
+    length = inputs["input_ids"].shape[1]
+    cache = StaticCache(config=model.config.get_text_config(decoder=True), max_cache_len=length + STEPS)
+    whole = model.generate(**inputs, max_new_tokens=STEPS)[:, length:].tolist()
+    answer(model, inputs, past_key_values=cache)
+    cache.reset()
+    assert model.generate(**inputs, max_new_tokens=STEPS, past_key_values=cache)[:, length:].tolist() == whole
+
+
+def test_a_cache_is_not_cropped_into_the_reduced_prompt() -> None:
+    model, inputs = tiny.model("qwen2_5_vl"), tiny.prompt("qwen2_5_vl")
+    with torch.no_grad(), attach(model, Loudest()):
+        cache = model(**inputs, use_cache=True).past_key_values
+        cache.crop(-4)  # of the six tokens of the question
+        with pytest.raises(UnsupportedCall, match="cannot be cropped"):
+            cache.crop(-10)
+
+
+def test_a_padded_cache_is_not_continued_without_its_reducer() -> None:
+    model = tiny.model("qwen2_5_vl")
+    inputs = tiny.batch(*[tiny.prompt("qwen2_5_vl", seed=seed, text=6 + seed) for seed in (0, 4)])
+    with attach(model, LouderThanMean()):
+        out = model.generate(**inputs, max_new_tokens=STEPS, return_dict_in_generate=True)
+    more = {"input_ids": out.sequences, "attention_mask": torch.ones_like(out.sequences), "max_new_tokens": 2}
+    with pytest.raises(UnsupportedCall, match="attach one again"):
+        model.generate(**more, past_key_values=copy.deepcopy(out.past_key_values))
+    with attach(model, LouderThanMean()):
+        model.generate(**more, past_key_values=copy.deepcopy(out.past_key_values))
+
+
+def test_a_copied_cache_continues_alike() -> None:
+    model, inputs = tiny.model("qwen3_vl"), tiny.prompt("qwen3_vl")
+    with attach(model, Loudest()):
+        out = model.generate(**inputs, max_new_tokens=2, return_dict_in_generate=True)
+        more = {"input_ids": out.sequences, "attention_mask": torch.ones_like(out.sequences), "max_new_tokens": 4}
+        answers = [model.generate(**more, past_key_values=copy.deepcopy(out.past_key_values)) for _ in range(2)]
+    assert torch.equal(*answers)
+    assert answers[0][0, inputs["input_ids"].shape[1] :].tolist() == truth("qwen3_vl", inputs)
+
+
+@each_family
+def test_without_a_cache(family: str) -> None:
+    inputs = tiny.prompt(family)
+    assert answer(tiny.model(family), inputs, use_cache=False) == [truth(family, inputs)]

@@ -1,0 +1,105 @@
+"""Masks, positions and the kernels that read them."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.models import by_hand, fake_flash, tiny
+from tests.models.reducers import LouderThanMean, Loudest
+from tests.models.truth import BY_HAND, STEPS, answer, each_family, truth
+from vidsieve.errors import UnsupportedCall
+from vidsieve.models import attach
+
+
+@each_family
+@pytest.mark.parametrize("cache", [None, "static"])
+def test_prompts_of_one_length_that_keep_different_counts(family: str, cache: str | None) -> None:
+    singles = [tiny.prompt(family, seed=seed) for seed in (0, 4)]  # no padding: the logical mask is all ones
+    found = answer(tiny.model(family), tiny.batch(*singles), LouderThanMean(), cache_implementation=cache)
+    assert found == [truth(family, single, LouderThanMean()) for single in singles]
+
+
+@each_family
+@pytest.mark.parametrize("with_mask", [True, False])
+def test_gaps_in_positions_are_no_packed_sequences(family: str, with_mask: bool) -> None:
+    model, inputs = tiny.model(family), tiny.prompt(family)
+    expected = by_hand.decode(model, by_hand.reduce(model, inputs, Loudest()), 1)[1][0]
+    given = {name: value for name, value in inputs.items() if with_mask or name != "attention_mask"}
+    with torch.no_grad(), attach(model, Loudest()):
+        logits = model(**given, use_cache=False).logits
+    torch.testing.assert_close(logits[0, -1], expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("family", "with_mask"),
+    # With a mask and no positions, transformers' own M-RoPE models fail.
+    [(family, False) for family in BY_HAND] + [("llava_onevision", True), ("internvl", True)],
+)
+def test_a_decoding_loop_of_ones_own(family: str, with_mask: bool) -> None:
+    model, inputs = tiny.model(family), tiny.prompt(family)
+    mask, tokens = inputs["attention_mask"], []
+    with torch.no_grad(), attach(model, Loudest()):
+        out = model(**inputs, use_cache=True)
+        for _ in range(STEPS):
+            token = out.logits[:, -1:].argmax(-1)
+            tokens.append(int(token))
+            mask = torch.cat([mask, torch.ones_like(token)], 1)
+            extra = {"attention_mask": mask} if with_mask else {}
+            out = model(input_ids=token, past_key_values=out.past_key_values, use_cache=True, **extra)
+    assert tokens == truth(family, inputs)
+
+
+def test_a_mask_over_the_reduced_sequence_is_refused() -> None:
+    model, inputs = tiny.model("qwen2_5_vl"), tiny.prompt("qwen2_5_vl")
+    with torch.no_grad(), attach(model, Loudest()) as trace:
+        out = model(**inputs, use_cache=True)
+        short = torch.ones(1, trace.kv_length + 1, dtype=torch.long)
+        with pytest.raises(UnsupportedCall, match="dropped ones included"):
+            model(input_ids=torch.tensor([[5]]), attention_mask=short, past_key_values=out.past_key_values)
+
+
+def test_a_custom_4d_mask_is_refused() -> None:
+    model, inputs = tiny.model("llava_onevision"), tiny.prompt("llava_onevision")
+    length = inputs["input_ids"].shape[1]
+    with attach(model, Loudest()), pytest.raises(UnsupportedCall, match="2D attention_mask"):
+        model(**{**inputs, "attention_mask": torch.ones(1, 1, length, length)})
+
+
+@each_family
+def test_flash_attention(family: str) -> None:
+    model, single = tiny.fresh(family), tiny.prompt(family)
+    singles = [tiny.prompt(family, seed=4 * row, text=6 + 5 * row) for row in range(2)]
+    with fake_flash.used_by(model) as calls:
+        assert answer(model, single) == [truth(family, single)]
+        assert calls
+        ragged = answer(model, tiny.batch(*singles), LouderThanMean())
+    assert ragged == [truth(family, one, LouderThanMean()) for one in singles]
+
+
+@each_family
+def test_flash_attention_reduces_a_second_video_on_a_filled_cache(family: str) -> None:
+    model = tiny.fresh(family)
+    try:
+        second_turn(model, family, Loudest(1.0))
+    except StopIteration:
+        pytest.skip("this version of transformers cannot take a second video on a filled cache, reduced or not")
+    expected = second_turn(model, family)
+    with fake_flash.used_by(model) as calls:
+        assert second_turn(model, family) == expected
+    assert calls
+
+
+def second_turn(model: Any, family: str, reducer: Any = None) -> list[int]:
+    """The answer to a second prompt, with a video of its own, on the cache of the first."""
+    first, second = tiny.prompt(family), tiny.prompt(family, seed=1)
+    with attach(model, reducer or Loudest()):
+        out = model.generate(**first, max_new_tokens=STEPS, return_dict_in_generate=True)
+        ids = torch.cat([out.sequences, second["input_ids"]], 1)
+        inputs = {**second, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if "mm_token_type_ids" in second:
+            said = torch.zeros(1, STEPS, dtype=torch.long)
+            kinds = [first["mm_token_type_ids"], said, second["mm_token_type_ids"]]
+            inputs["mm_token_type_ids"] = torch.cat(kinds, 1)
+        out = model.generate(**inputs, past_key_values=out.past_key_values, max_new_tokens=STEPS)
+    return out[0, ids.shape[1] :].tolist()

@@ -1,0 +1,54 @@
+"""Losses and gradients of a reduced prompt."""
+
+import pytest
+import torch
+
+from tests.models import by_hand, tiny
+from tests.models.reducers import Loudest, NearestToQuestion
+from tests.models.truth import each_family, question_length
+from vidsieve.models import attach
+from vidsieve.tokens import Prompt, VideoTokens
+
+
+@each_family
+def test_labels_follow_the_kept_tokens(family: str) -> None:
+    model, inputs = tiny.model(family), tiny.prompt(family)
+    labels = inputs["input_ids"].clone()
+    labels[:, :-3] = -100
+    with attach(model, NearestToQuestion()) as trace:
+        loss = model(**inputs, labels=labels).loss
+    [video] = trace.videos
+    stays = torch.ones(labels.shape[1], dtype=torch.bool)
+    stays[video.at] = False
+    stays[video.at[video.kept]] = True
+    merged = by_hand.merge(model, inputs)
+    question = Prompt(merged.embeddings[-question_length(family) : -3])  # the answer is no part of it
+    features = merged.embeddings[merged.video]
+    expected = NearestToQuestion().reduce(VideoTokens(features, (len(features),)), question)
+    assert video.kept == expected.kept.tolist()
+    reduced = merged.keep(stays)
+    length = len(reduced.embeddings)
+    logits = []
+    for end in range(length - 3, length):
+        logits += [by_hand.decode(model, reduced.keep(torch.arange(length) < end), 1)[1][0]]
+    by_definition = torch.nn.functional.cross_entropy(torch.stack(logits), inputs["input_ids"][0, -3:])
+    torch.testing.assert_close(loss, by_definition, atol=1e-4, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")
+@each_family
+def test_gradients_with_and_without_checkpointing(family: str) -> None:
+    model, inputs, gradients = tiny.fresh(family).train(), tiny.prompt(family), []
+    for checkpointing in (False, True):
+        model.zero_grad()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        with attach(model, Loudest()):
+            model(**inputs, use_cache=False).logits[:, -1].square().mean().backward()
+        gradients.append(
+            {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+        )
+    assert gradients[0].keys() == gradients[1].keys()
+    assert any("vis" in name and grad.abs().sum() > 0 for name, grad in gradients[0].items())
+    for name, grad in gradients[0].items():
+        torch.testing.assert_close(grad, gradients[1][name])

@@ -1,0 +1,37 @@
+"""The self-test passes where all is right, and notices where something is not."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.models import tiny
+from tests.models.reducers import LouderThanMean, Loudest, MergeIntoLoudest
+from vidsieve.models import seam_input, verify
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_it_agrees_when_tokens_are_merged(family: str) -> None:
+    report = verify(tiny.model(family), tiny.prompt(family, images=1, videos=2), MergeIntoLoudest(), steps=4)
+    assert report.ok
+    assert report
+    assert repr(report).startswith("<Verification ok: 4 of 4 tokens equal, largest logit difference ")
+
+
+def test_it_notices_a_mask_left_at_its_logical_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    def untouched(kwargs: dict[str, Any]) -> dict[str, Any]:
+        return kwargs
+
+    monkeypatch.setattr(seam_input, "_continued", untouched)
+    inputs = tiny.batch(*[tiny.prompt("llava_onevision", seed=4 * row, text=6 + 5 * row) for row in range(2)])
+    report = verify(tiny.model("llava_onevision"), inputs, LouderThanMean())
+    assert not report.ok
+    assert "FAILED" in repr(report)
+
+
+def test_it_refuses_what_it_cannot_judge() -> None:
+    with pytest.raises(ValueError, match="evaluation mode"):
+        verify(tiny.fresh("qwen2_5_vl").train(), tiny.prompt("qwen2_5_vl"), Loudest())
+    ids = torch.tensor([[3, 4, 5]])
+    with pytest.raises(ValueError, match="no video"):
+        verify(tiny.model("qwen2_5_vl"), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, Loudest())

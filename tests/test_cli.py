@@ -1,0 +1,245 @@
+"""cli.py, run.py: the demo model end to end, what is printed where, and the exit codes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vidsieve import cli, demo
+from vidsieve.presets import METHODS
+
+pytest.importorskip("av")
+pytest.importorskip("transformers")
+pytest.importorskip("rich")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the demo's clip.mp4 and model/."""
+    folder = tmp_path_factory.mktemp("cli")
+    demo.render_clip(folder / "clip.mp4")
+    demo.build_model(folder / "model")
+    return folder
+
+
+def command(world: Path, *more: str) -> list[str]:
+    return [
+        *("run", str(world / "clip.mp4"), "--question", "What moves?", "--model", str(world / "model")),
+        *("--frames", "8", "--max-new-tokens", "4", *more),
+    ]
+
+
+@pytest.fixture(scope="module")
+def result(world: Path) -> dict:
+    assert cli.main(command(world, "--out", str(world / "out"), "--keep", "0.25")) == 0
+    return json.loads((world / "out" / "result.json").read_text())
+
+
+def test_run_writes_a_result_whose_numbers_agree(result: dict) -> None:
+    assert (result["tokens_before"], result["tokens_after"]) == (4 * 192, 192)
+    assert len(result["kept"]) == result["tokens_after"] == sum(result["budgets"])
+    assert result["kept"] == sorted(set(result["kept"]))
+    assert sum(result["tokens"]) == result["tokens_before"]
+    assert result["grid"] == [12, 16]
+    assert result["frames"]["index"] == [0, 21, 43, 64, 85, 106, 128, 149]
+    assert result["prompt_before"] - result["prompt_after"] == result["tokens_before"] - result["tokens_after"]
+    assert (result["method"], result["keep"]) == ("vidsieve", 0.25)
+    assert isinstance(result["answer"], str)
+    assert isinstance(result["answer_unreduced"], str)
+    stages = result["stages_ms"]
+    assert {"decode", "process", "vision_prefill", "segment", "budget", "relevance", "select", "generate"} <= set(
+        stages
+    )
+    assert all(milliseconds >= 0 for milliseconds in stages.values())
+    assert result["versions"]["torch"]
+
+
+def test_run_draws(world: Path, result: dict) -> None:
+    for kind in ("png", "mp4", "gif"):
+        assert (world / "out" / f"overlay.{kind}").stat().st_size > 1000
+
+
+def test_keep_everything_answers_as_without(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(command(world, "--keep", "1", "--json")) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["tokens_after"] == result["tokens_before"]
+    assert result["answer"] == result["answer_unreduced"]
+
+
+def test_run_prints_for_people(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(command(world, "--method", "uniform")) == 0
+    out = capsys.readouterr().out
+    assert "768 video tokens -> 77 kept (10.0 %)" in out
+    assert "every token" in out
+    assert "vision + prefill" in out
+    assert "What moves?" in out
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs(world: Path, method: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(command(world, "--method", method, "--only-reduced", "--json")) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["tokens_after"] == 77
+    assert result["answer_unreduced"] is None
+
+
+def test_show_draws_the_same_picture_again(world: Path, result: dict, tmp_path: Path) -> None:
+    assert cli.main(["show", str(world / "out"), "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "overlay.png").read_bytes() == (world / "out" / "overlay.png").read_bytes()
+
+
+def test_show_finds_a_clip_that_moved_with_its_result(
+    world: Path, result: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "clip.mp4").write_bytes((world / "clip.mp4").read_bytes())
+    (tmp_path / "result.json").write_text(json.dumps(result | {"clip": "/gone/clip.mp4"}))
+    assert cli.main(["show", str(tmp_path / "result.json"), "--json"]) == 0
+    pictures = json.loads(capsys.readouterr().out)["pictures"]
+    assert pictures["png"] == str(tmp_path / "overlay.png")
+    (tmp_path / "clip.mp4").unlink()
+    assert cli.main(["show", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == "vidsieve: error: /gone/clip.mp4: no such file\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [(None, "no such file"), ("no json", "is not a result.json"), ("[1]", "it has no clip")]
+)
+def test_show_refuses_what_is_no_result(
+    tmp_path: Path, text: str | None, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if text is not None:
+        (tmp_path / "result.json").write_text(text)
+    assert cli.main(["show", str(tmp_path)]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert says in err
+    assert err.count("\n") == 1
+
+
+def test_demo_ends_by_saying_where_the_picture_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo, "FRAMES", 10)
+    assert cli.main(["demo", "--out", str(tmp_path / "demo")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("960 video tokens -> 96 kept (10.0 %)") for line in lines)
+    assert lines[-1] == f"picture: {tmp_path / 'demo' / 'overlay.png'}"
+    assert (tmp_path / "demo" / "overlay.png").exists()
+
+
+CLIPS = sorted(Path(os.environ.get("VIDSIEVE_CLIPS", "/nonexistent")).glob("*.mp4"))
+
+
+@pytest.mark.skipif(not CLIPS, reason="set VIDSIEVE_CLIPS to a folder of real .mp4 clips")
+def test_run_on_a_real_clip(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["-q", "?", "-m", str(world / "model"), "--frames", "4", "--max-new-tokens", "2", "--only-reduced"]
+    assert cli.main(["run", str(CLIPS[0]), *arguments, "--json", "--out", str(tmp_path)]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["tokens_after"] == round(0.1 * result["tokens_before"])
+    assert Path(result["pictures"]["mp4"]).exists()
+
+
+def test_methods_lists_every_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["methods", "--json"]) == 0
+    methods = json.loads(capsys.readouterr().out)
+    assert [method["name"] for method in methods] == list(METHODS)
+    assert all(method["summary"] for method in methods)
+    assert cli.main(["methods"]) == 0
+    assert "arXiv" in capsys.readouterr().out
+
+
+def test_env_says_what_would_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["env", "--json"]) == 0
+    env = json.loads(capsys.readouterr().out)
+    assert env["versions"]["vidsieve"]
+    assert env["extras"]["hf"]
+    assert env["ops"]["available"]["eager"] == ""
+    assert "qwen2_5_vl" in env["model_types"]
+    assert cli.main(["env"]) == 0
+    assert "Did it engage?" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"clip": "absent.mp4"}, "absent.mp4: no such file"),
+        ({"model": "/no/such/model"}, "model '/no/such/model' cannot be loaded"),
+        ({"device": "cuda:99"}, "device 'cuda:99' cannot be used here"),
+    ],
+    ids=["clip", "model", "device"],
+)
+def test_what_fails_says_why_in_one_line_and_exits_1(
+    world: Path, change: dict[str, str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    choice = {"clip": str(world / "clip.mp4"), "model": str(world / "model"), "device": "cpu"} | change
+    arguments = ["run", choice["clip"], "-q", "?", "-m", choice["model"], "--device", choice["device"]]
+    assert cli.main([*arguments, "--frames", "2"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("vidsieve: error: ")
+    assert says in err
+    assert err.count("\n") == 1
+
+
+def test_a_model_of_another_kind_is_refused_before_its_weights_are_read(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    assert cli.main(["run", str(world / "clip.mp4"), "-q", "?", "-m", str(tmp_path), "--frames", "2"]) == 1
+    assert "got model type 'bert'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "COMMAND"),
+        (["run", "clip.mp4"], "--question"),
+        (["run", "c", "-q", "?", "-m", "m", "--method", "magic"], "no method 'magic'; there are vidsieve, "),
+        (["run", "c", "-q", "?", "-m", "m", "--keep", "1.5"], "expected a fraction above 0, at most 1; got 1.5"),
+        (["run", "c", "-q", "?", "-m", "m", "--frames", "0"], "at least 1; got 0"),
+        (["sing"], "invalid choice"),
+    ],
+)
+def test_mistakes_in_the_command_exit_2(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    assert stopped.value.code == 2
+    assert says in capsys.readouterr().err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out.startswith("vidsieve 0.")
+
+
+def test_ctrl_c_exits_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vidsieve.run.run", interrupted)
+    assert cli.main(["run", "c", "-q", "?", "-m", "m"]) == 130
+    assert capsys.readouterr().err == "vidsieve: interrupted\n"
+
+
+def test_the_place_of_an_error_is_shown_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIDSIEVE_TRACEBACK", "1")
+    with pytest.raises(OSError, match="no such file"):
+        cli.main(["run", "absent.mp4", "-q", "?", "-m", "m"])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes are closed otherwise")
+def test_a_reader_that_has_read_enough_is_no_error() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from vidsieve.cli import main; raise SystemExit(main(['methods']))"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait() == 0

@@ -1,0 +1,283 @@
+"""video.py: the right frame, whatever the container says, and one clear line for a file that is no video."""
+
+import os
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+
+from vidsieve.errors import MissingExtra, VideoError
+from vidsieve.video import read_video
+
+av = pytest.importorskip("av")
+np = pytest.importorskip("numpy")
+
+BITS = 9
+HEIGHT, WIDTH = 48, 16 * BITS
+
+
+def picture(number: int) -> "np.ndarray":
+    """A frame that says its own number: one black or white column a bit."""
+    bits = [(number >> bit) & 1 for bit in range(BITS)]
+    row = np.repeat(np.array(bits, np.uint8) * 255, WIDTH // BITS)
+    return np.broadcast_to(row[None, :, None], (HEIGHT, WIDTH, 3)).copy()
+
+
+def numbers(pixels: torch.Tensor) -> list[int]:
+    """What the frames (T, H, W, 3) say they are."""
+    columns = pixels.float().mean((1, 3)).unflatten(1, (BITS, -1))[..., 2:-2].mean(2) > 127
+    return [sum(int(bit) << place for place, bit in enumerate(row)) for row in columns]
+
+
+def write(
+    path: Path, count: int = 100, *, codec: str = "libx264", pts: list[int] | None = None, **options: str
+) -> Path:
+    """`count` self-numbered frames at 25 fps; pts in milliseconds, where given."""
+    options = {"g": "12", "bf": "2"} | options if codec == "libx264" else options
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25, options=options)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        if pts is not None:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        for number in range(100):
+            frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
+            if pts is not None:
+                frame.pts, frame.time_base = pts[number], Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("video") / "clip.mp4")
+
+
+def test_samples_evenly_from_the_first_frame_to_the_last(clip: Path) -> None:
+    frames = read_video(clip, num_frames=12)
+    assert frames.index == (0, 9, 18, 27, 36, 45, 54, 63, 72, 81, 90, 99)
+    assert numbers(frames.pixels) == list(frames.index)
+    assert (frames.total, frames.fps, frames.duration) == (100, pytest.approx(25), pytest.approx(4.0))
+    assert frames.seconds == pytest.approx([i / 25 for i in frames.index])
+
+
+def test_samples_at_a_rate(clip: Path) -> None:
+    frames = read_video(clip, fps=2)
+    assert frames.index == (0, 12, 25, 37, 50, 62, 75, 87)
+    assert numbers(frames.pixels) == list(frames.index)
+
+
+def test_a_rate_above_the_files_gives_each_frame_once(clip: Path) -> None:
+    assert read_video(clip, fps=1000).index == tuple(range(100))
+
+
+@pytest.mark.parametrize("index", [[3], [50, 2, 2, 99], list(range(40, 60)), [0, 11, 12, 13, 23, 24, 25, 98, 99]])
+def test_gives_exactly_the_frames_asked_for_in_that_order(clip: Path, index: list[int]) -> None:
+    frames = read_video(clip, index=index)
+    assert frames.index == tuple(index)
+    assert numbers(frames.pixels) == index
+
+
+def test_more_frames_than_there_are_gives_all(clip: Path) -> None:
+    assert read_video(clip, num_frames=500).index == tuple(range(100))
+
+
+def test_64_frames_unless_told(clip: Path) -> None:
+    assert len(read_video(clip)) == 64
+
+
+def test_one_frame(clip: Path) -> None:
+    assert read_video(clip, num_frames=1).index == (0,)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("bframes.mp4", "libx264", {"g": "50", "bf": "4"}),
+        ("open_gop.mp4", "libx264", {"g": "10", "bf": "3", "x264-params": "open-gop=1:scenecut=0"}),
+        ("intra.mp4", "libx264", {"g": "1", "bf": "0"}),
+        ("one_key.mkv", "libx264", {"g": "1000", "x264-params": "scenecut=0"}),
+        ("stream.ts", "libx264", {}),
+        ("vp9.webm", "libvpx-vp9", {"g": "30", "deadline": "realtime", "cpu-used": "8"}),
+        ("vp8_hidden.webm", "libvpx", {"g": "30", "auto-alt-ref": "1", "lag-in-frames": "8"}),
+        ("mpeg4.avi", "mpeg4", {}),
+        ("no_stamps.avi", "libx264", {}),
+        ("old.mpg", "mpeg2video", {}),
+    ],
+)
+def test_the_frame_is_right_in_every_container(tmp_path: Path, name: str, codec: str, options: dict[str, str]) -> None:
+    path = write(tmp_path / name, codec=codec, **options)
+    everything = read_video(path, num_frames=1000)
+    assert everything.total == 100
+    assert numbers(everything.pixels) == list(range(100))
+    for index in ([0, 31, 32, 77, 99], [98], [13]):
+        assert numbers(read_video(path, index=index).pixels) == index
+
+
+def test_variable_frame_rate_and_a_start_other_than_zero(tmp_path: Path) -> None:
+    gaps = [40] * 30 + [200] * 30 + [10] * 40
+    pts = [5000 + sum(gaps[:i]) for i in range(100)]
+    path = write(tmp_path / "vfr.mkv", pts=pts)
+    frames = read_video(path, fps=5)
+    assert numbers(frames.pixels) == list(frames.index)
+    assert frames.index[:9] == (0, 5, 10, 15, 20, 25, 30, 31, 32)
+    assert frames.seconds == pytest.approx([(pts[i] - 5000) / 1000 for i in frames.index], abs=2e-3)
+    assert numbers(read_video(path, num_frames=9).pixels) == list(read_video(path, num_frames=9).index)
+
+
+def test_resizes_in_proportion_and_never_enlarges(clip: Path) -> None:
+    assert read_video(clip, num_frames=2, size=72).pixels.shape == (2, 24, 72, 3)
+    assert read_video(clip, num_frames=2, size=4000).pixels.shape == (2, HEIGHT, WIDTH, 3)
+    assert read_video(clip, num_frames=2, size=(30, 20)).pixels.shape == (2, 30, 20, 3)
+    assert read_video(clip, num_frames=2, size=None).pixels.shape == (2, HEIGHT, WIDTH, 3)
+
+
+def test_a_clip_held_sideways_comes_upright(clip: Path, tmp_path: Path) -> None:
+    data = bytearray(clip.read_bytes())
+    matrix = data.index(b"tkhd") + 44
+    quarter_turn_clockwise = [0, 1 << 16, 0, -1 << 16, 0, 0, WIDTH << 16, 0, 1 << 30]
+    data[matrix : matrix + 36] = b"".join(value.to_bytes(4, "big", signed=True) for value in quarter_turn_clockwise)
+    turned = tmp_path / "turned.mp4"
+    turned.write_bytes(data)
+    upright = read_video(clip, index=[37]).pixels
+    assert torch.equal(read_video(turned, index=[37]).pixels, upright.rot90(-1, (1, 2)))
+    assert read_video(turned, index=[37], size=72).pixels.shape == (1, 72, 24, 3)
+
+
+def audio_only(path: Path) -> Path:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=44100)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 44100), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 44100
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def written(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+def no_frames(path: Path) -> Path:
+    with av.open(str(path), "w", format="matroska") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        container.start_encoding()
+    return path
+
+
+def faststart(path: Path) -> bytes:
+    """An MP4 whose index comes first, so that a cut file still opens."""
+    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("libx264", rate=25, options={"g": "12"})
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for number in range(100):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(number), format="rgb24")))
+        container.mux(stream.encode())
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda d, c: d / "absent.mp4", "no such file"),
+        (lambda d, c: d, "is a directory"),
+        (lambda d, c: written(d / "empty.mp4", b""), "is empty"),
+        (lambda d, c: written(d / "text.mp4", b"once upon a time\n" * 50), "is not a video"),
+        (lambda d, c: written(d / "cut.mp4", c.read_bytes()[: c.stat().st_size // 2]), "is not a video"),
+        (lambda d, c: written(d / "zeros.mp4", bytes(5000)), "is not a video"),
+        (lambda d, c: audio_only(d / "sound.m4a"), "has no video stream"),
+        (lambda d, c: no_frames(d / "hollow.mkv"), "not a single frame"),
+    ],
+    ids=["missing", "directory", "empty", "text", "truncated", "zeros", "audio", "no-frames"],
+)
+def test_what_is_no_video_gets_one_clear_line(tmp_path: Path, clip: Path, make, says: str) -> None:
+    path = make(tmp_path, clip)
+    with pytest.raises(VideoError) as caught:
+        read_video(path)
+    message = str(caught.value)
+    assert says in message
+    assert str(path) in message
+    assert "\n" not in message
+
+
+def test_a_cut_file_is_refused_but_its_frames_can_be_asked_for(tmp_path: Path) -> None:
+    whole = faststart(tmp_path / "whole.mp4")
+    path = written(tmp_path / "cut.mp4", whole[: len(whole) * 7 // 10])
+    with pytest.raises(VideoError, match=r"cut short after \d+ frames"):
+        read_video(path)
+    assert numbers(read_video(path, index=[0, 20]).pixels) == [0, 20]
+    with pytest.raises(VideoError, match="has no frame 99"):
+        read_video(path, index=[99])
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read everything")
+def test_no_permission(tmp_path: Path, clip: Path) -> None:
+    path = written(tmp_path / "locked.mp4", clip.read_bytes())
+    path.chmod(0)
+    with pytest.raises(VideoError, match="no permission"):
+        read_video(path)
+
+
+def test_a_frame_beyond_the_end_is_an_error(clip: Path) -> None:
+    with pytest.raises(VideoError, match="has no frame 100, only 0 to 99"):
+        read_video(clip, index=[5, 100])
+    with pytest.raises(VideoError, match="has no frame -1"):
+        read_video(clip, index=[-1])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"num_frames": 4, "fps": 1}, {"num_frames": 0}, {"fps": 0}, {"fps": float("nan")}, {"index": []}, {"size": 0}],
+)
+def test_arguments_that_make_no_sense(clip: Path, arguments: dict) -> None:
+    with pytest.raises(ValueError, match=r"expected|give one"):
+        read_video(clip, **arguments)
+
+
+def test_without_pyav_the_extra_is_named(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "av", None)
+    with pytest.raises(MissingExtra, match=r"vidsieve\[video\]"):
+        read_video(clip)
+
+
+def test_progress_is_silent_where_standard_error_is_no_terminal(
+    clip: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("vidsieve.video.LONG_CLIP", 0)
+    read_video(clip, num_frames=3, progress=True)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_progress_shows_on_a_terminal(
+    clip: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("vidsieve.video.LONG_CLIP", 0)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    read_video(clip, num_frames=3, progress=True)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "decoding" in err
+
+
+def real_clips() -> list[Path]:
+    return sorted(Path(os.environ.get("VIDSIEVE_CLIPS", "/nonexistent")).glob("*.mp4"))
+
+
+@pytest.mark.skipif(not real_clips(), reason="set VIDSIEVE_CLIPS to a folder of real .mp4 clips")
+@pytest.mark.parametrize("path", real_clips(), ids=lambda path: path.stem)
+def test_seeking_finds_the_frames_that_decoding_everything_finds(path: Path) -> None:
+    frames = read_video(path, num_frames=5, size=(48, 64))
+    found = {}
+    with av.open(str(path)) as container:
+        container.streams.video[0].thread_type = "AUTO"
+        for number, frame in enumerate(container.decode(video=0)):
+            if number in frames.index:
+                found[number] = torch.from_numpy(
+                    frame.reformat(64, 48, format="rgb24", interpolation="AREA").to_ndarray()
+                )
+    assert frames.total == number + 1
+    assert torch.equal(frames.pixels, torch.stack([found[i] for i in frames.index]))
