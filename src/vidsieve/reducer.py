@@ -11,7 +11,7 @@ expression (see presets.py). Calling a reducer on a model attaches it:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vidsieve import ops
@@ -34,7 +34,8 @@ class Reducer(ABC):
     def reduce(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Reduction:
         """The reduction of one video's tokens (N, D).
 
-        Raises `NonFiniteFeatures` for NaN or inf, `ValueError` where the method needs a prompt and got none.
+        Raises `ValueError` where the method needs a prompt and got none, and `NonFiniteFeatures` for NaN or inf: on CPU
+        here, on an accelerator from `Reduction.check`, so that nothing here waits for the device.
         """
 
     def __call__(self, model: object) -> Attachment:
@@ -74,9 +75,12 @@ class Prune(Reducer):
 
     def reduce(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Reduction:
         total = min(kept_count(self.keep, tokens.produced), len(tokens))
-        tokens.check()
+        on_device = tokens.features.device.type != "cpu"
+        if not on_device:
+            ops.check_finite(tokens.features)
         if total == len(tokens):
-            return Reduction.identity(total, tokens.features.device)
+            reduction = Reduction.identity(total, tokens.features.device)
+            return replace(reduction, bad=tokens.bad) if on_device else reduction
         with stage("segment"):
             segments = self.segmenter(tokens)  # S contiguous runs of frames
         with stage("budget"):
@@ -84,11 +88,15 @@ class Prune(Reducer):
         with stage("relevance"):
             relevance = self.relevance(tokens, prompt)  # (N,) in [0, 1]
         with stage("select"):
-            order = self.selector(tokens, relevance, segments, budget)  # (N,) step of each pick, -1 if not picked
+            order = self.selector(
+                tokens, relevance, segments, budget, total
+            )  # (N,) step of each pick, -1 if not picked
             kept = ops.compact(order >= 0, total)  # (K,) sorted
         with stage("merge"):
             reduction = Reduction.select(kept, len(tokens), offsets=segments.offsets, budget=budget)
-            return self.merger(tokens, segments, reduction) if self.merger else reduction
+            if self.merger:
+                reduction = self.merger(tokens, segments, reduction)
+        return replace(reduction, bad=tokens.bad) if on_device else reduction
 
 
 @dataclass(frozen=True, init=False)

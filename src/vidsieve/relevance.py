@@ -10,7 +10,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from vidsieve import ops
 from vidsieve.tokens import Prompt, VideoTokens
 
 EPSILON = 1e-6
@@ -52,7 +51,7 @@ class PromptSimilarity:
                 f"prompt and video must share a space: {prompt.embeddings.shape[1]} features in the prompt, "
                 f"{tokens.features.shape[1]} in the video"
             )
-        return min_max(ops.cosine_to(tokens.features, prompt.embeddings))
+        return min_max(tokens.similarity(prompt))
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,8 +1,9 @@
 """Which tokens of each segment stay. Mathematics and equation numbers: docs/method.md.
 
-A selector gets the tokens, their relevance (N,), the segments and their budgets (S,), and returns the order of its
-picks: int32 (N,), the step at which a token was picked in its segment, -1 where it was not. Each segment gets exactly
-its budget, whatever the features are: zero vectors, equal tokens and budgets above the rank included.
+A selector gets the tokens, their relevance (N,), the segments, their budgets (S,) and the sum of those, which the host
+knows. It returns the order of its picks: int32 (N,), the step at which a token was picked in its segment, -1 where it
+was not. Each segment gets exactly its budget, whatever the features are: zero vectors, equal tokens and budgets above
+the rank included.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ from vidsieve.tokens import VideoTokens
 class Selector(Protocol):
     """Picks each segment's budget of tokens."""
 
-    def __call__(self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor) -> Tensor: ...
+    def __call__(
+        self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor, total: int
+    ) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,12 @@ class ConditionalDPP:
     conditioned on relevance as in CDPruner (Zhang et al., NeurIPS 2025). O(k^2 n + k n D) for k of n tokens.
     """
 
-    def __call__(self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor) -> Tensor:
-        return ops.conditional_dpp(tokens.features, relevance, segments.offsets, budget)
+    def __call__(
+        self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor, total: int
+    ) -> Tensor:
+        return ops.conditional_dpp(
+            tokens.features, relevance, segments.offsets, budget, segments.longest, total, tokens.norm
+        )
 
 
 @dataclass(frozen=True)
@@ -47,8 +54,12 @@ class MMR:
         if not 0 <= self.trade <= 1:
             raise ValueError(f"trade is the weight of relevance, in [0, 1]; got {self.trade}")
 
-    def __call__(self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor) -> Tensor:
-        return ops.mmr(tokens.features, relevance, segments.offsets, budget, self.trade)
+    def __call__(
+        self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor, total: int
+    ) -> Tensor:
+        return ops.mmr(
+            tokens.features, relevance, segments.offsets, budget, segments.longest, total, tokens.norm, self.trade
+        )
 
 
 @dataclass(frozen=True)
@@ -59,13 +70,15 @@ class Hybrid:
     small: Selector = ConditionalDPP()
     large: Selector = MMR()
 
-    def __call__(self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor) -> Tensor:
+    def __call__(
+        self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor, total: int
+    ) -> Tensor:
         if segments.longest <= self.threshold:
-            return self.small(tokens, relevance, segments, budget)
+            return self.small(tokens, relevance, segments, budget, total)
         is_small = segments.lengths <= self.threshold  # (S,)
         return torch.maximum(
-            self.small(tokens, relevance, segments, budget.where(is_small, 0)),
-            self.large(tokens, relevance, segments, budget.where(~is_small, 0)),
+            self.small(tokens, relevance, segments, budget.where(is_small, 0), total),
+            self.large(tokens, relevance, segments, budget.where(~is_small, 0), total),
         )
 
 
@@ -76,15 +89,19 @@ class MaxMin:
     Max-min diversity by cosine distance, DivPrune (Alvar et al., CVPR 2025, arXiv 2503.02175).
     """
 
-    def __call__(self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor) -> Tensor:
-        return ops.max_min(tokens.features, segments.offsets, budget)
+    def __call__(
+        self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor, total: int
+    ) -> Tensor:
+        return ops.max_min(tokens.features, segments.offsets, budget, segments.longest, total, tokens.norm)
 
 
 @dataclass(frozen=True)
 class TopRelevance:
     """The most relevant tokens, however alike they are."""
 
-    def __call__(self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor) -> Tensor:
+    def __call__(
+        self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor, total: int
+    ) -> Tensor:
         return ops.top(relevance, segments.offsets, budget)
 
 
@@ -92,7 +109,9 @@ class TopRelevance:
 class EvenlySpaced:
     """Tokens at even distances in raster order, whatever they show."""
 
-    def __call__(self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor) -> Tensor:
+    def __call__(
+        self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor, total: int
+    ) -> Tensor:
         position = torch.arange(len(tokens), device=budget.device)
         segment = torch.searchsorted(segments.offsets[1:], position, right=True)
         within = position - segments.offsets[segment]
@@ -108,7 +127,9 @@ class Random:
 
     seed: int = 0
 
-    def __call__(self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor) -> Tensor:
+    def __call__(
+        self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor, total: int
+    ) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed)
         score = torch.rand(len(tokens), generator=generator, dtype=torch.float64)
         return ops.top(score.to(budget.device), segments.offsets, budget)

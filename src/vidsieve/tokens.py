@@ -110,13 +110,44 @@ class VideoTokens:
         return torch.tensor((0, *self.frames), device=device).cumsum(0)
 
     @cached_property
-    def persistence(self) -> Tensor:
-        """Cosine to the token at the same place in the previous frame: float32 (N,), 0 throughout the first frame."""
-        return ops.persistence(self.features, self.frames)
+    def _known(self) -> dict[str, Tensor]:
+        return {}
 
-    def check(self) -> None:
-        """Raise `NonFiniteFeatures` if any token holds NaN or inf. Waits for the device."""
-        ops.check_finite(self.features)
+    def _measure(self, prompt: "Prompt | None" = None, persistence: bool = False) -> ops.Measures:
+        """One pass over the features; what does not depend on the prompt is kept."""
+        measures = ops.measure(self.features, self.frames, None if prompt is None else prompt.embeddings, persistence)
+        self._known.update(norm=measures.norm, bad=measures.bad)
+        if measures.persistence is not None:
+            self._known["persistence"] = measures.persistence
+        return measures
+
+    @property
+    def persistence(self) -> Tensor:
+        """Centred cosine to the token at the same place in the previous frame: float32 (N,), 0 in the first frame.
+
+        method.md, eq. 1.
+        """
+        if "persistence" not in self._known:
+            self._measure(persistence=True)
+        return self._known["persistence"]
+
+    @property
+    def norm(self) -> Tensor:
+        """Length of each token's feature vector: (N,)."""
+        if "norm" not in self._known:
+            self._measure()
+        return self._known["norm"]
+
+    def similarity(self, prompt: "Prompt") -> Tensor:
+        """Mean cosine of each token to the tokens of the prompt: float32 (N,)."""
+        return self._measure(prompt).cosine  # type: ignore[return-value]  # given a prompt, it is there
+
+    @property
+    def bad(self) -> Tensor:
+        """NaN or inf entries of each token: int32 (N,), counted on the device."""
+        if "bad" not in self._known:
+            self._measure()
+        return self._known["bad"]
 
     def reduced(self, reduction: "Reduction") -> Self:
         """The tokens that `reduction` leaves; `keep` of a later stage still counts from `produced`."""
@@ -147,6 +178,7 @@ class Reduction:
     source: int64 (N,), the row of `kept` that absorbed each token, -1 where it was dropped.
     merges: whether any token was folded, so that `apply` averages rather than gathers.
     offsets, budget: the segments (S + 1,) and their budgets (S,) that led here, for reports.
+    bad: NaN or inf entries (N,) of the features it was made from, where nobody has looked yet: see `check`.
     """
 
     kept: Tensor
@@ -154,6 +186,7 @@ class Reduction:
     merges: bool = False
     offsets: Tensor | None = None
     budget: Tensor | None = None
+    bad: Tensor | None = None
 
     def __post_init__(self) -> None:
         for name in ("kept", "source"):
@@ -188,6 +221,15 @@ class Reduction:
     def __repr__(self) -> str:
         verb = "merged" if self.merges else "dropped"
         return f"Reduction({len(self.source)} tokens -> {len(self.kept)} kept, {len(self.source) - len(self)} {verb})"
+
+    def check(self) -> None:
+        """Raise `NonFiniteFeatures` if the features held NaN or inf. Waits for the device.
+
+        On CPU a reducer has looked before it returns; on an accelerator that would be its only wait, so it is left to
+        whoever waits anyway.
+        """
+        if self.bad is not None:
+            ops.raise_if_bad(int(self.bad.sum()), len(self.bad))
 
     def gather(self, x: Tensor) -> Tensor:
         """The kept rows of `x` (N, ...), for what must not be averaged (positions, masks): (K, ...)."""

@@ -34,6 +34,12 @@ def offsets_and_budget(name: str, seed: int) -> tuple[Tensor, Tensor]:
     return offsets, reference.apportion(torch.rand(len(offsets) - 1), offsets.diff(), total)
 
 
+def bounds_of(x: Tensor, offsets: Tensor, budget: Tensor) -> tuple[int, int, Tensor]:
+    """What an operation is told beside its operands: longest segment, total budget, lengths of the tokens."""
+    norm = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32).norm(dim=-1)
+    return int(offsets.diff().max()), int(budget.sum()), norm
+
+
 def regret(x: Tensor, relevance: Tensor, offsets: Tensor, order: Tensor) -> float:
     """The largest gap between the best gain and the picked one along the path that `order` took, in float64."""
     worst = 0.0
@@ -62,10 +68,11 @@ def test_selections_equal_the_reference_index_for_index_in_float64(kind: str, la
         x = features(kind, seed, torch.float64)
         relevance = torch.rand(60, generator=torch.Generator().manual_seed(seed))
         offsets, budget = offsets_and_budget(layout, seed)
-        args = (x, relevance, offsets, budget)
+        bounds = bounds_of(x, offsets, budget)
+        args = (x, relevance, offsets, budget, *bounds)
         assert torch.equal(eager.conditional_dpp(*args), reference.conditional_dpp(*args))
         assert torch.equal(eager.mmr(*args, 0.5), reference.mmr(*args, 0.5))
-        assert torch.equal(eager.max_min(x, offsets, budget), reference.max_min(x, offsets, budget))
+        assert torch.equal(eager.max_min(x, offsets, budget, *bounds), reference.max_min(x, offsets, budget))
         assert torch.equal(eager.top(relevance, offsets, budget), reference.top(relevance, offsets, budget))
 
 
@@ -79,7 +86,7 @@ def test_low_precision_has_no_regret_beyond_rounding(kind: str, dtype: torch.dty
         ):
             relevance = torch.rand(len(x), generator=torch.Generator().manual_seed(seed))
             budget = reference.apportion(offsets.diff().double(), offsets.diff(), 20)
-            order = eager.conditional_dpp(x, relevance, offsets, budget)
+            order = eager.conditional_dpp(x, relevance, offsets, budget, *bounds_of(x, offsets, budget))
             assert regret(x, relevance, offsets, order) <= REGRET[dtype]
 
 
@@ -88,8 +95,11 @@ def test_low_precision_reaches_the_log_det_of_the_reference(dtype: torch.dtype) 
     x = video_like(4, 64, 128, seed=3, dtype=dtype, motion=0.3)
     relevance = torch.rand(256, generator=torch.Generator().manual_seed(0)).clamp(min=0.1)
     offsets, budget = torch.tensor([0, 256]), torch.tensor([40])
+    bounds = bounds_of(x, offsets, budget)
     ours, best = (
-        reference.log_det(x, relevance, (op.conditional_dpp(x, relevance, offsets, budget) >= 0).nonzero()[:, 0])
+        reference.log_det(
+            x, relevance, (op.conditional_dpp(x, relevance, offsets, budget, *bounds) >= 0).nonzero()[:, 0]
+        )
         for op in (eager, reference)
     )
     assert abs(ours - best) <= LOG_DET_RATIO * abs(best)
@@ -107,17 +117,19 @@ def test_the_condition_only_weighs_the_choice() -> None:
             for i in range(14)
         ]
         chosen.append(max(range(14), key=gains.__getitem__))
-    order = eager.conditional_dpp(x, r, torch.tensor([0, 14]), torch.tensor([6]))
+    offsets, budget = torch.tensor([0, 14]), torch.tensor([6])
+    order = eager.conditional_dpp(x, r, offsets, budget, *bounds_of(x, offsets, budget))
     assert [int((order == step).nonzero()) for step in range(6)] == chosen
 
 
 def test_long_segments_compute_rows_as_they_go(monkeypatch: pytest.MonkeyPatch) -> None:
     x, relevance = video_like(5, 12, 24, seed=1), torch.rand(60)
-    args = (x, relevance, torch.tensor([0, 60]), torch.tensor([17]))
-    expected = reference.conditional_dpp(*args), reference.max_min(x, args[2], args[3])
+    offsets, budget = torch.tensor([0, 60]), torch.tensor([17])
+    bounds = bounds_of(x, offsets, budget)
     monkeypatch.setattr(eager, "GRAM_LIMIT", 16)
-    assert torch.equal(eager.conditional_dpp(*args), expected[0])
-    assert torch.equal(eager.max_min(x, args[2], args[3]), expected[1])
+    expected = reference.conditional_dpp(x, relevance, offsets, budget)
+    assert torch.equal(eager.conditional_dpp(x, relevance, offsets, budget, *bounds), expected)
+    assert torch.equal(eager.max_min(x, offsets, budget, *bounds), reference.max_min(x, offsets, budget))
 
 
 @pytest.mark.parametrize("frames", [(12,) * 5, (10, 14, 12, 12, 12), (60,), (1,) * 60])
@@ -127,21 +139,21 @@ def test_persistence(frames: tuple[int, ...], small_pieces: bool, monkeypatch: p
         monkeypatch.setattr(eager, "STREAM_BYTES", 12 * 24 * 4 * 2)
     for kind in ("independent", "video-like", "degenerate"):
         x = features(kind, 2, torch.float32)
-        torch.testing.assert_close(eager.persistence(x, frames), reference.persistence(x, frames), atol=2e-6, rtol=0)
+        torch.testing.assert_close(eager._persistence(x, frames), reference._persistence(x, frames), atol=2e-6, rtol=0)
 
 
 def test_persistence_of_equal_tokens_is_one() -> None:
     for value in (0.0, 3.3):
         x = torch.full((40, 7), value)
-        assert eager.persistence(x, (10,) * 4).tolist() == [0.0] * 10 + [1.0] * 30
-        assert reference.persistence(x, (10,) * 4).tolist() == [0.0] * 10 + [1.0] * 30
+        assert eager._persistence(x, (10,) * 4).tolist() == [0.0] * 10 + [1.0] * 30
+        assert reference._persistence(x, (10,) * 4).tolist() == [0.0] * 10 + [1.0] * 30
 
 
 def test_cosine_to_merging_and_nearest() -> None:
     for seed in range(4):
         x = features("degenerate", seed, torch.float32)
         y = independent(3, 24, seed + 100, torch.float32)
-        torch.testing.assert_close(eager.cosine_to(x, y), reference.cosine_to(x, y), atol=1e-6, rtol=0)
+        torch.testing.assert_close(eager._cosine_to(x, y), reference._cosine_to(x, y), atol=1e-6, rtol=0)
         offsets, budget = offsets_and_budget("ragged", seed)
         kept = (eager.top(torch.rand(60), offsets, budget) >= 0).nonzero()[:, 0]
         source = eager.nearest_kept(x, offsets, kept)

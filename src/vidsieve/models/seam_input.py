@@ -239,6 +239,7 @@ class Attachment:
             prompt = Prompt(embeds[clip.row, question]) if len(question) else None
             with torch.no_grad(), Timeline(embeds.device) as timeline:
                 reduction = self.reducer.reduce(tokens, prompt)
+            reduction.check()
             self._check(tokens, reduction)
             records.append(VideoRecord(clip.row, clip.at, clip.frames, clip.grid, reduction, timeline))
         return records

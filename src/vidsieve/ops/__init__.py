@@ -2,19 +2,23 @@
 
     reference   float64, loops, equation numbers: the truth that the others are tested against
     eager       batched torch, any device
+    triton      kernels where one pays and torch elsewhere, on CUDA; never asks the device anything
 
-`VIDSIEVE_OPS` chooses one for the process: `auto` (default), `reference`, `eager` or `triton`. An implementation that
-was asked for and cannot run raises `KernelUnavailable`; nothing falls back silently. `spy()` shows what ran.
+`VIDSIEVE_OPS` chooses one for the process: `auto` (default: triton on CUDA, else eager), `reference`, `eager` or
+`triton`. An implementation that was asked for and cannot run raises `KernelUnavailable`. `spy()` shows what ran.
 
-Operations know tensors only. `offsets` (S + 1,) are the bounds of S contiguous segments, `budget` (S,) the picks each
-may make. The greedy selections return the *order* of the picks, int32 (N,): the step at which a token was picked in its
-segment, -1 where it was not.
+Operations know tensors only. `offsets` (S + 1,) are the bounds of S contiguous segments, `longest` bounds their length,
+`budget` (S,) is the picks each may make and `total` their sum; `norm` (N,) are the lengths of the tokens. The greedy
+selections return the *order* of the picks, int32 (N,): the step at which a token was picked in its segment, -1 where it
+was not.
 """
 
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from types import ModuleType
 
 import torch
@@ -22,26 +26,50 @@ from torch import Tensor
 
 from vidsieve.errors import KernelUnavailable, NonFiniteFeatures
 from vidsieve.ops import eager, reference
+from vidsieve.ops.reference import Measures as Measures
 
-_IMPLEMENTATIONS: dict[str, ModuleType] = {"reference": reference, "eager": eager}
 _calls: ContextVar[list[tuple[str, str]] | None] = ContextVar("vidsieve_ops_calls", default=None)
+
+
+@cache
+def _kernels() -> ModuleType | str:
+    """The module of the Triton launchers, or why there is none."""
+    try:
+        launch = importlib.import_module("vidsieve.ops.triton_launch")
+    except ImportError as error:
+        return f"Triton cannot be imported ({error})"
+    return launch.unavailable() or launch
 
 
 def available() -> dict[str, str]:
     """The implementations and, for one that cannot run here, the reason."""
-    return dict.fromkeys(_IMPLEMENTATIONS, "") | {"triton": "not part of this version"}
+    kernels = _kernels()
+    return {"reference": "", "eager": "", "triton": kernels if isinstance(kernels, str) else ""}
 
 
-def _implementation(operation: str) -> ModuleType:
+def _implementation(operation: str, x: Tensor, kernel: bool = True) -> ModuleType:
+    """The module to run `operation` on `x`; `kernel` tells whether there is one for this case."""
     asked = os.environ.get("VIDSIEVE_OPS", "auto")
-    name = "eager" if asked == "auto" else asked
-    if name not in _IMPLEMENTATIONS:
-        reason = available().get(name, f"expected one of auto, {', '.join(available())}")
-        raise KernelUnavailable(f"VIDSIEVE_OPS={asked} cannot run here: {reason}. Unset it to use what can.")
+    module: ModuleType | str
+    if asked == "reference":
+        module = reference
+    elif asked == "eager":
+        module = eager
+    elif asked == "triton":
+        module = _kernels()
+        if not kernel or x.dtype == torch.float64:
+            module = f"{operation} has no kernel for this input ({x.dtype})"
+    elif asked == "auto":
+        kernels = _kernels() if x.is_cuda and kernel and x.dtype != torch.float64 else eager
+        module = eager if isinstance(kernels, str) else kernels
+    else:
+        module = f"expected one of auto, {', '.join(available())}"
+    if isinstance(module, str):
+        raise KernelUnavailable(f"VIDSIEVE_OPS={asked} cannot run here: {module}. Unset it to use what can.")
     calls = _calls.get()
     if calls is not None:
-        calls.append((operation, name))
-    return _IMPLEMENTATIONS[name]
+        calls.append((operation, module.__name__.rpartition(".")[2].removesuffix("_launch")))
+    return module
 
 
 @contextmanager
@@ -56,28 +84,31 @@ def spy() -> Iterator[list[tuple[str, str]]]:
 
 
 def check_finite(x: Tensor) -> None:
-    """Raise `NonFiniteFeatures`, saying how many of how many, if `x` holds NaN or inf. Waits for the device."""
+    """Raise `NonFiniteFeatures`, saying how many of how many, if `x` (N, D) holds NaN or inf. Waits for the device."""
     low, high = x.aminmax()  # both NaN if any entry is
     if not (torch.isfinite(low) & torch.isfinite(high)):
-        bad = int((~torch.isfinite(x)).sum())
+        raise_if_bad(int((~torch.isfinite(x)).sum()), x.numel())
+
+
+def raise_if_bad(bad: int, total: int) -> None:
+    """Raise `NonFiniteFeatures` if any of `total` features is bad."""
+    if bad:
         raise NonFiniteFeatures(
-            f"{bad} of {x.numel()} features are NaN or inf; a selection among them would be arbitrary. "
+            f"{bad} of {total} features are NaN or inf; a selection among them would be arbitrary. "
             "Check the vision tower's dtype (fp16 overflows) and the input frames."
         )
 
 
-def persistence(x: Tensor, frames: tuple[int, ...]) -> Tensor:
-    """Centred cosine of each token to the one at its place in the previous frame: float32 (N,), 0 in the first frame.
+def measure(x: Tensor, frames: tuple[int, ...], y: Tensor | None, persistence: bool) -> Measures:
+    """What the later stages need to know of each token of x (N, D) alone, in one pass where there is a kernel.
 
-    x (N, D) in frames of `frames` tokens. Where two neighbouring frames differ in size, a token is compared with the
-    mean of the previous frame. method.md, eq. 1.
+    norm: lengths (N,).  bad: NaN or inf entries (N,).  persistence, if asked for: the centred cosine of each token to
+    the one at its place in the previous frame (N,), 0 in the first frame; where two neighbouring frames differ in size,
+    to the mean of the previous frame; method.md, eq. 1.  cosine, given y (M, D): the mean cosine to its vectors (N,).
     """
-    return _implementation("persistence").persistence(x, frames)  # type: ignore[no-any-return]
-
-
-def cosine_to(x: Tensor, y: Tensor) -> Tensor:
-    """Mean cosine of each token x (N, D) to the vectors y (M, D): float32 (N,)."""
-    return _implementation("cosine_to").cosine_to(x, y)  # type: ignore[no-any-return]
+    regular = min(frames) == max(frames)
+    module = _implementation("measure", x, kernel=regular or not persistence)
+    return module.measure(x, frames, y, persistence)  # type: ignore[no-any-return]
 
 
 def apportion(weights: Tensor, lengths: Tensor, total: int) -> Tensor:
@@ -86,38 +117,45 @@ def apportion(weights: Tensor, lengths: Tensor, total: int) -> Tensor:
     weights (S,) non-negative.  lengths (S,) caps, summing to at least `total`. Every non-empty segment gets at least
     one pick where `total` allows.
     """
-    return _implementation("apportion").apportion(weights, lengths, total)  # type: ignore[no-any-return]
+    return _implementation("apportion", lengths).apportion(weights, lengths, total)  # type: ignore[no-any-return]
 
 
-def conditional_dpp(x: Tensor, relevance: Tensor, offsets: Tensor, budget: Tensor) -> Tensor:
+def conditional_dpp(
+    x: Tensor, relevance: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int, norm: Tensor
+) -> Tensor:
     """Greedy MAP of the DPP with kernel L = diag(r) S diag(r) in every segment: order int32 (N,).
 
     x (N, D).  relevance (N,) in [0, 1].  Chen, Zhang & Zhou 2018, algorithm 1; method.md eq. 5-8.
     """
-    return _implementation("conditional_dpp").conditional_dpp(x, relevance, offsets, budget)  # type: ignore[no-any-return]
+    module = _implementation("conditional_dpp", x)
+    return module.conditional_dpp(x, relevance, offsets, budget, longest, total, norm)  # type: ignore[no-any-return]
 
 
-def mmr(x: Tensor, relevance: Tensor, offsets: Tensor, budget: Tensor, trade: float) -> Tensor:
+def mmr(
+    x: Tensor, relevance: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int, norm: Tensor, trade: float
+) -> Tensor:
     """Maximal marginal relevance in every segment, `trade` on relevance, the rest on novelty: order int32 (N,).
 
     Carbonell & Goldstein 1998; method.md eq. 9.
     """
-    return _implementation("mmr").mmr(x, relevance, offsets, budget, trade)  # type: ignore[no-any-return]
+    module = _implementation("mmr", x)
+    return module.mmr(x, relevance, offsets, budget, longest, total, norm, trade)  # type: ignore[no-any-return]
 
 
-def max_min(x: Tensor, offsets: Tensor, budget: Tensor) -> Tensor:
+def max_min(x: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int, norm: Tensor) -> Tensor:
     """Farthest-first selection by cosine distance in every segment (DivPrune): order int32 (N,). method.md eq. 10."""
-    return _implementation("max_min").max_min(x, offsets, budget)  # type: ignore[no-any-return]
+    module = _implementation("max_min", x)
+    return module.max_min(x, offsets, budget, longest, total, norm)  # type: ignore[no-any-return]
 
 
 def nearest_kept(x: Tensor, offsets: Tensor, kept: Tensor) -> Tensor:
     """The row of `kept` (K,) most similar to each token within its segment: int64 (N,), -1 where it kept none."""
-    return _implementation("nearest_kept").nearest_kept(x, offsets, kept)  # type: ignore[no-any-return]
+    return _implementation("nearest_kept", x).nearest_kept(x, offsets, kept)  # type: ignore[no-any-return]
 
 
 def top(score: Tensor, offsets: Tensor, budget: Tensor) -> Tensor:
     """The `budget` highest scores of every segment, earlier tokens first among equals: order int32 (N,)."""
-    return _implementation("top").top(score, offsets, budget)  # type: ignore[no-any-return]
+    return _implementation("top", offsets).top(score, offsets, budget)  # type: ignore[no-any-return]
 
 
 def compact(mask: Tensor, total: int) -> Tensor:
@@ -130,4 +168,4 @@ def compact(mask: Tensor, total: int) -> Tensor:
 
 def merge_mean(x: Tensor, source: Tensor, kept: int) -> Tensor:
     """Mean over the rows of x (N, ...) that share a source in [0, kept): (kept, ...), rows with source -1 left out."""
-    return _implementation("merge_mean").merge_mean(x, source, kept)  # type: ignore[no-any-return]
+    return _implementation("merge_mean", source).merge_mean(x, source, kept)  # type: ignore[no-any-return]

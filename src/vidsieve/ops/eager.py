@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from vidsieve.ops.reference import EXHAUSTED, NOISE, TIE
+from vidsieve.ops.reference import EXHAUSTED, NOISE, TIE, Measures
 
 PIECE_BYTES = 32 << 20  # float32 working set of one piece of a batch: bounds the peak memory
 STREAM_BYTES = 2 << 20  # of a piece that is read once, element by element: stays in a core's cache
@@ -40,7 +40,16 @@ def _pieces(lengths: Sequence[int], width: int, limit: int = PIECE_BYTES) -> Ite
         yield slice(begin, len(lengths))
 
 
-def persistence(x: Tensor, frames: tuple[int, ...]) -> Tensor:
+def measure(x: Tensor, frames: tuple[int, ...], y: Tensor | None, persistence: bool) -> Measures:
+    return Measures(
+        _norm(x),
+        (~torch.isfinite(x)).sum(1, dtype=torch.int32) if x.is_cuda else x.new_zeros(len(x), dtype=torch.int32),
+        _persistence(x, frames) if persistence else None,
+        None if y is None else _cosine_to(x, y),
+    )
+
+
+def _persistence(x: Tensor, frames: tuple[int, ...]) -> Tensor:
     mean = _mean(x)
     still = NOISE * mean.norm()
     out = torch.zeros(len(x), dtype=torch.float32, device=x.device)
@@ -77,7 +86,7 @@ def _cosine(a: Tensor, b: Tensor) -> Tensor:
     return cosine.masked_fill((norm_a == 0) & (norm_b == 0), 1.0).float()
 
 
-def cosine_to(x: Tensor, y: Tensor) -> Tensor:
+def _cosine_to(x: Tensor, y: Tensor) -> Tensor:
     direction = _unit(y).mean(0).to(_working(x))  # the mean of cosines is the cosine sum with the mean unit vector
     out = torch.empty(len(x), dtype=torch.float32, device=x.device)
     for piece in _pieces([1] * len(x), x.shape[1], STREAM_BYTES):
@@ -109,10 +118,9 @@ def apportion(weights: Tensor, lengths: Tensor, total: int) -> Tensor:
 class _Similarities:
     """Rows of S for B segments of n tokens x (B, n, D): looked up where S is held, computed where it is not."""
 
-    def __init__(self, x: Tensor, held: bool) -> None:
-        self.held = held
-        self.norm = _norm(x)  # (B, n)
-        self.table = _gram(x, self.norm) if held else _unit(x)  # (B, n, n) or (B, n, D)
+    def __init__(self, x: Tensor, norm: Tensor, held: bool) -> None:
+        self.held, self.norm = held, norm  # (B, n)
+        self.table = _gram(x, norm) if held else _unit(x)  # (B, n, n) or (B, n, D)
         self.rows = torch.arange(len(x), device=x.device)
 
     def of(self, pick: Tensor) -> Tensor:
@@ -125,9 +133,9 @@ class _Similarities:
 
 
 def _norm(x: Tensor) -> Tensor:
-    """Lengths of the rows of x (B, n, D): (B, n)."""
-    out = x.new_empty(x.shape[:2], dtype=_working(x))
-    for piece in _pieces([x.shape[1]] * len(x), x.shape[2], STREAM_BYTES):
+    """Lengths of the rows of x (N, D): (N,)."""
+    out = x.new_empty(len(x), dtype=_working(x))
+    for piece in _pieces([1] * len(x), x.shape[1], STREAM_BYTES):
         out[piece] = torch.linalg.vector_norm(x[piece].to(out.dtype), dim=-1)
     return out
 
@@ -233,7 +241,9 @@ def _nearest_other(x: Tensor) -> Tensor:
 _MakeRule = Callable[[Tensor, Tensor, Tensor, int], _Rule]
 
 
-def _greedy(x: Tensor, relevance: Tensor | None, offsets: Tensor, budget: Tensor, make_rule: _MakeRule) -> Tensor:
+def _greedy(
+    x: Tensor, relevance: Tensor | None, offsets: Tensor, budget: Tensor, norm: Tensor, make_rule: _MakeRule
+) -> Tensor:
     """The skeleton that the greedy selections share: batch equal segments, pick the best, look at its row of S."""
     order = torch.full((len(x),), -1, dtype=torch.int32, device=x.device)
     bounds, budgets = offsets.tolist(), budget.tolist()
@@ -253,8 +263,9 @@ def _greedy(x: Tensor, relevance: Tensor | None, offsets: Tensor, budget: Tensor
             r = torch.ones(index.shape, dtype=_working(x), device=x.device)
             if relevance is not None:
                 r = relevance[index].to(r.dtype)
-            similarities = _Similarities(batch, held)
-            order[index] = _greedy_batch(similarities, picks, make_rule(batch, similarities.norm, r, picks[0]))
+            lengths = norm[index].to(r.dtype)
+            similarities = _Similarities(batch, lengths, held)
+            order[index] = _greedy_batch(similarities, picks, make_rule(batch, lengths, r, picks[0]))
     return order
 
 
@@ -275,16 +286,20 @@ def _greedy_batch(similarities: _Similarities, picks: list[int], rule: _Rule) ->
     return order
 
 
-def conditional_dpp(x: Tensor, relevance: Tensor, offsets: Tensor, budget: Tensor) -> Tensor:
-    return _greedy(x, relevance, offsets, budget, lambda _, norm, r, steps: _ConditionalDPP(norm, r, steps))
+def conditional_dpp(
+    x: Tensor, relevance: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int, norm: Tensor
+) -> Tensor:
+    return _greedy(x, relevance, offsets, budget, norm, lambda _, norm, r, steps: _ConditionalDPP(norm, r, steps))
 
 
-def mmr(x: Tensor, relevance: Tensor, offsets: Tensor, budget: Tensor, trade: float) -> Tensor:
-    return _greedy(x, relevance, offsets, budget, lambda x, norm, r, steps: _MMR(r, trade))
+def mmr(
+    x: Tensor, relevance: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int, norm: Tensor, trade: float
+) -> Tensor:
+    return _greedy(x, relevance, offsets, budget, norm, lambda x, norm, r, steps: _MMR(r, trade))
 
 
-def max_min(x: Tensor, offsets: Tensor, budget: Tensor) -> Tensor:
-    return _greedy(x, None, offsets, budget, lambda x, norm, r, steps: _MaxMin(x))
+def max_min(x: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int, norm: Tensor) -> Tensor:
+    return _greedy(x, None, offsets, budget, norm, lambda x, norm, r, steps: _MaxMin(x))
 
 
 def nearest_kept(x: Tensor, offsets: Tensor, kept: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ that belong to the definition of the methods.
 
 import math
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +20,15 @@ TIE = 1e-6
 # What centring leaves of a token that equals the mean is rounding, not a direction: below this share of the mean's
 # length it counts as zero.
 NOISE = 1e-5
+
+
+class Measures(NamedTuple):
+    """What is known of each token alone: see `ops.measure`."""
+
+    norm: Tensor
+    bad: Tensor
+    persistence: Tensor | None
+    cosine: Tensor | None
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -38,7 +48,16 @@ def _segments(offsets: Tensor, budget: Tensor) -> list[tuple[int, int, int]]:
     return [(begin, end, k) for (begin, end), k in zip(pairwise(bounds), budget.tolist(), strict=True) if k]
 
 
-def persistence(x: Tensor, frames: tuple[int, ...]) -> Tensor:
+def measure(x: Tensor, frames: tuple[int, ...], y: Tensor | None, persistence: bool) -> Measures:
+    return Measures(
+        x.double().norm(dim=-1).float(),
+        (~torch.isfinite(x)).sum(1, dtype=torch.int32),
+        _persistence(x, frames) if persistence else None,
+        None if y is None else _cosine_to(x, y),
+    )
+
+
+def _persistence(x: Tensor, frames: tuple[int, ...]) -> Tensor:
     """Eq. 1."""
     x = x.double()
     centred = x - x.mean(0)
@@ -59,7 +78,7 @@ def persistence(x: Tensor, frames: tuple[int, ...]) -> Tensor:
     return out.float()
 
 
-def cosine_to(x: Tensor, y: Tensor) -> Tensor:
+def _cosine_to(x: Tensor, y: Tensor) -> Tensor:
     """Eq. 4, before normalisation."""
     return (_unit(x) @ _unit(y).mT).mean(1).float()
 
@@ -87,7 +106,7 @@ def apportion(weights: Tensor, lengths: Tensor, total: int) -> Tensor:
     return torch.tensor(out, dtype=torch.int64, device=lengths.device)
 
 
-def conditional_dpp(x: Tensor, relevance: Tensor, offsets: Tensor, budget: Tensor) -> Tensor:
+def conditional_dpp(x: Tensor, relevance: Tensor, offsets: Tensor, budget: Tensor, *bounds: object) -> Tensor:
     """Eq. 5-8: Chen et al. 2018, algorithm 1, on S; the condition weighs the choice (eq. 7)."""
     order = torch.full((len(x),), -1, dtype=torch.int32, device=x.device)
     for begin, end, k in _segments(offsets, budget):
@@ -110,7 +129,9 @@ def conditional_dpp(x: Tensor, relevance: Tensor, offsets: Tensor, budget: Tenso
     return order
 
 
-def mmr(x: Tensor, relevance: Tensor, offsets: Tensor, budget: Tensor, trade: float) -> Tensor:
+def mmr(
+    x: Tensor, relevance: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int, norm: Tensor, trade: float
+) -> Tensor:
     """Eq. 9."""
     order = torch.full((len(x),), -1, dtype=torch.int32, device=x.device)
     for begin, end, k in _segments(offsets, budget):
@@ -125,7 +146,7 @@ def mmr(x: Tensor, relevance: Tensor, offsets: Tensor, budget: Tensor, trade: fl
     return order
 
 
-def max_min(x: Tensor, offsets: Tensor, budget: Tensor) -> Tensor:
+def max_min(x: Tensor, offsets: Tensor, budget: Tensor, *bounds: object) -> Tensor:
     """Eq. 10."""
     order = torch.full((len(x),), -1, dtype=torch.int32, device=x.device)
     for begin, end, k in _segments(offsets, budget):

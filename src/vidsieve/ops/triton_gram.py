@@ -1,0 +1,106 @@
+"""Cosines within each segment on tensor cores: S, one row a token, `longest` columns."""
+
+import triton
+import triton.language as tl
+
+from vidsieve.ops.reference import TIE
+
+_TIE: tl.constexpr = tl.constexpr(TIE)
+
+
+@triton.jit
+def _inverse(norm_ptr, i, mask):
+    """1 / length of tokens i, 0 for a zero token."""
+    norm = tl.load(norm_ptr + i, mask=mask, other=0.0)
+    return tl.where(norm > 0, 1.0 / tl.where(norm > 0, norm, 1.0), 0.0)
+
+
+@triton.jit
+def _gram_kernel(
+    x_ptr,  # (N, D) features, rows `stride` apart
+    norm_ptr,  # (N,) float32, length of each row
+    offsets_ptr,  # (S + 1,) int64
+    s_ptr,  # (N, longest) float32 out: row i holds the cosines of token i to its segment, in segment order
+    longest,
+    stride,
+    D: tl.constexpr,
+    TILES: tl.constexpr,  # tiles that cover `longest`
+    BLOCK: tl.constexpr,  # tokens of a tile
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One program a pair of tiles (a <= b) of a segment: S is symmetric, so the mirror image is stored beside it."""
+    segment = tl.program_id(1)
+    begin = tl.load(offsets_ptr + segment)
+    n = tl.load(offsets_ptr + segment + 1) - begin
+    a = tl.program_id(0) // TILES
+    b = tl.program_id(0) % TILES
+    if (a <= b) & (b * BLOCK < n):
+        i = a * BLOCK + tl.arange(0, BLOCK)  # (BLOCK,)
+        j = b * BLOCK + tl.arange(0, BLOCK)
+        d = tl.arange(0, BLOCK_D)
+        xi_ptr = x_ptr + (begin + i).to(tl.int64)[:, None] * stride + d[None, :]
+        xj_ptr = x_ptr + (begin + j).to(tl.int64)[:, None] * stride + d[None, :]
+        acc = tl.zeros((BLOCK, BLOCK), tl.float32)
+        for k in range(0, D, BLOCK_D):
+            inside = d[None, :] < D - k
+            xi = tl.load(xi_ptr + k, mask=(i < n)[:, None] & inside, other=0.0)
+            xj = tl.load(xj_ptr + k, mask=(j < n)[:, None] & inside, other=0.0)
+            acc = tl.dot(xi, xj.T, acc, input_precision=PRECISION)
+        acc *= _inverse(norm_ptr, begin + i, i < n)[:, None] * _inverse(norm_ptr, begin + j, j < n)[None, :]
+        acc = tl.where(acc == acc, acc, 0.0)  # NaN features are reported elsewhere; here they must not spread
+        inside = (i < n)[:, None] & (j < n)[None, :]
+        tl.store(s_ptr + (begin + i).to(tl.int64)[:, None] * longest + j[None, :], acc, mask=inside)
+        if a != b:
+            tl.store(s_ptr + (begin + j).to(tl.int64)[None, :] * longest + i[:, None], acc, mask=inside)
+
+
+@triton.jit
+def _nearest_kept_kernel(
+    x_ptr,  # (N, D) features, rows `stride` apart
+    norm_ptr,  # (N,) float32, length of each row
+    segment_ptr,  # (N,) int64
+    rows_ptr,  # (S + 1,) int64, rows of `kept` before each segment
+    kept_ptr,  # (K,) int64, sorted
+    source_ptr,  # (N,) int64 out: row of `kept` nearest to each token in its segment, -1 where it kept none
+    n,
+    stride,
+    D: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """A tile of tokens against the kept tokens of the segments it touches. Eq. 11."""
+    i = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)  # (BLOCK_N,)
+    d = tl.arange(0, BLOCK_D)
+    segment = tl.load(segment_ptr + i, mask=i < n, other=0)
+    low = tl.load(rows_ptr + segment, mask=i < n, other=1)  # rows of `kept` in this token's segment
+    high = tl.load(rows_ptr + segment + 1, mask=i < n, other=1)
+    best = tl.full((BLOCK_N,), -4.0, tl.float32)
+    source = tl.full((BLOCK_N,), -1, tl.int64)
+    first = tl.min(tl.where(i < n, low, 1 << 60), 0)
+    last = tl.max(tl.where(i < n, high, 0), 0)
+    for at in range(first, last, BLOCK_K):
+        row = at + tl.arange(0, BLOCK_K)  # (BLOCK_K,)
+        kept = tl.load(kept_ptr + row, mask=row < last, other=0)
+        acc = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+        for k in range(0, D, BLOCK_D):
+            inside = d[None, :] < D - k
+            xi = tl.load(
+                x_ptr + i.to(tl.int64)[:, None] * stride + k + d[None, :], mask=(i < n)[:, None] & inside, other=0.0
+            )
+            xk = tl.load(
+                x_ptr + kept[:, None] * stride + k + d[None, :], mask=(row < last)[:, None] & inside, other=0.0
+            )
+            acc = tl.dot(xi, xk.T, acc, input_precision=PRECISION)
+        acc *= _inverse(norm_ptr, i, i < n)[:, None] * _inverse(norm_ptr, kept, row < last)[None, :]
+        acc = tl.where(acc == acc, acc, 0.0)
+        acc = tl.where((row[None, :] >= low[:, None]) & (row[None, :] < high[:, None]), acc, -4.0)
+        here = tl.max(acc, 1)
+        tied = acc >= (here - _TIE * tl.abs(here))[:, None]
+        choice = tl.min(tl.where(tied, row[None, :].to(tl.int64), 1 << 60), 1)
+        better = here > best + _TIE * tl.abs(best)
+        source = tl.where(better & (here > -3.0), choice, source)
+        best = tl.where(better, here, best)
+    tl.store(source_ptr + i, source, mask=i < n)

@@ -1,0 +1,225 @@
+"""Launchers of the Triton kernels, with the signatures of eager.py. None of them asks the device anything.
+
+Segments of up to SHORT tokens: S in memory, one program a segment picks one token after another (triton_greedy.py).
+Longer: in blocks of picks (triton_lazy.py), with S in memory up to HELD tokens and from the features beyond.
+"""
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import triton
+from torch import Tensor
+
+from vidsieve.ops import eager
+from vidsieve.ops.eager import merge_mean, top
+from vidsieve.ops.reference import Measures
+from vidsieve.ops.triton_gram import _gram_kernel, _nearest_kept_kernel
+from vidsieve.ops.triton_greedy import DPP, MAX_MIN, MMR, _greedy_kernel, _nearest_other_kernel
+from vidsieve.ops.triton_layout import _apportion_kernel
+from vidsieve.ops.triton_lazy import _lazy_greedy_kernel
+from vidsieve.ops.triton_measure import _column_sum_kernel, _measure_kernel
+
+SHORT = 512
+HELD = 2048
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def unavailable() -> str:
+    """Why the kernels cannot run here; empty where they can."""
+    if INTERPRETED or torch.cuda.is_available():
+        return ""
+    return "Triton needs a CUDA device (or TRITON_INTERPRET=1 for the interpreter)"
+
+
+__all__ = [
+    "apportion",
+    "conditional_dpp",
+    "max_min",
+    "measure",
+    "merge_mean",
+    "mmr",
+    "nearest_kept",
+    "top",
+    "unavailable",
+]
+
+
+def _on(x: Tensor) -> AbstractContextManager[object]:
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+def _rows(x: Tensor) -> Tensor:
+    if INTERPRETED and x.dtype == torch.bfloat16:
+        x = x.float()  # the interpreter multiplies the bit patterns of bf16; products of bf16 are exact in float32
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _precision(x: Tensor) -> str:
+    return "tf32x3" if x.dtype == torch.float32 else "ieee"
+
+
+def measure(x: Tensor, frames: tuple[int, ...], y: Tensor | None, persistence: bool) -> Measures:
+    x = _rows(x)
+    n, d = x.shape
+    block_d = min(512, triton.next_power_of_2(d))
+    norm = torch.empty(n, device=x.device, dtype=torch.float32)
+    bad = torch.empty(n, device=x.device, dtype=torch.int32)
+    persist = torch.empty_like(norm) if persistence else norm
+    cosine = norm if y is None else torch.empty_like(norm)
+    direction = norm if y is None else eager._unit(y).mean(0).float()
+    with _on(x):
+        mean = norm
+        if persistence:
+            rows, columns = 128, 512
+            blocks = triton.cdiv(n, rows)
+            partial = torch.empty(blocks, d, device=x.device, dtype=torch.float32)
+            _column_sum_kernel[(blocks, triton.cdiv(d, columns))](
+                x, partial, n, x.stride(0), D=d, ROWS=rows, BLOCK_D=columns
+            )
+            mean = partial.sum(0) / n
+        _measure_kernel[(n,)](
+            x, mean, direction, norm, bad, persist, cosine, n, frames[0], x.stride(0),
+            D=d, PERSISTENCE=persistence, COSINE=y is not None, BLOCK_N=1, BLOCK_D=block_d,
+        )  # fmt: skip
+    return Measures(norm, bad, persist if persistence else None, None if y is None else cosine)
+
+
+def apportion(weights: Tensor, lengths: Tensor, total: int) -> Tensor:
+    count = len(lengths)
+    block = triton.next_power_of_2(count)
+    if block > 2048:  # beyond one program's registers; the torch version asks the device nothing either
+        return eager.apportion(weights, lengths, total)
+    out = torch.empty_like(lengths)
+    with _on(lengths):
+        _apportion_kernel[(1,)](
+            weights.double(),
+            lengths,
+            out,
+            count,
+            total,
+            BLOCK=block,
+            STEP=min(block, 16),
+            num_warps=4 if block > 128 else 1,
+        )
+    return out
+
+
+def _gram(x: Tensor, norm: Tensor, offsets: Tensor, longest: int) -> Tensor:
+    s = torch.empty(len(x), longest, device=x.device, dtype=torch.float32)
+    block = 128 if longest > 256 else 64 if longest > 32 else 16
+    tiles = triton.cdiv(longest, block)
+    _gram_kernel[(tiles * tiles, len(offsets) - 1)](
+        x, norm, offsets, s, longest, x.stride(0),
+        D=x.shape[1], TILES=tiles, BLOCK=block, BLOCK_D=32 if x.dtype == torch.float32 else 64,
+        PRECISION=_precision(x), num_warps=4, num_stages=3 if block == 128 else 4,
+    )  # fmt: skip
+    return s
+
+
+def _programs(x: Tensor) -> int:
+    """How many programs can meet at a barrier: one a multiprocessor; the interpreter runs one after another."""
+    return torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 1
+
+
+def _greedy(
+    rule: int,
+    x: Tensor,
+    relevance: Tensor | None,
+    offsets: Tensor,
+    budget: Tensor,
+    longest: int,
+    total: int,
+    norm: Tensor,
+    trade: float = 0.0,
+) -> Tensor:
+    x = _rows(x)
+    n, segments = len(x), len(budget)
+    order = torch.empty(n, dtype=torch.int32, device=x.device)
+    with _on(x):
+        r = torch.ones_like(norm) if relevance is None else relevance.float()
+        held = longest <= HELD
+        s = _gram(x, norm, offsets, longest) if held else norm
+        nearest = _nearest_other(x, s, norm, offsets, longest, held) if rule == MAX_MIN.value else norm
+        if longest <= SHORT:
+            block = triton.next_power_of_2(longest)
+            c = torch.empty(total if rule == DPP.value else 1, longest, device=x.device, dtype=torch.float32)
+            _greedy_kernel[(segments,)](
+                s, norm, nearest, r, offsets, budget, c, order, longest, trade,
+                RULE=rule, BLOCK_N=block, BLOCK_K=max(4, min(16, 4096 // block)), num_warps=4 if block <= 256 else 8,
+            )  # fmt: skip
+            return order
+        picks, candidates = 32, 64
+        columns = total + 7 * segments if rule == DPP.value else 0
+        c = torch.empty(columns * longest, device=x.device, dtype=torch.float32)
+        order.fill_(-1)  # of segments with no budget, which no program visits
+        barrier = torch.zeros(segments, dtype=torch.int32, device=x.device)
+        scratch = torch.empty(segments * (candidates + 2) + total + picks, dtype=torch.int32, device=x.device)
+        count, candidate, pick = torch.split(scratch, [2 * segments, segments * candidates, total + picks])
+        common = torch.empty(segments, candidates, candidates, device=x.device, dtype=torch.float32)
+        ell = torch.empty(segments, picks + 1, picks, device=x.device, dtype=torch.float32)
+        state = nearest if rule == MAX_MIN.value else torch.empty_like(norm)
+        programs = _programs(x)
+        shared = segments <= programs
+        # Teams wait for one another, so all programs must run at once, whatever else is on the device: a cooperative launch.
+        together = {"launch_cooperative_grid": True} if shared and x.is_cuda else {}
+        block_all = triton.next_power_of_2(longest)
+        _lazy_greedy_kernel[(max(programs, segments),)](
+            x, s, norm, state, r, offsets, budget, c, order, candidate, common, pick, ell, count, barrier,
+            segments, longest, x.stride(0), trade, SHARED=shared,
+            RULE=rule, HELD=held, D=x.shape[1], PRECISION=_precision(x),
+            BLOCK_S=triton.next_power_of_2(segments), BLOCK_ALL=block_all,
+            CANDIDATES=candidates, PICKS=picks,
+            EXACT="ieee" if INTERPRETED else "bf16x6",  # float32 products from six of bf16, on tensor cores
+            BLOCK_N=128, BLOCK_D=128 if x.dtype != torch.float32 else 64, BLOCK_K=32,
+            num_warps=4 if block_all <= 2048 else 8 if block_all <= 4096 else 16, **together,
+        )  # fmt: skip
+    return order
+
+
+def _nearest_other(x: Tensor, s: Tensor, norm: Tensor, offsets: Tensor, longest: int, held: bool) -> Tensor:
+    segment = torch.searchsorted(offsets[1:], torch.arange(len(x), device=x.device), right=True)
+    out = torch.full((len(x),), -2.0, device=x.device)
+    if held:
+        _nearest_other_kernel[(len(x),)](s, offsets, segment, out, longest, BLOCK_N=triton.next_power_of_2(longest))
+        return out
+    # A block of columns at a time: never N x N, and it runs once, before the first pick.
+    unit = x * torch.where(norm > 0, norm.reciprocal(), 0)[:, None].to(x.dtype)
+    position = torch.arange(len(x), device=x.device)
+    for begin in range(0, len(x), HELD):
+        block = (unit @ unit[begin : begin + HELD].mT).float()  # (N, HELD)
+        other = (segment[:, None] == segment[None, begin : begin + HELD]) & (
+            position[:, None] != position[None, begin : begin + HELD]
+        )
+        out = torch.maximum(out, block.masked_fill_(~other, -2.0).amax(1))
+    return out
+
+
+def conditional_dpp(
+    x: Tensor, relevance: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int, norm: Tensor
+) -> Tensor:
+    return _greedy(DPP.value, x, relevance, offsets, budget, longest, total, norm)
+
+
+def mmr(
+    x: Tensor, relevance: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int, norm: Tensor, trade: float
+) -> Tensor:
+    return _greedy(MMR.value, x, relevance, offsets, budget, longest, total, norm, trade)
+
+
+def max_min(x: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int, norm: Tensor) -> Tensor:
+    return _greedy(MAX_MIN.value, x, None, offsets, budget, longest, total, norm)
+
+
+def nearest_kept(x: Tensor, offsets: Tensor, kept: Tensor) -> Tensor:
+    x = _rows(x)
+    norm = measure(x, (1,), None, False).norm
+    segment = torch.searchsorted(offsets[1:], torch.arange(len(x), device=x.device), right=True)
+    rows = torch.searchsorted(kept, offsets)  # (S + 1,) rows of `kept` before each segment
+    source = torch.empty(len(x), dtype=torch.int64, device=x.device)
+    with _on(x):
+        _nearest_kept_kernel[(triton.cdiv(len(x), 64),)](
+            x, norm, segment, rows, kept, source, len(x), x.stride(0),
+            D=x.shape[1], PRECISION=_precision(x), BLOCK_N=64, BLOCK_K=64, BLOCK_D=32,
+        )  # fmt: skip
+    return source.scatter_(0, kept, torch.arange(len(kept), device=x.device))

@@ -1,0 +1,88 @@
+"""One pass over the features for all that the later stages need to know of a token alone."""
+
+import triton
+import triton.language as tl
+
+from vidsieve.ops.reference import NOISE
+
+_NOISE: tl.constexpr = tl.constexpr(NOISE)
+
+
+@triton.jit
+def _column_sum_kernel(
+    x_ptr,  # (N, D), rows `stride` apart
+    out_ptr,  # (programs, D) float32: the sum of each program's rows
+    n,
+    stride,
+    D: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)  # (ROWS,)
+    d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)  # (BLOCK_D,)
+    inside = (i < n)[:, None] & (d < D)[None, :]
+    x = tl.load(x_ptr + i.to(tl.int64)[:, None] * stride + d[None, :], mask=inside, other=0.0).to(tl.float32)
+    tl.store(out_ptr + tl.program_id(0).to(tl.int64) * D + d, tl.sum(x, 0), mask=d < D)
+
+
+@triton.jit
+def _measure_kernel(
+    x_ptr,  # (N, D), rows `stride` apart
+    mean_ptr,  # (D,) float32; read if PERSISTENCE
+    direction_ptr,  # (D,) float32; read if COSINE
+    norm_ptr,  # (N,) float32 out: length of each token
+    bad_ptr,  # (N,) int32 out: NaN or inf entries
+    persistence_ptr,  # (N,) float32 out, eq. 1
+    cosine_ptr,  # (N,) float32 out, eq. 4 before normalisation
+    n,
+    per_frame,  # tokens of a frame
+    stride,
+    D: tl.constexpr,
+    PERSISTENCE: tl.constexpr,
+    COSINE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    i = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)  # (BLOCK_N,)
+    d = tl.arange(0, BLOCK_D)  # (BLOCK_D,)
+    row_ptr = x_ptr + i.to(tl.int64)[:, None] * stride + d[None, :]
+    before_ptr = row_ptr - per_frame.to(tl.int64) * stride
+    has_before = (i >= per_frame) & (i < n)
+    xx = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    bad = tl.zeros((BLOCK_N, BLOCK_D), tl.int32)
+    xq = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    cc = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    bb = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    cb = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    mm = tl.zeros((BLOCK_D,), tl.float32)
+    for k in range(0, D, BLOCK_D):
+        inside = d < D - k
+        x = tl.load(row_ptr + k, mask=(i < n)[:, None] & inside[None, :], other=0.0).to(tl.float32)
+        xx += x * x
+        bad += (~(tl.abs(x) < float("inf"))).to(tl.int32)
+        if COSINE:
+            xq += x * tl.load(direction_ptr + k + d, mask=inside, other=0.0)[None, :]
+        if PERSISTENCE:
+            mean = tl.load(mean_ptr + k + d, mask=inside, other=0.0)
+            before = tl.load(before_ptr + k, mask=has_before[:, None] & inside[None, :], other=0.0).to(tl.float32)
+            c = x - mean[None, :]
+            b = before - mean[None, :]
+            cc += c * c
+            bb += b * b
+            cb += c * b
+            mm += mean * mean
+    norm = tl.sqrt_rn(tl.sum(xx, 1))
+    tl.store(norm_ptr + i, norm, mask=i < n)
+    tl.store(bad_ptr + i, tl.sum(bad, 1), mask=i < n)
+    if COSINE:
+        tl.store(cosine_ptr + i, tl.sum(xq, 1) / tl.maximum(norm, 1e-30), mask=i < n)
+    if PERSISTENCE:
+        # Squared lengths below this are what rounding leaves of a token that equals the mean: a zero row.
+        still = _NOISE * _NOISE * tl.sum(mm, 0)
+        c2 = tl.sum(cc, 1)
+        b2 = tl.sum(bb, 1)
+        c2 = tl.where(c2 <= still, 0.0, c2)
+        b2 = tl.where(b2 <= still, 0.0, b2)
+        cosine = tl.sum(cb, 1) / tl.maximum(tl.sqrt_rn(c2) * tl.sqrt_rn(b2), 1e-30)
+        cosine = tl.where((c2 == 0.0) | (b2 == 0.0), (c2 == b2).to(tl.float32), cosine)
+        tl.store(persistence_ptr + i, tl.where(has_before, cosine, 0.0), mask=i < n)

@@ -1,0 +1,253 @@
+"""The kernels against reference: in Triton's interpreter where there is no GPU, on the device where there is one."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.ops.test_eager import bounds_of, regret
+from tests.synthetic import independent, video_like
+from vidsieve import Prompt, Prune, VideoTokens, ops
+from vidsieve.budget import MarginalGain
+from vidsieve.errors import KernelUnavailable, NonFiniteFeatures
+from vidsieve.merge import NearestKept
+from vidsieve.ops import reference
+from vidsieve.relevance import PromptSimilarity
+from vidsieve.segment import PerFrame, SceneCuts
+from vidsieve.selection import MMR, ConditionalDPP
+
+triton_launch = pytest.importorskip("vidsieve.ops.triton_launch", reason="Triton is not installed")
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+REGRET = {torch.float32: 1e-5, torch.float16: 1e-5, torch.bfloat16: 1e-5}  # of a squared length, as in test_eager
+# Bounds of the segments, picks of each.
+LAYOUTS = {
+    "one token": ((0, 1), (1,)),
+    "63": ((0, 63), (9,)),
+    "64": ((0, 64), (9,)),
+    "65": ((0, 65), (9,)),
+    "197, a prime": ((0, 197), (12,)),
+    "ragged 1-63-130": ((0, 1, 64, 194), (1, 20, 7)),
+    "all of a segment": ((0, 7, 27), (7, 20)),
+    "segments without budget": ((0, 0, 30, 60, 60), (0, 0, 6, 0)),
+}
+PATHS = {"short": (512, 2048), "lazy, S held": (0, 2048), "lazy, from features": (0, 16)}
+
+
+@pytest.fixture(params=PATHS)
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    short, held = PATHS[request.param]
+    monkeypatch.setattr(triton_launch, "SHORT", short)
+    monkeypatch.setattr(triton_launch, "HELD", held)
+    return request.param
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Memory that nobody wrote reads as NaN or as a huge integer."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def degenerate(n: int, kind: str) -> Tensor:
+    x = video_like(1, n, 24, seed=n) if n < 8 else video_like(max(1, n // 8), 8, 24, seed=n)
+    x = torch.cat([x, independent(n, 24, n + 1)])[:n]
+    if kind == "equal tokens":
+        x[n // 3 :] = x[n // 3]
+    elif kind == "zero rows":
+        x[::3] = 0
+    elif kind == "rank 3":
+        x = x[:, :3] @ independent(3, 24, 5)
+    return x
+
+
+def check(x: Tensor, offsets: Tensor, budget: Tensor, order: Tensor, relevance: Tensor) -> None:
+    for begin, end, k in zip(offsets.tolist(), offsets.tolist()[1:], budget.tolist(), strict=False):
+        steps = order[begin:end]
+        assert sorted(steps[steps >= 0].tolist()) == list(range(k))
+    assert regret(x.cpu(), relevance.cpu(), offsets.cpu(), order.cpu()) <= REGRET[x.dtype]
+
+
+@pytest.mark.usefixtures("path", "poisoned")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_dpp_has_no_regret_beyond_rounding(layout: str) -> None:
+    bounds, picks = LAYOUTS[layout]
+    offsets, budget = torch.tensor(bounds, device=DEVICE), torch.tensor(picks, device=DEVICE)
+    seed = int(torch.randint(1 << 30, ()))
+    dtype = [torch.float32, torch.bfloat16, torch.float16][seed % 3]
+    for x in (independent(bounds[-1], 40, seed, dtype), degenerate(bounds[-1], "video-like").to(dtype)):
+        x = x.to(DEVICE)
+        relevance = torch.rand(len(x), generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+        order = triton_launch.conditional_dpp(x, relevance, offsets, budget, *bounds_of(x, offsets, budget))
+        check(x, offsets, budget, order, relevance)
+
+
+@pytest.mark.usefixtures("path", "poisoned")
+@pytest.mark.parametrize("kind", ["equal tokens", "zero rows", "rank 3"])
+def test_degenerate_features_still_give_the_picks_of_the_reference(kind: str) -> None:
+    x = degenerate(60, kind).float().to(DEVICE)
+    offsets, budget = torch.tensor([0, 20, 60], device=DEVICE), torch.tensor([6, 14], device=DEVICE)
+    relevance = torch.rand(60, generator=torch.Generator().manual_seed(3)).to(DEVICE)
+    bounds = bounds_of(x, offsets, budget)
+    order = triton_launch.conditional_dpp(x, relevance, offsets, budget, *bounds)
+    # Which is picked, not when: what comes after the rank is exhausted adds nothing in any order.
+    assert torch.equal(order >= 0, reference.conditional_dpp(x, relevance, offsets, budget) >= 0)
+
+
+@pytest.mark.usefixtures("path", "poisoned")
+@pytest.mark.parametrize("layout", ["65", "ragged 1-63-130", "segments without budget"])
+def test_mmr_and_max_min_equal_the_reference(layout: str) -> None:
+    bounds, picks = LAYOUTS[layout]
+    offsets, budget = torch.tensor(bounds, device=DEVICE), torch.tensor(picks, device=DEVICE)
+    x = degenerate(bounds[-1], "video-like").float().to(DEVICE)
+    relevance = torch.rand(len(x), generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    told = bounds_of(x, offsets, budget)
+    order = triton_launch.mmr(x, relevance, offsets, budget, *told, 0.5)
+    assert torch.equal(order, reference.mmr(x, relevance, offsets, budget, *told, 0.5))
+    assert torch.equal(triton_launch.max_min(x, offsets, budget, *told), reference.max_min(x, offsets, budget))
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("dim", [8, 24, 600])
+def test_measures(dim: int) -> None:
+    x = video_like(5, 7, dim, seed=dim).to(DEVICE, torch.bfloat16)
+    x[14:21] = x[7:14]
+    y = independent(3, dim, 1, torch.float32).to(DEVICE)
+    ours, true = (m.measure(x, (7,) * 5, y, True) for m in (triton_launch, reference))
+    for name in ("norm", "persistence", "cosine"):
+        torch.testing.assert_close(getattr(ours, name), getattr(true, name), atol=2e-5, rtol=2e-5)
+    assert not ours.bad.any()
+    x[3, 2], x[3, 5], x[9, 0] = float("nan"), float("inf"), -float("inf")
+    assert torch.equal(triton_launch.measure(x, (7,) * 5, None, False).bad, reference.measure(x, (7,), None, False).bad)
+
+
+def test_apportion_equals_the_reference() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for count in (1, 2, 9, 33):
+        lengths = torch.randint(0, 20, (count,), generator=generator)
+        lengths[0] += 1
+        weights = torch.rand(count, generator=generator).double() ** 3
+        for total in {1, int(lengths.sum()) // 3, int(lengths.sum())}:
+            budget = triton_launch.apportion(weights.to(DEVICE), lengths.to(DEVICE), total)
+            assert torch.equal(budget.cpu(), reference.apportion(weights, lengths, total))
+
+
+@pytest.mark.usefixtures("poisoned")
+def test_nearest_kept_equals_the_reference() -> None:
+    x = degenerate(150, "video-like").float().to(DEVICE)
+    offsets = torch.tensor([0, 20, 20, 130, 150], device=DEVICE)
+    kept = torch.tensor([0, 5, 19, 40, 41, 77, 100, 129], device=DEVICE)
+    assert torch.equal(triton_launch.nearest_kept(x, offsets, kept), reference.nearest_kept(x, offsets, kept))
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy, in the interpreter
+def test_nan_breaks_no_kernel_and_is_reported(path: str) -> None:
+    x = independent(40, 24, 0, torch.float32).to(DEVICE)
+    x[7, 3] = float("nan")
+    offsets, budget = torch.tensor([0, 40], device=DEVICE), torch.tensor([9], device=DEVICE)
+    norm = triton_launch.measure(x, (40,), None, False).norm
+    relevance = torch.full((40,), float("nan"), device=DEVICE)
+    order = triton_launch.conditional_dpp(x, relevance, offsets, budget, 40, 9, norm)
+    assert int((order >= 0).sum()) == 9
+    with pytest.raises(NonFiniteFeatures, match="1 of 960"):
+        Prune(0.5, PerFrame()).reduce(VideoTokens(x, (10,) * 4)).check()
+
+
+def test_a_reducer_runs_on_kernels_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIDSIEVE_OPS", "triton")
+    tokens = VideoTokens(video_like(4, 12, 24, seed=0, dtype=torch.float32).to(DEVICE), (12,) * 4)
+    prompt = Prompt(independent(3, 24, 1, torch.float32).to(DEVICE))
+    method = Prune(0.25, SceneCuts(), MarginalGain(), PromptSimilarity(), ConditionalDPP(), NearestKept())
+    with ops.spy() as calls:
+        reduction = method.reduce(tokens, prompt)
+    assert {name for _, name in calls} == {"triton"}
+    monkeypatch.setenv("VIDSIEVE_OPS", "reference")
+    expected = method.reduce(VideoTokens(tokens.features, tokens.frames), prompt)
+    assert torch.equal(reduction.kept, expected.kept)
+    assert torch.equal(reduction.source, expected.source)
+    monkeypatch.setenv("VIDSIEVE_OPS", "triton")
+    with pytest.raises(KernelUnavailable, match="float64"):
+        method.reduce(VideoTokens(tokens.features.double(), tokens.frames), prompt)
+
+
+def test_kernels_that_cannot_run_are_refused() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("the kernels can run on this machine")
+    code = "import torch, vidsieve as v; v.presets.vidsieve(.5).reduce(v.VideoTokens(torch.ones(4, 8), (2, 2)))"
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"VIDSIEVE_OPS": "triton"}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert "KernelUnavailable: VIDSIEVE_OPS=triton cannot run here: Triton needs a CUDA device" in run.stderr
+
+
+@pytest.mark.parametrize("architecture", [80, 90, 100])
+def test_kernels_compile_without_a_gpu(architecture: int) -> None:
+    script = Path(__file__).with_name("compile_kernels.py")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, str(script), str(architecture)]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert len(run.stdout.split()) == 9, run.stdout
+
+
+@pytest.mark.gpu
+def test_two_hundred_repeats_are_bit_identical() -> None:
+    x = video_like(8, 98, 512, seed=0, dtype=torch.bfloat16, motion=0.5).to(DEVICE)
+    relevance = torch.rand(784, device=DEVICE)
+    for bounds in ((0, 196, 392, 588, 784), (0, 784), (0, 600, 784)):
+        offsets = torch.tensor(bounds, device=DEVICE)
+        budget = reference.apportion(offsets.diff().double(), offsets.diff(), 120)
+        told = bounds_of(x, offsets, budget)
+        first = triton_launch.conditional_dpp(x, relevance, offsets, budget, *told)
+        for _ in range(200):
+            assert torch.equal(triton_launch.conditional_dpp(x, relevance, offsets, budget, *told), first)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("selector", [ConditionalDPP(), MMR()], ids=repr)
+@pytest.mark.parametrize("segmenter", [PerFrame(), SceneCuts(), SceneCuts(max_frames=None)], ids=repr)
+def test_a_captured_graph_reduces_new_data(segmenter: object, selector: object) -> None:
+    method = Prune(0.2, segmenter, MarginalGain(), PromptSimilarity(), selector)  # type: ignore[arg-type]
+    videos = [video_like(8, 196, 256, seed=s, dtype=torch.bfloat16, cuts=(3, 5)).to(DEVICE) for s in range(3)]
+    prompt = Prompt(independent(6, 256, 9, torch.bfloat16).to(DEVICE))
+    static = videos[0].clone()
+    run = lambda x: method.reduce(VideoTokens.from_grid(x, 8, 14, 14), prompt).apply(x)  # noqa: E731
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            run(static)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = run(static)
+    for x in videos:
+        static.copy_(x)
+        graph.replay()
+        assert torch.equal(out, run(x))
+
+
+@pytest.mark.gpu
+def test_a_reduction_never_waits_for_the_device() -> None:
+    method = Prune(0.2, SceneCuts(), MarginalGain(), PromptSimilarity(), ConditionalDPP(), NearestKept())
+    tokens = video_like(8, 196, 256, seed=0, dtype=torch.bfloat16).to(DEVICE)
+    prompt = Prompt(independent(6, 256, 9, torch.bfloat16).to(DEVICE))
+    method.reduce(VideoTokens.from_grid(tokens, 8, 14, 14), prompt).apply(tokens)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        method.reduce(VideoTokens.from_grid(tokens, 8, 14, 14), prompt).apply(tokens)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+def test_a_whole_video_as_one_segment_has_no_regret() -> None:
+    x = video_like(16, 196, 512, seed=0, dtype=torch.bfloat16, cuts=(5, 11), motion=0.5).to(DEVICE)
+    for relevance in (torch.rand(len(x), device=DEVICE), torch.ones(len(x), device=DEVICE)):
+        offsets, budget = torch.tensor([0, len(x)], device=DEVICE), torch.tensor([160], device=DEVICE)
+        order = triton_launch.conditional_dpp(x, relevance, offsets, budget, *bounds_of(x, offsets, budget))
+        check(x, offsets, budget, order, relevance)
