@@ -23,13 +23,11 @@ help:
 
 setup: $(READY)
 
-# torchvision holds transformers' video processors together, but its wheel names one exact torch build: take it alone.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "vidsieve needs Python 3.11 or newer; set PYTHON="; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --build-constraint constraints.txt --editable '.[all]' --group dev
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps torchvision
 	@touch $@
 
 demo: $(READY)

@@ -105,7 +105,7 @@ def test_the_same_input_gives_the_same_output(method: str) -> None:
 def test_non_finite_features_are_counted_and_refused(method: str, value: float) -> None:
     tokens = video("independent")
     tokens.features[3, 2] = tokens.features[8, 1] = value
-    with pytest.raises(NonFiniteFeatures, match="2 of 960 features"):
+    with pytest.raises(NonFiniteFeatures, match="2 of 60 video tokens"):
         METHODS[method](0.5).reduce(tokens, PROMPT)
 
 

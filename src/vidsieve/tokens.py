@@ -229,7 +229,7 @@ class Reduction:
         whoever waits anyway.
         """
         if self.bad is not None:
-            ops.raise_if_bad(int(self.bad.sum()), len(self.bad))
+            ops.raise_if_bad(int((self.bad > 0).sum()), len(self.bad))
 
     def gather(self, x: Tensor) -> Tensor:
         """The kept rows of `x` (N, ...), for what must not be averaged (positions, masks): (K, ...)."""

@@ -87,14 +87,14 @@ def check_finite(x: Tensor) -> None:
     """Raise `NonFiniteFeatures`, saying how many of how many, if `x` (N, D) holds NaN or inf. Waits for the device."""
     low, high = x.aminmax()  # both NaN if any entry is
     if not (torch.isfinite(low) & torch.isfinite(high)):
-        raise_if_bad(int((~torch.isfinite(x)).sum()), x.numel())
+        raise_if_bad(int((~torch.isfinite(x)).any(1).sum()), len(x))
 
 
 def raise_if_bad(bad: int, total: int) -> None:
-    """Raise `NonFiniteFeatures` if any of `total` features is bad."""
+    """Raise `NonFiniteFeatures` if any of `total` tokens is bad."""
     if bad:
         raise NonFiniteFeatures(
-            f"{bad} of {total} features are NaN or inf; a selection among them would be arbitrary. "
+            f"{bad} of {total} video tokens hold NaN or inf; a selection among them would be arbitrary. "
             "Check the vision tower's dtype (fp16 overflows) and the input frames."
         )
 

@@ -46,7 +46,7 @@ def _measure_kernel(
     i = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)  # (BLOCK_N,)
     d = tl.arange(0, BLOCK_D)  # (BLOCK_D,)
     row_ptr = x_ptr + i.to(tl.int64)[:, None] * stride + d[None, :]
-    before_ptr = row_ptr - per_frame.to(tl.int64) * stride
+    before_ptr = x_ptr + (i - per_frame).to(tl.int64)[:, None] * stride + d[None, :]
     has_before = (i >= per_frame) & (i < n)
     xx = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     bad = tl.zeros((BLOCK_N, BLOCK_D), tl.int32)

@@ -1,0 +1,66 @@
+"""What vidsieve is timed against: the greedy loops that people run today, written anew from their descriptions.
+
+Both take the published steps at the published place: float32 kernel, one small torch call after another, one pick at a
+time. Nothing is slowed down, and one thing is put right so that their picks can be compared with ours: relevance has the
+sign that keeps relevant tokens. They get segments and budgets for nothing. Picks come in the order they were made.
+"""
+
+import torch
+from torch import Tensor
+
+from vidsieve.relevance import min_max
+
+
+def guide_loop(x: Tensor, prompt: Tensor | None, bounds: list[int], budgets: list[int]) -> Tensor:
+    """Segment after segment: normalise, similarity, kernel, then a greedy MAP that asks the host for every pick.
+
+    The per-segment exact selection of the FrameFusion-style guide that this library began as an answer to (method.md).
+    x (N, D).  prompt (M, D), or None for flat relevance.  bounds (S + 1), budgets (S): host integers.  Picks (K,).
+    """
+    relevance = _relevance(x, prompt)
+    picks = []
+    for begin, end, k in zip(bounds, bounds[1:], budgets, strict=False):
+        unit = torch.nn.functional.normalize(x[begin:end].float(), dim=-1)
+        r = relevance[begin:end]
+        kernel = r[:, None] * (unit @ unit.mT) * r[None, :]  # (n, n)
+        cis = torch.zeros(k, end - begin, device=x.device)
+        di2s = kernel.diagonal().clone()
+        for step in range(k):
+            j = int(torch.argmax(di2s).item())
+            eis = (kernel[j] - cis[:step, j] @ cis[:step]) / di2s[j].clamp(min=1e-12).sqrt()
+            cis[step] = eis
+            di2s -= eis.square()
+            di2s[j] = -torch.inf
+            picks.append(begin + j)
+    return torch.tensor(picks, device=x.device)
+
+
+def cdpruner_loop(x: Tensor, prompt: Tensor | None, k: int) -> Tensor:
+    """One kernel over all N tokens and a loop of k picks on the device, batched for a batch of one. Picks (k,).
+
+    The loop of CDPruner, Zhang et al., NeurIPS 2025, arXiv 2506.10967, section 3; Chen et al. 2018, algorithm 1.
+    """
+    relevance = _relevance(x, prompt)[None]  # (B, N)
+    unit = torch.nn.functional.normalize(x.float(), dim=-1)[None]
+    kernel = relevance[:, :, None] * (unit @ unit.mT) * relevance[:, None, :]  # (B, N, N)
+    item = torch.arange(len(kernel), device=x.device)
+    cis = torch.zeros(k, *relevance.shape, device=x.device)
+    di2s = kernel.diagonal(dim1=1, dim2=2).clone()
+    picks = torch.empty(k, len(kernel), dtype=torch.int64, device=x.device)
+    for step in range(k):
+        j = torch.argmax(di2s, dim=-1)
+        picks[step] = j
+        known = torch.einsum("tb,tbn->bn", cis[:step, item, j], cis[:step])
+        eis = (kernel[item, j] - known) / di2s[item, j].clamp(min=1e-12).sqrt()[:, None]
+        cis[step] = eis
+        di2s -= eis.square()
+        di2s[item, j] = -torch.inf
+    return picks[:, 0]
+
+
+def _relevance(x: Tensor, prompt: Tensor | None) -> Tensor:
+    """Mean cosine to the prompt's tokens, brought to (0, 1]: (N,)."""
+    if prompt is None:
+        return torch.ones(len(x), device=x.device)
+    unit, other = (torch.nn.functional.normalize(y.float(), dim=-1) for y in (x, prompt))
+    return min_max((unit @ other.mT).mean(1))
