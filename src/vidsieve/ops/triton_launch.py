@@ -161,7 +161,7 @@ def _greedy(
         state = nearest if rule == MAX_MIN.value else torch.empty_like(norm)
         programs = _programs(x)
         shared = segments <= programs
-        # Teams wait for one another, so all programs must run at once, whatever else is on the device: a cooperative launch.
+        # Members of a team wait for one another, so all must run at once, whatever else is on the device.
         together = {"launch_cooperative_grid": True} if shared and x.is_cuda else {}
         block_all = triton.next_power_of_2(longest)
         _lazy_greedy_kernel[(max(programs, segments),)](
