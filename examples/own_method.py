@@ -26,7 +26,9 @@ class Newest:
     The idea behind EVS (arXiv 2510.14624), here with a budget a segment.
     """
 
-    def __call__(self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor) -> Tensor:
+    def __call__(
+        self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor, total: int
+    ) -> Tensor:
         novelty = 1 - tokens.persistence  # (N,)
         return ops.top(relevance * novelty, segments.offsets, budget)
 
