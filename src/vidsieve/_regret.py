@@ -1,5 +1,7 @@
 """Judging a selection: each pick's gain against the best gain of its own path, in float64 (method.md, eq. 13)."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -21,7 +23,8 @@ def relevance64(x: Tensor, prompt: Tensor | None) -> Tensor:
 def unit64(x: Tensor) -> Tensor:
     """Rows of x (N, D) in float64 and of length one, a zero row staying zero."""
     x = x.double()
-    return x / x.norm(dim=-1, keepdim=True).clamp(min=1e-300)
+    unit: Tensor = x / x.norm(dim=-1, keepdim=True).clamp(min=1e-300)
+    return unit
 
 
 def regret(unit: Tensor, r: Tensor, bounds: list[int], order: Tensor, trade: float | None = None) -> float:
@@ -30,7 +33,7 @@ def regret(unit: Tensor, r: Tensor, bounds: list[int], order: Tensor, trade: flo
     unit (N, D) and r (N,) float64.  trade: None for the gains of the DPP (eq. 7), else the weight of MMR (eq. 9).
     """
     worst = torch.zeros((), dtype=torch.float64, device=unit.device)
-    for begin, end in zip(bounds, bounds[1:], strict=False):
+    for begin, end in pairwise(bounds):
         steps = order[begin:end]
         path = steps.argsort(stable=True)[int((steps < 0).sum()) :]  # (k,), in the order of the picks
         if len(path):

@@ -1,8 +1,8 @@
 """What vidsieve is timed against: the greedy loops that people run today, written anew from their descriptions.
 
 Both take the published steps at the published place: float32 kernel, one small torch call after another, one pick at a
-time. Nothing is slowed down, and one thing is put right so that their picks can be compared with ours: relevance has the
-sign that keeps relevant tokens. They get segments and budgets for nothing. Picks come in the order they were made.
+time. Nothing is slowed down, and one thing is put right so that their picks can be compared with ours: relevance has
+the sign that keeps relevant tokens. They get segments and budgets for nothing. Picks come in the order they were made.
 """
 
 import torch

@@ -5,6 +5,7 @@
     vidsieve demo               the same, offline, on a clip and a model made here
     vidsieve methods            what --method takes
     vidsieve env                what is installed, and what would run
+    vidsieve bench ops          milliseconds and memory of a reduction, beside today's loops
 
 Exit codes: 0 done; 1 it failed, and standard error says why in one line; 2 a mistake in the command; 130 interrupted.
 With --json, standard output is one JSON document and nothing else. VIDSIEVE_TRACEBACK=1 shows where an error came from.
@@ -97,6 +98,18 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = add("demo", _demo, _show_result, method)
     demo.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for everything (out/demo)")
+
+    bench = add("bench", _bench, _show_bench)
+    bench.add_argument("what", choices=("ops",))
+    bench.add_argument("--frames", type=_count, default=64, help="(64)")
+    bench.add_argument("--tokens", type=_count, default=196, help="tokens a frame (196)")
+    bench.add_argument("--dim", type=_count, default=3584, help="features a token (3584)")
+    bench.add_argument("--case", action="append", dest="cases", metavar="NAME", help="only this case; repeatable")
+    bench.add_argument("--relevance", choices=("prompt", "flat"), default="prompt", help="(prompt)")
+    bench.add_argument("--rounds", type=_count, default=20, help="calls of each variant (20)")
+    bench.add_argument("--device", help="cpu, cuda, cuda:1, ... (cuda where there is one)")
+    bench.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16", help="(bfloat16)")
+    bench.add_argument("--out", type=Path, help="write the card and the rows to this JSON file")
 
     add("methods", _methods, _show_methods)
     add("env", _env, _show_env)
@@ -223,6 +236,40 @@ def _redraw(options: argparse.Namespace) -> Found:
     with _notes() as note:
         note("drawing")
         return {"pictures": pipeline.draw(result, options.out or folder)}
+
+
+def _bench(options: argparse.Namespace) -> Found:
+    """Time whole reductions beside the loops people run today; correctness first."""
+    import torch
+
+    from vidsieve import bench
+
+    unknown = [case for case in options.cases or () if case not in bench.CASES]
+    if unknown:
+        raise ValueError(f"no case {unknown[0]!r}; there are {', '.join(bench.CASES)}")
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = getattr(torch, options.dtype)
+    flat = options.relevance == "flat"
+    load = bench.Load(options.frames, options.tokens, options.dim, device, dtype, flat)
+    found = bench.bench(
+        load, options.cases or list(bench.CASES), options.rounds, lambda case: print(case, file=sys.stderr)
+    )
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def _show_bench(found: Found) -> None:
+    require("rich", "video")
+    from rich.console import Console
+
+    from vidsieve.bench import table
+
+    console = Console(highlight=False)
+    for name, value in found["card"].items():
+        console.print(f"[dim]{name:14}[/] {value}")
+    console.print(table(found))
 
 
 def _methods(options: argparse.Namespace) -> Found:
