@@ -91,9 +91,9 @@ class Prune(Reducer):
             order = self.selector(
                 tokens, relevance, segments, budget, total
             )  # (N,) step of each pick, -1 if not picked
-            kept = ops.compact(order >= 0, total)  # (K,) sorted
+            kept, source = ops.compact(order, total)  # (K,) sorted, (N,)
         with stage("merge"):
-            reduction = Reduction.select(kept, len(tokens), offsets=segments.offsets, budget=budget)
+            reduction = Reduction(kept, source, offsets=segments.offsets, budget=budget)
             if self.merger:
                 reduction = self.merger(tokens, segments, reduction)
         return replace(reduction, bad=tokens.bad) if on_device else reduction

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from vidsieve import ops
 from vidsieve.tokens import Prompt, VideoTokens
 
 EPSILON = 1e-6
@@ -23,8 +24,7 @@ class Relevance(Protocol):
 
 def min_max(scores: Tensor) -> Tensor:
     """Scores (N,) brought to (0, 1], the highest to 1; constant scores all to 1. method.md, eq. 4."""
-    low, high = scores.aminmax()
-    return (scores - low + EPSILON) / (high - low + EPSILON)
+    return ops.min_max(scores, EPSILON)
 
 
 @dataclass(frozen=True)

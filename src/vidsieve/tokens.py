@@ -207,7 +207,7 @@ class Reduction:
         """Keep `kept` (K,) of `total` tokens and drop the others."""
         source = torch.full((total,), -1, dtype=torch.int64, device=kept.device)
         rows = torch.arange(len(kept), device=kept.device)
-        return cls(kept, source.scatter_(0, kept, rows), offsets=offsets, budget=budget)
+        return cls(kept, source.scatter_(0, kept, rows))
 
     @classmethod
     def identity(cls, total: int, device: torch.device) -> Self:

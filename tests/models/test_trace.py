@@ -1,7 +1,7 @@
 """Did it engage? What a trace tells, and that it does not grow."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ class Segmented(Reducer):
             half = len(tokens) // 2
             offsets = torch.tensor([0, half, half, len(tokens)])
             budget = torch.tensor([1, 0, 1])
-            return Reduction.select(torch.tensor([0, half]), len(tokens), offsets=offsets, budget=budget)
+            return replace(Reduction.select(torch.tensor([0, half]), len(tokens)), offsets=offsets, budget=budget)
 
 
 def record(row: int = 0) -> VideoRecord:

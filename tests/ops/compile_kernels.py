@@ -13,7 +13,7 @@ TYPES = {
     "x_ptr": "*bf16", "offsets_ptr": "*i64", "budget_ptr": "*i64", "segment_ptr": "*i64", "rows_ptr": "*i64",
     "kept_ptr": "*i64", "source_ptr": "*i64", "lengths_ptr": "*i64", "weights_ptr": "*fp64", "order_ptr": "*i32",
     "candidate_ptr": "*i32", "pick_ptr": "*i32", "count_ptr": "*i32", "barrier_ptr": "*i32", "bad_ptr": "*i32",
-    "trade": "fp32",
+    "trade": "fp32", "epsilon": "fp32",
 }  # fmt: skip
 FEATURES: dict[str, Any] = {"D": 3584, "PRECISION": "ieee"}
 LAZY: dict[str, Any] = FEATURES | {
@@ -39,6 +39,8 @@ if __name__ == "__main__":
     compile_kernel(triton_measure._column_sum_kernel, sm, D=3584, ROWS=128, BLOCK_D=512)
     compile_kernel(triton_measure._measure_kernel, sm, D=3584, PERSISTENCE=True, COSINE=True, BLOCK_N=1, BLOCK_D=512)
     compile_kernel(triton_layout._apportion_kernel, sm, BLOCK=64, STEP=16, warps=1)
+    compile_kernel(triton_layout._min_max_kernel, sm, BLOCK=4096, warps=8)
+    compile_kernel(triton_layout._compact_kernel, sm, BLOCK=4096, warps=8)
     compile_kernel(triton_gram._gram_kernel, sm, **FEATURES, TILES=4, BLOCK=64, BLOCK_D=64)
     compile_kernel(triton_gram._nearest_kept_kernel, sm, **FEATURES, BLOCK_N=64, BLOCK_K=64, BLOCK_D=32)
     compile_kernel(triton_greedy._greedy_kernel, sm, RULE=0, BLOCK_N=256, BLOCK_K=16)

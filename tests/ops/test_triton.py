@@ -139,6 +139,17 @@ def test_apportion_equals_the_reference() -> None:
 
 
 @pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("n", [1, 63, 4096, 5001])
+def test_small_steps_equal_the_reference(n: int) -> None:
+    scores = torch.randn(n, generator=torch.Generator().manual_seed(n)).to(DEVICE)
+    torch.testing.assert_close(triton_launch.min_max(scores, 1e-6), reference.min_max(scores, 1e-6), atol=1e-6, rtol=0)
+    order = torch.where(scores > 0, torch.arange(n, device=DEVICE), -1).int()
+    total = int((order >= 0).sum())
+    for ours, true in zip(triton_launch.compact(order, total), reference.compact(order, total), strict=True):
+        assert torch.equal(ours, true)
+
+
+@pytest.mark.usefixtures("poisoned")
 def test_nearest_kept_equals_the_reference() -> None:
     x = degenerate(150, "video-like").float().to(DEVICE)
     offsets = torch.tensor([0, 20, 20, 130, 150], device=DEVICE)
@@ -192,7 +203,7 @@ def test_kernels_compile_without_a_gpu(architecture: int) -> None:
     command = [sys.executable, str(script), str(architecture)]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-2000:]
-    assert len(run.stdout.split()) == 9, run.stdout
+    assert len(run.stdout.split()) == 11, run.stdout
 
 
 @pytest.mark.gpu

@@ -158,12 +158,17 @@ def top(score: Tensor, offsets: Tensor, budget: Tensor) -> Tensor:
     return _implementation("top", offsets).top(score, offsets, budget)  # type: ignore[no-any-return]
 
 
-def compact(mask: Tensor, total: int) -> Tensor:
-    """Indices of the `total` true entries of mask (N,): int64 (total,), sorted, without asking the device how many."""
-    position = mask.cumsum(0)
-    slots = torch.where(mask, position - 1, total)
-    out = mask.new_zeros(total + 1, dtype=torch.int64)
-    return out.scatter_(0, slots, torch.arange(len(mask), device=mask.device))[:total]
+def min_max(scores: Tensor, epsilon: float) -> Tensor:
+    """Scores (N,) brought to (0, 1], the highest to 1; constant scores all to 1: float32 (N,). method.md, eq. 4."""
+    return _implementation("min_max", scores).min_max(scores, epsilon)  # type: ignore[no-any-return]
+
+
+def compact(order: Tensor, total: int) -> tuple[Tensor, Tensor]:
+    """The `total` tokens that order (N,) says were picked, sorted (total,), and each one's row among them or -1 (N,).
+
+    Does not ask the device how many there are.
+    """
+    return _implementation("compact", order).compact(order, total)  # type: ignore[no-any-return]
 
 
 def merge_mean(x: Tensor, source: Tensor, kept: int) -> Tensor:

@@ -321,6 +321,19 @@ def nearest_kept(x: Tensor, offsets: Tensor, kept: Tensor) -> Tensor:
     return source
 
 
+def min_max(scores: Tensor, epsilon: float) -> Tensor:
+    low, high = scores.aminmax()
+    return (scores - low + epsilon) / (high - low + epsilon)
+
+
+def compact(order: Tensor, total: int) -> tuple[Tensor, Tensor]:
+    picked = order >= 0
+    source = torch.where(picked, picked.cumsum(0) - 1, -1)
+    kept = source.new_zeros(total + 1)  # and one for what is not picked
+    kept.scatter_(0, source.where(picked, total), torch.arange(len(order), device=order.device))
+    return kept[:total], source
+
+
 def top(score: Tensor, offsets: Tensor, budget: Tensor) -> Tensor:
     position = torch.arange(len(score), device=score.device)
     segment = torch.searchsorted(offsets[1:], position, right=True)

@@ -177,6 +177,20 @@ def nearest_kept(x: Tensor, offsets: Tensor, kept: Tensor) -> Tensor:
     return source
 
 
+def min_max(scores: Tensor, epsilon: float) -> Tensor:
+    """Eq. 4, the normalisation."""
+    low, high = float(scores.min()), float(scores.max())
+    return ((scores.double() - low + epsilon) / (high - low + epsilon)).float()
+
+
+def compact(order: Tensor, total: int) -> tuple[Tensor, Tensor]:
+    kept = [i for i, step in enumerate(order.tolist()) if step >= 0]
+    source = torch.full((len(order),), -1, dtype=torch.int64, device=order.device)
+    for row, i in enumerate(kept):
+        source[i] = row
+    return torch.tensor(kept, dtype=torch.int64, device=order.device), source
+
+
 def top(score: Tensor, offsets: Tensor, budget: Tensor) -> Tensor:
     order = torch.full((len(score),), -1, dtype=torch.int32, device=score.device)
     for begin, end, k in _segments(offsets, budget):

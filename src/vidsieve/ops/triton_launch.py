@@ -16,7 +16,7 @@ from vidsieve.ops.eager import merge_mean, top
 from vidsieve.ops.reference import Measures
 from vidsieve.ops.triton_gram import _gram_kernel, _nearest_kept_kernel
 from vidsieve.ops.triton_greedy import DPP, MAX_MIN, MMR, _greedy_kernel, _nearest_other_kernel
-from vidsieve.ops.triton_layout import _apportion_kernel
+from vidsieve.ops.triton_layout import _apportion_kernel, _compact_kernel, _min_max_kernel
 from vidsieve.ops.triton_lazy import _lazy_greedy_kernel
 from vidsieve.ops.triton_measure import _column_sum_kernel, _measure_kernel
 
@@ -34,10 +34,12 @@ def unavailable() -> str:
 
 __all__ = [
     "apportion",
+    "compact",
     "conditional_dpp",
     "max_min",
     "measure",
     "merge_mean",
+    "min_max",
     "mmr",
     "nearest_kept",
     "top",
@@ -103,6 +105,22 @@ def apportion(weights: Tensor, lengths: Tensor, total: int) -> Tensor:
             num_warps=4 if block > 128 else 1,
         )
     return out
+
+
+def min_max(scores: Tensor, epsilon: float) -> Tensor:
+    scores = scores.float().contiguous()
+    out = torch.empty_like(scores)
+    with _on(scores):
+        _min_max_kernel[(1,)](scores, out, len(scores), epsilon, BLOCK=4096, num_warps=8)
+    return out
+
+
+def compact(order: Tensor, total: int) -> tuple[Tensor, Tensor]:
+    kept = torch.empty(total, dtype=torch.int64, device=order.device)
+    source = torch.empty(len(order), dtype=torch.int64, device=order.device)
+    with _on(order):
+        _compact_kernel[(1,)](order, kept, source, len(order), total, BLOCK=4096, num_warps=8)
+    return kept, source
 
 
 def _gram(x: Tensor, norm: Tensor, offsets: Tensor, longest: int) -> Tensor:

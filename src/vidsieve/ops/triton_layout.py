@@ -1,4 +1,4 @@
-"""Budgets, worked out on the device by one program."""
+"""Small steps between the large ones, each one program: as torch calls their launches would cost more than they do."""
 
 import triton
 import triton.language as tl
@@ -46,3 +46,44 @@ def _apportion_kernel(
     tl.debug_barrier()
     missing = total - tl.sum(whole, 0)
     tl.store(out_ptr + s, whole.to(tl.int64) + (rank < missing).to(tl.int64), mask=s < count)
+
+
+@triton.jit
+def _min_max_kernel(
+    score_ptr,  # (N,) float32
+    out_ptr,  # (N,) float32: eq. 4
+    n,
+    epsilon,
+    BLOCK: tl.constexpr,
+):
+    low = tl.full((BLOCK,), float("inf"), tl.float32)
+    high = tl.full((BLOCK,), -float("inf"), tl.float32)
+    for at in range(0, n, BLOCK):
+        i = at + tl.arange(0, BLOCK)
+        low = tl.minimum(low, tl.load(score_ptr + i, mask=i < n, other=float("inf")))
+        high = tl.maximum(high, tl.load(score_ptr + i, mask=i < n, other=-float("inf")))
+    least = tl.min(low, 0)
+    span = tl.max(high, 0) - least + epsilon
+    for at in range(0, n, BLOCK):
+        i = at + tl.arange(0, BLOCK)
+        score = tl.load(score_ptr + i, mask=i < n, other=0.0)
+        tl.store(out_ptr + i, (score - least + epsilon) / span, mask=i < n)
+
+
+@triton.jit
+def _compact_kernel(
+    order_ptr,  # (N,) int32, -1 where not picked
+    kept_ptr,  # (K,) int64 out: the picked tokens, in their own order
+    source_ptr,  # (N,) int64 out: row among the kept, -1 where not picked
+    n,
+    total,
+    BLOCK: tl.constexpr,
+):
+    before = 0
+    for at in range(0, n, BLOCK):
+        i = at + tl.arange(0, BLOCK)
+        picked = tl.load(order_ptr + i, mask=i < n, other=-1) >= 0
+        row = before + tl.cumsum(picked.to(tl.int32), 0) - 1
+        tl.store(kept_ptr + row, i.to(tl.int64), mask=picked & (row < total))
+        tl.store(source_ptr + i, tl.where(picked, row, -1).to(tl.int64), mask=i < n)
+        before += tl.sum(picked.to(tl.int32), 0)
