@@ -2,8 +2,8 @@
 
     python benchmarks/log_det.py
 
-log det of L = diag(r) S diag(r) restricted to the picks, for independent and for video-like features. A log-det can have
-either sign, so the ratio reported is that of the volumes, per token: exp((log det of the method - log det exact) / k).
+log det of L = diag(r) S diag(r) restricted to the picks, for independent and for video-like features. A log-det can
+have either sign, so the ratio reported is that of the volumes, per token: exp((log det - log det exact) / k).
 Relevance is uniform in [0.05, 1]; one segment of 784 tokens of 256 features; five seeds.
 """
 
@@ -60,7 +60,8 @@ def main() -> None:
                 ratios = [math.exp(value) for value in loss]
                 rows.append(
                     {"features": kind, "keep": keep, "method": name, "log_det_per_token": round(mean(loss), 4),
-                     "volume_ratio": round(mean(ratios), 4), "lowest": round(min(ratios), 4), "highest": round(max(ratios), 4)}
+                     "volume_ratio": round(mean(ratios), 4), "lowest": round(min(ratios), 4),
+                     "highest": round(max(ratios), 4)}
                 )  # fmt: skip
     card = {"command": "python benchmarks/log_det.py", "torch": torch.__version__, "vidsieve": vidsieve.__version__,
             "machine": platform.machine(), "tokens": FRAMES * TOKENS, "dim": DIM, "seeds": SEEDS}  # fmt: skip

@@ -1,8 +1,9 @@
 """What vidsieve is timed against: the greedy loops that people run today, written anew from their descriptions.
 
 Both take the published steps at the published place: float32 kernel, one small torch call after another, one pick at a
-time. Nothing is slowed down, and one thing is put right so that their picks can be compared with ours: relevance has
-the sign that keeps relevant tokens. They get segments and budgets for nothing. Picks come in the order they were made.
+time, over a batch of one. Nothing is slowed down, and one thing is put right so that their picks can be compared with
+ours: relevance has the sign that keeps relevant tokens. They get segments and budgets for nothing. Picks come in the
+order they were made.
 """
 
 import torch
@@ -12,35 +13,33 @@ from vidsieve.relevance import min_max
 
 
 def guide_loop(x: Tensor, prompt: Tensor | None, bounds: list[int], budgets: list[int]) -> Tensor:
-    """Segment after segment: normalise, similarity, kernel, then a greedy MAP that asks the host for every pick.
+    """Segment after segment: find its tokens, normalise, similarity, kernel, then CDPruner's greedy loop on it.
 
-    The per-segment exact selection of the FrameFusion-style guide that this library began as an answer to (method.md).
-    x (N, D).  prompt (M, D), or None for flat relevance.  bounds (S + 1), budgets (S): host integers.  Picks (K,).
+    The per-segment exact selection of the FrameFusion-style guide that this library began as an answer to (method.md);
+    its greedy is CDPruner's, called once a segment. x (N, D).  prompt (M, D), or None for flat relevance.
+    bounds (S + 1), budgets (S): host integers.  Picks (K,).
     """
     relevance = _relevance(x, prompt)
+    lengths = torch.tensor(bounds, device=x.device).diff()
+    segment = torch.arange(len(lengths), device=x.device).repeat_interleave(lengths)  # (N,)
     picks = []
-    for begin, end, k in zip(bounds, bounds[1:], budgets, strict=False):
-        unit = torch.nn.functional.normalize(x[begin:end].float(), dim=-1)
-        r = relevance[begin:end]
-        kernel = r[:, None] * (unit @ unit.mT) * r[None, :]  # (n, n)
-        cis = torch.zeros(k, end - begin, device=x.device)
-        di2s = kernel.diagonal().clone()
-        for step in range(k):
-            j = int(torch.argmax(di2s).item())
-            eis = (kernel[j] - cis[:step, j] @ cis[:step]) / di2s[j].clamp(min=1e-12).sqrt()
-            cis[step] = eis
-            di2s -= eis.square()
-            di2s[j] = -torch.inf
-            picks.append(begin + j)
-    return torch.tensor(picks, device=x.device)
+    for s, k in enumerate(budgets):
+        index = (segment == s).nonzero()[:, 0]  # (n,), waits for the device
+        picks.append(index[_greedy_map(x[index], relevance[index], k)])
+    return torch.cat(picks)
 
 
 def cdpruner_loop(x: Tensor, prompt: Tensor | None, k: int) -> Tensor:
-    """One kernel over all N tokens and a loop of k picks on the device, batched for a batch of one. Picks (k,).
+    """One kernel over all N tokens and a loop of k picks. Picks (k,).
 
-    The loop of CDPruner, Zhang et al., NeurIPS 2025, arXiv 2506.10967, section 3; Chen et al. 2018, algorithm 1.
+    CDPruner, Zhang et al., NeurIPS 2025, arXiv 2506.10967, section 3.
     """
-    relevance = _relevance(x, prompt)[None]  # (B, N)
+    return _greedy_map(x, _relevance(x, prompt), k)
+
+
+def _greedy_map(x: Tensor, relevance: Tensor, k: int) -> Tensor:
+    """CDPruner's greedy MAP (Chen et al. 2018, algorithm 1), batched as published, for a batch of one. Picks (k,)."""
+    relevance = relevance[None]  # (B, N)
     unit = torch.nn.functional.normalize(x.float(), dim=-1)[None]
     kernel = relevance[:, :, None] * (unit @ unit.mT) * relevance[:, None, :]  # (B, N, N)
     item = torch.arange(len(kernel), device=x.device)

@@ -41,12 +41,9 @@ def _pieces(lengths: Sequence[int], width: int, limit: int = PIECE_BYTES) -> Ite
 
 
 def measure(x: Tensor, frames: tuple[int, ...], y: Tensor | None, persistence: bool) -> Measures:
-    return Measures(
-        _norm(x),
-        (~torch.isfinite(x)).sum(1, dtype=torch.int32) if x.is_cuda else x.new_zeros(len(x), dtype=torch.int32),
-        _persistence(x, frames) if persistence else None,
-        None if y is None else _cosine_to(x, y),
-    )
+    norm, cosine = _norm_and_cosine(x, y)
+    bad = (~torch.isfinite(x)).sum(1, dtype=torch.int32) if x.is_cuda else x.new_zeros(len(x), dtype=torch.int32)
+    return Measures(norm, bad, _persistence(x, frames) if persistence else None, cosine)
 
 
 def _persistence(x: Tensor, frames: tuple[int, ...]) -> Tensor:
@@ -86,13 +83,18 @@ def _cosine(a: Tensor, b: Tensor) -> Tensor:
     return cosine.masked_fill((norm_a == 0) & (norm_b == 0), 1.0).float()
 
 
-def _cosine_to(x: Tensor, y: Tensor) -> Tensor:
-    direction = _unit(y).mean(0).to(_working(x))  # the mean of cosines is the cosine sum with the mean unit vector
-    out = torch.empty(len(x), dtype=torch.float32, device=x.device)
+def _norm_and_cosine(x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Lengths of the rows of x (N, D), and their mean cosine to those of y (M, D) if given: (N,) each."""
+    norm = x.new_empty(len(x), dtype=_working(x))
+    # The mean of the cosines to several vectors is the projection on the mean of their unit vectors.
+    direction = norm.new_zeros(x.shape[1]) if y is None else _unit(y).mean(0).to(norm.dtype)
+    projection = None if y is None else torch.empty_like(norm)
     for piece in _pieces([1] * len(x), x.shape[1], STREAM_BYTES):
-        part = x[piece].to(direction.dtype)
-        out[piece] = (part @ direction) / torch.linalg.vector_norm(part, dim=-1).clamp(min=1e-30)
-    return out
+        part = x[piece].to(norm.dtype)
+        norm[piece] = torch.linalg.vector_norm(part, dim=-1)
+        if projection is not None:
+            projection[piece] = part @ direction
+    return norm, None if projection is None else (projection / norm.clamp(min=1e-30)).float()
 
 
 def apportion(weights: Tensor, lengths: Tensor, total: int) -> Tensor:
@@ -116,45 +118,76 @@ def apportion(weights: Tensor, lengths: Tensor, total: int) -> Tensor:
 
 
 class _Similarities:
-    """Rows of S for B segments of n tokens x (B, n, D): looked up where S is held, computed where it is not."""
+    """Rows of S for B segments of n tokens x (B, n, D).
 
-    def __init__(self, x: Tensor, norm: Tensor, held: bool) -> None:
-        self.held, self.norm = held, norm  # (B, n)
-        self.table = _gram(x, norm) if held else _unit(x)  # (B, n, n) or (B, n, D)
-        self.rows = torch.arange(len(x), device=x.device)
+    All at once where most will be needed; else a block at a time: a row that is asked for brings those of the tokens
+    with the next-best scores along, which are likely to be asked for soon and cost little more. For long segments,
+    where S is not held, one at a time.
+    """
 
-    def of(self, pick: Tensor) -> Tensor:
-        """Similarities of picks (A, 1) in the first A segments: (A, n)."""
-        rows, pick = self.rows[: len(pick)], pick[:, 0]
-        if self.held:
-            return self.table[rows, pick]
-        unit = self.table[: len(pick)]
-        return (unit @ unit[rows, pick, :, None])[..., 0]
+    def __init__(self, x: Tensor, norm: Tensor, steps: int) -> None:
+        self.x, self.norm = x, norm  # (B, n, D), (B, n)
+        b, n = norm.shape
+        self.segments = torch.arange(b, device=x.device)
+        self.held = n <= GRAM_LIMIT
+        self.block = max(6, steps // 3)
+        if not self.held:
+            self.unit = _unit(x)  # (B, n, D)
+        elif 6 * steps >= n or x.is_cuda:
+            self.s = _gram(x, norm)  # (B, n, n)
+            self.here = norm.new_ones(b, n, dtype=torch.bool)
+        else:
+            self.s = norm.new_empty(b, n, n)
+            self.here = norm.new_zeros(b, n, dtype=torch.bool)
+
+    def of(self, pick: Tensor, score: Tensor) -> Tensor:
+        """Similarities of picks (A, 1), chosen by score (A, n), in the first A segments: (A, n)."""
+        segments, at = self.segments[: len(pick)], pick[:, 0]
+        if not self.held:
+            unit = self.unit[: len(pick)]
+            return (unit @ unit[segments, at, :, None])[..., 0]
+        missing = ~self.here[segments, at]
+        if missing.any():
+            score = score.masked_fill(self.here[: len(pick)], -torch.inf).scatter(1, pick, torch.inf)
+            size = 4 * self.block if missing.all() else self.block
+            rows = score.topk(min(size, score.shape[1]), dim=1).indices  # (A, m), the pick first
+            self._bring(segments[missing], rows[missing])
+        return self.s[segments, at]
+
+    def _bring(self, segments: Tensor, rows: Tensor) -> None:
+        """Compute `rows` (A, m) of S in `segments` (A,)."""
+        whole = len(segments) == len(self.x)
+        for i, segment in enumerate([-1] if whole else segments.tolist()):  # a view of a segment, not a copy
+            at = slice(None) if whole else slice(segment, segment + 1)
+            chosen = rows if whole else rows[i : i + 1]
+            x, inverse = self.x[at], _inverse(self.norm[at])
+            picked = x.gather(1, chosen[..., None].expand(-1, -1, x.shape[2]))  # (A', m, D)
+            block = _product(picked, x).mul_(inverse.gather(1, chosen)[:, :, None]).mul_(inverse[:, None, :])
+            self.s[at].scatter_(1, chosen[..., None].expand_as(block), block)
+            self.here[at].scatter_(1, chosen, True)
 
 
-def _norm(x: Tensor) -> Tensor:
-    """Lengths of the rows of x (N, D): (N,)."""
-    out = x.new_empty(len(x), dtype=_working(x))
-    for piece in _pieces([1] * len(x), x.shape[1], STREAM_BYTES):
-        out[piece] = torch.linalg.vector_norm(x[piece].to(out.dtype), dim=-1)
-    return out
+def _inverse(norm: Tensor) -> Tensor:
+    return torch.where(norm > 0, norm.reciprocal(), 0)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a (B, m, D) times b (B, n, D) transposed: (B, m, n), accumulated and returned in float32 or better."""
+    if a.dtype == torch.bfloat16 and a.device.type == "cpu" and b.shape[1] >= 64:
+        # CPUs with bf16 units multiply twice as fast in bf16 as in float32, and accumulate in float32; only the
+        # result is rounded. A second product minus the first result brings back what the rounding took.
+        coarse = a @ b.mT
+        return torch.baddbmm(coarse, a, b.mT, beta=-1).to(torch.float32).add_(coarse)
+    return a.to(_working(a)) @ b.to(_working(b)).mT
 
 
 def _gram(x: Tensor, norm: Tensor) -> Tensor:
     """Cosines of x (B, n, D) with lengths `norm` within each segment: (B, n, n) in float32 or better."""
     b, n, _ = x.shape
     out = x.new_empty(b, n, n, dtype=_working(x))
-    inverse = torch.where(norm > 0, norm.reciprocal(), 0)
+    inverse = _inverse(norm)
     for piece in _pieces([n] * b, x.shape[2]):
-        part = x[piece]
-        if part.dtype == torch.bfloat16 and part.device.type == "cpu" and n >= 64:
-            # CPUs with bf16 units multiply twice as fast in bf16 as in float32, and accumulate in float32; only the
-            # result is rounded. A second product minus the first result brings back what the rounding took.
-            coarse = part @ part.mT
-            raw = torch.baddbmm(coarse, part, part.mT, beta=-1).to(out.dtype).add_(coarse)
-        else:
-            raw = part.to(out.dtype)
-            raw = raw @ raw.mT
+        raw = _product(x[piece], x[piece])
         torch.mul(raw, inverse[piece][:, :, None], out=out[piece]).mul_(inverse[piece][:, None, :])
     return out
 
@@ -264,7 +297,7 @@ def _greedy(
             if relevance is not None:
                 r = relevance[index].to(r.dtype)
             lengths = norm[index].to(r.dtype)
-            similarities = _Similarities(batch, lengths, held)
+            similarities = _Similarities(batch, lengths, picks[0])
             order[index] = _greedy_batch(similarities, picks, make_rule(batch, lengths, r, picks[0]))
     return order
 
@@ -282,7 +315,7 @@ def _greedy_batch(similarities: _Similarities, picks: list[int], rule: _Rule) ->
         pick = (score >= best - TIE * best.abs()).int().argmax(1, keepdim=True)  # the first of those tied, (A, 1)
         order[:active].scatter_(1, pick, step)
         if step + 1 < picks[0]:
-            rule.update(step, pick, similarities.of(pick))
+            rule.update(step, pick, similarities.of(pick, score))
     return order
 
 

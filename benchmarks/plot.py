@@ -1,0 +1,100 @@
+"""Draw benchmark results: milliseconds of each case and variant, on a log axis.
+
+    python benchmarks/plot.py                                  every benchmarks/results/ops_*.json
+    python benchmarks/plot.py ops.json --out docs/images       one
+
+A dot is a median, its whisker the 20 and 80 % quantiles, the grey tick the floor (or, on CPU, one batched Gram).
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.lines import Line2D
+
+HERE = Path(__file__).parent
+STYLE = {  # colour, marker, what the legend says
+    "guide-loop": ("#b24a3b", "o", "guide's loop"),
+    "cdpruner-loop": ("#d9944a", "o", "CDPruner's loop"),
+    "eager": ("#7b8fa8", "s", "vidsieve, torch"),
+    "triton": ("#4a7fb5", "D", "vidsieve, Triton"),
+    "triton-graph": ("#1d4e89", "D", "vidsieve, Triton in a CUDA graph"),
+    "floor": ("#777777", "|", "floor: read the features once"),
+    "bmm": ("#777777", "|", "one batched Gram"),
+}
+
+
+def draw(path: Path, folder: Path) -> Path:
+    """The figure of one JSON: folder / (stem of path).png."""
+    found: dict[str, Any] = json.loads(path.read_text())
+    rows = [row for row in found["rows"] if row["median_ms"]]
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    figure, axes = plt.subplots(figsize=(9, 1.6 + 0.46 * len(cases)), layout="constrained")
+    for row in rows:
+        y = cases.index(row["case"])
+        colour, marker, _ = STYLE[row["variant"]]
+        size = 17 if marker == "|" else 7
+        axes.plot(row["median_ms"], y, marker, color=colour, markersize=size, markeredgewidth=2.2 if size > 7 else 0)
+        if marker != "|":
+            axes.plot([row["q20_ms"], row["q80_ms"]], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
+    for y, case in enumerate(cases):
+        times = {row["variant"]: row["median_ms"] for row in rows if row["case"] == case}
+        loop = next((times[name] for name in ("guide-loop", "cdpruner-loop") if name in times), None)
+        best = min((times[name] for name in ("eager", "triton", "triton-graph") if name in times), default=None)
+        if best is not None:
+            axes.annotate(_ms(best), (best, y), (0, 7), textcoords="offset points", ha="center", fontsize=8)
+        if loop is not None and best is not None:
+            note = f"{_ms(loop)}  ({loop / best:,.0f}x)"
+            axes.annotate(note, (loop, y), (0, 7), textcoords="offset points", ha="center", fontsize=8)
+    axes.set_xscale("log")
+    axes.margins(x=0.08)
+    axes.set_yticks(range(len(cases)), cases)
+    axes.set_ylim(len(cases) - 0.5, -0.7)
+    axes.set_xlabel("milliseconds, log scale")
+    axes.grid(axis="x", color="#e4e4e4", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    card = found["card"]
+    frames, tokens, dim = card["shape"]
+    threads = f", {card['threads']} threads" if card["threads"] else ""
+    axes.set_title(
+        f"Reducing {frames} x {tokens} tokens of {dim} features, {card['dtype']} on {card['device']}{threads}",
+        fontsize=11,
+        loc="left",
+    )
+    shown = [name for name in STYLE if any(row["variant"] == name for row in rows)]
+    handles = [
+        Line2D(
+            [], [], color=STYLE[name][0], marker=STYLE[name][1], linestyle="", markeredgewidth=2, label=STYLE[name][2]
+        )
+        for name in shown
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    folder.mkdir(parents=True, exist_ok=True)
+    out = folder / f"{path.stem}.png"
+    figure.savefig(out, dpi=160)
+    plt.close(figure)
+    return out
+
+
+def _ms(ms: float) -> str:
+    return f"{ms:,.0f} ms" if ms >= 100 else f"{ms:.2g} ms"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("json", nargs="*", type=Path, help="(every benchmarks/results/ops_*.json)")
+    parser.add_argument("--out", type=Path, default=HERE.parent / "docs" / "images", help="folder (docs/images)")
+    options = parser.parse_args()
+    for path in options.json or sorted((HERE / "results").glob("ops_*.json")):
+        print(draw(path, options.out))
+
+
+if __name__ == "__main__":
+    main()
