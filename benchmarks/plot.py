@@ -16,6 +16,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter
 
 HERE = Path(__file__).parent
 STYLE = {  # colour, marker, what the legend says
@@ -49,10 +50,16 @@ def draw(path: Path, folder: Path) -> Path:
         if best is not None:
             axes.annotate(_ms(best), (best, y), (0, 7), textcoords="offset points", ha="center", fontsize=8)
         if loop is not None and best is not None:
-            note = f"{_ms(loop)}  ({loop / best:,.0f}x)"
+            ratio = loop / best
+            note = f"{_ms(loop)}  ({ratio:,.1f}x)" if ratio < 10 else f"{_ms(loop)}  ({ratio:,.0f}x)"
             axes.annotate(note, (loop, y), (0, 7), textcoords="offset points", ha="center", fontsize=8)
     axes.set_xscale("log")
     axes.margins(x=0.08)
+    low, high = axes.get_xlim()
+    narrow = high < 100 * low  # then powers of ten alone would be too few ticks
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_yticks(range(len(cases)), cases)
     axes.set_ylim(len(cases) - 0.5, -0.7)
     axes.set_xlabel("milliseconds, log scale")
@@ -61,8 +68,8 @@ def draw(path: Path, folder: Path) -> Path:
     axes.tick_params(length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     card = found["card"]
-    frames, tokens, dim = card["shape"]
-    threads = f", {card['threads']} threads" if card["threads"] else ""
+    frames, tokens, dim = card["command"].split()[4::2][:3]  # --frames F --tokens P --dim D
+    threads = "" if "copy_gb_s" in card else f", {card['threads']} threads"
     axes.set_title(
         f"Reducing {frames} x {tokens} tokens of {dim} features, {card['dtype']} on {card['device']}{threads}",
         fontsize=11,

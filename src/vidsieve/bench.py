@@ -105,7 +105,10 @@ def card(load: Load) -> dict[str, Any]:
     """Where and on what the figures were taken."""
     cuda = load.device.type == "cuda"
     found = {
-        "command": f"vidsieve bench ops --frames {load.frames} --tokens {load.tokens} --dim {load.dim}",
+        "command": (
+            f"vidsieve bench ops --frames {load.frames} --tokens {load.tokens} --dim {load.dim} --device {load.device} "
+            f"--dtype {str(load.dtype).removeprefix('torch.')} --relevance {'flat' if load.flat else 'prompt'}"
+        ),
         "device": torch.cuda.get_device_name(load.device) if cuda else _processor(),
         "threads": torch.get_num_threads(),
         "dtype": str(load.dtype).removeprefix("torch."),
@@ -143,7 +146,8 @@ def _case(
         if not ops.available()[name] and (name == "eager" or load.device.type == "cuda"):
             with _using(name):
                 order = _order(method, load.video(sets[0]), prompt)
-                regrets[name] = regret(*truth, bounds, order, trade)
+                whole = int((order >= 0).sum()) == sum(budgets)  # too few picks could have no regret
+                regrets[name] = regret(*truth, bounds, order, trade) if whole else math.inf
             variants[name] = lambda i, name=name: _run(name, reduce, sets[i])  # type: ignore[misc]
     if "triton" in variants:
         regrets["triton-graph"], variants["triton-graph"] = regrets["triton"], _graphed(reduce, sets)
@@ -163,7 +167,8 @@ def _case(
 
     del truth
     right = {name: run for name, run in variants.items() if not regrets.get(name, 0.0) > REGRET}
-    peaks = {name: _peak(run, load.device) for name, run in right.items()}
+    # A replay allocates nothing: its memory was taken at capture, as much as a launch takes.
+    peaks = {name: _peak(run, load.device) for name, run in right.items() if name != "triton-graph"}
     times = _times(right, rounds, load.device)
     rows = []
     for name in variants:

@@ -89,11 +89,13 @@ def _norm_and_cosine(x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None
     # The mean of the cosines to several vectors is the projection on the mean of their unit vectors.
     direction = norm.new_zeros(x.shape[1]) if y is None else _unit(y).mean(0).to(norm.dtype)
     projection = None if y is None else torch.empty_like(norm)
-    for piece in _pieces([1] * len(x), x.shape[1], STREAM_BYTES):
-        part = x[piece].to(norm.dtype)
-        norm[piece] = torch.linalg.vector_norm(part, dim=-1)
+    rows = min(len(x), max(1, STREAM_BYTES // (4 * x.shape[1])))
+    buffer = norm.new_empty(rows, x.shape[1])  # one for all pieces: fresh memory would cost more than the arithmetic
+    for begin in range(0, len(x), rows):
+        part = buffer[: len(x) - begin].copy_(x[begin : begin + rows])
+        torch.linalg.vector_norm(part, dim=-1, out=norm[begin : begin + rows])
         if projection is not None:
-            projection[piece] = part @ direction
+            torch.mv(part, direction, out=projection[begin : begin + rows])
     return norm, None if projection is None else (projection / norm.clamp(min=1e-30)).float()
 
 
