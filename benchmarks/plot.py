@@ -21,6 +21,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 HERE = Path(__file__).parent
 STYLE = {  # colour, marker, what the legend says
     "guide-loop": ("#b24a3b", "o", "guide's loop"),
+    "lean-loop": ("#8a5a44", "o", "the same, leaner"),
     "cdpruner-loop": ("#d9944a", "o", "CDPruner's loop"),
     "eager": ("#7b8fa8", "s", "vidsieve, torch"),
     "triton": ("#4a7fb5", "D", "vidsieve, Triton"),
@@ -45,8 +46,7 @@ def draw(path: Path, folder: Path) -> Path:
             axes.plot([row["q20_ms"], row["q80_ms"]], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
     for y, case in enumerate(cases):
         times = {row["variant"]: row["median_ms"] for row in rows if row["case"] == case}
-        loop = next((times[name] for name in ("guide-loop", "cdpruner-loop") if name in times), None)
-        best = min((times[name] for name in ("eager", "triton", "triton-graph") if name in times), default=None)
+        loop = min((time for name, time in times.items() if name.endswith("-loop")), default=None)
         if best is not None:
             axes.annotate(_ms(best), (best, y), (0, 7), textcoords="offset points", ha="center", fontsize=8)
         if loop is not None and best is not None:

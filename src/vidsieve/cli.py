@@ -104,6 +104,8 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--frames", type=_count, default=64, help="(64)")
     bench.add_argument("--tokens", type=_count, default=196, help="tokens a frame (196)")
     bench.add_argument("--dim", type=_count, default=3584, help="features a token (3584)")
+    bench.add_argument("--keep", type=float, help="one case of your own: this share of the tokens,")
+    bench.add_argument("--segments", type=_count, metavar="FRAMES", help="in segments of so many frames (1)")
     bench.add_argument("--case", action="append", dest="cases", metavar="NAME", help="only this case; repeatable")
     bench.add_argument("--relevance", choices=("prompt", "flat"), default="prompt", help="(prompt)")
     bench.add_argument("--rounds", type=_count, default=20, help="calls of each variant (20)")
@@ -247,13 +249,16 @@ def _bench(options: argparse.Namespace) -> Found:
     unknown = [case for case in options.cases or () if case not in bench.CASES]
     if unknown:
         raise ValueError(f"no case {unknown[0]!r}; there are {', '.join(bench.CASES)}")
+    cases = {case: bench.CASES[case] for case in options.cases or bench.CASES}
+    if options.keep is not None:
+        cases = bench.uniform_case(options.keep, options.segments or 1)
+    elif options.segments is not None:
+        raise ValueError("--segments describes a case of your own; say how much it keeps with --keep")
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = getattr(torch, options.dtype)
     flat = options.relevance == "flat"
     load = bench.Load(options.frames, options.tokens, options.dim, device, dtype, flat)
-    found = bench.bench(
-        load, options.cases or list(bench.CASES), options.rounds, lambda case: print(case, file=sys.stderr)
-    )
+    found = bench.bench(load, cases, options.rounds, lambda case: print(case, file=sys.stderr))
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(found, indent=1) + "\n")

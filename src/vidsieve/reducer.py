@@ -76,17 +76,19 @@ class Prune(Reducer):
     def reduce(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Reduction:
         total = min(kept_count(self.keep, tokens.produced), len(tokens))
         on_device = tokens.features.device.type != "cpu"
-        if not on_device:
-            ops.check_finite(tokens.features)
         if total == len(tokens):
+            if not on_device:
+                tokens.check()
             reduction = Reduction.identity(total, tokens.features.device)
             return replace(reduction, bad=tokens.bad) if on_device else reduction
-        with stage("segment"):
-            segments = self.segmenter(tokens)  # S contiguous runs of frames
-        with stage("budget"):
-            budget = self.budget(tokens, segments, total)  # (S,), sums to total
         with stage("relevance"):
             relevance = self.relevance(tokens, prompt)  # (N,) in [0, 1]
+        with stage("segment"):
+            segments = self.segmenter(tokens)  # S contiguous runs of frames
+        if not on_device:
+            tokens.check()  # here, where the norms are known most often: it costs nothing then
+        with stage("budget"):
+            budget = self.budget(tokens, segments, total)  # (S,), sums to total
         with stage("select"):
             order = self.selector(
                 tokens, relevance, segments, budget, total

@@ -149,6 +149,10 @@ class VideoTokens:
             self._measure()
         return self._known["bad"]
 
+    def check(self) -> None:
+        """Raise `NonFiniteFeatures`, saying how many of how many, if features hold NaN or inf. Waits for the device."""
+        ops.raise_if_bad(int(self.bad.count_nonzero()), len(self))
+
     def reduced(self, reduction: "Reduction") -> Self:
         """The tokens that `reduction` leaves; `keep` of a later stage still counts from `produced`."""
         frame = self.frame[reduction.kept]

@@ -83,13 +83,6 @@ def spy() -> Iterator[list[tuple[str, str]]]:
         _calls.reset(token)
 
 
-def check_finite(x: Tensor) -> None:
-    """Raise `NonFiniteFeatures`, saying how many of how many, if `x` (N, D) holds NaN or inf. Waits for the device."""
-    low, high = x.aminmax()  # both NaN if any entry is
-    if not (torch.isfinite(low) & torch.isfinite(high)):
-        raise_if_bad(int((~torch.isfinite(x)).any(1).sum()), len(x))
-
-
 def raise_if_bad(bad: int, total: int) -> None:
     """Raise `NonFiniteFeatures` if any of `total` tokens is bad."""
     if bad:

@@ -16,6 +16,7 @@ from vidsieve.ops.reference import EXHAUSTED, NOISE, TIE, Measures
 
 PIECE_BYTES = 32 << 20  # float32 working set of one piece of a batch: bounds the peak memory
 STREAM_BYTES = 2 << 20  # of a piece that is read once, element by element: stays in a core's cache
+BLOCK_BYTES = 12 << 20  # of a piece that is multiplied twice: stays in the cache that cores share
 GRAM_LIMIT = 2048  # tokens; longer segments compute rows of S as they are picked and never hold n x n
 
 
@@ -42,7 +43,10 @@ def _pieces(lengths: Sequence[int], width: int, limit: int = PIECE_BYTES) -> Ite
 
 def measure(x: Tensor, frames: tuple[int, ...], y: Tensor | None, persistence: bool) -> Measures:
     norm, cosine = _norm_and_cosine(x, y)
-    bad = (~torch.isfinite(x)).sum(1, dtype=torch.int32) if x.is_cuda else x.new_zeros(len(x), dtype=torch.int32)
+    if x.is_cuda or not torch.isfinite(norm).all():
+        bad = (~torch.isfinite(x)).sum(1, dtype=torch.int32)
+    else:  # no entry can be
+        bad = x.new_zeros(len(x), dtype=torch.int32)
     return Measures(norm, bad, _persistence(x, frames) if persistence else None, cosine)
 
 
@@ -152,21 +156,21 @@ class _Similarities:
         if missing.any():
             score = score.masked_fill(self.here[: len(pick)], -torch.inf).scatter(1, pick, torch.inf)
             size = 4 * self.block if missing.all() else self.block
-            rows = score.topk(min(size, score.shape[1]), dim=1).indices  # (A, m), the pick first
-            self._bring(segments[missing], rows[missing])
+            rows = score[missing].topk(min(size, score.shape[1]), dim=1).indices  # (A', m), the pick first
+            self._bring(segments[missing], rows)
         return self.s[segments, at]
 
     def _bring(self, segments: Tensor, rows: Tensor) -> None:
         """Compute `rows` (A, m) of S in `segments` (A,)."""
-        whole = len(segments) == len(self.x)
-        for i, segment in enumerate([-1] if whole else segments.tolist()):  # a view of a segment, not a copy
-            at = slice(None) if whole else slice(segment, segment + 1)
-            chosen = rows if whole else rows[i : i + 1]
-            x, inverse = self.x[at], _inverse(self.norm[at])
-            picked = x.gather(1, chosen[..., None].expand(-1, -1, x.shape[2]))  # (A', m, D)
-            block = _product(picked, x).mul_(inverse.gather(1, chosen)[:, :, None]).mul_(inverse[:, None, :])
-            self.s[at].scatter_(1, chosen[..., None].expand_as(block), block)
-            self.here[at].scatter_(1, chosen, True)
+        for piece in _pieces([self.norm.shape[1]] * len(rows), self.x.shape[2], BLOCK_BYTES):
+            at, chosen = segments[piece, None], rows[piece]  # (A', 1), (A', m)
+            begin, end = int(at[0]), int(at[-1]) + 1
+            together = end - begin == len(at)
+            x = self.x[begin:end] if together else self.x[at[:, 0]]  # (A', n, D), a view where it can be
+            inverse = _inverse(self.norm[at[:, 0]])
+            block = _product(self.x[at, chosen], x).mul_(inverse.gather(1, chosen)[:, :, None])
+            self.s[at, chosen] = block.mul_(inverse[:, None, :])
+            self.here[at, chosen] = True
 
 
 def _inverse(norm: Tensor) -> Tensor:
