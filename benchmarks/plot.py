@@ -47,6 +47,7 @@ def draw(path: Path, folder: Path) -> Path:
     for y, case in enumerate(cases):
         times = {row["variant"]: row["median_ms"] for row in rows if row["case"] == case}
         loop = min((time for name, time in times.items() if name.endswith("-loop")), default=None)
+        best = min((times[name] for name in ("eager", "triton", "triton-graph") if name in times), default=None)
         if best is not None:
             axes.annotate(_ms(best), (best, y), (0, 7), textcoords="offset points", ha="center", fontsize=8)
         if loop is not None and best is not None:

@@ -16,7 +16,7 @@ from vidsieve.ops.reference import EXHAUSTED, NOISE, TIE, Measures
 
 PIECE_BYTES = 32 << 20  # float32 working set of one piece of a batch: bounds the peak memory
 STREAM_BYTES = 2 << 20  # of a piece that is read once, element by element: stays in a core's cache
-BLOCK_BYTES = 12 << 20  # of a piece that is multiplied twice: stays in the cache that cores share
+BLOCK_BYTES = 24 << 20  # of a piece that is multiplied twice: stays in the cache that cores share
 GRAM_LIMIT = 2048  # tokens; longer segments compute rows of S as they are picked and never hold n x n
 
 
@@ -124,22 +124,23 @@ def apportion(weights: Tensor, lengths: Tensor, total: int) -> Tensor:
 
 
 class _Similarities:
-    """Rows of S for B segments of n tokens x (B, n, D).
+    """Rows of S for B segments of n tokens x (B, n, D), wanted for up to `steps` picks by relevance r (B, n).
 
-    All at once where most will be needed; else a block at a time: a row that is asked for brings those of the tokens
-    with the next-best scores along, which are likely to be asked for soon and cost little more. For long segments,
-    where S is not held, one at a time.
+    Held in full where most will be needed. Where few will be, the first that is asked for brings those of the tokens
+    with the best scores along: products of many rows are far cheaper than of one. A segment that asks for another gets
+    all of its own, and flat relevance tells nothing of what will be asked for. For long segments, where S is not held,
+    rows come one at a time.
     """
 
-    def __init__(self, x: Tensor, norm: Tensor, steps: int) -> None:
+    def __init__(self, x: Tensor, norm: Tensor, r: Tensor, steps: int) -> None:
         self.x, self.norm = x, norm  # (B, n, D), (B, n)
         b, n = norm.shape
         self.segments = torch.arange(b, device=x.device)
         self.held = n <= GRAM_LIMIT
-        self.block = max(6, steps // 3)
+        self.block = steps + max(4, steps // 3)
         if not self.held:
             self.unit = _unit(x)  # (B, n, D)
-        elif 6 * steps >= n or x.is_cuda:
+        elif 6 * steps >= n or x.is_cuda or r.amin() == r.amax():
             self.s = _gram(x, norm)  # (B, n, n)
             self.here = norm.new_ones(b, n, dtype=torch.bool)
         else:
@@ -152,25 +153,28 @@ class _Similarities:
         if not self.held:
             unit = self.unit[: len(pick)]
             return (unit @ unit[segments, at, :, None])[..., 0]
-        missing = ~self.here[segments, at]
-        if missing.any():
-            score = score.masked_fill(self.here[: len(pick)], -torch.inf).scatter(1, pick, torch.inf)
-            size = 4 * self.block if missing.all() else self.block
-            rows = score[missing].topk(min(size, score.shape[1]), dim=1).indices  # (A', m), the pick first
-            self._bring(segments[missing], rows)
+        missing = segments[~self.here[segments, at]]  # (A',)
+        if len(missing):
+            likely = score.scatter(1, pick, torch.inf).topk(min(self.block, score.shape[1]), dim=1).indices  # (A, m)
+            first = ~self.here[missing].any(1)
+            for begun, wanted in ((missing[first], likely), (missing[~first], None)):
+                for piece in _pieces([self.norm.shape[1]] * len(begun), self.x.shape[2], BLOCK_BYTES):
+                    self._bring(begun[piece], wanted)
         return self.s[segments, at]
 
-    def _bring(self, segments: Tensor, rows: Tensor) -> None:
-        """Compute `rows` (A, m) of S in `segments` (A,)."""
-        for piece in _pieces([self.norm.shape[1]] * len(rows), self.x.shape[2], BLOCK_BYTES):
-            at, chosen = segments[piece, None], rows[piece]  # (A', 1), (A', m)
-            begin, end = int(at[0]), int(at[-1]) + 1
-            together = end - begin == len(at)
-            x = self.x[begin:end] if together else self.x[at[:, 0]]  # (A', n, D), a view where it can be
-            inverse = _inverse(self.norm[at[:, 0]])
-            block = _product(self.x[at, chosen], x).mul_(inverse.gather(1, chosen)[:, :, None])
-            self.s[at, chosen] = block.mul_(inverse[:, None, :])
-            self.here[at, chosen] = True
+    def _bring(self, segments: Tensor, rows: Tensor | None) -> None:
+        """Compute rows[segments] of S in `segments` (A,), ascending, or all of them."""
+        begin, end = int(segments[0]), int(segments[-1]) + 1
+        at: Tensor | slice = slice(begin, end) if end - begin == len(segments) else segments  # a view where it can be
+        x, norm = self.x[at], self.norm[at]  # (A, n, D), (A, n)
+        if rows is None:
+            self.s[at], self.here[at] = _gram(x, norm), True
+            return
+        chosen = rows[at]  # (A, m)
+        inverse = _inverse(norm)
+        block = _product(self.x[segments[:, None], chosen], x).mul_(inverse.gather(1, chosen)[:, :, None])  # (A, m, n)
+        self.s[segments[:, None], chosen] = block.mul_(inverse[:, None, :])
+        self.here[segments[:, None], chosen] = True
 
 
 def _inverse(norm: Tensor) -> Tensor:
@@ -192,7 +196,7 @@ def _gram(x: Tensor, norm: Tensor) -> Tensor:
     b, n, _ = x.shape
     out = x.new_empty(b, n, n, dtype=_working(x))
     inverse = _inverse(norm)
-    for piece in _pieces([n] * b, x.shape[2]):
+    for piece in _pieces([n] * b, x.shape[2], BLOCK_BYTES):
         raw = _product(x[piece], x[piece])
         torch.mul(raw, inverse[piece][:, :, None], out=out[piece]).mul_(inverse[piece][:, None, :])
     return out
@@ -303,7 +307,7 @@ def _greedy(
             if relevance is not None:
                 r = relevance[index].to(r.dtype)
             lengths = norm[index].to(r.dtype)
-            similarities = _Similarities(batch, lengths, picks[0])
+            similarities = _Similarities(batch, lengths, r, picks[0])
             order[index] = _greedy_batch(similarities, picks, make_rule(batch, lengths, r, picks[0]))
     return order
 
