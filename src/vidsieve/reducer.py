@@ -81,6 +81,8 @@ class Prune(Reducer):
                 tokens.check()
             reduction = Reduction.identity(total, tokens.features.device)
             return replace(reduction, bad=tokens.bad) if on_device else reduction
+        if any(getattr(part, "needs_persistence", False) for part in (self.segmenter, self.budget)):
+            tokens.expect_persistence()
         with stage("relevance"):
             relevance = self.relevance(tokens, prompt)  # (N,) in [0, 1]
         with stage("segment"):
@@ -93,7 +95,7 @@ class Prune(Reducer):
             order = self.selector(
                 tokens, relevance, segments, budget, total
             )  # (N,) step of each pick, -1 if not picked
-            kept, source = ops.compact(order, total)  # (K,) sorted, (N,)
+            kept, source = ops.compact(order, segments.offsets, budget, segments.longest, total)  # (K,) sorted, (N,)
         with stage("merge"):
             reduction = Reduction(kept, source, offsets=segments.offsets, budget=budget)
             if self.merger:

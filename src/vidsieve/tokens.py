@@ -106,15 +106,24 @@ class VideoTokens:
         """Where each frame begins, and the end: int64 (T + 1,)."""
         device = self.features.device
         if self.regular:
-            return torch.arange(len(self.frames) + 1, device=device) * self.frames[0]
+            return torch.arange(0, len(self) + 1, self.frames[0], device=device)
         return torch.tensor((0, *self.frames), device=device).cumsum(0)
 
     @cached_property
     def _known(self) -> dict[str, Tensor]:
         return {}
 
+    @cached_property
+    def _expected(self) -> set[str]:
+        return set()
+
+    def expect_persistence(self) -> None:
+        """Say that persistence will be asked for: the first pass over the features, whoever asks, measures it too."""
+        self._expected.add("persistence")
+
     def _measure(self, prompt: "Prompt | None" = None, persistence: bool = False) -> ops.Measures:
         """One pass over the features; what does not depend on the prompt is kept."""
+        persistence |= "persistence" in self._expected and "persistence" not in self._known
         measures = ops.measure(self.features, self.frames, None if prompt is None else prompt.embeddings, persistence)
         self._known.update(norm=measures.norm, bad=measures.bad)
         if measures.persistence is not None:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -132,10 +133,12 @@ def test_apportion_equals_the_reference() -> None:
     for count in (1, 2, 9, 33):
         lengths = torch.randint(0, 20, (count,), generator=generator)
         lengths[0] += 1
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
         weights = torch.rand(count, generator=generator).double() ** 3
         for total in {1, int(lengths.sum()) // 3, int(lengths.sum())}:
-            budget = triton_launch.apportion(weights.to(DEVICE), lengths.to(DEVICE), total)
-            assert torch.equal(budget.cpu(), reference.apportion(weights, lengths, total))
+            for w in (weights, None):
+                budget = triton_launch.apportion(None if w is None else w.to(DEVICE), offsets.to(DEVICE), total)
+                assert torch.equal(budget.cpu(), reference.apportion(w, offsets, total))
 
 
 @pytest.mark.usefixtures("poisoned")
@@ -145,8 +148,27 @@ def test_small_steps_equal_the_reference(n: int) -> None:
     torch.testing.assert_close(triton_launch.min_max(scores, 1e-6), reference.min_max(scores, 1e-6), atol=1e-6, rtol=0)
     order = torch.where(scores > 0, torch.arange(n, device=DEVICE), -1).int()
     total = int((order >= 0).sum())
-    for ours, true in zip(triton_launch.compact(order, total), reference.compact(order, total), strict=True):
-        assert torch.equal(ours, true)
+    offsets = torch.tensor([0, n // 3, n // 3, n], device=DEVICE)
+    budget = torch.stack([(order[a:b] >= 0).sum() for a, b in pairwise(offsets.tolist())])
+    ours = triton_launch.compact(order, offsets, budget, n, total)
+    for one, true in zip(ours, reference.compact(order), strict=True):
+        assert torch.equal(one, true)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("frames", [1, 2, 9, 63, 64, 100])
+def test_cuts_and_gains_equal_the_reference(frames: int) -> None:
+    generator = torch.Generator().manual_seed(frames)
+    lengths = torch.randint(1, 40, (frames,), generator=generator)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]).to(DEVICE)
+    persistence = (torch.rand(int(lengths.sum()), generator=generator) * 2 - 1).to(DEVICE)
+    for name in ("segment_mean", "novelty"):
+        ours, true = (getattr(m, name)(persistence, offsets) for m in (triton_launch, reference))
+        torch.testing.assert_close(ours, true, atol=1e-5, rtol=1e-5)
+    similarity = torch.rand(frames, generator=generator).to(DEVICE)
+    for threshold, most in ((0.1, 8), (0.1, None), (0.5, 1), (-1.0, 7), (2.0, 3)):
+        arguments = similarity, offsets, threshold, most
+        assert torch.equal(triton_launch.scene_cuts(*arguments), reference.scene_cuts(*arguments))
 
 
 @pytest.mark.usefixtures("poisoned")
@@ -203,7 +225,7 @@ def test_kernels_compile_without_a_gpu(architecture: int) -> None:
     command = [sys.executable, str(script), str(architecture)]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-2000:]
-    assert len(run.stdout.split()) == 11, run.stdout
+    assert len(run.stdout.split()) == 14, run.stdout
 
 
 @pytest.mark.gpu
@@ -212,7 +234,7 @@ def test_two_hundred_repeats_are_bit_identical() -> None:
     relevance = torch.rand(784, device=DEVICE)
     for bounds in ((0, 196, 392, 588, 784), (0, 784), (0, 600, 784)):
         offsets = torch.tensor(bounds, device=DEVICE)
-        budget = reference.apportion(offsets.diff().double(), offsets.diff(), 120)
+        budget = reference.apportion(None, offsets, 120)
         told = bounds_of(x, offsets, budget)
         first = triton_launch.conditional_dpp(x, relevance, offsets, budget, *told)
         for _ in range(200):

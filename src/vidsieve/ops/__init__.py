@@ -104,13 +104,33 @@ def measure(x: Tensor, frames: tuple[int, ...], y: Tensor | None, persistence: b
     return module.measure(x, frames, y, persistence)  # type: ignore[no-any-return]
 
 
-def apportion(weights: Tensor, lengths: Tensor, total: int) -> Tensor:
+def segment_mean(values: Tensor, offsets: Tensor) -> Tensor:
+    """Mean of values (N,) over each segment: float32 (S,), 0 for an empty one."""
+    return _implementation("segment_mean", values).segment_mean(values, offsets)  # type: ignore[no-any-return]
+
+
+def scene_cuts(similarity: Tensor, offsets: Tensor, threshold: float, max_frames: int | None) -> Tensor:
+    """Bounds of the scenes of T frames, the unused rest of the T slots empty at the end: int64 (T + 1,).
+
+    A frame begins a scene where similarity (T,) is below `threshold`; scenes of more than `max_frames` frames are split
+    evenly. offsets (T + 1,) are the bounds of the frames.
+    """
+    module = _implementation("scene_cuts", similarity)
+    return module.scene_cuts(similarity, offsets, threshold, max_frames)  # type: ignore[no-any-return]
+
+
+def novelty(persistence: Tensor, offsets: Tensor) -> Tensor:
+    """The sum of 1 - persistence over each segment, at least 0: float32 (S,). method.md eq. 2."""
+    return _implementation("novelty", persistence).novelty(persistence, offsets)  # type: ignore[no-any-return]
+
+
+def apportion(weights: Tensor | None, offsets: Tensor, total: int) -> Tensor:
     """Share `total` picks among segments by weight: int64 (S,), sums to `total`, method.md eq. 3.
 
-    weights (S,) non-negative.  lengths (S,) caps, summing to at least `total`. Every non-empty segment gets at least
-    one pick where `total` allows.
+    weights (S,) non-negative, or None for a share by length. No segment gets more picks than it has tokens, and every
+    non-empty one gets at least one where `total`, of at most offsets[-1], allows.
     """
-    return _implementation("apportion", lengths).apportion(weights, lengths, total)  # type: ignore[no-any-return]
+    return _implementation("apportion", offsets).apportion(weights, offsets, total)  # type: ignore[no-any-return]
 
 
 def conditional_dpp(
@@ -156,12 +176,13 @@ def min_max(scores: Tensor, epsilon: float) -> Tensor:
     return _implementation("min_max", scores).min_max(scores, epsilon)  # type: ignore[no-any-return]
 
 
-def compact(order: Tensor, total: int) -> tuple[Tensor, Tensor]:
+def compact(order: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int) -> tuple[Tensor, Tensor]:
     """The `total` tokens that order (N,) says were picked, sorted (total,), and each one's row among them or -1 (N,).
 
-    Does not ask the device how many there are.
+    Every segment has made exactly its budget (S,) of picks. Does not ask the device how many there are.
     """
-    return _implementation("compact", order).compact(order, total)  # type: ignore[no-any-return]
+    module = _implementation("compact", order)
+    return module.compact(order, offsets, budget, longest, total)  # type: ignore[no-any-return]
 
 
 def merge_mean(x: Tensor, source: Tensor, kept: int) -> Tensor:

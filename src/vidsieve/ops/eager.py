@@ -103,9 +103,34 @@ def _norm_and_cosine(x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None
     return norm, None if projection is None else (projection / norm.clamp(min=1e-30)).float()
 
 
-def apportion(weights: Tensor, lengths: Tensor, total: int) -> Tensor:
-    n = lengths.double()
-    w = weights.double()
+def segment_mean(values: Tensor, offsets: Tensor) -> Tensor:
+    mean: Tensor = torch.segment_reduce(values.float(), "mean", offsets=offsets, unsafe=True)
+    return mean.nan_to_num(0.0)
+
+
+def scene_cuts(similarity: Tensor, offsets: Tensor, threshold: float, max_frames: int | None) -> Tensor:
+    total = len(similarity)
+    t = torch.arange(total, device=similarity.device)
+    first = (similarity < threshold) | (t == 0)
+    if max_frames is not None:
+        scene = first.cumsum(0) - 1  # (T,)
+        length = torch.zeros_like(t).scatter_add_(0, scene, torch.ones_like(t))[scene]
+        within = t - torch.where(first, t, 0).cummax(0).values
+        parts = -(-length // max_frames)
+        first |= within * parts // length != (within - 1) * parts // length
+    # The s-th segment begins at the s-th true entry of `first`; the unused rest of the T slots is empty.
+    bounds = torch.full((total + 1,), total, device=t.device)
+    bounds.scatter_reduce_(0, first.cumsum(0) - 1, t, "amin")
+    return offsets[bounds]
+
+
+def novelty(persistence: Tensor, offsets: Tensor) -> Tensor:
+    return (segment_mean(1 - persistence, offsets) * offsets.diff()).clamp(min=0)
+
+
+def apportion(weights: Tensor | None, offsets: Tensor, total: int) -> Tensor:
+    n = offsets.diff().double()
+    w = n if weights is None else weights.double()
     w = (w / w.max().clamp(min=1e-300)).clamp(min=1e-9)
     floor = torch.where((n > 0).sum() <= total, n.clamp(max=1), 0.0)
     # sum_s clip(level * w_s, floor_s, n_s) grows piecewise linearly in the level: slope + w_s from floor_s / w_s on,
@@ -369,7 +394,7 @@ def min_max(scores: Tensor, epsilon: float) -> Tensor:
     return (scores - low + epsilon) / (high - low + epsilon)
 
 
-def compact(order: Tensor, total: int) -> tuple[Tensor, Tensor]:
+def compact(order: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int) -> tuple[Tensor, Tensor]:
     picked = order >= 0
     source = torch.where(picked, picked.cumsum(0) - 1, -1)
     kept = source.new_zeros(total + 1)  # and one for what is not picked
