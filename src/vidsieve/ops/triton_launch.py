@@ -169,7 +169,7 @@ def _gram(x: Tensor, norm: Tensor, offsets: Tensor, longest: int) -> Tensor:
     _gram_kernel[(tiles * tiles, len(offsets) - 1)](
         x, norm, offsets, s, longest, x.stride(0),
         D=x.shape[1], TILES=tiles, BLOCK=block, BLOCK_D=32 if x.dtype == torch.float32 else 64,
-        PRECISION=_precision(x), num_warps=8 if block == 128 else 4, num_stages=4,
+        PRECISION=_precision(x), num_warps=8 if block == 128 else 4, num_stages=3 if block == 128 else 4,
     )  # fmt: skip
     return s
 
