@@ -75,6 +75,9 @@ class Hybrid:
     ) -> Tensor:
         if segments.longest <= self.threshold:
             return self.small(tokens, relevance, segments, budget, total)
+        if isinstance(self.small, ConditionalDPP) and isinstance(self.large, MMR):
+            more = segments.longest, total, tokens.norm, self.large.trade, self.threshold
+            return ops.hybrid(tokens.features, relevance, segments.offsets, budget, *more)
         is_small = segments.lengths <= self.threshold  # (S,)
         return torch.maximum(
             self.small(tokens, relevance, segments, budget.where(is_small, 0), total),

@@ -50,3 +50,5 @@ if __name__ == "__main__":
     compile_kernel(triton_greedy._nearest_other_kernel, sm, BLOCK_N=256)
     compile_kernel(triton_lazy._lazy_greedy_kernel, sm, **LAZY, HELD=True, BLOCK_ALL=2048)
     compile_kernel(triton_lazy._lazy_greedy_kernel, sm, **LAZY, HELD=False, BLOCK_ALL=16384, warps=16)
+    compile_kernel(triton_greedy._greedy_kernel, sm, RULE=3, BLOCK_N=256, BLOCK_K=16)
+    compile_kernel(triton_lazy._lazy_greedy_kernel, sm, **LAZY | {"RULE": 3}, HELD=False, BLOCK_ALL=16384, warps=16)

@@ -155,6 +155,23 @@ def mmr(
     return module.mmr(x, relevance, offsets, budget, longest, total, norm, trade)  # type: ignore[no-any-return]
 
 
+def hybrid(
+    x: Tensor,
+    relevance: Tensor,
+    offsets: Tensor,
+    budget: Tensor,
+    longest: int,
+    total: int,
+    norm: Tensor,
+    trade: float,
+    threshold: int,
+) -> Tensor:
+    """`conditional_dpp` in segments of up to `threshold` tokens, `mmr` in longer ones: order int32 (N,)."""
+    module = _implementation("hybrid", x)
+    arguments = x, relevance, offsets, budget, longest, total, norm, trade, threshold
+    return module.hybrid(*arguments)  # type: ignore[no-any-return]
+
+
 def max_min(x: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int, norm: Tensor) -> Tensor:
     """Farthest-first selection by cosine distance in every segment (DivPrune): order int32 (N,). method.md eq. 10."""
     module = _implementation("max_min", x)

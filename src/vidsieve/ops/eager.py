@@ -366,6 +366,15 @@ def mmr(
     return _greedy(x, relevance, offsets, budget, norm, lambda x, norm, r, steps: _MMR(r, trade))
 
 
+def hybrid(
+    x: Tensor, relevance: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int, norm: Tensor,
+    trade: float, threshold: int,
+) -> Tensor:  # fmt: skip
+    small = offsets.diff() <= threshold
+    exact = conditional_dpp(x, relevance, offsets, budget.where(small, 0), longest, total, norm)
+    return torch.maximum(exact, mmr(x, relevance, offsets, budget.where(~small, 0), longest, total, norm, trade))
+
+
 def max_min(x: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int, norm: Tensor) -> Tensor:
     return _greedy(x, None, offsets, budget, norm, lambda x, norm, r, steps: _MaxMin(x))
 

@@ -168,6 +168,15 @@ def mmr(
     return order
 
 
+def hybrid(
+    x: Tensor, relevance: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int, norm: Tensor,
+    trade: float, threshold: int,
+) -> Tensor:  # fmt: skip
+    small = offsets.diff() <= threshold
+    exact = conditional_dpp(x, relevance, offsets, budget.where(small, 0))
+    return torch.maximum(exact, mmr(x, relevance, offsets, budget.where(~small, 0), longest, total, norm, trade))
+
+
 def max_min(x: Tensor, offsets: Tensor, budget: Tensor, *bounds: object) -> Tensor:
     """Eq. 10."""
     order = torch.full((len(x),), -1, dtype=torch.int32, device=x.device)

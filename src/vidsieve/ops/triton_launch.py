@@ -15,7 +15,7 @@ from vidsieve.ops import eager
 from vidsieve.ops.eager import merge_mean, top
 from vidsieve.ops.reference import Measures
 from vidsieve.ops.triton_gram import _gram_kernel, _nearest_kept_kernel
-from vidsieve.ops.triton_greedy import DPP, MAX_MIN, MMR, _greedy_kernel, _nearest_other_kernel
+from vidsieve.ops.triton_greedy import DPP, HYBRID, MAX_MIN, MMR, _greedy_kernel, _nearest_other_kernel
 from vidsieve.ops.triton_layout import (
     _apportion_kernel,
     _compact_kernel,
@@ -43,6 +43,7 @@ __all__ = [
     "apportion",
     "compact",
     "conditional_dpp",
+    "hybrid",
     "max_min",
     "measure",
     "merge_mean",
@@ -189,8 +190,11 @@ def _greedy(
     total: int,
     norm: Tensor,
     trade: float = 0.0,
+    threshold: int = 0,
 ) -> Tensor:
     x = _rows(x)
+    if rule == HYBRID.value and longest <= threshold:
+        rule = DPP.value
     n, segments = len(x), len(budget)
     order = torch.empty(n, dtype=torch.int32, device=x.device)
     with _on(x):
@@ -200,15 +204,17 @@ def _greedy(
         nearest = _nearest_other(x, s, norm, offsets, longest, held) if rule == MAX_MIN.value else norm
         if longest <= SHORT:
             block = triton.next_power_of_2(longest)
-            c = torch.empty(total if rule == DPP.value else 1, longest, device=x.device, dtype=torch.float32)
+            c = torch.empty(
+                total if rule in (DPP.value, HYBRID.value) else 1, longest, device=x.device, dtype=torch.float32
+            )
             _greedy_kernel[(segments,)](
-                s, norm, nearest, r, offsets, budget, c, order, longest, trade,
+                s, norm, nearest, r, offsets, budget, c, order, longest, trade, threshold,
                 RULE=rule, BLOCK_N=block, BLOCK_K=max(4, min(16, 4096 // block)), num_warps=4 if block <= 256 else 8,
             )  # fmt: skip
             return order
         picks, candidates = 32, 64
-        columns = total + 7 * segments if rule == DPP.value else 0
-        c = torch.empty(columns * longest, device=x.device, dtype=torch.float32)
+        c_rows = {DPP.value: longest, HYBRID.value: threshold}.get(rule, 0)
+        c = torch.empty((total + 7 * segments) * c_rows, device=x.device, dtype=torch.float32)
         order.fill_(-1)  # of segments with no budget, which no program visits
         barrier = torch.zeros(segments, dtype=torch.int32, device=x.device)
         scratch = torch.empty(segments * (candidates + 2) + total + picks, dtype=torch.int32, device=x.device)
@@ -223,7 +229,7 @@ def _greedy(
         block_all = triton.next_power_of_2(longest)
         _lazy_greedy_kernel[(max(programs, segments),)](
             x, s, norm, state, r, offsets, budget, c, order, candidate, common, pick, ell, count, barrier,
-            segments, longest, x.stride(0), trade, SHARED=shared,
+            segments, longest, c_rows, x.stride(0), trade, threshold, SHARED=shared,
             RULE=rule, HELD=held, D=x.shape[1], PRECISION=_precision(x),
             BLOCK_S=triton.next_power_of_2(segments), BLOCK_ALL=block_all,
             CANDIDATES=candidates, PICKS=picks,
@@ -266,6 +272,13 @@ def mmr(
 
 def max_min(x: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int, norm: Tensor) -> Tensor:
     return _greedy(MAX_MIN.value, x, None, offsets, budget, longest, total, norm)
+
+
+def hybrid(
+    x: Tensor, relevance: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int, norm: Tensor,
+    trade: float, threshold: int,
+) -> Tensor:  # fmt: skip
+    return _greedy(HYBRID.value, x, relevance, offsets, budget, longest, total, norm, trade, threshold)
 
 
 def nearest_kept(x: Tensor, offsets: Tensor, kept: Tensor) -> Tensor:
