@@ -13,10 +13,21 @@ from vidsieve.errors import BudgetError, NonFiniteFeatures
 from vidsieve.merge import NearestKept
 from vidsieve.relevance import Flat, Given, PromptSimilarity, Relevance
 from vidsieve.segment import PerFrame, SceneCuts, Segmenter, Uniform, Whole
-from vidsieve.selection import MMR, ConditionalDPP, EvenlySpaced, Hybrid, MaxMin, Random, Selector, TopRelevance
+from vidsieve.selection import (
+    MMR,
+    ConditionalDPP,
+    EvenlySpaced,
+    Hybrid,
+    LowRankDPP,
+    MaxMin,
+    Random,
+    Selector,
+    TopRelevance,
+)
 
 SELECTORS: list[Selector] = [
     ConditionalDPP(),
+    LowRankDPP(rank=8, above=15),
     MMR(),
     MMR(trade=0.0),
     Hybrid(threshold=15),
