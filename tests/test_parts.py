@@ -164,6 +164,14 @@ def test_hybrid_takes_each_segment_to_its_side() -> None:
     assert torch.equal(order[50:], exact[50:])
 
 
+def test_a_reduction_inside_a_compiled_function_is_right() -> None:
+    """Dynamo breaks its graph at the parts that decide by Python; what comes out must not change."""
+    x, method = video_like(6, 10, 16, seed=2).float(), presets.vidsieve(0.25)
+    double = lambda x: 2 * method.reduce(VideoTokens(x, (10,) * 6)).apply(x)  # noqa: E731
+    assert torch.equal(torch.compile(double, backend="eager")(x), double(x))
+    torch._dynamo.reset()
+
+
 # --- merging and composition
 
 

@@ -283,6 +283,52 @@ def test_a_reduction_never_waits_for_the_device() -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.parametrize("layout", ["rows apart", "columns apart", "transposed"])
+def test_inputs_need_not_be_contiguous(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = degenerate(90, "video-like").float().to(DEVICE)
+    other = {
+        "rows apart": torch.stack([x, x.flip(0)], 1)[:, 0],
+        "columns apart": torch.stack([x, -x], 2)[:, :, 0],
+        "transposed": x.mT.contiguous().mT,
+    }[layout]
+    assert not other.is_contiguous()
+    method = Prune(0.3, SceneCuts(), MarginalGain(), PromptSimilarity(), ConditionalDPP(), NearestKept())
+    frames, prompt = (10,) * 9, Prompt(independent(3, 24, 1, torch.float32).to(DEVICE))
+    monkeypatch.setenv("VIDSIEVE_OPS", "triton")
+    ours, true = (method.reduce(VideoTokens(y, frames), prompt) for y in (other, x))
+    assert torch.equal(ours.kept, true.kept)
+    assert torch.equal(ours.source, true.source)
+    assert torch.equal(ours.apply(other), true.apply(x))
+
+
+@pytest.mark.gpu
+def test_streams_do_not_wait_for_or_disturb_one_another() -> None:
+    method = Prune(0.2, SceneCuts(), MarginalGain(), PromptSimilarity(), ConditionalDPP())
+    videos = [video_like(8, 196, 256, seed=s, dtype=torch.bfloat16, cuts=(3, 5)).to(DEVICE) for s in range(4)]
+    prompt = Prompt(independent(6, 256, 9, torch.bfloat16).to(DEVICE))
+    run = lambda x: method.reduce(VideoTokens.from_grid(x, 8, 14, 14), prompt).apply(x)  # noqa: E731
+    alone = [run(x) for x in videos]
+    torch.cuda.synchronize()
+    streams = [torch.cuda.Stream() for _ in videos]
+    for _ in range(10):
+        together = []
+        for x, stream in zip(videos, streams, strict=True):
+            with torch.cuda.stream(stream):
+                together.append(run(x))
+        torch.cuda.synchronize()
+        for ours, true in zip(together, alone, strict=True):
+            assert torch.equal(ours, true)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_the_device_of_the_features_is_used() -> None:
+    x, method = video_like(8, 196, 256, seed=0, dtype=torch.bfloat16, cuts=(3, 5)), Prune(0.2)
+    first, second = (method.reduce(VideoTokens(x.to(f"cuda:{i}"), (196,) * 8)).kept for i in (0, 1))
+    assert second.device.index == 1
+    assert torch.equal(first.cpu(), second.cpu())
+
+
 @pytest.mark.gpu
 def test_a_whole_video_as_one_segment_has_no_regret() -> None:
     x = video_like(16, 196, 512, seed=0, dtype=torch.bfloat16, cuts=(5, 11), motion=0.5).to(DEVICE)
