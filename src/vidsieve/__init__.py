@@ -12,7 +12,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from vidsieve import budget, errors, merge, ops, presets, relevance, segment, selection
-from vidsieve.reducer import Chain, Prune, Reducer
+from vidsieve.reducer import Chain, Prune, Reducer, Staged
 from vidsieve.tokens import Frames, Prompt, Reduction, VideoTokens
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ __all__ = [
     "Prune",
     "Reducer",
     "Reduction",
+    "Staged",
     "VideoTokens",
     "attach",
     "budget",

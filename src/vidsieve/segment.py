@@ -39,6 +39,17 @@ class Segmenter(Protocol):
     def __call__(self, tokens: VideoTokens) -> Segments: ...
 
 
+def cut(tokens: VideoTokens, segmenter: Segmenter) -> Segments:
+    """The segments of `tokens`; those of a reduced video are found on the video as it came.
+
+    What a merge leaves of a still scene is what changed in it, which by itself would look like a cut in every frame.
+    """
+    if tokens.origin is None:
+        return segmenter(tokens)
+    whole = segmenter(tokens.origin.whole)
+    return Segments(torch.searchsorted(tokens.origin.kept, whole.offsets), min(len(tokens), whole.longest))
+
+
 def _from_frame_bounds(tokens: VideoTokens, bounds: Tensor, longest_frames: int) -> Segments:
     """Segments that begin at frames `bounds` (S + 1,), none longer than `longest_frames` frames."""
     longest = min(len(tokens), max(tokens.frames) * longest_frames)
