@@ -163,15 +163,24 @@ class Decision:
 
 @torch.no_grad()
 def staged(
-    family: str, inputs: tiny.Inputs, stages: dict[int, Reducer], steps: int, question: int, frames: int = 4
+    family: str,
+    inputs: tiny.Inputs,
+    stages: dict[int, Reducer],
+    steps: int,
+    question: int,
+    frames: int = 4,
+    said: list[int] | None = None,
 ) -> tuple[list[int], Tensor, list[int]]:
     """The greedy answer to one prompt, its logits (steps, V), and how many tokens each layer saw of the prompt.
 
     Each layer is called by itself, on hidden states that are sliced between layers; without a cache, with a full causal
-    mask, and with eager attention, whose weights the stages read. The question is the last `question` tokens.
+    mask, and with eager attention, whose weights the stages read. The question is the last `question` tokens, after
+    which the prompt may go on with what was `said` since.
     """
     model = tiny.model(family, "eager")
     merged, decisions, seen, answer, rows = merge(model, inputs), {}, [], [], []
+    _layers(model, merged, stages, decisions, question, frames, seen)
+    merged = append(model, merged, said) if said else merged
     for _ in range(steps):
         hidden = _layers(model, merged, stages, decisions, question, frames, seen)
         rows.append(model.lm_head(model.get_decoder().norm(hidden[-1:]))[0])
