@@ -68,7 +68,7 @@ def test_the_affordable_number_is_the_closest() -> None:
 
 
 STAGED = {
-    "prunes": {0.25: Prune(0.8), 0.5: Prune(1.0)},
+    "prunes": {0.25: Prune(0.6), 0.5: Prune(1.0)},
     "merge at 0": {0: TemporalMerge(0.2, Whole()), 0.25: Loudest(0.6), 0.5: Loudest(1.0)},
     "unpredictable": {0.25: LouderThanMean(), 0.5: Prune(1.0)},
 }
@@ -79,9 +79,9 @@ STAGED = {
 def test_the_cost_spent_is_the_cost_asked_for(layers: int, name: str) -> None:
     model = deep(layers)
     inputs = tiny.batch(*[tiny.prompt("qwen2_5_vl", seed=n, frames=48, text=6 + 5 * n) for n in range(2)])
-    with attach(model, Staged(STAGED[name], cost=0.5)) as trace, torch.no_grad():
+    with attach(model, Staged(STAGED[name], cost=0.45)) as trace, torch.no_grad():
         cache = model(**inputs, use_cache=True).past_key_values
-    assert trace.cost == pytest.approx(0.5, rel=0.01)
+    assert trace.cost == pytest.approx(0.45, rel=0.01)
     one = [cost.flops for cost in layer_costs(model.get_decoder())]
     held = [layer.keys.shape[2] for layer in cache.layers]
     assert trace.flops is not None
@@ -92,7 +92,7 @@ def test_the_cost_spent_is_the_cost_asked_for(layers: int, name: str) -> None:
 
 
 def test_a_row_of_a_batch_gets_the_keep_it_gets_alone() -> None:
-    model, stages = deep(4), Staged({1: Prune(1.0)}, cost=0.5)
+    model, stages = deep(4), Staged({1: Prune(1.0)}, cost=0.7)
     singles = [tiny.prompt("qwen2_5_vl", seed=n, frames=12, text=6 + 30 * n) for n in range(2)]
     alone = []
     with torch.no_grad(), attach(model, stages) as trace:
