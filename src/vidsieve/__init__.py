@@ -12,6 +12,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from vidsieve import budget, errors, merge, ops, presets, relevance, segment, selection
+from vidsieve.framefusion import FrameFusion
 from vidsieve.reducer import Chain, Prune, Reducer, Staged
 from vidsieve.tokens import Frames, Prompt, Reduction, VideoTokens
 
@@ -22,6 +23,7 @@ __version__ = version("vidsieve")
 
 __all__ = [
     "Chain",
+    "FrameFusion",
     "Frames",
     "Prompt",
     "Prune",
