@@ -278,6 +278,7 @@ class Pass:
 
     # --- attention
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def observe(self, layer: int, query: Tensor, key: Tensor, scaling: float | None, softcap: float | None) -> None:
         """Note, for the stage at `layer`, the attention that tokens receive in the layer before.
 
@@ -366,6 +367,7 @@ class Layers:
             if _kinds(reducer):
                 self._read(decoder.layers[k - 1], k, undo)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # what it does depends on the data
     def _before_layer(self, i: int, layer: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> Any:
         current: Pass | None = kwargs.pop(CONTEXT, None)
         if current is None:
