@@ -144,3 +144,21 @@ def test_in_a_chain_every_token_still_counts_once() -> None:
 def test_it_refuses_what_makes_no_sense(options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TemporalMerge(**options)
+
+
+@pytest.mark.gpu
+def test_a_fixed_size_never_waits_for_the_device() -> None:
+    x = video_like(8, 196, 256, seed=0, dtype=torch.bfloat16, cuts=(3,), motion=0.5)
+    method = TemporalMerge(keep=0.3)
+    expected = method.reduce(VideoTokens.from_grid(x, 8, 14, 14))
+    x = x.to("cuda")
+    method.reduce(VideoTokens.from_grid(x, 8, 14, 14)).apply(x)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = method.reduce(VideoTokens.from_grid(x, 8, 14, 14))
+        found.apply(x)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(found) == len(expected)
+    same = torch.isin(found.kept.cpu(), expected.kept).float().mean()
+    assert same > 0.99  # the rest are ties to bf16

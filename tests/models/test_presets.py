@@ -25,3 +25,12 @@ def test_the_guides_class_attaches_and_meets_its_cost(fast: bool) -> None:
         model(**inputs)
     assert trace.cost == pytest.approx(0.3, rel=0.01)
     assert [stage.layer for stage in trace.videos[0].stages] == [0, 1, 2]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", presets.STAGED)
+def test_a_preset_verifies_on_a_gpu(method: str) -> None:
+    inputs = tiny.batch(*[tiny.prompt("qwen2_5_vl", seed=n, text=6 + 5 * n, frames=24) for n in range(2)])
+    given = {name: x.to("cuda") for name, x in inputs.items()}
+    report = verify(deep(8).to("cuda"), given, presets.STAGED[method](0.5), tolerance=1e-3)
+    assert report.ok, report
