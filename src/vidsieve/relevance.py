@@ -75,7 +75,7 @@ class PromptAttention:
 
     Only inside the model, in a stage of `Staged` at layer 1 or later: at layer k, the mass that the softmax of layer
     k - 1 puts on the token. Attended tokens are kept. Some code has it with a minus sign, which is right for one CLIP
-    tower and keeps the least attended tokens of a language model.
+    tower and keeps the least attended tokens of a language model. method.md, eq. 16.
 
     queries: "question", the text after the video up to the end of its turn, or "last", the last token of the prompt
     alone (as FastV, Chen et al., ECCV 2024, and FrameFusion, Fu et al., ICCV 2025).

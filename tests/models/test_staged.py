@@ -12,6 +12,7 @@ import transformers
 from tests.models import by_hand, fake_flash, tiny
 from tests.models.reducers import LouderThanMean, Loudest, MergeIntoLoudest
 from tests.models.test_ground_truth import snapshot
+from tests.models.test_masks import second_turn
 from tests.models.truth import STEPS, each_family, question_length
 from vidsieve import Chain, Prune, Reducer, Staged
 from vidsieve.budget import Proportional
@@ -172,6 +173,22 @@ def test_a_padded_follow_up_turn() -> None:
     for row, single in enumerate(singles):
         said, asked = ids[row, length:].tolist(), question_length(family) + 5 * row
         assert found[row] == by_hand.staged(family, single, stages, STEPS, asked, said=said)[0]
+
+
+@each_family
+def test_a_second_video_on_a_filled_cache(family: str) -> None:
+    """The same answer from three paths whose masks have nothing in common; not the one without any reduction."""
+    stages = Staged(STAGES["merge at 0"])
+    model = tiny.fresh(family)
+    try:
+        whole = second_turn(model, family, Loudest(1.0))
+    except StopIteration:
+        pytest.skip("this version of transformers cannot take a second video on a filled cache, reduced or not")
+    found = second_turn(model, family, stages)
+    assert found != whole
+    assert second_turn(tiny.model(family, "eager"), family, stages) == found
+    with fake_flash.used_by(model):
+        assert second_turn(model, family, stages) == found
 
 
 @each_family

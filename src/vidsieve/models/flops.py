@@ -1,4 +1,4 @@
-"""What a prefill costs, counted from the decoder's own layers. method.md, eq. 16.
+"""What a prefill costs, counted from the decoder's own layers. method.md, eq. 17.
 
 A layer's share is its matrix products: each weight multiplies each token once, of a mixture of experts those that a
 token is routed to, and softmax attention multiplies each query with each key up to it, twice. Norms, rotary embeddings

@@ -18,9 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vidsieve.errors import BudgetError, UnsupportedCall
 from vidsieve.models import flops
@@ -385,6 +383,8 @@ class Layers:
                 f"PromptAttention at layer {k} reads the attention of layer {k - 1}, which is linear and has none; "
                 "stage after a layer of full attention"
             )
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface  # loaded with any model
+
         plain = attention.config
         eager = sys.modules[type(attention).__module__].eager_attention_forward
 
