@@ -181,4 +181,6 @@ class Staged(Attachable):
         last = max(found)
         if self.cost is not None and not hasattr(found[last], "keep"):
             raise ValueError(f"cost sets the keep of the last stage, and {found[last]!r} has none; end with a Prune")
+        if self.cost is not None and last == 0:
+            raise ValueError("cost is met by a stage at layer 1 or later; before the language model, set keep itself")
         return dict(sorted(found.items()))

@@ -78,7 +78,8 @@ class PromptAttention:
     tower and keeps the least attended tokens of a language model. method.md, eq. 16.
 
     queries: "question", the text after the video up to the end of its turn, or "last", the last token of the prompt
-    alone (as FastV, Chen et al., ECCV 2024, and FrameFusion, Fu et al., ICCV 2025).
+    alone (as FastV, Chen et al., ECCV 2024, and FrameFusion, Fu et al., ICCV 2025). In assisted decoding the prompt
+    comes with the first candidates, and the last of those is the last token.
     """
 
     queries: Literal["question", "last"] = "question"

@@ -140,3 +140,5 @@ def test_cost_is_a_share_and_needs_a_keep_to_set() -> None:
         Staged({1: Prune(0.5)}, cost=1.5)
     with pytest.raises(ValueError, match="cost sets the keep of the last stage"):
         attach(deep(4), Staged({1: LouderThanMean()}, cost=0.5))
+    with pytest.raises(ValueError, match="at layer 1 or later"):
+        attach(deep(4), Staged({0: Prune(0.5)}, cost=0.5))

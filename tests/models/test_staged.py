@@ -68,14 +68,14 @@ def test_every_step_equals_the_layers_by_hand(family: str, attention: str, rows:
     assert trace.calls[0].sequence == (inputs["input_ids"].shape[1], longest[-1])
 
 
-@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize(("attention", "rows"), [("sdpa", 1), ("sdpa", 2), ("eager", 2)])
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_every_family_verifies(family: str, rows: int) -> None:
+def test_every_family_verifies(family: str, attention: str, rows: int) -> None:
     linear = family.startswith("qwen3_5")  # layer 0 has no attention to read, and its recurrence rounds more
     middle: Reducer = LouderThanMean() if linear else attended(0.5)
     stages = Staged({0: MergeIntoLoudest(0.8), 1 / 3: middle, 2: attended(0.1)})
     inputs = tiny.batch(*prompts(family, rows))
-    report = verify(tiny.model(family), inputs, stages, STEPS, 5e-4 if linear else TOLERANCE)
+    report = verify(tiny.model(family, attention), inputs, stages, STEPS, 5e-4 if linear else TOLERANCE)
     assert report.ok, report
     assert [stage.layer for stage in report.trace.videos[0].stages] == [0, 1, 2]
 
@@ -114,6 +114,21 @@ def test_prompts_of_one_length_that_keep_different_counts(family: str) -> None:
 def test_without_a_cache_and_sampled(family: str, options: dict[str, Any]) -> None:
     inputs = tiny.prompt(family)
     assert answer(tiny.model(family), inputs, **options) == [expected(family, inputs)]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", ["merge at 0", "attention"])
+@each_family
+def test_a_decoding_loop_of_ones_own_without_any_mask(family: str, name: str, attention: str) -> None:
+    model, inputs, tokens = tiny.model(family, attention), tiny.prompt(family), []
+    del inputs["attention_mask"]
+    with torch.no_grad(), attach(model, Staged(STAGES[name])):
+        out = model(**inputs, use_cache=True)
+        for _ in range(STEPS):
+            tokens.append(int(out.logits[0, -1].argmax()))
+            step = torch.tensor([tokens[-1:]])
+            out = model(input_ids=step, past_key_values=out.past_key_values, use_cache=True)
+    assert tokens == expected(family, tiny.prompt(family), name)
 
 
 @each_family

@@ -128,6 +128,7 @@ class Pass:
         self.attended: dict[int, dict[int, dict[str, Tensor]]] = {}  # by stage, row and kind of query: (L,)
         self._masks: dict[int, Any] = {}
         self._read_masks: dict[int, Tensor] = {}
+        self._orders: dict[int, Tensor] = {}
 
     def begin(self) -> None:
         """The decoder's input is settled: go on from there."""
@@ -148,10 +149,7 @@ class Pass:
         if state is not None:
             arguments["position_embeddings"] = state.rope
             if arguments.get("position_ids") is not None:
-                # No rotary position any more: it tells packed sequences apart, and a gap would read as a new one.
-                past = physical_length(arguments.get("past_key_values"), layer)
-                order = torch.arange(hidden.shape[1], device=hidden.device) + past
-                arguments["position_ids"] = order[None].expand(len(hidden), -1)
+                arguments["position_ids"] = self._order(layer, hidden, arguments.get("past_key_values"))
             for name in _PACKING:
                 arguments.pop(name, None)
         if layer + 1 in self.stages and _kinds(self.stages[layer + 1]):
@@ -160,6 +158,14 @@ class Pass:
         if state is not None or self._run(layer) > 0:
             self._adapt_mask(layer, hidden, arguments, state)
         return hidden
+
+    def _order(self, layer: int, hidden: Tensor, cache: Any) -> Tensor:
+        """Position ids (B, M) without gaps: the rotary part is done, and these only tell packed sequences apart."""
+        run = self._run(layer)
+        if run not in self._orders:
+            order = torch.arange(hidden.shape[1], device=hidden.device) + physical_length(cache, layer)
+            self._orders[run] = order[None].expand(len(hidden), -1)
+        return self._orders[run]
 
     def state(self, layer: int) -> State | None:
         """The sequence that `layer` sees, None where it is the decoder's input."""
@@ -280,15 +286,17 @@ class Pass:
     def observe(self, layer: int, query: Tensor, key: Tensor, scaling: float | None, softcap: float | None) -> None:
         """Note, for the stage at `layer`, the attention that tokens receive in the layer before.
 
-        query: (B, H, L, d) and key: (B, G, past + L, d) of that layer, rotated; a static cache has longer keys.
+        query: (B, H, L, d) and key: (B, G, past + L, d) of that layer, rotated.
         """
         if layer in self.states:
             return
         home = self.videos[0].at.device
         with torch.no_grad(), self.timeline, stage("attention"):
             seen = self._read_masks[layer].to(query.device).bool()
+            place = torch.arange(query.shape[2], device=query.device)
             for row in {video.clip.row for video in self.videos}:
-                queries = {"last": torch.full((1,), query.shape[2] - 1, device=query.device)}
+                last = torch.where(seen[row, -len(place) :], place, -1).argmax()  # padding may be on the right
+                queries = {"last": last[None]}
                 if row in self.questions:
                     queries["question"] = self.questions[row].to(query.device)
                 self.attended.setdefault(layer, {})[row] = {
@@ -301,8 +309,8 @@ class Pass:
     def _adapt_mask(self, layer: int, hidden: Tensor, arguments: Arguments, state: State | None) -> None:
         """Give this layer the mask of what it sees, and let the cache remember it."""
         cache, given, run = arguments.get("past_key_values"), arguments.get("attention_mask"), self._run(layer)
-        left = self.left(layer)
-        if left is not None and cache is not None and layer == run:
+        reduces = state is not None or self.first is not None
+        if layer == run and cache is not None and (left := self.left(layer)) is not None:
             tail = left.length - left.settled
             mask = self._seen(layer, cache, *hidden.shape[:2])
             mask = mask[:, : mask.shape[1] - tail]
@@ -311,10 +319,10 @@ class Pass:
             if state is not None:
                 arguments["attention_mask"] = state.kept.valid.to(hidden.device).long() if self.padded else None
             return
-        if left is None and given is None and not self.prefixes[run].ragged:
+        if not reduces and given is None and not self.prefixes[run].ragged:
             return  # what needs no mask in layer 0 needs none here
         if run not in self._masks:
-            full = left is not None and not self.padded
+            full = reduces and not self.padded
             self._masks[run] = create_causal_mask(
                 config=self.config,
                 inputs_embeds=hidden,
@@ -433,7 +441,7 @@ def _kinds(reducer: Any) -> set[str]:
 
 def _received(
     query: Tensor,  # (H, L, d)
-    key: Tensor,  # (G, past + L, d), or longer
+    key: Tensor,  # (G, past + L, d)
     columns: Tensor,  # (M,), of the queries
     seen: Tensor,  # (past + L,) bool, false on padding
     scaling: float | None,
@@ -442,7 +450,7 @@ def _received(
     """The attention each of L tokens receives, averaged over H heads and M queries: float32 (L,)."""
     heads, length, width = query.shape
     past = len(seen) - length
-    key = key[:, : len(seen)].float()
+    key = key.float()
     place = torch.arange(len(seen), device=query.device)
     mass = torch.zeros(length, device=query.device)
     for begin in range(0, len(columns), _QUERIES):
