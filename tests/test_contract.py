@@ -10,7 +10,7 @@ from tests.synthetic import independent, video_like
 from vidsieve import Chain, Prompt, Prune, Reducer, VideoTokens, presets
 from vidsieve.budget import Budget, MarginalGain, Proportional
 from vidsieve.errors import BudgetError, NonFiniteFeatures
-from vidsieve.merge import NearestKept
+from vidsieve.merge import NearestKept, TemporalMerge
 from vidsieve.relevance import Flat, Given, PromptSimilarity, Relevance
 from vidsieve.segment import PerFrame, SceneCuts, Segmenter, Uniform, Whole
 from vidsieve.selection import (
@@ -44,6 +44,8 @@ METHODS: dict[str, Callable[[float], Reducer]] = {
     **presets.METHODS,
     **{repr(s): lambda keep, s=s: Prune(keep, SceneCuts(), MarginalGain(), PromptSimilarity(), s) for s in SELECTORS},
     "with merging": lambda keep: Prune(keep, PerFrame(), Proportional(), merger=NearestKept()),
+    "merging in time": lambda keep: TemporalMerge(keep=keep),
+    "merging in time, then pruning": lambda keep: Chain(TemporalMerge(keep=min(1.0, 2 * keep)), Prune(keep)),
     "chained": lambda keep: Chain(
         Prune(min(1.0, 2 * keep), PerFrame()), Prune(keep, SceneCuts(), merger=NearestKept())
     ),

@@ -145,10 +145,10 @@ def _count(text: str) -> int:
 
 
 def _method(name: str) -> str:
-    from vidsieve.presets import METHODS
+    from vidsieve.presets import METHODS, STAGED
 
-    if name not in METHODS:
-        raise argparse.ArgumentTypeError(f"no method {name!r}; there are {', '.join(METHODS)}")
+    if name not in METHODS | STAGED:
+        raise argparse.ArgumentTypeError(f"no method {name!r}; there are {', '.join(METHODS | STAGED)}")
     return name
 
 
@@ -279,7 +279,7 @@ def _show_bench(found: Found) -> None:
 
 def _methods(options: argparse.Namespace) -> Found:
     """List the methods, each with its paper."""
-    from vidsieve.presets import METHODS
+    from vidsieve.presets import METHODS, STAGED
 
     return [
         {
@@ -287,7 +287,7 @@ def _methods(options: argparse.Namespace) -> Found:
             "summary": (inspect.getdoc(method) or "").splitlines()[0],
             "paper": " ".join(re.findall(r"arXiv[: ]\d{4}\.\d{4,5}", method.__doc__ or "")) or None,
         }
-        for name, method in METHODS.items()
+        for name, method in (METHODS | STAGED).items()
     ]
 
 

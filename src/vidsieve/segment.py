@@ -40,6 +40,17 @@ class Segmenter(Protocol):
     def __call__(self, tokens: VideoTokens) -> Segments: ...
 
 
+def cut(tokens: VideoTokens, segmenter: Segmenter) -> Segments:
+    """The segments of `tokens`; those of a reduced video are found on the video as it came.
+
+    What a merge leaves of a still scene is what changed in it, which by itself would look like a cut in every frame.
+    """
+    if tokens.origin is None:
+        return segmenter(tokens)
+    whole = segmenter(tokens.origin.whole)
+    return Segments(torch.searchsorted(tokens.origin.kept, whole.offsets), min(len(tokens), whole.longest))
+
+
 def _longest(tokens: VideoTokens, frames: int | None) -> int:
     """A bound on the tokens of segments of at most so many frames."""
     return len(tokens) if frames is None else min(len(tokens), max(tokens.frames) * frames)

@@ -236,6 +236,42 @@ def merge_mean(x: Tensor, source: Tensor, kept: int) -> Tensor:
     return torch.stack([x[source == row].double().mean(0) for row in range(kept)]).to(x.dtype)
 
 
+def temporal_merge(
+    x: Tensor, place: Tensor, segment: Tensor, threshold: float, total: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Eq. 14-15: kept (K,) and source (N,) of merging tokens that stand in the order of time.
+
+    place, segment (N,) of each token.  total: how many stay, in place of the threshold.
+    """
+    unit = _unit(x)
+    before: dict[tuple[int, int], int] = {}  # the last token so far at each place of each segment
+    cosine: list[float | None] = []  # to the token before at the same place, None where there is none
+    previous: list[int | None] = []
+    for i in range(len(x)):
+        chain = (int(segment[i]), int(place[i]))
+        j = before.get(chain)
+        previous.append(j)
+        before[chain] = i
+        if j is None:
+            cosine.append(None)
+        elif bool(unit[i].any()) != bool(unit[j].any()):
+            cosine.append(0.0)
+        else:
+            c = float(unit[i] @ unit[j]) if unit[i].any() else 1.0
+            cosine.append(c if c < 1 - NOISE else 1.0)
+    if total is None:
+        stays = [c is None or c < threshold for c in cosine]
+    else:
+        ranked = sorted(range(len(x)), key=lambda i: (-2.0 if cosine[i] is None else cosine[i], i))
+        stays = [i in set(ranked[:total]) for i in range(len(x))]
+    kept = [i for i, stay in enumerate(stays) if stay]
+    row = {i: k for k, i in enumerate(kept)}
+    source: list[int] = []
+    for i, j in enumerate(previous):
+        source.append(row[i] if i in row else -1 if j is None else source[j])
+    return torch.tensor(kept, dtype=torch.int64, device=x.device), torch.tensor(source, device=x.device)
+
+
 def log_det(x: Tensor, relevance: Tensor, kept: Tensor) -> float:
     """log det of L restricted to `kept`, eq. 5; -inf where it is singular."""
     unit = _unit(x[kept]) * relevance[kept].double()[:, None]
