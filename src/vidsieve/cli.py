@@ -66,7 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--json", action="store_true", help="print one JSON document instead of text")
     method = argparse.ArgumentParser(add_help=False)
-    method.add_argument("--keep", type=_fraction, default=0.1, help="fraction of the video tokens that stays (0.1)")
+    about = "fraction of the video tokens that stays; with framefusion, of the prefill's FLOPs (0.1)"
+    method.add_argument("--keep", type=_fraction, default=0.1, help=about)
     method.add_argument("--method", type=_method, default="vidsieve", help="see `vidsieve methods` (vidsieve)")
     method.add_argument("--device", help="cpu, cuda, cuda:1, ... (cuda where there is one)")
     method.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="(auto; float32 on cpu)")

@@ -6,6 +6,10 @@
 docs/method.md has a table from the guide's names to ours; `FrameFusion(...).method` is what it stands for.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from torch import nn
 
 from vidsieve.budget import MarginalGain
@@ -14,6 +18,9 @@ from vidsieve.reducer import Prune, Staged
 from vidsieve.relevance import PromptAttention
 from vidsieve.segment import SceneCuts
 from vidsieve.selection import MMR, ConditionalDPP, Hybrid
+
+if TYPE_CHECKING:
+    from vidsieve.models import Attachment
 
 
 class FrameFusion(nn.Module):
@@ -50,7 +57,7 @@ class FrameFusion(nn.Module):
         )
         self.method = Staged({0: merge, 1: merge, 2: select}, cost)
 
-    def forward(self, model: object) -> object:
+    def forward(self, model: object) -> Attachment:
         """Attach to a Hugging Face video language model: `with FrameFusion()(model) as trace:`."""
         return self.method(model)
 

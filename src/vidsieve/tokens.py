@@ -3,10 +3,10 @@
 N tokens, T frames, P tokens per frame, S segments, K kept, D features.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -63,12 +63,35 @@ class Origin:
     count: Tensor
 
 
+class _FramesLeft(Sequence[int]):
+    """Tokens in each frame that has any left, counted on the device when they are asked for first."""
+
+    def __init__(self, origin: Origin) -> None:
+        self._origin = origin
+
+    @cached_property
+    def _counts(self) -> tuple[int, ...]:
+        whole = self._origin.whole
+        counts = torch.bincount(whole.frame[self._origin.kept], minlength=len(whole.frames)).tolist()
+        return tuple(n for n in counts if n)
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._counts[index]
+
+    def __repr__(self) -> str:
+        return repr(self._counts)
+
+
 @dataclass(frozen=True, eq=False)
 class VideoTokens:
     """The visual tokens that one video became, frame after frame, as the language model would receive them.
 
     features: (N, D) floating point.  frames: tokens in each frame, T positive integers that sum to N (known on the
-    host, so that no later stage has to ask the device).  grid: (rows, columns) of a frame's tokens where they form one.
+    host, so that no later stage has to ask the device; of a reduced video they are counted when somebody looks).
+    grid: (rows, columns) of a frame's tokens where they form one.
     produced: how many tokens the model made of the video before any reduction; `keep` is a fraction of this.
     origin: what these tokens are left of; None for a video as it came.
     attended: the attention each token received in the layer before, (N,) for each kind of query (relevance.py); None
@@ -76,7 +99,7 @@ class VideoTokens:
     """
 
     features: Tensor
-    frames: tuple[int, ...]
+    frames: Sequence[int]
     grid: tuple[int, int] | None = None
     produced: int = field(default=0)
     origin: Origin | None = None
@@ -85,6 +108,8 @@ class VideoTokens:
     def __post_init__(self) -> None:
         if self.features.ndim != 2 or not self.features.is_floating_point():
             raise ValueError(f"expected floating-point features (N, D), got {_show(self.features)}")
+        if self.origin is not None:
+            return  # its frames follow from it, and counting them now would wait for the device
         if not self.frames or min(self.frames) < 1 or sum(self.frames) != len(self.features):
             raise ValueError(
                 f"expected tokens per frame, all positive, summing to N = {len(self.features)}, got {self.frames}"
@@ -101,13 +126,11 @@ class VideoTokens:
 
     @classmethod
     def left_of(cls, origin: Origin, features: Tensor, attended: Mapping[str, Tensor] | None = None) -> Self:
-        """What is left of a video, with the `features` (N, D) it has now. Asks the device for the tokens per frame."""
+        """What is left of a video, with the `features` (N, D) it has now."""
         whole = origin.whole
-        frames, grid = whole.frames, whole.grid
-        if len(features) < len(whole):
-            counts = torch.bincount(whole.frame[origin.kept], minlength=len(frames)).tolist()
-            frames, grid = tuple(n for n in counts if n), None
-        return cls(features, frames, grid, whole.produced, origin, attended)
+        untouched = len(features) == len(whole)
+        frames = whole.frames if untouched else _FramesLeft(origin)
+        return cls(features, frames, whole.grid if untouched else None, whole.produced, origin, attended)
 
     def __len__(self) -> int:
         return len(self.features)
@@ -167,7 +190,8 @@ class VideoTokens:
     def _measure(self, prompt: "Prompt | None" = None, persistence: bool = False) -> ops.Measures:
         """One pass over the features; what does not depend on the prompt is kept."""
         persistence |= "persistence" in self._expected and "persistence" not in self._known
-        measures = ops.measure(self.features, self.frames, None if prompt is None else prompt.embeddings, persistence)
+        frames = tuple(self.frames) if persistence else (len(self),)  # which nothing else depends on
+        measures = ops.measure(self.features, frames, None if prompt is None else prompt.embeddings, persistence)
         self._known.update(norm=measures.norm, bad=measures.bad)
         if measures.persistence is not None:
             self._known["persistence"] = measures.persistence
