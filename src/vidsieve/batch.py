@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,12 +31,13 @@ from torch import Tensor, nn
 
 from vidsieve import presets
 from vidsieve.errors import VidsieveError, require
+from vidsieve.reducer import Reducer
 from vidsieve.run import check, load, prepare
 from vidsieve.tokens import Frames
 from vidsieve.video import read_video
 
 QUESTION = "What happens in this video?"
-SUFFIXES = frozenset(".3gp .avi .flv .m4v .mkv .mov .mp4 .mpeg .mpg .ogv .ts .webm .wmv".split())
+SUFFIXES = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv")
 CLIPS_A_TASK = 8  # few enough to share evenly, enough that the next clip decodes while this one is encoded
 ATTEMPTS = 2  # a worker may die for reasons of its own; twice on one clip is the clip's doing
 LINE_EVERY = 30.0  # seconds between lines of progress, where there is no terminal for a bar
@@ -64,9 +66,9 @@ class Job:
         return Path(self.out) / "features"
 
     def file(self, clip: str, question: str) -> Path:
-        """Where the features of a clip are kept: its name for people, a digest of its path and question for the rest."""
+        """Where the features of a clip are kept: its name for people, then a digest of its path and question."""
         digest = hashlib.sha256(f"{clip}\0{question}".encode()).hexdigest()[:16]
-        return self.features / f"{Path(clip).stem[:80]}-{digest}.safetensors"
+        return self.features / f"{Path(clip).stem[:40]}-{digest}.safetensors"
 
     def claim(self) -> None:
         """Make the folder `out` this job's. Raises `VidsieveError` if it is another's: their features do not mix."""
@@ -97,7 +99,7 @@ def find(source: str | os.PathLike[str]) -> list[str]:
     path = Path(source)
     if path.is_dir():
         found = sorted(one for one in path.rglob("*") if one.suffix.lower() in SUFFIXES and one.is_file())
-        expected = f"files that end in {', '.join(sorted(SUFFIXES))}"
+        expected = f"files that end in {', '.join(SUFFIXES)}"
     elif not path.exists():
         raise VidsieveError(f"{path}: no such file; expected a folder of clips, or a text file with one path a line")
     else:
@@ -117,9 +119,8 @@ def find(source: str | os.PathLike[str]) -> list[str]:
 class EncodeClips:
     """For `ray.data.Dataset.map_batches`: clips in, rows out, features on disk.
 
-        dataset.map_batches(
-            EncodeClips, fn_constructor_args=(job,), batch_size=8, num_gpus=1, compute=ray.data.ActorPoolStrategy(size=4)
-        )
+        pool = ray.data.ActorPoolStrategy(size=4)
+        dataset.map_batches(EncodeClips, fn_constructor_args=(job,), batch_size=8, num_gpus=1, compute=pool)
 
     A batch has a column "clip" of paths and may have a column "question". What comes back is a table of `schema()`. A
     clip whose features are there is not encoded again, and one that fails, however it fails, is a row with its error.
@@ -162,7 +163,7 @@ class EncodeClips:
             frames = decoding.result()
             if frames is not None:
                 save = require("safetensors.torch", "hf").save
-                tensors, found = self.encode(frames, task.question)
+                tensors, found = encode(self.processor, self.model, self.reducer, frames, task.question)
                 row = {"clip": task.clip, "question": task.question, "file": task.file.name, **found}
                 _write(task.file, save(tensors, {"vidsieve": json.dumps(row)}))
             row = read_row(task.file)
@@ -172,52 +173,90 @@ class EncodeClips:
         task.mark.unlink(missing_ok=True)
         return row
 
-    @torch.no_grad()
-    def encode(self, frames: Frames, question: str) -> tuple[dict[str, Tensor], Row]:
-        """The tensors of docs/batch.md, on CPU, and what tells how the video was laid out."""
-        from vidsieve.models import adapter_for
 
-        inputs = prepare(self.processor, frames, question).to(self.model.device, self.model.dtype)
-        with self.reducer(self.model) as trace:
-            given = _given_to_decoder(self.model, inputs)
-        if not trace.videos:
-            raise VidsieveError(f"{self.job.model} was shown no video token; nothing could be reduced")
-        video = trace.videos[0]
-        kept = video.reduction.kept.cpu()  # (K,)
-        ids = inputs["input_ids"][0].cpu()  # (L,)
-        stays = torch.ones(len(ids), dtype=torch.bool)
-        stays[video.at] = False
-        stays[video.at[kept]] = True  # (L,), true for M
-        place = (stays.cumsum(0) - 1)[video.at[kept]]  # (K,) of each kept token among the M
-        embeds = given["inputs_embeds"][0].cpu()  # (M, D)
-        positions = given.get("position_ids")
-        positions = torch.arange(len(embeds)) if positions is None else positions[..., 0, :].cpu()  # (M,) or (R, M)
-        tensors = {
-            "features": embeds[place],
-            "kept": kept,
-            "place": place,
-            "ids": ids[stays],
-            "position_ids": positions,
-        }
-        adapter = adapter_for(self.model)
-        for name in adapter.per_token:
-            if given.get(name) is not None:
-                tensors[name] = given[name][0].cpu()  # (M, ...)
-        for name in adapter.per_visual:
-            if given.get(name) is not None:
-                tensors[name] = torch.stack([rows.cpu() for rows in given[name]])  # (layers, K, D)
-        return {name: tensor.contiguous() for name, tensor in tensors.items()}, {
-            "tokens_before": video.before,
-            "tokens_after": video.after,
-            "kept": video.kept,
-            "tokens": list(video.frames),
-            "grid": list(video.grid) if video.grid else None,
-            "frames": list(frames.index),
-            "seconds": list(frames.seconds),
-            "fps": frames.fps,
-            "total": frames.total,
-            "duration": frames.duration,
-        }
+@torch.no_grad()
+def encode(
+    processor: Any, model: Any, reducer: Reducer, frames: Frames, question: str
+) -> tuple[dict[str, Tensor], Row]:
+    """The prompt of one video and one question as the decoder would receive it, reduced, and the video's layout.
+
+    M tokens remain, V of them visual with D features: the K kept, and one more where a model ends a video with a token
+    of its own. On CPU, features in the model's dtype:
+      features (V, D).  kept int64 (K,), indices among the video's N tokens.  place int64 (V,), of each among the M.
+      ids int64 (M,).  position_ids (M,) or (R, M), as the decoder wants them.
+      end int64 (), where in M the text after the video begins.
+      What else the decoder takes: (M,) for a token, (layers, V, D) for a visual token (Qwen3-VL's deepstack).
+    """
+    from vidsieve.models import attach
+
+    inputs = prepare(processor, frames, question).to(model.device, model.dtype)
+    with (attachment := attach(model, reducer)) as trace:
+        given = _given_to_decoder(model, inputs)
+    if not trace.videos:
+        raise VidsieveError(f"{type(model).__name__} was shown no video token; nothing could be reduced")
+    video = trace.videos[0]
+    kept = video.reduction.kept.cpu()  # (K,)
+    ids = inputs["input_ids"][0].cpu()  # (L,)
+    stays = torch.ones(len(ids), dtype=torch.bool)
+    stays[video.at] = False
+    stays[video.at[kept]] = True
+    end = stays[: int((ids == attachment.token).nonzero()[-1]) + 1].sum()
+    ids = ids[stays]  # (M,)
+    place = (ids == attachment.token).nonzero().flatten()  # (V,)
+    embeds = given["inputs_embeds"][0]  # (M, D)
+    positions = given.get("position_ids")
+    tensors = {
+        "features": embeds[place.to(embeds.device)],
+        "kept": kept,
+        "place": place,
+        "ids": ids,
+        "end": end,
+        "position_ids": torch.arange(len(ids)) if positions is None else positions[..., 0, :],
+    }
+    tensors |= {name: given[name][0] for name in attachment.adapter.per_token if given.get(name) is not None}
+    for name in attachment.adapter.per_visual:
+        if given.get(name) is not None:
+            tensors[name] = torch.stack([rows.cpu() for rows in given[name]])
+    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, {
+        "tokens_before": video.before,
+        "tokens_after": video.after,
+        "kept": video.kept,
+        "tokens": list(video.frames),
+        "grid": list(video.grid) if video.grid else None,
+        "frames": list(frames.index),
+        "seconds": list(frames.seconds),
+        "fps": frames.fps,
+        "total": frames.total,
+        "duration": frames.duration,
+    }
+
+
+def restore(model: Any, tensors: Mapping[str, Tensor], tail: Tensor | None = None) -> dict[str, Any]:
+    """What `model.get_decoder()` takes for stored tensors. `model` needs its embeddings and no vision tower.
+
+    tail: int64 (n,), token ids to follow the video in place of the stored ones: another question.
+    """
+    from vidsieve.models import adapter_for
+
+    adapter = adapter_for(model)
+    ids, place, positions = tensors["ids"], tensors["place"], tensors["position_ids"]
+    per_token = {name: tensors[name] for name in adapter.per_token if name in tensors}
+    if tail is not None:
+        head = int(tensors["end"])
+        following = positions[..., head : head + 1] + torch.arange(len(tail))
+        ids, positions = torch.cat([ids[:head], tail]), torch.cat([positions[..., :head], following], -1)
+        per_token = {name: torch.cat([x[:head], x.new_zeros(len(tail))]) for name, x in per_token.items()}
+    embedding = model.get_input_embeddings()
+    embeds = embedding(ids.to(embedding.weight.device))  # (M, D)
+    device = embeds.device
+    embeds[place.to(device)] = tensors["features"].to(embeds)
+    return {
+        "inputs_embeds": embeds[None],
+        "position_ids": positions[..., None, :].to(device),
+        "attention_mask": torch.ones(1, len(ids), dtype=torch.long, device=device),
+        **{name: x[None].to(device) for name, x in per_token.items()},
+        **{name: list(tensors[name].to(embeds)) for name in adapter.per_visual if name in tensors},
+    }
 
 
 @dataclass(frozen=True)
@@ -375,6 +414,8 @@ def _cluster(ray: Any, address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    _knock(address)
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray Data has Ray warn of its own actors
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError as error:
@@ -385,6 +426,16 @@ def _cluster(ray: Any, address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
+def _knock(address: str | None) -> None:
+    """Raise where nobody listens at host:port; Ray itself would try for many minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except OSError as error:
+            raise VidsieveError(f"no Ray cluster answers at {address!r} ({error.strerror or error})") from error
+
+
 def _dataset(ray: Any, clips: Sequence[str], job: Job, workers: int | None) -> Any:
     """The clips, mapped by as many workers as the cluster has room for."""
     resources = ray.cluster_resources()
@@ -392,9 +443,9 @@ def _dataset(ray: Any, clips: Sequence[str], job: Job, workers: int | None) -> A
     device = job.device or ("cuda" if gpus else "cpu")
     if device not in ("cpu", "cuda"):
         raise VidsieveError(f"expected device cpu or cuda, got {device!r}: Ray chooses which GPU a worker sees")
-    room = gpus if device == "cuda" else processors
+    room, kind = (gpus, "GPU") if device == "cuda" else (processors, "processor")
     if (workers or 1) > room:
-        raise VidsieveError(f"{workers or 1} workers on {device} need as many {device} devices; Ray has {room}")
+        raise VidsieveError(f"expected a {kind} for each of {workers or 1} workers, Ray has {room}")
     workers = min(workers or (gpus if device == "cuda" else max(1, processors // 4)), len(clips))
     need = {"num_gpus": 1} if device == "cuda" else {"num_cpus": min(4, processors // workers)}
     size = max(1, min(CLIPS_A_TASK, len(clips) // (4 * workers)))
