@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -354,6 +354,8 @@ def run(
     ray = require("ray", "ray")
     require("ray.data", "ray")
     require("pyarrow.parquet", "ray")
+    if job.device not in (None, "cpu", "cuda"):
+        raise VidsieveError(f"expected device cpu or cuda, got {job.device!r}: Ray chooses which GPU a worker sees")
     clips = find(source)
     check(job.model)
     job.claim()
@@ -415,13 +417,13 @@ def _cluster(ray: Any, address: str | None) -> Iterator[None]:
         yield
         return
     _knock(address)
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray Data has Ray warn of its own actors
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError as error:
         raise VidsieveError(f"no Ray cluster answers at {address!r}: {str(error).splitlines()[0]}") from error
     try:
-        yield
+        with redirect_stdout(sys.stderr):  # where Ray tells of workers that died, whatever it was told of logging
+            yield
     finally:
         ray.shutdown()
 
@@ -441,8 +443,6 @@ def _dataset(ray: Any, clips: Sequence[str], job: Job, workers: int | None) -> A
     resources = ray.cluster_resources()
     gpus, processors = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
     device = job.device or ("cuda" if gpus else "cpu")
-    if device not in ("cpu", "cuda"):
-        raise VidsieveError(f"expected device cpu or cuda, got {device!r}: Ray chooses which GPU a worker sees")
     room, kind = (gpus, "GPU") if device == "cuda" else (processors, "processor")
     if (workers or 1) > room:
         raise VidsieveError(f"expected a {kind} for each of {workers or 1} workers, Ray has {room}")
