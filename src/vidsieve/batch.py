@@ -410,7 +410,7 @@ def write_table(job: Job, failed: Sequence[Row] = ()) -> Path:
 @contextmanager
 def _cluster(ray: Any, address: str | None) -> Iterator[None]:
     """A connection to Ray, which is left as it was if there is one."""
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors come as exceptions too
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     if ray.is_initialized():
@@ -466,7 +466,8 @@ def _batches(ray: Any, dataset: Any) -> Iterator[list[Row]]:
             yield table.select(["clip", "error"]).to_pylist()
     except ray.exceptions.RayError as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
-        raise VidsieveError(f"Ray gave up: {lines[-1].strip() if lines else type(error).__name__}") from error
+        cause = lines[-1].strip().removeprefix("vidsieve.errors.VidsieveError: ") if lines else type(error).__name__
+        raise VidsieveError(f"Ray gave up: {cause}") from error
 
 
 @contextmanager
