@@ -39,6 +39,7 @@ from vidsieve.video import read_video
 QUESTION = "What happens in this video?"
 SUFFIXES = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv")
 CLIPS_A_TASK = 8  # few enough to share evenly, enough that the next clip decodes while this one is encoded
+THREADS = 4  # processors a worker asks for, where there are as many
 ATTEMPTS = 2  # a worker may die for reasons of its own; twice on one clip is the clip's doing
 LINE_EVERY = 30.0  # seconds between lines of progress, where there is no terminal for a bar
 
@@ -446,8 +447,11 @@ def _dataset(ray: Any, clips: Sequence[str], job: Job, workers: int | None) -> A
     room, kind = (gpus, "GPU") if device == "cuda" else (processors, "processor")
     if (workers or 1) > room:
         raise VidsieveError(f"expected a {kind} for each of {workers or 1} workers, Ray has {room}")
-    workers = min(workers or (gpus if device == "cuda" else max(1, processors // 4)), len(clips))
-    need = {"num_gpus": 1} if device == "cuda" else {"num_cpus": min(4, processors // workers)}
+    workers = min(workers or (gpus if device == "cuda" else max(1, processors // THREADS)), len(clips))
+    smallest = min(int(node["Resources"].get("CPU", 0)) or processors for node in ray.nodes() if node["Alive"])
+    need = {"num_cpus": max(1, min(THREADS, smallest, processors // workers))}  # Ray gives a worker as many threads
+    if device == "cuda":
+        need["num_gpus"] = 1
     size = max(1, min(CLIPS_A_TASK, len(clips) // (4 * workers)))
     items = ray.data.from_items([{"clip": clip} for clip in clips], override_num_blocks=-(-len(clips) // size))
     return items.map_batches(
