@@ -41,7 +41,7 @@ SUFFIXES = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".o
 CLIPS_A_TASK = 8  # few enough to share evenly, enough that the next clip decodes while this one is encoded
 THREADS = 4  # processors a worker asks for, where there are as many
 ATTEMPTS = 2  # a worker may die for reasons of its own; twice on one clip is the clip's doing
-LINE_EVERY = 30.0  # seconds between lines of progress, where there is no terminal for a bar
+LINE_EVERY = 30.0  # seconds between lines of progress in a log
 
 Row = dict[str, Any]
 
@@ -369,10 +369,13 @@ def run(
         with _cluster(ray, address):
             dataset = _dataset(ray, todo, job, workers)
             note("loading the model")
-            with _progress(len(todo)) as advance:
-                for batch in _batches(ray, dataset):
-                    failed += [row for row in batch if row["error"] is not None]
-                    advance(len(batch), sum(row["error"] is not None for row in batch))
+            progress = _Progress(len(todo), note)
+            for rows in _batches(ray, dataset):
+                broken = [row for row in rows if row["error"] is not None]
+                failed += broken
+                progress.add(len(rows), len(broken))
+    order = {clip: number for number, clip in enumerate(clips)}
+    failed.sort(key=lambda row: order[row["clip"]])
     missing = {clip for clip in clips if not job.file(clip, job.question).exists()} - {row["clip"] for row in failed}
     if missing:
         raise VidsieveError(
@@ -474,43 +477,24 @@ def _batches(ray: Any, dataset: Any) -> Iterator[list[Row]]:
         raise VidsieveError(f"Ray gave up: {cause}") from error
 
 
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int, int], None]]:
-    """Yields what to call with how many clips are done, and how many of these failed."""
-    if sys.stderr.isatty():
-        require("rich", "video")
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+class _Progress:
+    """Says how far a job is: on a terminal all the time, through `note`; in a log a line now and then."""
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("clips", total=total)
-            broken = 0
+    def __init__(self, total: int, note: Callable[[str], None]) -> None:
+        self.total, self.note = total, note
+        self.done = self.failed = 0
+        self.start = self.said = time.monotonic()
 
-            def advance(done: int, failed: int) -> None:
-                nonlocal broken
-                broken += failed
-                bar.update(task, advance=done, description=f"clips, {broken} failed" if broken else "clips")
-
-            yield advance
-        return
-    start = said = time.monotonic()
-    sums = [0, 0]
-
-    def count(done: int, failed: int) -> None:
-        nonlocal said
-        sums[0] += done
-        sums[1] += failed
+    def add(self, done: int, failed: int) -> None:
+        self.done += done
+        self.failed += failed
         now = time.monotonic()
-        if now - said >= LINE_EVERY or sums[0] == total:
-            said = now
-            print(
-                f"{sums[0]} of {total} clips, {sums[1]} failed, {sums[0] / (now - start):.2f} a second",
-                file=sys.stderr,
-                flush=True,
-            )
-
-    yield count
+        rate = self.done / (now - self.start)
+        text = f"{self.done} of {self.total} clips, {self.failed} failed, {rate:.2f} a second"
+        self.note(text)
+        if not sys.stderr.isatty() and (now - self.said >= LINE_EVERY or self.done == self.total):
+            self.said = now
+            print(text, file=sys.stderr, flush=True)
 
 
 def _write(path: Path, data: bytes) -> None:
