@@ -20,8 +20,8 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -422,15 +422,13 @@ def _cluster(ray: Any, address: str | None) -> Iterator[None]:
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"  # without it Ray joins what was last started here
     _knock(address)
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError as error:
-        raise VidsieveError(f"no Ray cluster answers at {address!r}: {str(error).splitlines()[0]}") from error
-    try:
-        with redirect_stdout(sys.stderr):  # where Ray tells of workers that died, whatever it was told of logging
-            yield
-    finally:
-        ray.shutdown()
+    with redirect_stdout(sys.stderr), ExitStack() as stack:  # Ray tells of dead workers there, up to its very end
+        stack.callback(ray.shutdown)
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except ConnectionError as error:
+            raise VidsieveError(f"no Ray cluster answers at {address!r}: {str(error).splitlines()[0]}") from error
+        yield
 
 
 def _knock(address: str) -> None:
@@ -460,7 +458,7 @@ def _dataset(ray: Any, clips: Sequence[str], job: Job, workers: int | None) -> A
     items = ray.data.from_items([{"clip": clip} for clip in clips], override_num_blocks=-(-len(clips) // size))
     return items.map_batches(
         EncodeClips,
-        fn_constructor_args=(job,),
+        fn_constructor_args=(replace(job, device=device),),
         batch_size=size,
         compute=ray.data.ActorPoolStrategy(size=workers),
         **need,
