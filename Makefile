@@ -11,11 +11,12 @@ PYTEST  ?=
 WORKERS ?= 2
 BIN     := .venv/bin
 READY   := .venv/.ready
+RAY     := .venv/.ray
 
 # One torch thread a worker: two pytest workers that each take every core are slower than one.
 ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help setup demo test test-all test-gpu lint format constraints clean
+.PHONY: help setup demo test test-all test-gpu test-ray lint format constraints clean
 .DEFAULT_GOAL := help
 
 help:
@@ -34,13 +35,21 @@ demo: $(READY)
 	$(BIN)/vidsieve demo --out out/demo
 
 test: $(READY)
-	$(ENVIRONMENT) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m 'not gpu and not slow' $(PYTEST)
+	$(ENVIRONMENT) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m 'not gpu and not slow and not ray' $(PYTEST)
 
 test-all: $(READY)
-	$(ENVIRONMENT) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m 'not gpu' $(PYTEST)
+	$(ENVIRONMENT) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m 'not gpu and not ray' $(PYTEST)
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -q -m gpu $(PYTEST)
+
+# Ray is as large as all the rest without torch, so only these tests and `make constraints` install it.
+$(RAY): $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --build-constraint constraints.txt --editable '.[ray]'
+	@touch $@
+
+test-ray: $(RAY)
+	$(ENVIRONMENT) $(BIN)/python -m pytest -q -m ray $(PYTEST)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -52,7 +61,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 # After raising a version in pyproject.toml or here: make clean, edit, make setup, make constraints.
-constraints: $(READY)
+constraints: $(RAY)
 	@sed -n '/^#/p' constraints.txt > .venv/constraints.txt
 	@$(BIN)/python -m pip freeze --all --exclude-editable | sed 's/^\(torch[a-z]*==[^+]*\)+.*/\1/' >> .venv/constraints.txt
 	mv .venv/constraints.txt constraints.txt

@@ -1,5 +1,6 @@
 """The scripts in examples/ run offline, on the clip and the model that `vidsieve demo` makes."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 DEMO = "from vidsieve.cli import main; raise SystemExit(main(['demo', '--out', 'out/demo']))"
 EXAMPLES = Path(__file__).parent.parent / "examples"
+OTHERS = {"select_only.py", "data_parallel.py"}  # with tests of their own
 
 
 def run(*command: str, cwd: Path) -> str:
@@ -28,6 +30,20 @@ def test_select_only(tmp_path: Path) -> None:
     assert "3136 tokens -> 314 kept" in printed
 
 
-@pytest.mark.parametrize("name", sorted({path.name for path in EXAMPLES.glob("*.py")} - {"select_only.py"}))
+@pytest.mark.parametrize("name", sorted({path.name for path in EXAMPLES.glob("*.py")} - OTHERS))
 def test_runs_on_the_demo_model(name: str, workplace: Path) -> None:
     assert "kept" in run(str(EXAMPLES / name), cwd=workplace)
+
+
+def test_data_parallel_processes_answer_as_one(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = str(EXAMPLES / "data_parallel.py")
+    monkeypatch.chdir(workplace)
+    runpy.run_path(script)["main"]()
+    alone = capsys.readouterr().out
+    answers = [line.partition("?")[2].strip() for line in alone.splitlines()]
+    assert len(answers) == 5
+    assert len(set(answers)) > 1
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    assert run(*launch, script, cwd=workplace) == alone

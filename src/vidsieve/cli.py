@@ -3,6 +3,7 @@
     vidsieve run CLIP --question "What happens?" --model Qwen/Qwen2.5-VL-7B-Instruct --keep 0.1 --out out
     vidsieve show out           draw it again
     vidsieve demo               the same, offline, on a clip and a model made here
+    vidsieve batch CLIPS        reduced features of many clips, on one machine or a cluster
     vidsieve methods            what --method takes
     vidsieve env                what is installed, and what would run
     vidsieve bench ops          milliseconds and memory of a reduction, beside today's loops
@@ -99,6 +100,15 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = add("demo", _demo, _show_result, method)
     demo.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for everything (out/demo)")
+
+    batch = add("batch", _batch, _show_batch, method)
+    batch.add_argument("clips", help="a folder of clips, or a text file with one path a line")
+    batch.add_argument("--model", "-m", required=True, help="Hub id or folder of a video language model")
+    batch.add_argument("--out", type=Path, required=True, help="folder for the table and the features; resumes there")
+    batch.add_argument("--question", "-q", help="what methods that look at the question are given, for every clip")
+    batch.add_argument("--frames", type=_count, default=64, help="frames to sample, evenly (64)")
+    batch.add_argument("--workers", type=_count, help="copies of the model (one a GPU, or one for four processors)")
+    batch.add_argument("--address", help="of a Ray cluster (this machine)")
 
     bench = add("bench", _bench, _show_bench)
     bench.add_argument("what", choices=("ops",))
@@ -241,6 +251,25 @@ def _redraw(options: argparse.Namespace) -> Found:
         return {"pictures": pipeline.draw(result, options.out or folder)}
 
 
+def _batch(options: argparse.Namespace) -> Found:
+    """Encode and reduce many clips and keep the features; a job that was stopped goes on where it was."""
+    from vidsieve import batch
+
+    model = str(Path(options.model).resolve()) if Path(options.model).is_dir() else options.model
+    job = batch.Job(
+        model,
+        str(options.out.resolve()),
+        options.method,
+        options.keep,
+        options.frames,
+        options.question or batch.QUESTION,
+        options.device,
+        options.dtype,
+    )
+    with _notes() as note:
+        return batch.run(options.clips, job, options.address, options.workers, note)
+
+
 def _bench(options: argparse.Namespace) -> Found:
     """Time whole reductions beside the loops people run today; correctness first."""
     import torch
@@ -264,6 +293,16 @@ def _bench(options: argparse.Namespace) -> Found:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(found, indent=1) + "\n")
     return found
+
+
+def _show_batch(found: Found) -> None:
+    print(f"{found['clips']} clips: {found['encoded']} encoded, {found['already_there']} were there", end="")
+    print(f", {len(found['failed'])} failed" if found["failed"] else "")
+    for row in found["failed"][:10]:
+        print(f"  {row['error']}")
+    if len(found["failed"]) > 10:
+        print(f"  and {len(found['failed']) - 10} more, in the table")
+    print(f"table: {found['table']}\nfeatures: {found['features']}")
 
 
 def _show_bench(found: Found) -> None:

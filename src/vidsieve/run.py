@@ -113,9 +113,7 @@ def load(name: str, device: str | None = None, dtype: str | None = None) -> tupl
     """
     require("transformers", "hf")
     make_importable()
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
-
-    from vidsieve.models import adapter_for
+    from transformers import AutoModelForImageTextToText, AutoProcessor
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -123,16 +121,33 @@ def load(name: str, device: str | None = None, dtype: str | None = None) -> tupl
     except (AssertionError, RuntimeError) as error:  # torch built without CUDA raises the former
         raise VidsieveError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
     dtype = dtype or ("float32" if torch.device(device).type == "cpu" else "auto")
-    try:
-        described: Any = _Described(AutoConfig.from_pretrained(name))
-        adapter_for(described)
+    check(name)
+    with _loading(name):
         processor = AutoProcessor.from_pretrained(name)
         model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype)
-    except OSError as error:
-        raise VidsieveError(f"model {name!r} cannot be loaded: {' '.join(str(error).split())}") from error
     if getattr(processor, "video_processor", None) is None:
         raise UnsupportedModel(f"{name} has no video processor; expected the checkpoint of a video language model")
     return processor, model.to(device).eval()
+
+
+def check(name: str) -> None:
+    """Raise as `load` does for a model that cannot be found or is not supported. Reads its configuration alone."""
+    require("transformers", "hf")
+    from transformers import AutoConfig
+
+    from vidsieve.models import adapter_for
+
+    with _loading(name):
+        described: Any = _Described(AutoConfig.from_pretrained(name))
+    adapter_for(described)
+
+
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise VidsieveError(f"model {name!r} cannot be loaded: {' '.join(str(error).split())}") from error
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,55 @@
+"""Several GPUs, a copy of the model on each, the questions shared out: plain data parallelism.
+
+    torchrun --nproc-per-node 8 examples/data_parallel.py [CLIP [MODEL]]
+    accelerate launch --num_processes 8 examples/data_parallel.py [CLIP [MODEL]]
+    python examples/data_parallel.py [CLIP [MODEL]]      one process, the same answers
+
+The defaults are what `make demo` leaves in out/demo. Without GPUs the processes share the processors. A model too large
+for one GPU is spread over several with `device_map="auto"` instead, and a reducer attaches to it all the same.
+"""
+
+import os
+import sys
+
+import torch
+import torch.distributed as dist
+
+import vidsieve
+from vidsieve.run import load, prepare
+from vidsieve.video import read_video
+
+QUESTIONS = ("What moves?", "Which colours are there?", "How does it end?", "What comes first?", "Is there a clock?")
+
+
+def main(clip: str = "out/demo/clip.mp4", checkpoint: str = "out/demo/model") -> None:
+    rank, world, local = (int(os.environ.get(name, default)) for name, default in PLACE)
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.set_device(local)
+    if world > 1:
+        dist.init_process_group("gloo")  # only answers travel, and those are text
+
+    processor, model = load(checkpoint, f"cuda:{local}" if gpu else "cpu")
+    found = {}
+    with vidsieve.presets.vidsieve(keep=0.1)(model):
+        for number in range(rank, len(QUESTIONS), world):
+            frames = read_video(clip, num_frames=16)
+            inputs = prepare(processor, frames, QUESTIONS[number]).to(model.device, model.dtype)
+            out = model.generate(**inputs, max_new_tokens=16)
+            found[number] = processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
+
+    shares = [found]
+    if world > 1:
+        shares = [{}] * world if rank == 0 else None
+        dist.gather_object(found, shares)
+        dist.destroy_process_group()
+    if rank == 0:
+        answers = {number: answer for share in shares for number, answer in share.items()}
+        for number, question in enumerate(QUESTIONS):
+            print(f"{question:26}{answers[number]}")
+
+
+PLACE = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,506 @@
+"""Many clips, each decoded, encoded and reduced once, and kept on disk for whatever comes later. docs/batch.md.
+
+    found = run("clips/", Job("Qwen/Qwen2.5-VL-7B-Instruct", "out"))
+
+What is stored of a clip is the prompt as the decoder would receive it, reduced: no vision tower, no video and no second
+selection is needed to go on from there. One file a clip, `out/features/*.safetensors`, written under another name and
+then renamed: a file that is there is whole, and its clip is done. `out/clips.parquet` is made of these files, one row a
+clip, and of the clips that failed.
+
+Ray Data carries the work to the processors of one machine or of many. `EncodeClips` is all that it carries, and can be
+put into a pipeline of one's own.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vidsieve import presets
+from vidsieve.errors import VidsieveError, require
+from vidsieve.reducer import Reducer
+from vidsieve.run import check, load, prepare
+from vidsieve.tokens import Frames
+from vidsieve.video import read_video
+
+QUESTION = "What happens in this video?"
+SUFFIXES = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv")
+CLIPS_A_TASK = 8  # few enough to share evenly, enough that the next clip decodes while this one is encoded
+THREADS = 4  # processors a worker asks for, where there are as many
+ATTEMPTS = 2  # a worker may die for reasons of its own; twice on one clip is the clip's doing
+LINE_EVERY = 30.0  # seconds between lines of progress in a log
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What becomes of every clip, and where it is kept. device, dtype: None, what fits the machine and the checkpoint.
+
+    question: what methods that look at the question are given; part of the stored prompt with every method.
+    """
+
+    model: str
+    out: str
+    method: str = "vidsieve"
+    keep: float = 0.1
+    frames: int = 64
+    question: str = QUESTION
+    device: str | None = None
+    dtype: str | None = None
+
+    @property
+    def features(self) -> Path:
+        return Path(self.out) / "features"
+
+    def file(self, clip: str, question: str) -> Path:
+        """Where the features of a clip are kept: its name for people, then a digest of its path and question."""
+        digest = hashlib.sha256(f"{clip}\0{question}".encode()).hexdigest()[:16]
+        return self.features / f"{Path(clip).stem[:40]}-{digest}.safetensors"
+
+    def claim(self) -> None:
+        """Make the folder `out` this job's. Raises `VidsieveError` if it is another's: their features do not mix."""
+        settings = {
+            "model": self.model,
+            "reducer": repr(presets.METHODS[self.method](self.keep)),
+            "frames": self.frames,
+            "dtype": self.dtype,
+        }
+        path = Path(self.out) / "job.json"
+        self.features.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            _write(path, (json.dumps(settings, indent=1) + "\n").encode())
+        found = json.loads(path.read_text())
+        for name, value in settings.items():
+            if found.get(name) != value:
+                raise VidsieveError(
+                    f"{self.out} holds a job whose {name} is {found.get(name)!r}, not {value!r}; choose another folder"
+                )
+
+
+def find(source: str | os.PathLike[str]) -> list[str]:
+    """Absolute paths of the clips of a folder, its folders included, or of a text file that names one a line.
+
+    In a text file, empty lines and lines that begin with # are passed over; what it names need not exist (the clip
+    becomes a row with its error). Raises `VidsieveError` where there is no clip.
+    """
+    path = Path(source)
+    if path.is_dir():
+        found = sorted(one for one in path.rglob("*") if one.suffix.lower() in SUFFIXES and one.is_file())
+        expected = f"files that end in {', '.join(SUFFIXES)}"
+    elif not path.exists():
+        raise VidsieveError(f"{path}: no such file; expected a folder of clips, or a text file with one path a line")
+    else:
+        try:
+            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        except UnicodeDecodeError as error:
+            raise VidsieveError(
+                f"{path}: is no text; expected a folder of clips, or a text file with one path a line"
+            ) from error
+        found = [Path(line) for line in lines if line and not line.startswith("#")]
+        expected = "one path a line"
+    if not found:
+        raise VidsieveError(f"{path}: has no clip in it; expected {expected}")
+    return list(dict.fromkeys(os.path.abspath(one) for one in found))
+
+
+class EncodeClips:
+    """For `ray.data.Dataset.map_batches`: clips in, rows out, features on disk.
+
+        pool = ray.data.ActorPoolStrategy(size=4)
+        dataset.map_batches(EncodeClips, fn_constructor_args=(job,), batch_size=8, num_gpus=1, compute=pool)
+
+    A batch has a column "clip" of paths and may have a column "question". What comes back is a table of `schema()`. A
+    clip whose features are there is not encoded again, and one that fails, however it fails, is a row with its error.
+    """
+
+    def __init__(self, job: Job) -> None:
+        job.claim()
+        self.job = job
+        self.reducer = presets.METHODS[job.method](job.keep)
+        self.processor, self.model = load(job.model, job.device, job.dtype)
+
+    def __call__(self, batch: Mapping[str, Sequence[Any]]) -> Any:
+        clips = [str(clip) for clip in batch["clip"]]
+        questions = [str(question) for question in batch.get("question", [self.job.question] * len(clips))]
+        pyarrow = require("pyarrow", "ray")
+        rows = list(self.rows(zip(clips, questions, strict=True)))
+        return pyarrow.Table.from_pylist(rows, schema=schema())
+
+    def rows(self, work: Iterable[tuple[str, str]]) -> Iterator[Row]:
+        """A row for each (clip, question). While one is encoded the next is decoded."""
+        tasks = [_Task(clip, question, self.job.file(clip, question)) for clip, question in work]
+        # A worker that died had two clips in hand. Which of them it died of shows when they are taken one by one.
+        alone = any(task.mark.exists() for task in tasks)
+        with ThreadPoolExecutor(1) as pool:
+            following: Future[Frames | None] | None = None
+            for task, later in zip(tasks, [*tasks[1:], None], strict=True):
+                decoding = following or pool.submit(self._decode, task)
+                following = pool.submit(self._decode, later) if later and not alone else None
+                yield self._row(task, decoding)
+
+    def _decode(self, task: "_Task") -> Frames | None:
+        """The frames of a clip; None where it is done."""
+        if task.file.exists():
+            return None
+        task.attempt()
+        return read_video(task.clip, num_frames=self.job.frames)
+
+    def _row(self, task: "_Task", decoding: "Future[Frames | None]") -> Row:
+        try:
+            frames = decoding.result()
+            if frames is not None:
+                save = require("safetensors.torch", "hf").save
+                tensors, found = encode(self.processor, self.model, self.reducer, frames, task.question)
+                row = {"clip": task.clip, "question": task.question, "file": task.file.name, **found}
+                _write(task.file, save(tensors, {"vidsieve": json.dumps(row)}))
+            row = read_row(task.file)
+        except Exception as error:  # whatever it is, the other clips must not suffer
+            message = " ".join(str(error).split()) or type(error).__name__
+            row = {"clip": task.clip, "question": task.question, "error": message}
+        task.mark.unlink(missing_ok=True)
+        return row
+
+
+@torch.no_grad()
+def encode(
+    processor: Any, model: Any, reducer: Reducer, frames: Frames, question: str
+) -> tuple[dict[str, Tensor], Row]:
+    """The prompt of one video and one question as the decoder would receive it, reduced, and the video's layout.
+
+    M tokens remain, V of them visual with D features: the K kept, and one more where a model ends a video with a token
+    of its own. On CPU, features in the model's dtype:
+      features (V, D).  kept int64 (K,), indices among the video's N tokens.  place int64 (V,), of each among the M.
+      ids int64 (M,).  position_ids (M,) or (R, M), as the decoder wants them.
+      end int64 (), where in M the text after the video begins.
+      What else the decoder takes: (M,) for a token, (layers, V, D) for a visual token (Qwen3-VL's deepstack).
+    """
+    from vidsieve.models import attach
+
+    inputs = prepare(processor, frames, question).to(model.device, model.dtype)
+    with (attachment := attach(model, reducer)) as trace:
+        given = _given_to_decoder(model, inputs)
+    if not trace.videos:
+        raise VidsieveError(f"{type(model).__name__} was shown no video token; nothing could be reduced")
+    video = trace.videos[0]
+    kept = video.reduction.kept.cpu()  # (K,)
+    ids = inputs["input_ids"][0].cpu()  # (L,)
+    stays = torch.ones(len(ids), dtype=torch.bool)
+    stays[video.at] = False
+    stays[video.at[kept]] = True
+    end = stays[: int((ids == attachment.token).nonzero()[-1]) + 1].sum()
+    ids = ids[stays]  # (M,)
+    place = (ids == attachment.token).nonzero().flatten()  # (V,)
+    embeds = given["inputs_embeds"][0]  # (M, D)
+    positions = given.get("position_ids")
+    tensors = {
+        "features": embeds[place.to(embeds.device)],
+        "kept": kept,
+        "place": place,
+        "ids": ids,
+        "end": end,
+        "position_ids": torch.arange(len(ids)) if positions is None else positions[..., 0, :],
+    }
+    tensors |= {name: given[name][0] for name in attachment.adapter.per_token if given.get(name) is not None}
+    for name in attachment.adapter.per_visual:
+        if given.get(name) is not None:
+            tensors[name] = torch.stack([rows.cpu() for rows in given[name]])
+    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, {
+        "tokens_before": video.before,
+        "tokens_after": video.after,
+        "kept": video.kept,
+        "tokens": list(video.frames),
+        "grid": list(video.grid) if video.grid else None,
+        "frames": list(frames.index),
+        "seconds": list(frames.seconds),
+        "fps": frames.fps,
+        "total": frames.total,
+        "duration": frames.duration,
+    }
+
+
+def restore(model: Any, tensors: Mapping[str, Tensor], tail: Tensor | None = None) -> dict[str, Any]:
+    """What `model.get_decoder()` takes for stored tensors. `model` needs its embeddings and no vision tower.
+
+    tail: int64 (n,), token ids to follow the video in place of the stored ones: another question.
+    """
+    from vidsieve.models import adapter_for
+
+    adapter = adapter_for(model)
+    ids, place, positions = tensors["ids"], tensors["place"], tensors["position_ids"]
+    per_token = {name: tensors[name] for name in adapter.per_token if name in tensors}
+    if tail is not None:
+        head = int(tensors["end"])
+        following = positions[..., head : head + 1] + torch.arange(len(tail))
+        ids, positions = torch.cat([ids[:head], tail]), torch.cat([positions[..., :head], following], -1)
+        per_token = {name: torch.cat([x[:head], x.new_zeros(len(tail))]) for name, x in per_token.items()}
+    embedding = model.get_input_embeddings()
+    embeds = embedding(ids.to(embedding.weight.device))  # (M, D)
+    device = embeds.device
+    embeds[place.to(device)] = tensors["features"].to(embeds)
+    return {
+        "inputs_embeds": embeds[None],
+        "position_ids": positions[..., None, :].to(device),
+        "attention_mask": torch.ones(1, len(ids), dtype=torch.long, device=device),
+        **{name: x[None].to(device) for name, x in per_token.items()},
+        **{name: list(tensors[name].to(embeds)) for name in adapter.per_visual if name in tensors},
+    }
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A clip, a question, and the file that says that both are done."""
+
+    clip: str
+    question: str
+    file: Path
+
+    @property
+    def mark(self) -> Path:
+        """There while a worker has the clip in hand; one that died of it cannot take it away."""
+        return self.file.with_suffix(".trying")
+
+    def attempt(self) -> None:
+        with self.mark.open("a") as file:
+            if file.tell() >= ATTEMPTS:
+                raise VidsieveError(f"{self.clip}: {ATTEMPTS} workers died on it; a decoder's crash, or out of memory")
+            file.write("x")
+
+
+class _Reached(Exception):
+    """Carries what the decoder was about to be given."""
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        super().__init__()
+        self.arguments = arguments
+
+
+def _given_to_decoder(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The decoder's arguments for a prompt, as an attached reducer leaves them. The decoder itself does not run."""
+
+    def stop(decoder: nn.Module, args: tuple[Any, ...], arguments: dict[str, Any]) -> None:
+        raise _Reached(arguments)
+
+    hook = model.get_decoder().register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        model(**inputs, use_cache=False)
+    except _Reached as reached:
+        return reached.arguments
+    finally:
+        hook.remove()
+    raise VidsieveError(f"{type(model).__name__} answered without calling its decoder; nothing could be stored")
+
+
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Row]:
+    """The tensors of one features file, and its row."""
+    return require("safetensors.torch", "hf").load_file(path), read_row(path)
+
+
+def read_row(path: str | os.PathLike[str]) -> Row:
+    """The row of one features file; its tensors are not read."""
+    with require("safetensors", "hf").safe_open(path, "pt") as file:
+        return dict(json.loads(file.metadata()["vidsieve"]))
+
+
+def schema() -> Any:
+    """The columns of a row, for pyarrow. docs/batch.md says what each is."""
+    arrow = require("pyarrow", "ray")
+    numbers, text, whole, real = arrow.list_(arrow.int32()), arrow.string(), arrow.int64(), arrow.float64()
+    return arrow.schema(
+        {
+            "clip": text,
+            "question": text,
+            "error": text,
+            "file": text,
+            "tokens_before": whole,
+            "tokens_after": whole,
+            "kept": numbers,
+            "tokens": numbers,
+            "grid": numbers,
+            "frames": numbers,
+            "seconds": arrow.list_(real),
+            "fps": real,
+            "total": whole,
+            "duration": real,
+        }
+    )
+
+
+def run(
+    source: str | os.PathLike[str],
+    job: Job,
+    address: str | None = None,
+    workers: int | None = None,
+    note: Callable[[str], None] = lambda what: None,
+) -> dict[str, Any]:
+    """Encode the clips of `source` that are not done, and write the table. Returns what became of them, by number.
+
+    address: of a Ray cluster, None for this machine (or what RAY_ADDRESS says).  workers: copies of the model; one a
+    GPU by default, or one for every four processors where there is none.
+    Raises `VidsieveError` where nothing could be done at all. A clip that fails is no error: `failed` lists it.
+    """
+    ray = require("ray", "ray")
+    require("ray.data", "ray")
+    require("pyarrow.parquet", "ray")
+    if job.device not in (None, "cpu", "cuda"):
+        raise VidsieveError(f"expected device cpu or cuda, got {job.device!r}: Ray chooses which GPU a worker sees")
+    clips = find(source)
+    check(job.model)
+    job.claim()
+    for left in (*job.features.glob("*.part"), *job.features.glob("*.trying")):  # by a run that was killed
+        left.unlink(missing_ok=True)
+    todo = [clip for clip in clips if not job.file(clip, job.question).exists()]
+    failed: list[Row] = []
+    if todo:
+        note("starting Ray")
+        with _cluster(ray, address):
+            dataset = _dataset(ray, todo, job, workers)
+            note("loading the model")
+            progress = _Progress(len(todo), note)
+            for rows in _batches(ray, dataset):
+                broken = [row for row in rows if row["error"] is not None]
+                failed += broken
+                progress.add(len(rows), len(broken))
+    order = {clip: number for number, clip in enumerate(clips)}
+    failed.sort(key=lambda row: order[row["clip"]])
+    missing = {clip for clip in clips if not job.file(clip, job.question).exists()} - {row["clip"] for row in failed}
+    if missing:
+        raise VidsieveError(
+            f"{job.features} lacks the features of {len(missing)} clips that workers say they wrote; "
+            "the output folder has to be one that all machines of the cluster share"
+        )
+    note("writing the table")
+    table = write_table(job, failed)
+    if len(failed) == len(clips):
+        raise VidsieveError(f"none of {len(clips)} clips could be encoded; the first says: {failed[0]['error']}")
+    return {
+        "clips": len(clips),
+        "encoded": len(todo) - len(failed),
+        "already_there": len(clips) - len(todo),
+        "failed": [{"clip": row["clip"], "error": row["error"]} for row in failed],
+        "table": str(table),
+        "features": str(job.features),
+    }
+
+
+def write_table(job: Job, failed: Sequence[Row] = ()) -> Path:
+    """clips.parquet: a row for each features file, sorted by its name, and for each clip that `failed`."""
+    parquet = require("pyarrow.parquet", "ray")
+    arrow = require("pyarrow", "ray")
+    path = Path(job.out) / "clips.parquet"
+    rows = (read_row(file) for file in sorted(job.features.glob("*.safetensors")))
+    part = path.with_suffix(".part")
+    with parquet.ParquetWriter(part, schema()) as writer:
+        while some := list(islice(rows, 4096)):
+            writer.write_table(arrow.Table.from_pylist(some, schema=schema()))
+        writer.write_table(arrow.Table.from_pylist(list(failed), schema=schema()))
+    os.replace(part, path)
+    return path
+
+
+@contextmanager
+def _cluster(ray: Any, address: str | None) -> Iterator[None]:
+    """A connection to Ray, which is left as it was if there is one."""
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors come as exceptions too
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS") or "local"  # without it Ray joins what was last started here
+    _knock(address)
+    with redirect_stdout(sys.stderr), ExitStack() as stack:  # Ray tells of dead workers there, up to its very end
+        stack.callback(ray.shutdown)
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except ConnectionError as error:
+            raise VidsieveError(f"no Ray cluster answers at {address!r}: {str(error).splitlines()[0]}") from error
+        yield
+
+
+def _knock(address: str) -> None:
+    """Raise where nobody listens at host:port; Ray itself would try for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except OSError as error:
+            raise VidsieveError(f"no Ray cluster answers at {address!r} ({error.strerror or error})") from error
+
+
+def _dataset(ray: Any, clips: Sequence[str], job: Job, workers: int | None) -> Any:
+    """The clips, mapped by as many workers as the cluster has room for."""
+    resources = ray.cluster_resources()
+    gpus, processors = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
+    device = job.device or ("cuda" if gpus else "cpu")
+    room, kind = (gpus, "GPU") if device == "cuda" else (processors, "processor")
+    if (workers or 1) > room:
+        raise VidsieveError(f"expected a {kind} for each of {workers or 1} workers, Ray has {room}")
+    workers = min(workers or (gpus if device == "cuda" else max(1, processors // THREADS)), len(clips))
+    smallest = min(int(node["Resources"].get("CPU", 0)) or processors for node in ray.nodes() if node["Alive"])
+    need = {"num_cpus": max(1, min(THREADS, smallest, processors // workers))}  # Ray gives a worker as many threads
+    if device == "cuda":
+        need["num_gpus"] = 1
+    size = max(1, min(CLIPS_A_TASK, len(clips) // (4 * workers)))
+    items = ray.data.from_items([{"clip": clip} for clip in clips], override_num_blocks=-(-len(clips) // size))
+    return items.map_batches(
+        EncodeClips,
+        fn_constructor_args=(replace(job, device=device),),
+        batch_size=size,
+        compute=ray.data.ActorPoolStrategy(size=workers),
+        **need,
+    )
+
+
+def _batches(ray: Any, dataset: Any) -> Iterator[list[Row]]:
+    """The rows of each task, as it ends."""
+    try:
+        for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+            yield table.select(["clip", "error"]).to_pylist()
+    except ray.exceptions.RayError as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        cause = lines[-1].strip().removeprefix("vidsieve.errors.VidsieveError: ") if lines else type(error).__name__
+        raise VidsieveError(f"Ray gave up: {cause}") from error
+
+
+class _Progress:
+    """Says how far a job is: on a terminal all the time, through `note`; in a log a line now and then."""
+
+    def __init__(self, total: int, note: Callable[[str], None]) -> None:
+        self.total, self.note = total, note
+        self.done = self.failed = 0
+        self.start = self.said = time.monotonic()
+
+    def add(self, done: int, failed: int) -> None:
+        self.done += done
+        self.failed += failed
+        now = time.monotonic()
+        rate = self.done / (now - self.start)
+        text = f"{self.done} of {self.total} clips, {self.failed} failed, {rate:.2f} a second"
+        self.note(text)
+        if not sys.stderr.isatty() and (now - self.said >= LINE_EVERY or self.done == self.total):
+            self.said = now
+            print(text, file=sys.stderr, flush=True)
+
+
+def _write(path: Path, data: bytes) -> None:
+    """All of `data` in `path`, or nothing: a reader, and a run that resumes, never see half a file."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    with part.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
