@@ -9,7 +9,7 @@ import sys
 
 import torch
 
-from vidsieve import batch
+from vidsieve import batch, stored
 
 QUESTION = "Which colours are there?"
 
@@ -28,8 +28,8 @@ def main(clip: str = "out/demo/clip.mp4", checkpoint: str = "out/demo/model") ->
     after = text.rpartition(processor.video_token)[2]
     tail = torch.tensor(processor.tokenizer(after, add_special_tokens=False)["input_ids"])
 
-    tensors, _ = batch.read(job.features / row["file"])
-    out = model.generate(**batch.restore(model, tensors, tail), max_new_tokens=32)
+    tensors, _ = stored.read(job.features / row["file"])
+    out = model.generate(**stored.restore(model, tensors, tail), max_new_tokens=32)
     print(processor.batch_decode(out, skip_special_tokens=True)[0])
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.models import processors, tiny
-from vidsieve import batch, demo, presets
+from vidsieve import batch, demo, presets, stored
 from vidsieve.batch import EncodeClips, Job
 from vidsieve.errors import MissingExtra, VidsieveError
 from vidsieve.models import attach
@@ -52,12 +52,17 @@ def test_it_keeps_what_a_run_keeps_and_the_stored_prompt_gives_its_answer(
     assert row["frames"] == expected["frames"]["index"]
     assert row["seconds"] == expected["frames"]["seconds"]
 
-    tensors, stored = batch.read(encoder.job.features / row["file"])
-    assert stored == row
+    tensors, kept_row = stored.read(encoder.job.features / row["file"])
+    assert kept_row == row
     assert tensors["kept"].tolist() == row["kept"]
     assert tensors["features"].shape == (len(row["kept"]), 256)
-    output = encoder.model.generate(**batch.restore(encoder.model, tensors), do_sample=False, max_new_tokens=12)
+    output = encoder.model.generate(**stored.restore(encoder.model, tensors), do_sample=False, max_new_tokens=12)
     assert encoder.processor.batch_decode(output, skip_special_tokens=True)[0].strip() == expected["answer"]
+
+
+def test_what_reduces_inside_the_model_has_nothing_to_store() -> None:
+    with pytest.raises(VidsieveError, match="fastv cannot make features to store: .*cdpruner"):
+        Job("model", "out", "fastv")
 
 
 def spread(family: str, world: Path) -> tuple[Any, Any, Any]:
@@ -74,25 +79,25 @@ def first_logits(model: Any, arguments: dict[str, Any]) -> torch.Tensor:
 def test_what_is_stored_is_all_that_the_decoder_needs(family: str, keep: float, world: Path) -> None:
     processor, model, frames = spread(family, world)
     reducer = presets.vidsieve(keep)
-    tensors, _ = batch.encode(processor, model, reducer, frames, QUESTION)
+    tensors, _ = stored.encode(processor, model, reducer, frames, QUESTION)
     with torch.no_grad(), attach(model, reducer):
         expected = model(**prepare(processor, frames, QUESTION)).logits[:, -1]
-    torch.testing.assert_close(first_logits(model, batch.restore(model, tensors)), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(first_logits(model, stored.restore(model, tensors)), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "llava_onevision", "internvl"])
 def test_another_question_is_answered_without_the_video(family: str, world: Path) -> None:
     processor, model, frames = spread(family, world)
     reducer = presets.vidsieve(0.25)  # which does not look at the question, so both keep the same
-    tensors, _ = batch.encode(processor, model, reducer, frames, QUESTION)
+    tensors, _ = stored.encode(processor, model, reducer, frames, QUESTION)
     another = prepare(processor, frames, "And which colour is it, then?")
     last = (another["input_ids"][0] == tensors["ids"][tensors["place"][-1]]).nonzero().flatten()[-1]
     tail = another["input_ids"][0, last + 1 :]
     with torch.no_grad(), attach(model, reducer):
         expected = model(**another).logits[:, -1]
-    found = first_logits(model, batch.restore(model, tensors, tail))
+    found = first_logits(model, stored.restore(model, tensors, tail))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-    assert (first_logits(model, batch.restore(model, tensors)) - expected).abs().max() > 1e-3
+    assert (first_logits(model, stored.restore(model, tensors)) - expected).abs().max() > 1e-3
 
 
 def test_a_clip_that_fails_is_a_row_and_the_others_are_done(world: Path, tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from vidsieve import demo
-from vidsieve.batch import QUESTION, read
+from vidsieve.batch import QUESTION
 from vidsieve.run import Request, run
+from vidsieve.stored import read
 
 pytestmark = pytest.mark.ray
 parquet = pytest.importorskip("pyarrow.parquet", reason="the extra `ray` is not installed: make test-ray")

@@ -26,13 +26,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 from vidsieve import presets
 from vidsieve.errors import VidsieveError, require
-from vidsieve.reducer import Reducer
-from vidsieve.run import check, load, prepare
+from vidsieve.run import check, load
+from vidsieve.stored import Row, encode, read_row, schema
 from vidsieve.tokens import Frames
 from vidsieve.video import read_video
 
@@ -42,8 +39,6 @@ CLIPS_A_TASK = 8  # few enough to share evenly, enough that the next clip decode
 THREADS = 4  # processors a worker asks for, where there are as many
 ATTEMPTS = 2  # a worker may die for reasons of its own; twice on one clip is the clip's doing
 LINE_EVERY = 30.0  # seconds between lines of progress in a log
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -61,6 +56,13 @@ class Job:
     question: str = QUESTION
     device: str | None = None
     dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in presets.METHODS:
+            raise VidsieveError(
+                f"{self.method} cannot make features to store: only what reduces before the language model does, "
+                f"{', '.join(presets.METHODS)}"
+            )
 
     @property
     def features(self) -> Path:
@@ -175,91 +177,6 @@ class EncodeClips:
         return row
 
 
-@torch.no_grad()
-def encode(
-    processor: Any, model: Any, reducer: Reducer, frames: Frames, question: str
-) -> tuple[dict[str, Tensor], Row]:
-    """The prompt of one video and one question as the decoder would receive it, reduced, and the video's layout.
-
-    M tokens remain, V of them visual with D features: the K kept, and one more where a model ends a video with a token
-    of its own. On CPU, features in the model's dtype:
-      features (V, D).  kept int64 (K,), indices among the video's N tokens.  place int64 (V,), of each among the M.
-      ids int64 (M,).  position_ids (M,) or (R, M), as the decoder wants them.
-      end int64 (), where in M the text after the video begins.
-      What else the decoder takes: (M,) for a token, (layers, V, D) for a visual token (Qwen3-VL's deepstack).
-    """
-    from vidsieve.models import attach
-
-    inputs = prepare(processor, frames, question).to(model.device, model.dtype)
-    with (attachment := attach(model, reducer)) as trace:
-        given = _given_to_decoder(model, inputs)
-    if not trace.videos:
-        raise VidsieveError(f"{type(model).__name__} was shown no video token; nothing could be reduced")
-    video = trace.videos[0]
-    kept = video.reduction.kept.cpu()  # (K,)
-    ids = inputs["input_ids"][0].cpu()  # (L,)
-    stays = torch.ones(len(ids), dtype=torch.bool)
-    stays[video.at] = False
-    stays[video.at[kept]] = True
-    end = stays[: int((ids == attachment.token).nonzero()[-1]) + 1].sum()
-    ids = ids[stays]  # (M,)
-    place = (ids == attachment.token).nonzero().flatten()  # (V,)
-    embeds = given["inputs_embeds"][0]  # (M, D)
-    positions = given.get("position_ids")
-    tensors = {
-        "features": embeds[place.to(embeds.device)],
-        "kept": kept,
-        "place": place,
-        "ids": ids,
-        "end": end,
-        "position_ids": torch.arange(len(ids)) if positions is None else positions[..., 0, :],
-    }
-    tensors |= {name: given[name][0] for name in attachment.adapter.per_token if given.get(name) is not None}
-    for name in attachment.adapter.per_visual:
-        if given.get(name) is not None:
-            tensors[name] = torch.stack([rows.cpu() for rows in given[name]])
-    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, {
-        "tokens_before": video.before,
-        "tokens_after": video.after,
-        "kept": video.kept,
-        "tokens": list(video.frames),
-        "grid": list(video.grid) if video.grid else None,
-        "frames": list(frames.index),
-        "seconds": list(frames.seconds),
-        "fps": frames.fps,
-        "total": frames.total,
-        "duration": frames.duration,
-    }
-
-
-def restore(model: Any, tensors: Mapping[str, Tensor], tail: Tensor | None = None) -> dict[str, Any]:
-    """What `model.get_decoder()` takes for stored tensors. `model` needs its embeddings and no vision tower.
-
-    tail: int64 (n,), token ids to follow the video in place of the stored ones: another question.
-    """
-    from vidsieve.models import adapter_for
-
-    adapter = adapter_for(model)
-    ids, place, positions = tensors["ids"], tensors["place"], tensors["position_ids"]
-    per_token = {name: tensors[name] for name in adapter.per_token if name in tensors}
-    if tail is not None:
-        head = int(tensors["end"])
-        following = positions[..., head : head + 1] + torch.arange(len(tail))
-        ids, positions = torch.cat([ids[:head], tail]), torch.cat([positions[..., :head], following], -1)
-        per_token = {name: torch.cat([x[:head], x.new_zeros(len(tail))]) for name, x in per_token.items()}
-    embedding = model.get_input_embeddings()
-    embeds = embedding(ids.to(embedding.weight.device))  # (M, D)
-    device = embeds.device
-    embeds[place.to(device)] = tensors["features"].to(embeds)
-    return {
-        "inputs_embeds": embeds[None],
-        "position_ids": positions[..., None, :].to(device),
-        "attention_mask": torch.ones(1, len(ids), dtype=torch.long, device=device),
-        **{name: x[None].to(device) for name, x in per_token.items()},
-        **{name: list(tensors[name].to(embeds)) for name in adapter.per_visual if name in tensors},
-    }
-
-
 @dataclass(frozen=True)
 class _Task:
     """A clip, a question, and the file that says that both are done."""
@@ -278,65 +195,6 @@ class _Task:
             if file.tell() >= ATTEMPTS:
                 raise VidsieveError(f"{self.clip}: {ATTEMPTS} workers died on it; a decoder's crash, or out of memory")
             file.write("x")
-
-
-class _Reached(Exception):
-    """Carries what the decoder was about to be given."""
-
-    def __init__(self, arguments: dict[str, Any]) -> None:
-        super().__init__()
-        self.arguments = arguments
-
-
-def _given_to_decoder(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The decoder's arguments for a prompt, as an attached reducer leaves them. The decoder itself does not run."""
-
-    def stop(decoder: nn.Module, args: tuple[Any, ...], arguments: dict[str, Any]) -> None:
-        raise _Reached(arguments)
-
-    hook = model.get_decoder().register_forward_pre_hook(stop, with_kwargs=True)
-    try:
-        model(**inputs, use_cache=False)
-    except _Reached as reached:
-        return reached.arguments
-    finally:
-        hook.remove()
-    raise VidsieveError(f"{type(model).__name__} answered without calling its decoder; nothing could be stored")
-
-
-def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Row]:
-    """The tensors of one features file, and its row."""
-    return require("safetensors.torch", "hf").load_file(path), read_row(path)
-
-
-def read_row(path: str | os.PathLike[str]) -> Row:
-    """The row of one features file; its tensors are not read."""
-    with require("safetensors", "hf").safe_open(path, "pt") as file:
-        return dict(json.loads(file.metadata()["vidsieve"]))
-
-
-def schema() -> Any:
-    """The columns of a row, for pyarrow. docs/batch.md says what each is."""
-    arrow = require("pyarrow", "ray")
-    numbers, text, whole, real = arrow.list_(arrow.int32()), arrow.string(), arrow.int64(), arrow.float64()
-    return arrow.schema(
-        {
-            "clip": text,
-            "question": text,
-            "error": text,
-            "file": text,
-            "tokens_before": whole,
-            "tokens_after": whole,
-            "kept": numbers,
-            "tokens": numbers,
-            "grid": numbers,
-            "frames": numbers,
-            "seconds": arrow.list_(real),
-            "fps": real,
-            "total": whole,
-            "duration": real,
-        }
-    )
 
 
 def run(
