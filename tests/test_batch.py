@@ -61,7 +61,7 @@ def test_it_keeps_what_a_run_keeps_and_the_stored_prompt_gives_its_answer(
 
 
 def test_what_reduces_inside_the_model_has_nothing_to_store() -> None:
-    with pytest.raises(VidsieveError, match="fastv cannot make features to store: .*cdpruner"):
+    with pytest.raises(VidsieveError, match=r"fastv cannot make features to store: .*cdpruner"):
         Job("model", "out", "fastv")
 
 
