@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vidsieve.errors import require
 
-RATE = 8  # frames a second
+RATE = 2  # frames a second: a step of two frames is then one second, and one position of the model
 
 
 def write_clip(frames: Tensor, path: str | os.PathLike[str]) -> Path:
