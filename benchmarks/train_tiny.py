@@ -1,12 +1,13 @@
 """Train vidsieve-tiny on the synthetic needle suite: out/tiny/{full,dropped}/ and out/tiny/log.json.
 
-    python benchmarks/train_tiny.py --minutes 12 --drop-minutes 5 --out out/tiny
-    python benchmarks/train_tiny.py --profile            # twenty steps, where the time goes, nothing written
-    python benchmarks/train_tiny.py --scale small --minutes 12 --device cpu --out out/small
+    python -m benchmarks.train_tiny --minutes 12 --drop-minutes 5 --out out/tiny
+    python -m benchmarks.train_tiny --profile            # twenty steps, where the time goes, nothing written
+    python -m benchmarks.train_tiny --scale small --minutes 12 --device cpu --out out/small
 
 Two phases. `full` learns from whole videos; `dropped` goes on from there with a random 10 to 100 % of the visual
-tokens, so that a reduced video is nothing new to it. Videos are rendered where the model is, each seen once; all questions of a
-video share a forward pass. Learning rate and curriculum follow the wall clock, so a run ends on time on any device.
+tokens, so that a reduced video is nothing new to it. Videos are rendered where the model is, each seen once, and all
+questions about a video share a forward pass. Learning rate and curriculum follow the wall clock, so that a run ends on
+time on any device.
 
 A run can be cut in pieces: with `--call-minutes 9` it stops after nine minutes, and the same command again goes on from
 out/tiny/state.pt. Every minute the state and the log are written, with the accuracy on `dev`; at the end of each phase
@@ -21,13 +22,14 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from benchmarks.tiny_card import write_cards
 from torch import Tensor
 
 from vidsieve.needles import CHANCE, KINDS, PLAN, Questions, Size, generate
@@ -69,7 +71,7 @@ SCALES = {
             "num_key_value_heads": 4,
         },
         {"hidden_size": 64, "intermediate_size": 176, "depth": 2, "num_heads": 2},
-        batch=32,
+        batch=16,
         rate=1.5e-3,
     ),
 }
@@ -78,8 +80,8 @@ SCALES = {
 class Run:
     """A training run: what must survive a break is in `state`."""
 
-    def __init__(self, scale: Scale, seed: int, device: torch.device) -> None:
-        self.scale, self.seed, self.device = scale, seed, device
+    def __init__(self, scale: Scale, seed: int, device: torch.device, command: str = "") -> None:
+        self.scale, self.seed, self.device, self.command = scale, seed, device, command
         size = scale.size
         self.processor, model = build(size, seed, scale.text, scale.vision)
         self.model = model.to(device).train()
@@ -266,8 +268,9 @@ def train(run: Run, minutes: list[float], call: float, out: Path) -> None:
         state.update(phase=state["phase"] + 1, seconds=0.0)
         write(run, out)
         run.keep_state(out / "state.pt")
-    run.state["results"]["guess"] = guess(run.scale.size, run.device)
+    state["results"]["words"] = guess(run.scale.size, run.device)
     write(run, out)
+    write_cards(out)
 
 
 def results(run: Run) -> dict[str, Any]:
@@ -298,11 +301,12 @@ def note(run: Run, out: Path, losses: list[Tensor]) -> None:
 
 def write(run: Run, out: Path) -> None:
     card = {
-        "command": "python benchmarks/train_tiny.py",
+        "command": run.command,
         "seed": run.seed,
         "device": torch.cuda.get_device_name() if run.device.type == "cuda" else "cpu",
         "torch": torch.__version__,
         "transformers": version("transformers"),
+        "test_videos": TEST,
         "parameters": sum(p.numel() for p in run.model.parameters()),
         "videos": run.state["step"] * run.scale.batch,
         "scale": repr(run.scale),
@@ -362,13 +366,25 @@ def main() -> None:
     parser.add_argument("--drop-minutes", type=float, default=5.0, help="of the second phase")
     parser.add_argument("--call-minutes", type=float, default=math.inf, help="stop after this long, to be continued")
     parser.add_argument("--scale", choices=SCALES, default="full")
+    parser.add_argument("--batch", type=int, help="videos a step, if not those of the scale")
+    parser.add_argument("--compile", action="store_true", help="compile each layer: worth it in long runs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("out/tiny"))
     parser.add_argument("--profile", action="store_true", help="time twenty steps of each size and write nothing")
     args = parser.parse_args()
     torch.set_float32_matmul_precision("high")
-    run = Run(SCALES[args.scale], args.seed, torch.device(args.device))
+    scale = SCALES[args.scale]
+    scale = replace(scale, batch=args.batch or scale.batch)
+    command = (
+        f"python -m benchmarks.train_tiny --minutes {args.minutes:g} --drop-minutes {args.drop_minutes:g} "
+        f"--scale {args.scale} --batch {scale.batch} --seed {args.seed}" + " --compile" * args.compile
+    )
+    run = Run(scale, args.seed, torch.device(args.device), command)
+    if args.compile:
+        torch._dynamo.config.recompile_limit = 64  # one for each number of tokens
+        for layer in (*run.model.model.visual.blocks, *run.model.model.language_model.layers):
+            layer.compile()
     with fast(run.model):
         if args.profile:
             profile(run)

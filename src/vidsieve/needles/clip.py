@@ -1,4 +1,4 @@
-"""A generated video as a file."""
+"""A generated video as `Frames`, and as a file."""
 
 import os
 from pathlib import Path
@@ -6,8 +6,16 @@ from pathlib import Path
 from torch import Tensor
 
 from vidsieve.errors import require
+from vidsieve.tokens import Frames
 
 RATE = 2  # frames a second: a step of two frames is then one second, and one position of the model
+
+
+def as_frames(frames: Tensor) -> Frames:
+    """Frames uint8 (F, 3, H, W) of one video, as if read from its file."""
+    count = len(frames)
+    seconds = tuple(number / RATE for number in range(count))
+    return Frames(frames.permute(0, 2, 3, 1).cpu(), tuple(range(count)), seconds, float(RATE), count, count / RATE)
 
 
 def write_clip(frames: Tensor, path: str | os.PathLike[str]) -> Path:

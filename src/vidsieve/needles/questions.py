@@ -45,7 +45,7 @@ PLAN = tuple(
     )
     for _ in range(times)
 )
-CHANCE = {
+CHANCE = {  # of a right guess, for videos of at least 12 steps (shorter ones have fewer scenes)
     "colour": 1 / 8,
     "lasting": 1 / 8,
     "digit": 1 / 10,

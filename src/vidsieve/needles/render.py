@@ -44,8 +44,17 @@ def ball_tokens(layout: Layout, owner: Tensor) -> Tensor:
     """The tokens over which the middle of each ball passes, where nothing covers it: bool (B, BALLS, T, GRID, GRID)."""
     row, column, there = (each[:, :BALLS, :, None, None] for each in centre(layout.movers, layout.size))
     cell = torch.arange(GRID, device=row.device)
-    covered = (owner >= 0) & (owner < layout.needles.step.shape[1])
-    return there & (cell[:, None] == row) & (cell == column) & ~covered[:, None]
+    return there & (cell[:, None] == row) & (cell == column) & ~_needle(layout, owner)[:, None]
+
+
+def _needle(layout: Layout, owner: Tensor) -> Tensor:
+    """Tokens that show a needle, and nothing that passes behind it: bool (B, T, GRID, GRID)."""
+    return (owner >= 0) & (owner < layout.needles.step.shape[1])
+
+
+def _spread(x: Tensor, size: Size) -> Tensor:
+    """(..., GRID, GRID) -> (..., H, W), every token's value at its pixels."""
+    return x.repeat_interleave(size.token, -1).repeat_interleave(size.token, -2)
 
 
 def render(layout: Layout, owner: Tensor, split: str, numbers: Tensor) -> Tensor:
@@ -54,9 +63,10 @@ def render(layout: Layout, owner: Tensor, split: str, numbers: Tensor) -> Tensor
     frame = torch.arange(size.frames, device=owner.device)
     pixels = _background(layout, split, frame)
     grain = _grain(numbers, size, frame)
-    for mover in range(layout.movers.first.shape[1]):
-        pixels = _draw_mover(pixels, layout, mover, frame)
-    pixels = _draw_needles(pixels, layout, owner, grain)
+    pixels = _draw_tokens(pixels, layout, owner, grain)
+    free = _spread(~_needle(layout, owner), size).repeat_interleave(2, dim=1)  # (B, F, H, W)
+    for mover in reversed(range(layout.movers.first.shape[1])):  # balls last
+        pixels = _draw_mover(pixels, layout, mover, frame, free)
     return (pixels + grain[:, :, None]).clamp_(0, 255).to(torch.uint8)
 
 
@@ -89,7 +99,7 @@ def _grain(numbers: Tensor, size: Size, frame: Tensor) -> Tensor:
     return table[(start[..., None] + pixel) & (GRAIN - 1)].view(*start.shape, size.side, size.side)
 
 
-def _draw_mover(pixels: Tensor, layout: Layout, mover: int, frame: Tensor) -> Tensor:
+def _draw_mover(pixels: Tensor, layout: Layout, mover: int, frame: Tensor, free: Tensor) -> Tensor:
     """A ball is a disc, the others are squares."""
     movers, across = layout.movers, diameter(layout.size)
     pixel = torch.arange(layout.size.side, device=frame.device)
@@ -101,12 +111,12 @@ def _draw_mover(pixels: Tensor, layout: Layout, mover: int, frame: Tensor) -> Te
         mask = distance <= across * across
     else:
         mask = ((down >= 0) & (down < across))[..., None] & ((right >= 0) & (right < across))[..., None, :]
-    mask = mask & there[..., None, None]
+    mask = mask & free & there[..., None, None]
     colour = palette(frame.device)[movers.colour[:, mover]].to(pixels.dtype)  # (B, 3)
     return torch.where(mask[:, :, None], colour[:, None, :, None, None], pixels)
 
 
-def _draw_needles(pixels: Tensor, layout: Layout, owner: Tensor, grain: Tensor) -> Tensor:
+def _draw_tokens(pixels: Tensor, layout: Layout, owner: Tensor, grain: Tensor) -> Tensor:
     """Everything that `owners` names, token by token."""
     size, needles = layout.size, layout.needles
     device = owner.device
@@ -142,8 +152,7 @@ def _draw_needles(pixels: Tensor, layout: Layout, owner: Tensor, grain: Tensor) 
     on = torch.stack([(of(shown) & bit > 0) & (owner >= 0) for bit in (1, 2)], dim=2)  # (B, T, 2, GRID, GRID)
 
     def spread(x: Tensor) -> Tensor:
-        """(..., GRID, GRID) -> (..., H, W), every token's value at its pixels."""
-        return x.repeat_interleave(size.token, -1).repeat_interleave(size.token, -2)
+        return _spread(x, size)
 
     def per_frame(x: Tensor) -> Tensor:
         """(B, T, 2, ...) -> (B, F, ...)."""
