@@ -51,9 +51,9 @@ would have the same position. `vidsieve.run.prepare` does it.
 
 ## Accuracy
 
-{count} videos of the split `test`, whose textures were not in the training; the mean is over kinds of questions. Chance is
-that of a uniform guess; *words* is the most frequent answer to exactly these words in 20 000 other videos, the most that
-can be had without the video; *no video* is this model, shown none.
+{count} videos of the split `test`, whose textures were not in the training; the mean is over kinds of questions.
+Chance is that of a uniform guess; *words* is the most frequent answer to exactly these words in 20 000 other videos,
+the most that can be had without the video; *no video* is this model, shown none.
 
 {table}
 

@@ -60,9 +60,9 @@ class Scale:
 
 
 SCALES = {
-    "full": Scale(((0.1, Size(8, clutter=False)), (0.3, Size(16)), (1.0, Size(32)))),
+    "full": Scale(((0.1, Size(8, plain=True)), (0.3, Size(16)), (1.0, Size(32)))),
     "small": Scale(
-        ((1.0, Size(8, 8, clutter=False)),),
+        ((1.0, Size(8, 8, plain=True)),),
         {
             "hidden_size": 128,
             "intermediate_size": 352,

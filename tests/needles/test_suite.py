@@ -16,7 +16,7 @@ from vidsieve.needles.questions import WORDS
 from vidsieve.needles.render import owners, render
 
 SMALL = Size(frames=8, token=8)
-SIZES = (SMALL, Size(frames=16, token=8), Size(frames=32), Size(frames=8, token=16, clutter=False))
+SIZES = (SMALL, Size(frames=16, token=8), Size(frames=32), Size(frames=8, token=16, plain=True))
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from vidsieve.needles import CHANCE, KINDS, PLAN, Size, generate, recall
 from vidsieve.needles.packed import fast
 
 SIZE = Size(frames=8, token=8)
-SCALE = Scale(((0.5, Size(8, 8, clutter=False)), (1.0, SIZE)), TEXT, VISION, batch=4)
+SCALE = Scale(((0.5, Size(8, 8, plain=True)), (1.0, SIZE)), TEXT, VISION, batch=4)
 
 
 def _steps(run: Run, count: int) -> list[float]:
@@ -50,7 +50,7 @@ def test_two_runs_of_a_seed_are_alike() -> None:
 
 def test_the_curriculum_ends_with_the_videos_that_count() -> None:
     run = _run()
-    assert run.size(0.4) == Size(8, 8, clutter=False)
+    assert run.size(0.4) == Size(8, 8, plain=True)
     assert run.size(0.6) == run.size(1.0) == run.scale.size == SIZE
     run.state["phase"] = 1
     assert run.size(0.0) == SIZE

@@ -33,12 +33,13 @@ NOTHING = -1
 class Size:
     """Of a video. frames: an even number, at least 8.  token: pixels of a visual token's side, a multiple of 8.
 
-    clutter: whether there is anything that is never asked about (noise, grey movers).
+    plain: to begin learning with. Nothing that is never asked about (noise, grey movers), flat backgrounds, no
+    camouflage, every needle on one token and in both frames of its step.
     """
 
     frames: int = 32
     token: int = 16
-    clutter: bool = True
+    plain: bool = False
 
     def __post_init__(self) -> None:
         if self.frames < 8 or self.frames % 8:
@@ -146,7 +147,7 @@ def plan(draws: Draws, size: Size, split: str) -> Layout:
     start, length = draws.below(size.steps), draws.below(size.steps)
     none = torch.full_like(start, size.steps)
     flicker = torch.stack(
-        (draws.below(BLOCKS * BLOCKS), start if size.clutter and size.steps > 4 else none, start + length // 2), dim=1
+        (draws.below(BLOCKS * BLOCKS), none if size.plain or size.steps <= 4 else start, start + length // 2), dim=1
     )
     copies = draws.below(MOST + 1, REPEATED)
     digits = draws.below(10, CARDS)
@@ -158,7 +159,7 @@ def plan(draws: Draws, size: Size, split: str) -> Layout:
         scene_colour=scene_colour,
         texture=draws.below(len(TEXTURES[split]), SCENES),
         shade=44 + draws.below(16, SCENES),
-        contrast=6 + draws.below(14, SCENES),
+        contrast=(6 + draws.below(14, SCENES)) * (not size.plain),
         offset=draws.below(LARGE, SCENES, 2),
         drift=draws.below(5, SCENES, 2) - 2,
         shapes=shapes,
@@ -207,7 +208,7 @@ def _move(draws: Draws, size: Size, scenes: Tensor, scene: Tensor) -> Movers:
     colour = torch.full_like(heading, GREY)
     colour[:, :BALLS] = draws.order(len(COLOURS))[:, :BALLS]
     last = first + length - 1
-    seen = draws.below(2, many) * int(size.clutter)
+    seen = draws.below(2, many) * (not size.plain)
     last[:, BALLS:] = torch.where(seen > 0, last, -1)[:, BALLS:]
     return Movers(y, x, first, last, heading, colour)
 
@@ -258,7 +259,7 @@ def _hide(
     place = torch.cat((alone, rest), dim=1)  # (B, I)
 
     items = place.shape[1]
-    kind = draws.below(10, items)
+    kind = draws.below(10, items) * (not size.plain)
     height, width = 1 + ((kind == 7) | (kind == 9)).long(), 1 + ((kind == 8) | (kind == 9)).long()
     block = place % blocks
     inside = draws.below(2, items, 2)
@@ -272,12 +273,14 @@ def _hide(
     behind = scene_colour.gather(1, scene.gather(1, step))
     hidden = draws.below(10, items) < 3  # camouflage: in the background's own colour, and darker than others
     hidden[:, before:] = False
+    hidden &= not size.plain
     colour = torch.where(hidden, behind, colour)
     colour[:, before : before + CARDS] = draws.order(len(COLOURS))[:, :CARDS]
     tone = torch.where(hidden, 70, 85 + draws.below(16, items))
-    shown = torch.tensor((3, 3, 3, 3, 3, 3, 3, 1, 1, 2), device=step.device)[draws.below(10, items)]
+    often = torch.tensor((3, 3, 3, 3, 3, 3, 3, 1, 1, 2), device=step.device)
+    shown = often[draws.below(10, items) * (not size.plain)]
     shown[:, unique:before] = shown[:, unique:before] * many.flatten(1)
-    shown[:, before + CARDS :] = 3 * int(size.clutter)
+    shown[:, before + CARDS :] = 3 * (not size.plain)
     return Needles(
         step=step,
         row=block // BLOCKS * 2 + inside[..., 0] * (height == 1),
