@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from benchmarks.tiny_card import write_cards
 from torch import Tensor
 
-from vidsieve.needles import CHANCE, KINDS, PLAN, Questions, Size, generate
+from vidsieve.needles import CHANCE, KINDS, PLAN, Questions, Size, describe, generate
 from vidsieve.needles.packed import Packed, fast
 from vidsieve.needles.questions import WORDS
 from vidsieve.needles.tiny import build
@@ -230,7 +230,7 @@ def guess(size: Size, device: torch.device, fit: int = 20000, count: int = TEST)
     def tables(split: str, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
         kind = torch.tensor([KINDS.index(kind) for kind in PLAN], device=device)
         for first in range(start, stop, 500):
-            asked = generate(split, torch.arange(first, min(first + 500, stop)), size, device).questions
+            _, asked = describe(split, torch.arange(first, min(first + 500, stop)), size, device)
             yield (kind * many + asked.words[..., 0]) * many + asked.words[..., 1], asked.answer
 
     counts = torch.zeros(len(KINDS) * many * many * many, device=device)

@@ -82,7 +82,7 @@ def test_a_run_in_its_second_phase_learns_too() -> None:
 
 
 def test_what_words_alone_give_is_chance() -> None:
-    best = guess(SIZE, torch.device("cpu"), fit=1500, count=500)
+    best = guess(SIZE, torch.device("cpu"), fit=4000, count=1000)
     chance = CHANCE | {"cuts": 1 / 2}  # so short a video has two scenes at most
     for kind in KINDS:
         assert best[kind] < chance[kind] + 0.07, kind

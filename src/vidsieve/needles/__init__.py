@@ -30,7 +30,19 @@ from vidsieve.needles.layout import Layout, Size, plan
 from vidsieve.needles.questions import CHANCE, KINDS, PLAN, Questions, ask, recall
 from vidsieve.needles.render import owners, render
 
-__all__ = ["CHANCE", "KINDS", "PLAN", "SPLITS", "Batch", "Layout", "Questions", "Size", "generate", "recall"]
+__all__ = [
+    "CHANCE",
+    "KINDS",
+    "PLAN",
+    "SPLITS",
+    "Batch",
+    "Layout",
+    "Questions",
+    "Size",
+    "describe",
+    "generate",
+    "recall",
+]
 
 SPLITS = tuple(TEXTURES)
 
@@ -51,12 +63,26 @@ def generate(
 
     Raises `ValueError` for a split that does not exist.
     """
+    draws, layout, owner = _plan(split, numbers, size, device)
+    questions = ask(draws, layout, owner)
+    return Batch(render(layout, owner, split, draws.key), questions, layout)
+
+
+def describe(
+    split: str, numbers: Iterable[int] | Tensor, size: Size = Size(), device: torch.device | str = "cpu"
+) -> tuple[Layout, Questions]:
+    """What `generate` makes, without the frames, which are most of the work."""
+    draws, layout, owner = _plan(split, numbers, size, device)
+    return layout, ask(draws, layout, owner)
+
+
+def _plan(
+    split: str, numbers: Iterable[int] | Tensor, size: Size, device: torch.device | str
+) -> tuple[Draws, Layout, Tensor]:
     if split not in TEXTURES:
         raise ValueError(f"expected a split among {', '.join(SPLITS)}, got {split!r}")
     if not isinstance(numbers, Tensor):
         numbers = torch.tensor(list(numbers), dtype=torch.int64)
     draws = Draws(numbers.to(device), SPLITS.index(split))
     layout = plan(draws, size, split)
-    owner = owners(layout)
-    questions = ask(draws, layout, owner)
-    return Batch(render(layout, owner, split, draws.key), questions, layout)
+    return draws, layout, owners(layout)
