@@ -1,5 +1,6 @@
 """benchmarks/train_tiny.py: a broken-off run goes on as if nothing had happened, and what it counts is right."""
 
+import json
 import math
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,11 +11,13 @@ import torch
 
 pytest.importorskip("transformers")
 
-from benchmarks.train_tiny import Run, Scale, by_kind, drop, guess
+from benchmarks import train_tiny
+from benchmarks.train_tiny import Run, Scale, by_kind, drop, guess, train
 
 from tests.needles.test_packed import TEXT, VISION
 from vidsieve.needles import CHANCE, KINDS, PLAN, Size, generate, recall
 from vidsieve.needles.packed import fast
+from vidsieve.run import load
 
 SIZE = Size(frames=8, token=8)
 SCALE = Scale(((0.5, Size(8, 8, plain=True)), (1.0, SIZE)), TEXT, VISION, batch=4)
@@ -86,6 +89,38 @@ def test_what_words_alone_give_is_chance() -> None:
     chance = CHANCE | {"cuts": 1 / 2}  # so short a video has two scenes at most
     for kind in KINDS:
         assert best[kind] < chance[kind] + 0.07, kind
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.25, 1.0])
+def test_accuracy_counts_every_kind(keep: float) -> None:
+    run = _run()
+    with fast(run.model):
+        found = run.accuracy("test", 6, keep)
+    assert list(found) == [*KINDS, "mean"]
+    assert all(0 <= share <= 1 for share in found.values())
+    assert run.model.training
+
+
+def test_a_whole_run_in_two_calls_leaves_both_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_tiny, "TEST", 4)
+    monkeypatch.setattr(train_tiny, "DEV", 4)
+    minutes = [3 / 60, 1 / 60]
+    run = _run()
+    with fast(run.model):
+        train(run, minutes, 1 / 60, tmp_path)
+    assert run.state["phase"] == 0
+    again = _run()
+    again.restore(tmp_path / "state.pt")
+    with fast(again.model):
+        train(again, minutes, math.inf, tmp_path)
+    log = json.loads((tmp_path / "log.json").read_text())
+    assert set(log["results"]) == {"full", "dropped", "words"}
+    assert log["history"][0]["step"] == run.state["step"]
+    for phase in ("full", "dropped"):
+        assert (tmp_path / phase / "model.safetensors").exists()
+        assert f"vidsieve-tiny, `{phase}`" in (tmp_path / phase / "README.md").read_text()
+        _, model = load(str(tmp_path / phase))
+        assert model.config.model_type == "qwen2_5_vl"
 
 
 def test_means_are_over_kinds_and_not_over_questions() -> None:
