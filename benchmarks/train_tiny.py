@@ -50,7 +50,7 @@ class Scale:
     stages: tuple[tuple[float, Size], ...]
     text: dict[str, int] = field(default_factory=dict)
     vision: dict[str, int] = field(default_factory=dict)
-    batch: int = 256
+    batch: int = 128
     rate: float = 1e-3
 
     @property
