@@ -25,8 +25,8 @@ pipeline_tag: video-text-to-text
 
 # vidsieve-tiny, `{phase}`
 
-A Qwen2.5-VL of {millions:.1f} million parameters that answers questions about the synthetic needle suite of
-[vidsieve](https://github.com/vidsieve/vidsieve), and nothing else. It exists so that what a reduction of video tokens
+A Qwen2.5-VL of {millions:.1f} million parameters that answers questions about the synthetic needle suite of the library
+vidsieve, and nothing else. It exists so that what a reduction of video tokens
 costs can be measured anywhere, on a model whose answers mean something, with evidence that is known token by token.
 
 {about}
