@@ -105,12 +105,14 @@ class Packed:
             text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
             ids.append(tokenizer(text)["input_ids"])
         start = ids[0].index(video)
+        self.video = video
         self.before = self._there(ids[0][:start])
         self.between = self._there(ids[0][start + 1 : start + 2])  # <|vision_end|>
         questions = [[*row[start + 2 :], hole] for row in ids]  # the last hole is for the answer
         lengths = torch.tensor([len(row) for row in questions])
         flat = torch.tensor([token for row in questions for token in row])
         self.questions = self._there(flat)  # (M,)
+        self.bounds = [0, *lengths.cumsum(0).tolist()]  # of each question among the M
         self.last = self._there(lengths.cumsum(0) - 2)  # (Q,), the token that predicts the answer
         # What goes into each hole, as an index into a question's first word, second word and answer, times 3.
         word = [[*range(row.count(hole) - 1), 2] for row in questions]
@@ -143,6 +145,22 @@ class Packed:
     def _there(self, value: Any) -> Tensor:
         return torch.as_tensor(value).to(self.device)
 
+    def _filled(self, words: Tensor, answer: Tensor) -> Tensor:
+        """All questions and answers, with their words in the holes: int64 (B, M)."""
+        ids = self.questions.repeat(len(words), 1)
+        ids[:, self.holes] = self.token[torch.cat((words, answer[..., None]), dim=2).flatten(1)[:, self.word]]
+        return ids
+
+    def prompts(self, words: Tensor, question: int, video: int) -> Tensor:
+        """One of the questions about each video, as the processor writes it: token ids, int64 (B, L).
+
+        words: of `Questions`.  video: how many placeholders stand for the video.
+        """
+        begin, end = self.bounds[question : question + 2]
+        ids = self._filled(words, torch.zeros_like(words[..., 0]))[:, begin : end - 1]
+        head = torch.cat((self.before, self.before.new_full((video,), self.video), self.between))
+        return torch.cat((head.expand(len(ids), -1), ids), dim=1)
+
     def features(self, model: Any, frames: Tensor) -> Tensor:
         """The visual tokens of frames uint8 (B, F, 3, H, W), by the model's own vision tower: (B, N, D)."""
         total, patches = len(frames) * self.size.steps, len(self.patch_place)
@@ -171,8 +189,7 @@ class Packed:
         if kept is not None:
             features = features.gather(1, kept[..., None].expand(-1, -1, features.shape[2]))
             place = place.gather(2, kept.expand(3, -1, -1))
-        ids = self.questions.repeat(batch, 1)
-        ids[:, self.holes] = self.token[torch.cat((words, answer[..., None]), dim=2).flatten(1)[:, self.word]]
+        ids = self._filled(words, answer)
         embed = language.embed_tokens
         start, end = (embed(each).expand(batch, -1, -1) for each in (self.before, self.between))
         embeddings = torch.cat((start, features.to(start.dtype), end, embed(ids)), dim=1)
