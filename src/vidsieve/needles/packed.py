@@ -89,6 +89,26 @@ def fast(model: Any) -> Iterator[None]:
             config._attn_implementation = name
 
 
+@contextmanager
+def noted(model: Any) -> Iterator[list[Tensor]]:
+    """Inside `fast`: the attention that each patch receives in its frame, (frames, patches), layer after layer."""
+    from transformers import AttentionInterface
+
+    received: list[Tensor] = []
+
+    def attend(module: torch.nn.Module, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+        heads, d = query.shape[1], query.shape[3]
+        q, k = (x.view(heads, -1, kwargs["patches"], d).transpose(0, 1).float() for x in (query, key))
+        received.append(torch.softmax(kwargs["scaling"] * (q @ k.mT), dim=3).mean(dim=(1, 2)))
+        return _attend_frames(module, query, key, *args, **kwargs)
+
+    AttentionInterface.register(FRAMES, attend)
+    try:
+        yield received
+    finally:
+        AttentionInterface.register(FRAMES, _attend_frames)
+
+
 class Packed:
     """The questions of `PLAN` behind videos of one size: token ids, positions and masks, the same for all videos.
 

@@ -94,10 +94,11 @@ class Questions:
 def recall(evidence: Tensor, kept: Tensor) -> Tensor:
     """The share of evidence groups of which a token was kept: float32 (B, Q), NaN where there is no evidence.
 
-    evidence: int8 (B, Q, N).  kept: bool (B, N).
+    evidence: int8 (B, Q, N).  kept: bool (B, N), or (B, Q, N) where it depends on the question.
     """
+    kept = kept if kept.ndim == 3 else kept[:, None]
     groups = torch.arange(1, int(evidence.max()) + 1, device=evidence.device)
-    found = torch.stack([((evidence == group) & kept[:, None]).any(2) for group in groups.tolist()], dim=2)
+    found = torch.stack([((evidence == group) & kept).any(2) for group in groups.tolist()], dim=2)
     wanted = torch.stack([(evidence == group).any(2) for group in groups.tolist()], dim=2)
     return (found & wanted).sum(2) / wanted.sum(2)
 

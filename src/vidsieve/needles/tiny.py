@@ -8,17 +8,19 @@ of Hugging Face classes, so that whatever loads a checkpoint of the family loads
 """
 
 import re
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from vidsieve._torchvision import make_importable
 from vidsieve.demo import CHAT_TEMPLATE, SPECIALS
-from vidsieve.errors import require
+from vidsieve.errors import VidsieveError, require
 from vidsieve.needles.layout import Size
 from vidsieve.needles.questions import TEMPLATES, WORDS
 
 UNKNOWN = "<|unknown|>"
+BUNDLED = Path(__file__).parent / "checkpoint"  # of vidsieve-tiny, in distributions that ship it
 MERGE = 2  # patches along each side of a visual token
 
 TEXT = {
@@ -33,6 +35,16 @@ VISION = {"hidden_size": 128, "intermediate_size": 352, "depth": 4, "num_heads":
 # one the slowest frequency of time, of half of all, turns once in 16 steps, and the slowest of all by 0.1 a column.
 ROPE_THETA = 10.0
 INITIAL = 0.04  # standard deviation of the first weights
+
+
+def bundled() -> Path:
+    """The checkpoint that came with the package, or `VidsieveError` where none did."""
+    if not (BUNDLED / "config.json").exists():
+        raise VidsieveError(
+            "no checkpoint of vidsieve-tiny is bundled with this installation; train one with "
+            "`python -m benchmarks.train_tiny --out out/tiny` in the repository, and pass --model out/tiny/full"
+        )
+    return BUNDLED
 
 
 def build_tokenizer() -> Any:

@@ -26,7 +26,7 @@ class Change:
 
 
 def evs(keep: float) -> Reducer:
-    """EVS: the tokens that differ most from the same place one frame earlier, over the whole video; the first frame stays.
+    """EVS: the tokens that changed most since the previous frame, of the whole video; the first frame stays.
 
     Bagrov et al., "Efficient video sampling: pruning temporally redundant tokens for faster VLM inference",
     arXiv 2510.14624. What differs: the published rule never keeps less than one frame's worth; here the count is exact,

@@ -13,6 +13,7 @@ from vidsieve.peers.attention import OwnAttention
 from vidsieve.reducer import Prune, Reducer, check_keep, kept_count
 from vidsieve.relevance import Relevance, min_max
 from vidsieve.segment import PerFrame
+from vidsieve.timeline import stage
 from vidsieve.tokens import Prompt, Reduction, VideoTokens
 
 
@@ -39,6 +40,10 @@ class FlashVid(Reducer):
         if total == len(tokens):
             return Prune(self.keep).reduce(tokens, prompt)  # the identity, and the look for NaN
         ops.check_finite(tokens.features)
+        with stage("select"):
+            return self._reduce(tokens, prompt, total)
+
+    def _reduce(self, tokens: VideoTokens, prompt: Prompt | None, total: int) -> Reduction:
         unit = F.normalize(tokens.features.float(), dim=1)
         segments = PerFrame()(tokens)
         budget = Proportional()(tokens, segments, total)
@@ -80,8 +85,7 @@ class FlashVid(Reducer):
             best[begin:end] = most.masked_fill(kept[begin:end], -torch.inf)
             joins[begin:end] = before + index
         # No more may join than leaves enough roots for the budget: of those above `link`, the most similar ones.
-        most = n - total  # of links
-        first = best.argsort(descending=True, stable=True)[:most]
+        first = best.argsort(descending=True, stable=True)[: n - total]
         first = first[best[first] > self.link]
         parent[first] = joins[first]
         return parent

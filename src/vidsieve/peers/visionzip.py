@@ -12,6 +12,7 @@ from vidsieve.reducer import Prune, Reducer, check_keep, kept_count
 from vidsieve.relevance import Relevance
 from vidsieve.segment import PerFrame
 from vidsieve.selection import TopRelevance
+from vidsieve.timeline import stage
 from vidsieve.tokens import Prompt, Reduction, VideoTokens
 
 
@@ -35,6 +36,10 @@ class VisionZip(Reducer):
         if total == len(tokens):
             return Prune(self.keep).reduce(tokens, prompt)  # the identity, and the look for NaN
         ops.check_finite(tokens.features)
+        with stage("select"):
+            return self._reduce(tokens, prompt, total)
+
+    def _reduce(self, tokens: VideoTokens, prompt: Prompt | None, total: int) -> Reduction:
         score = self.attention(tokens, prompt)
         segments = PerFrame()(tokens)
         budget = Proportional()(tokens, segments, total)
