@@ -319,7 +319,7 @@ def _show_eval(found: Found) -> None:
 
     from vidsieve.evaluate import table
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
     for name, value in found["card"].items():
         if name != "chance":
             console.print(f"[dim]{name:14}[/] {value}")

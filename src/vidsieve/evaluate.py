@@ -214,7 +214,7 @@ def _intervals(bootstrap: Bootstrap, values: Tensor, base: Tensor | None = None)
     mean, drawn = (_with_all(part) for part in bootstrap.means(values))
     if base is not None:
         below, drawn_below = (_with_all(part) for part in bootstrap.means(base))
-        mean, drawn = mean / below, drawn / drawn_below
+        mean, drawn = mean / below, drawn / drawn_below  # not finite where nothing was right
     return {
         group: _plain(asdict(bootstrap.interval(mean[column], drawn[:, column]))) for column, group in enumerate(GROUPS)
     }
@@ -235,8 +235,8 @@ def _with_all(means: Tensor) -> Tensor:
 
 
 def _plain(values: dict[str, float]) -> dict[str, float | None]:
-    """Rounded, and None for NaN, which JSON does not know."""
-    return {name: None if math.isnan(value) else round(value, 6) for name, value in values.items()}
+    """Rounded, and None for NaN and infinity, which JSON does not know."""
+    return {name: round(value, 6) if math.isfinite(value) else None for name, value in values.items()}
 
 
 def _card(plan: Plan, suite: Suite) -> dict[str, Any]:
@@ -266,27 +266,23 @@ def table(found: dict[str, Any]) -> Any:
     """The rows over all kinds of questions, as a rich table."""
     from rich.table import Table
 
-    out = Table(
-        "method", "keep", "tokens", "accuracy", "95 %", "relative", "agreement", "KL", "recall", "p uniform",
-        "prefill ms", "selection ms", box=None,
-    )  # fmt: skip
+    names = ("accuracy", "95 %", "relative", "agreement", "KL", "recall", "p uniform", "prefill ms", "selection ms")
+    out = Table("method", "keep", "tokens", *names, box=None)
     for row in found["rows"]:
         if row["refused"]:
             out.add_row(row["method"], f"{row['keep']:g}", "", f"refused: {row['refused']}")
             continue
-        value = {name: row[name]["all"]["mean"] for name in (*MEASURES, "relative")}
-        against = row["against"].get("uniform")
+        accuracy = row["accuracy"]["all"]
+        p = row["against"].get("uniform", {}).get("all", {}).get("p")
+        rest = (row[name]["all"]["mean"] for name in ("relative", "agreement", "kl", "recall"))
         out.add_row(
             row["method"],
             f"{row['keep']:g}",
             f"{row['tokens']['mean']:g}",
-            f"{value['accuracy']:.3f}",
-            "{low:.3f} {high:.3f}".format(**row["accuracy"]["all"]),
-            f"{value['relative']:.3f}",
-            f"{value['agreement']:.3f}",
-            f"{value['kl']:.3f}",
-            "" if value["recall"] is None else f"{value['recall']:.3f}",
-            "" if against is None else f"{against['all']['p']:.4f}",
+            f"{accuracy['mean']:.3f}",
+            f"{accuracy['low']:.3f} {accuracy['high']:.3f}",
+            *("" if value is None else f"{value:.3f}" for value in rest),
+            "" if p is None else f"{p:.4f}",
             f"{row['prefill_ms']:.1f}",
             f"{row['selection_ms']:.2f}",
         )

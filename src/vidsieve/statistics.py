@@ -44,7 +44,7 @@ class Bootstrap:
     @staticmethod
     def interval(mean: Tensor, drawn: Tensor) -> Interval:
         """Of one mean () and its draws (R,), by percentiles."""
-        drawn = drawn[~drawn.isnan()]
+        drawn = drawn[drawn.isfinite()]
         if not len(drawn):
             return Interval(float("nan"), float("nan"), float("nan"))
         edges = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
