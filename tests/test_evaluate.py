@@ -201,7 +201,7 @@ def test_the_unreduced_row_agrees_with_itself(found: dict[str, Any]) -> None:
         assert row["agreement"][group]["mean"] == row["agreement"][group]["low"] == 1
         assert row["relative"][group]["mean"] in (1, None)  # none of them right: no ratio
     assert row["against"] == {}
-    assert row["tokens"]["last_layer"] == 144
+    assert row["tokens"]["layers"][-1] == 144
 
 
 def test_rows_hold_what_docs_say(found: dict[str, Any]) -> None:
@@ -219,7 +219,7 @@ def test_rows_hold_what_docs_say(found: dict[str, Any]) -> None:
         assert row["kl"]["all"]["mean"] >= 0
         assert (row["recall"]["all"]["mean"] is None) == (row["method"] == "lower_resolution")
         if row["method"] != "unreduced":
-            assert row["tokens"]["mean"] == row["tokens"]["last_layer"] == 36
+            assert row["tokens"]["mean"] == row["tokens"]["layers"][-1] == 36
             others = {"unreduced", "uniform"} - {row["method"]}
             assert set(row["against"]) == others
             for name in others:

@@ -22,8 +22,9 @@ from torch import Tensor
 from vidsieve import peers, presets
 from vidsieve.bench import _commit as commit
 from vidsieve.bench import _processor as processor_name
+from vidsieve.errors import VidsieveError
 from vidsieve.needles import CHANCE, KINDS, PLAN, generate, recall
-from vidsieve.needles.asking import Answers, Refused, Shown, Smaller, Suite
+from vidsieve.needles.asking import Answers, Shown, Smaller, Suite, larger
 from vidsieve.reducer import Prune, Reducer, check_keep
 from vidsieve.relevance import Flat
 from vidsieve.run import load
@@ -131,7 +132,7 @@ def evaluate_model(
                 try:
                     said = suite.answer(row.method, shown, 0 if start else plan.checked)
                     row.add(said, full, shown, right)
-                except Refused as reason:
+                except VidsieveError as reason:  # `Refused`, or a method that cannot work at this ratio or model
                     row.refused = str(reason)
     tell("timing")
     for row in rows:
@@ -149,7 +150,7 @@ class _Row:
         self.cost: dict[str, float | int | None] = {}
         self.checked: dict[str, Any] | None = None
         self.path = self.reducer = ""
-        self.layers = (0, 0)
+        self.layers: tuple[int, ...] = ()
         self.batches: dict[str, list[Tensor]] = {name: [] for name in (*MEASURES, "tokens")}
 
     def add(self, answers: Answers, whole: Answers, shown: Shown, answer: Tensor) -> None:
@@ -167,7 +168,7 @@ class _Row:
         }
         for name, value in values.items():
             self.batches[name].append(value.double().cpu())
-        self.layers = max(self.layers[0], answers.layers[0]), max(self.layers[1], answers.layers[1])
+        self.layers = larger(self.layers, answers.layers)
         self.checked = self.checked or answers.checked
         self.path, self.reducer = answers.path, answers.reducer
 
@@ -193,8 +194,7 @@ def _summary(rows: list[_Row], videos: int) -> list[dict[str, Any]]:
                 "mean": float(tokens.mean()),
                 "least": int(tokens.min()),
                 "most": int(tokens.max()),
-                "first_layer": row.layers[0],
-                "last_layer": row.layers[1],
+                "layers": list(row.layers),
             }
             entry |= {name: _intervals(bootstrap, row.by_kind(name)) for name in MEASURES}
             right = row.by_kind("accuracy")

@@ -8,9 +8,9 @@ The frames are seen once, by the model's own vision tower, for all methods. Then
     attached        whatever else can be attached: `with method(model):`, question by question.
     smaller frames  no reducer: the same video at a lower resolution.
 
-However it ran, hooks on the first and the last layer of the language model count the video tokens that came there. If
-the last layer saw all of them, or another number than the method says, the answers are refused: the method did nothing,
-or something else than it reports.
+However it ran, hooks on the layers of the language model count the video tokens that came there. If the last layer saw
+all of them, or another number than the method says, the answers are refused: the method did nothing, or something else
+than it reports.
 """
 
 import math
@@ -99,13 +99,13 @@ class Answers:
     """To Q questions about B videos.
 
     said: log-probabilities (B, Q, vocabulary).  kept: bool (B, Q, N) or None where it makes no sense.
-    tokens: kept of each video and question (B, Q).  layers: video tokens that the first and the last layer saw at most.
+    tokens: kept of each video and question (B, Q).  layers: video tokens that each layer saw at most.
     """
 
     said: Tensor
     kept: Tensor | None
     tokens: Tensor
-    layers: tuple[int, int]
+    layers: tuple[int, ...]
     path: str
     checked: dict[str, Any] | None = None
     reducer: str = ""
@@ -162,7 +162,7 @@ class Suite:
                 found = replace(found, checked={"videos": len(attached.said), "difference": apart})
         else:
             found = self._attached(method, shown)
-        seen, most = found.layers[1], int(found.tokens.max())
+        seen, most = found.layers[-1], int(found.tokens.max())
         if seen >= self.size.tokens:
             raise Refused(f"the last layer saw all {seen} video tokens of {self.size.tokens}: nothing was reduced")
         if seen != most:
@@ -194,29 +194,30 @@ class Suite:
             reductions.append(reduction)
         counts = torch.tensor([len(reduction) for reduction in reductions], device=self.device)
         said: Tensor | None = None
-        first = last = 0
+        layers: tuple[int, ...] = ()
         for count in sorted({len(reduction) for reduction in reductions}):
             rows = (counts == count).nonzero()[:, 0]
             kept = torch.stack([reductions[row].kept for row in rows.tolist()])
-            some, layers = self._pass(_some(shown, rows), features[rows], kept)
+            some, seen = self._pass(_some(shown, rows), features[rows], kept)
             said = some.new_empty(len(counts), *some.shape[1:]) if said is None else said
             said[rows] = some
-            first, last = max(first, layers[0]), max(last, layers[1])
+            layers = larger(layers, seen)
         assert said is not None
         mask = _masks(reductions, self.size.tokens)[:, None].expand(-1, len(PLAN), -1)
-        return Answers(said, mask, counts[:, None].expand(-1, len(PLAN)), (first, last), "packed")
+        return Answers(said, mask, counts[:, None].expand(-1, len(PLAN)), layers, "packed")
 
-    def _pass(self, shown: Shown, features: Tensor, kept: Tensor | None) -> tuple[Tensor, tuple[int, int]]:
-        """Log-probabilities (B, Q, vocabulary) of one packed forward, and the video tokens in the outer layers."""
+    def _pass(self, shown: Shown, features: Tensor, kept: Tensor | None) -> tuple[Tensor, tuple[int, ...]]:
+        """Log-probabilities (B, Q, vocabulary) of one packed forward, and the video tokens in each layer."""
         packed, asked = self.packed, shown.questions
         with fast(self.model), self._watch() as seen:
             said, _ = packed.logits(self.model, features, asked.words, asked.answer, kept)
         text = len(packed.before) + len(packed.between) + len(packed.questions)
-        return said.float().log_softmax(2), (seen[0] - text, seen[1] - text)
+        return said.float().log_softmax(2), tuple(length - text for length in seen)
 
     def _attached(self, method: Any, shown: Shown) -> Answers:
         """Question by question, through the model to which `method` is attached."""
-        said, kept, layers = [], [], (0, 0)
+        said, kept = [], []
+        layers: tuple[int, ...] = ()
         for question in range(len(PLAN)):
             with method(self.model) as trace:
                 some, seen = self._ask(shown, question, shown.features, (GRID, GRID))
@@ -225,7 +226,7 @@ class Suite:
             if len(videos) != len(some):
                 raise Refused(f"of {len(some)} videos the method was shown {len(videos)}: it did not engage")
             kept.append(_masks([video.reduction for video in videos], self.size.tokens))
-            layers = max(layers[0], seen[0]), max(layers[1], seen[1])
+            layers = larger(layers, seen)
         mask = torch.stack(kept, dim=1)
         return Answers(torch.stack(said, 1), mask, mask.sum(2), layers, "attached")
 
@@ -233,10 +234,9 @@ class Suite:
         grid = method.grid(self.size)
         features = self._look(shown.batch.frames, grid)
         asked = [self._ask(shown, question, features, grid) for question in range(len(PLAN))]
-        first, last = (max(seen[end] for _, seen in asked) for end in (0, 1))
         said = torch.stack([said for said, _ in asked], dim=1)
         tokens = torch.full(said.shape[:2], features.shape[1], device=self.device)
-        return Answers(said, None, tokens, (first, last), "smaller frames", reducer=f"{grid[0]} x {grid[1]} tokens")
+        return Answers(said, None, tokens, asked[0][1], "smaller frames", reducer=f"{grid[0]} x {grid[1]} tokens")
 
     def _look(self, frames: Tensor, grid: tuple[int, int]) -> Tensor:
         """Visual tokens (B, n, D) of frames (B, F, 3, H, W) that are resized to `grid` tokens: the stock forward."""
@@ -253,7 +253,7 @@ class Suite:
 
     def _ask(
         self, shown: Shown, question: int, features: Tensor, grid: tuple[int, int]
-    ) -> tuple[Tensor, tuple[int, int]]:
+    ) -> tuple[Tensor, tuple[int, ...]]:
         """Log-probabilities (B, vocabulary) of the model's own forward, given what its vision tower saw."""
         ids = self.packed.prompts(shown.questions.words, question, features.shape[1])
         sides = (self.size.steps, *(self.merge * side for side in grid))
@@ -269,7 +269,7 @@ class Suite:
                 logits_to_keep=1,
             )
         text = ids.shape[1] - features.shape[1]
-        return out.logits[:, -1].float().log_softmax(1), (seen[0] - text, seen[1] - text)
+        return out.logits[:, -1].float().log_softmax(1), tuple(length - text for length in seen)
 
     @contextmanager
     def _seen_before(self, features: Tensor) -> Iterator[None]:
@@ -285,9 +285,9 @@ class Suite:
 
     @contextmanager
     def _watch(self) -> Iterator[list[int]]:
-        """The longest sequence that the first and the last layer of the language model were given."""
+        """The longest sequence that each layer of the language model was given."""
         layers = self.model.model.language_model.layers
-        seen = [0, 0]
+        seen = [0] * len(layers)
 
         def look(which: int) -> Callable[..., None]:
             def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -297,7 +297,7 @@ class Suite:
             return hook
 
         with ExitStack() as undo:
-            for which, layer in enumerate((layers[0], layers[-1])):
+            for which, layer in enumerate(layers):
                 undo.callback(layer.register_forward_pre_hook(look(which), with_kwargs=True).remove)
             yield seen
 
@@ -349,6 +349,11 @@ class _Probe(Prompt):
         if name == "embeddings":
             object.__setattr__(self, "read", True)
         return super().__getattribute__(name)
+
+
+def larger(some: tuple[int, ...], others: tuple[int, ...]) -> tuple[int, ...]:
+    """The larger of two counts of each layer; () is less than any."""
+    return tuple(map(max, some, others)) if some else others
 
 
 def difference(said: Tensor, other: Tensor) -> float:
