@@ -301,3 +301,20 @@ def test_the_command(tiny: tuple[Any, Any], tmp_path: Path, capsys: pytest.Captu
 def test_every_method_says_what_it_is() -> None:
     for name, method in evaluate.METHODS.items():
         assert method.__doc__, name
+
+
+def test_the_figure_is_drawn_from_the_json(found: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from benchmarks.plot_eval import draw
+
+    refused = {"method": "idle", "keep": 0.25, "refused": "nothing was reduced"}
+    (tmp_path / "eval_dev.json").write_text(json.dumps({**found, "rows": [*found["rows"], refused]}))
+    assert draw(tmp_path / "eval_dev.json", tmp_path / "images").stat().st_size > 10_000
+
+
+@pytest.mark.skipif(not (BUNDLED / "config.json").exists(), reason="there is no bundled checkpoint yet")
+def test_the_bundled_model_orders_the_methods(tmp_path: Path) -> None:
+    assert cli.main(["eval", "--quick", "--out", str(tmp_path / "eval.json")]) == 0
+    rows = {row["method"]: row for row in json.loads((tmp_path / "eval.json").read_text())["rows"]}
+    full, ours, random = (rows[name]["accuracy"]["all"]["mean"] for name in ("unreduced", "vidsieve", "random"))
+    assert full > ours > random

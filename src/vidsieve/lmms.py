@@ -15,11 +15,10 @@ from typing import Any
 from vidsieve import peers, presets
 from vidsieve.errors import VidsieveError, require
 
-CHAT = "lmms_eval.models.chat."
-PARENTS = {  # our name: their module and class
-    "vidsieve_qwen2_5_vl": ("qwen2_5_vl", "Qwen2_5_VL"),
-    "vidsieve_qwen3_vl": ("qwen3_vl", "Qwen3_VL"),
-    "vidsieve_llava_onevision": ("llava_hf", "LlavaHf"),
+PARENTS = {  # our name: their kind of model, module and class
+    "vidsieve_qwen2_5_vl": ("chat", "qwen2_5_vl", "Qwen2_5_VL"),
+    "vidsieve_qwen3_vl": ("chat", "qwen3_vl", "Qwen3_VL"),
+    "vidsieve_llava_onevision": ("simple", "llava_hf", "LlavaHf"),  # its chat class fails on video
 }
 METHODS = {**presets.METHODS, **peers.METHODS}
 
@@ -27,24 +26,26 @@ METHODS = {**presets.METHODS, **peers.METHODS}
 def manifests() -> list[Any]:
     """What lmms-eval's registry wants to know of the models."""
     registry = require("lmms_eval.models.registry_v2", "lmms")
-    return [registry.ModelManifest(model_id=name, chat_class_path=f"{__name__}.{name}") for name in PARENTS]
+    return [
+        registry.ModelManifest(**{"model_id": name, f"{kind}_class_path": f"{__name__}.{name}"})
+        for name, (kind, _, _) in PARENTS.items()
+    ]
 
 
 def __getattr__(name: str) -> type:
     """The class behind one of our names; made when it is asked for, since its parent brings half of lmms-eval along."""
     if name not in PARENTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, parent = PARENTS[name]
+    kind, module, parent = PARENTS[name]
     require("lmms_eval", "lmms")
-    made = type(name, (Reduced, getattr(import_module(CHAT + module), parent)), {"__module__": __name__})
+    theirs = getattr(import_module(f"lmms_eval.models.{kind}.{module}"), parent)
+    made = type(name, (Reduced, theirs), {"__module__": __name__, "is_simple": kind == "simple"})
     globals()[name] = made  # the same class each time
     return made
 
 
 class Reduced:
     """Attaches a method to the model that the class beside it loads, for as long as that lives."""
-
-    is_simple = False
 
     def __init__(self, keep: float = 0.1, method: str = "vidsieve", **rest: Any) -> None:
         if method not in METHODS:
