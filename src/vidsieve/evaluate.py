@@ -223,8 +223,8 @@ def _intervals(bootstrap: Bootstrap, values: Tensor, base: Tensor | None = None)
 def _compared(bootstrap: Bootstrap, difference: Tensor) -> dict[str, Any]:
     """A paired comparison, difference (V, kinds); the p of the kinds are adjusted for there being several."""
     found = _intervals(bootstrap, difference)
-    overall, kinds = sign_test(difference.mean(1, keepdim=True)), holm(sign_test(difference))
-    for group, p in zip(GROUPS, torch.cat((overall, kinds)).tolist(), strict=True):
+    p_all, *p_kinds = sign_test(torch.cat((difference.mean(1, keepdim=True), difference), dim=1))
+    for group, p in zip(GROUPS, (float(p_all), *holm(torch.stack(p_kinds)).tolist()), strict=True):
         found[group]["p"] = round(p, 6)
     return found
 

@@ -5,6 +5,7 @@ questions. Everything is seeded, so that a result comes out the same again.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -61,13 +62,18 @@ def sign_test(difference: Tensor, seed: int = 0, swaps: int = SWAPS) -> Tensor:
     """
     difference = difference.double().nan_to_num(0.0)
     seen = difference.sum(0).abs() - 1e-9
-    generator = torch.Generator().manual_seed(seed)
     above = torch.ones_like(seen)
+    signs = _signs(len(difference), seed, swaps)
     for start in range(0, swaps, 1000):
-        many = min(1000, swaps - start)
-        signs = torch.randint(2, (many, len(difference)), generator=generator).double() * 2 - 1
-        above += ((signs @ difference).abs() >= seen).sum(0)
+        above += ((signs[start : start + 1000].double() @ difference).abs() >= seen).sum(0)
     return above / (swaps + 1)
+
+
+@lru_cache(maxsize=1)  # many comparisons of the same videos
+def _signs(videos: int, seed: int, swaps: int) -> Tensor:
+    """int8 (swaps, videos), each 1 or -1."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(2, (swaps, videos), generator=generator, dtype=torch.int8) * 2 - 1
 
 
 def holm(p: Tensor) -> Tensor:
