@@ -1,9 +1,11 @@
-"""Draw benchmark results: milliseconds of each case and variant, on a log axis.
+"""Draw benchmark results.
 
-    python benchmarks/plot.py                                  every benchmarks/results/ops_*.json
+    python benchmarks/plot.py                                  every benchmarks/results/ops_*.json and prefill_*.json
     python benchmarks/plot.py ops.json --out docs/images       one
 
-A dot is a median, its whisker the 20 and 80 % quantiles, the grey tick the floor (or, on CPU, one batched Gram).
+ops: milliseconds of each case and variant, on a log axis. A dot is a median, its whisker the 20 and 80 % quantiles, the
+grey tick the floor (or, on CPU, one batched Gram).
+prefill: milliseconds of each variant; the grey mark is what its share of the FLOPs would be of the full one's time.
 """
 
 import argparse
@@ -21,6 +23,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 HERE = Path(__file__).parent
 STYLE = {  # colour, marker, what the legend says
     "guide-loop": ("#b24a3b", "o", "guide's loop"),
+    "lean-loop": ("#8a5a44", "o", "the same, leaner"),
     "cdpruner-loop": ("#d9944a", "o", "CDPruner's loop"),
     "eager": ("#7b8fa8", "s", "vidsieve, torch"),
     "triton": ("#4a7fb5", "D", "vidsieve, Triton"),
@@ -45,7 +48,7 @@ def draw(path: Path, folder: Path) -> Path:
             axes.plot([row["q20_ms"], row["q80_ms"]], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
     for y, case in enumerate(cases):
         times = {row["variant"]: row["median_ms"] for row in rows if row["case"] == case}
-        loop = next((times[name] for name in ("guide-loop", "cdpruner-loop") if name in times), None)
+        loop = min((time for name, time in times.items() if name.endswith("-loop")), default=None)
         best = min((times[name] for name in ("eager", "triton", "triton-graph") if name in times), default=None)
         if best is not None:
             axes.annotate(_ms(best), (best, y), (0, 7), textcoords="offset points", ha="center", fontsize=8)
@@ -90,17 +93,64 @@ def draw(path: Path, folder: Path) -> Path:
     return out
 
 
+PREFILL = {  # colour, what the axis says
+    "full": ("#b24a3b", "every token"),
+    "before-10": ("#7b8fa8", "before the LLM, 10 %"),
+    "framefusion-cost-30": ("#4a7fb5", "framefusion, 30 % of the FLOPs"),
+    "hieravid-30": ("#1d4e89", "hieravid, 30 %"),
+}
+
+
+def draw_prefill(path: Path, folder: Path) -> Path:
+    """The figure of one prefill JSON: folder / (stem of path).png."""
+    found: dict[str, Any] = json.loads(path.read_text())
+    rows = [row for row in found["rows"] if row["median_ms"]]
+    figure, axes = plt.subplots(figsize=(9, 1.4 + 0.62 * len(rows)), layout="constrained")
+    full = next(row["median_ms"] for row in rows if row["variant"] == "full")
+    for y, row in enumerate(rows):
+        axes.barh(y, row["median_ms"], 0.5, color=PREFILL[row["variant"]][0])
+        axes.plot([row["q20_ms"], row["q80_ms"]], [y, y], color="#222222", linewidth=2, solid_capstyle="butt")
+        axes.plot(full * row["flops_share"], y, "|", color="#999999", markersize=24, markeredgewidth=2)
+        notes = [_ms(row["median_ms"])]
+        if row["peak_bytes"] is not None:
+            notes.append(f"peak {row['peak_bytes'] / 2**30:.1f} GiB")
+        notes.append(f"cache {row['kv_bytes'] / 2**20:,.0f} MiB")
+        if row["variant"] != "full":
+            notes.insert(1, f"of it hooks {_ms(row['overhead_ms'])}")
+        right = max(row["median_ms"], row["q80_ms"], full * row["flops_share"])
+        axes.annotate(", ".join(notes), (right, y), (8, 0), textcoords="offset points", va="center", fontsize=8)
+    axes.set_yticks(range(len(rows)), [PREFILL[row["variant"]][1] for row in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlim(0, 1.45 * max(row["q80_ms"] for row in rows))
+    axes.set_xlabel("milliseconds; grey: the share of the FLOPs")
+    axes.tick_params(length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    card = found["card"]
+    layers, hidden = (card["command"].split(f"--{name} ")[1].split()[0] for name in ("layers", "hidden"))
+    axes.set_title(
+        f"Prefill of {card['prompt']:,} tokens, {layers} layers of {hidden}, {card['dtype']} on {card['device']}",
+        fontsize=11,
+        loc="left",
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    out = folder / f"{path.stem}.png"
+    figure.savefig(out, dpi=160)
+    plt.close(figure)
+    return out
+
+
 def _ms(ms: float) -> str:
     return f"{ms:,.0f} ms" if ms >= 100 else f"{ms:.2g} ms"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("json", nargs="*", type=Path, help="(every benchmarks/results/ops_*.json)")
+    parser.add_argument("json", nargs="*", type=Path, help="(every ops_*.json and prefill_*.json there is)")
     parser.add_argument("--out", type=Path, default=HERE.parent / "docs" / "images", help="folder (docs/images)")
     options = parser.parse_args()
-    for path in options.json or sorted((HERE / "results").glob("ops_*.json")):
-        print(draw(path, options.out))
+    results = HERE / "results"
+    for path in options.json or sorted([*results.glob("ops_*.json"), *results.glob("prefill_*.json")]):
+        print((draw_prefill if path.stem.startswith("prefill") else draw)(path, options.out))
 
 
 if __name__ == "__main__":

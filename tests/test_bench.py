@@ -17,7 +17,7 @@ COLUMNS = {"case", "variant", "median_ms", "q20_ms", "q80_ms", "peak_bytes", "re
 
 @pytest.fixture(scope="module")
 def found() -> dict:
-    return bench.bench(TINY, list(bench.CASES), rounds=2)
+    return bench.bench(TINY, bench.CASES, rounds=2)
 
 
 def test_every_case_has_a_row_for_every_variant_that_can_run(found: dict) -> None:
@@ -27,7 +27,7 @@ def test_every_case_has_a_row_for_every_variant_that_can_run(found: dict) -> Non
         if case != "batch8-10":
             expected.add("bmm")
             if case != "fast-10":  # the loops know the determinant only
-                expected.add("cdpruner-loop" if case.startswith("global") else "guide-loop")
+                expected |= {"cdpruner-loop"} if case.startswith("global") else {"guide-loop", "lean-loop"}
         assert len(variants) == len(set(variants))
         assert set(variants) == expected
 
@@ -52,7 +52,7 @@ def test_a_variant_that_is_wrong_has_no_time(monkeypatch: pytest.MonkeyPatch) ->
         return picks
 
     monkeypatch.setattr(baselines, "guide_loop", wrong)
-    found = bench.bench(TINY, ["perframe-25"], rounds=2)
+    found = bench.bench(TINY, {"perframe-25": bench.CASES["perframe-25"]}, rounds=2)
     (row,) = (row for row in found["rows"] if row["variant"] == "guide-loop")
     assert row["regret"] > bench.REGRET
     assert row["median_ms"] is row["q20_ms"] is row["q80_ms"] is row["peak_bytes"] is None
@@ -72,6 +72,7 @@ def test_the_loops_pick_what_the_reference_picks(segments: int) -> None:
     order = reference.conditional_dpp(x, relevance64(x, prompt), torch.tensor(bounds), torch.tensor(budgets), *more)
     expected = [a + int((order[a:b] == step).nonzero()) for a, b in pairwise(bounds) for step in range(budgets[0])]
     assert baselines.guide_loop(x, prompt, bounds, budgets).tolist() == expected
+    assert baselines.lean_loop(x, prompt, bounds, budgets).tolist() == expected
     if segments == 1:
         assert baselines.cdpruner_loop(x, prompt, 24).tolist() == expected
 
@@ -109,5 +110,9 @@ def test_the_command_writes_what_it_found(tmp_path: Path, capsys: pytest.Capture
     assert cli.main(["bench", "ops", *shape, *chosen]) == 0
     assert {row["case"] for row in json.loads(out.read_text())["rows"]} == {"perframe-50"}
     assert "guide-loop" in capsys.readouterr().out
+    assert cli.main(["bench", "ops", *shape, "--keep", "0.3", "--segments", "4", "--out", str(out)]) == 0
+    assert {row["case"] for row in json.loads(out.read_text())["rows"]} == {"4-frame-segments-keep-0.3"}
+    assert cli.main(["bench", "ops", *shape, "--segments", "4"]) == 1
+    assert "--keep" in capsys.readouterr().err
     assert cli.main(["bench", "ops", *shape, "--case", "perframe-11"]) == 1
     assert "perframe-10" in capsys.readouterr().err

@@ -11,13 +11,24 @@ from vidsieve import Chain, Prompt, Prune, Reducer, VideoTokens, peers, presets
 from vidsieve.budget import Budget, MarginalGain, Proportional
 from vidsieve.errors import BudgetError, NonFiniteFeatures
 from vidsieve.evaluate import fewer_frames
-from vidsieve.merge import NearestKept
+from vidsieve.merge import NearestKept, TemporalMerge
 from vidsieve.relevance import Flat, Given, PromptSimilarity, Relevance
 from vidsieve.segment import PerFrame, SceneCuts, Segmenter, Uniform, Whole
-from vidsieve.selection import MMR, ConditionalDPP, EvenlySpaced, Hybrid, MaxMin, Random, Selector, TopRelevance
+from vidsieve.selection import (
+    MMR,
+    ConditionalDPP,
+    EvenlySpaced,
+    Hybrid,
+    LowRankDPP,
+    MaxMin,
+    Random,
+    Selector,
+    TopRelevance,
+)
 
 SELECTORS: list[Selector] = [
     ConditionalDPP(),
+    LowRankDPP(rank=8, above=15),
     MMR(),
     MMR(trade=0.0),
     Hybrid(threshold=15),
@@ -36,6 +47,8 @@ METHODS: dict[str, Callable[[float], Reducer]] = {
     "fewer_frames": fewer_frames,
     **{repr(s): lambda keep, s=s: Prune(keep, SceneCuts(), MarginalGain(), PromptSimilarity(), s) for s in SELECTORS},
     "with merging": lambda keep: Prune(keep, PerFrame(), Proportional(), merger=NearestKept()),
+    "merging in time": lambda keep: TemporalMerge(keep=keep),
+    "merging in time, then pruning": lambda keep: Chain(TemporalMerge(keep=min(1.0, 2 * keep)), Prune(keep)),
     "chained": lambda keep: Chain(
         Prune(min(1.0, 2 * keep), PerFrame()), Prune(keep, SceneCuts(), merger=NearestKept())
     ),

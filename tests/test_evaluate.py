@@ -16,7 +16,7 @@ pytest.importorskip("transformers")
 import vidsieve
 from vidsieve import Prompt, Reduction, VideoTokens, cli, evaluate, peers, presets
 from vidsieve.errors import VidsieveError
-from vidsieve.evaluate import GROUPS, MEASURES, METHODS, Plan, evaluate_model
+from vidsieve.evaluate import GROUPS, MEASURES, Plan, evaluate_model
 from vidsieve.needles import PLAN, Size, generate
 from vidsieve.needles.asking import Refused, Shown, Smaller, Suite, difference
 from vidsieve.needles.clip import as_frames
@@ -32,6 +32,7 @@ TEXT = {
     "num_key_value_heads": 2,
 }
 VISION = {"hidden_size": 32, "intermediate_size": 48, "depth": 2, "num_heads": 2}
+METHODS = {name: method for name, method in evaluate.METHODS.items() if name not in presets.STAGED}
 FIRST = [PLAN.index(kind) for kind in ("colour", "order", "cuts")]
 
 
@@ -125,6 +126,17 @@ def test_what_looks_at_the_question_is_asked_attached(suite: Suite, shown: Shown
     assert answers.kept is not None
     assert not torch.equal(answers.kept[:, FIRST[0]], answers.kept[:, FIRST[1]])
     assert (answers.tokens == 14).all()
+
+
+@torch.no_grad()
+def test_what_reduces_inside_the_model_is_asked_attached() -> None:
+    processor, model = build(SIZE, 0, TEXT | {"num_hidden_layers": 4}, VISION)
+    plan = Plan("tiny", videos=2, keeps=(0.25,), methods=dict(presets.STAGED), frames=8, timed=1)
+    rows = {row["method"]: row for row in evaluate_model(processor, model.eval(), plan)["rows"]}
+    assert rows["fastv"]["path"] == "attached"
+    assert rows["fastv"]["tokens"]["layers"] == [144, 144, 36, 36]
+    assert 0 < rows["fastv"]["recall"]["all"]["mean"] < 1
+    assert "cost=0.25 cannot be met" in rows["framefusion"]["refused"]
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from vidsieve.errors import KernelUnavailable
 from vidsieve.merge import NearestKept
 from vidsieve.relevance import Flat, Given, PromptSimilarity, min_max
 from vidsieve.segment import PerFrame, SceneCuts, Segments, Uniform, Whole
-from vidsieve.selection import MMR, ConditionalDPP, EvenlySpaced, Hybrid, MaxMin, TopRelevance
+from vidsieve.selection import MMR, ConditionalDPP, EvenlySpaced, Hybrid, LowRankDPP, MaxMin, TopRelevance, sketch
 from vidsieve.video import read_video
 
 
@@ -128,6 +128,30 @@ def test_evenly_spaced_is_even() -> None:
     assert kept(Prune(0.25, Whole(), Proportional(), Flat(), EvenlySpaced()), tokens) == [1, 5, 9]
 
 
+def test_a_sketch_keeps_angles_and_is_the_same_every_time() -> None:
+    x = independent(40, 512, 0)
+    for rank, most in ((64, 0.6), (256, 0.3)):
+        z = sketch(x, rank)
+        assert z.shape == (40, rank)
+        assert torch.equal(z, sketch(x, rank))
+        a, b = (torch.nn.functional.normalize(y, dim=1) for y in (x, z))
+        assert (a @ a.mT - b @ b.mT).abs().max() < most  # five standard deviations, 5 / sqrt(rank)
+    assert sketch(x[:, :8].bfloat16(), 4).dtype == torch.bfloat16
+
+
+def test_low_rank_is_for_segments_that_are_too_long_or_too_much() -> None:
+    tokens = VideoTokens(video_like(6, 10, 64, seed=2), (10,) * 6)
+    segments, budget, r = Segments(torch.tensor([0, 60]), 60), torch.tensor([12]), torch.rand(60)
+    exact = ConditionalDPP()(tokens, r, segments, budget, 12)
+    needed = 4 * 60 * (12 + 60)
+    for selector in (LowRankDPP(16, above=60), LowRankDPP(64, above=0), LowRankDPP(16, above=0, max_memory=needed)):
+        assert torch.equal(selector(tokens, r, segments, budget, 12), exact)
+    for selector in (LowRankDPP(16, above=59), LowRankDPP(16, above=0, max_memory=needed - 1)):
+        order = selector(tokens, r, segments, budget, 12)
+        assert not torch.equal(order, exact)
+        assert sorted(order[order >= 0].tolist()) == list(range(12))
+
+
 def test_hybrid_takes_each_segment_to_its_side() -> None:
     x, relevance = video_like(6, 10, 16, seed=2), torch.rand(60, generator=torch.Generator().manual_seed(0))
     segments = Segments(torch.tensor([0, 10, 50, 60]), 40)
@@ -138,6 +162,14 @@ def test_hybrid_takes_each_segment_to_its_side() -> None:
     assert torch.equal(order[:10], exact[:10])
     assert torch.equal(order[10:50], greedy[10:50])
     assert torch.equal(order[50:], exact[50:])
+
+
+def test_a_reduction_inside_a_compiled_function_is_right() -> None:
+    """Dynamo breaks its graph at the parts that decide by Python; what comes out must not change."""
+    x, method = video_like(6, 10, 16, seed=2).float(), presets.vidsieve(0.25)
+    double = lambda x: 2 * method.reduce(VideoTokens(x, (10,) * 6)).apply(x)  # noqa: E731
+    assert torch.equal(torch.compile(double, backend="eager")(x), double(x))
+    torch._dynamo.reset()
 
 
 # --- merging and composition

@@ -12,7 +12,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from vidsieve import budget, errors, merge, ops, presets, relevance, segment, selection
-from vidsieve.reducer import Chain, Prune, Reducer
+from vidsieve.framefusion import FrameFusion
+from vidsieve.reducer import Chain, Prune, Reducer, Staged
 from vidsieve.tokens import Frames, Prompt, Reduction, VideoTokens
 
 if TYPE_CHECKING:
@@ -22,11 +23,13 @@ __version__ = version("vidsieve")
 
 __all__ = [
     "Chain",
+    "FrameFusion",
     "Frames",
     "Prompt",
     "Prune",
     "Reducer",
     "Reduction",
+    "Staged",
     "VideoTokens",
     "attach",
     "budget",

@@ -1,10 +1,12 @@
 """What vidsieve is timed against: the greedy loops that people run today, written anew from their descriptions.
 
-Both take the published steps at the published place: float32 kernel, one small torch call after another, one pick at a
+They take the published steps at the published place: float32 kernel, one small torch call after another, one pick at a
 time, over a batch of one. Nothing is slowed down, and one thing is put right so that their picks can be compared with
 ours: relevance has the sign that keeps relevant tokens. They get segments and budgets for nothing. Picks come in the
 order they were made.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -19,14 +21,12 @@ def guide_loop(x: Tensor, prompt: Tensor | None, bounds: list[int], budgets: lis
     its greedy is CDPruner's, called once a segment. x (N, D).  prompt (M, D), or None for flat relevance.
     bounds (S + 1), budgets (S): host integers.  Picks (K,).
     """
-    relevance = _relevance(x, prompt)
-    lengths = torch.tensor(bounds, device=x.device).diff()
-    segment = torch.arange(len(lengths), device=x.device).repeat_interleave(lengths)  # (N,)
-    picks = []
-    for s, k in enumerate(budgets):
-        index = (segment == s).nonzero()[:, 0]  # (n,), waits for the device
-        picks.append(index[_greedy_map(x[index], relevance[index], k)])
-    return torch.cat(picks)
+    return _each(x, prompt, bounds, budgets, _greedy_map)
+
+
+def lean_loop(x: Tensor, prompt: Tensor | None, bounds: list[int], budgets: list[int]) -> Tensor:
+    """`guide_loop` with the greedy as one would write it for one segment today: no batch dimension, no einsum."""
+    return _each(x, prompt, bounds, budgets, _lean_greedy_map)
 
 
 def cdpruner_loop(x: Tensor, prompt: Tensor | None, k: int) -> Tensor:
@@ -35,6 +35,23 @@ def cdpruner_loop(x: Tensor, prompt: Tensor | None, k: int) -> Tensor:
     CDPruner, Zhang et al., NeurIPS 2025, arXiv 2506.10967, section 3.
     """
     return _greedy_map(x, _relevance(x, prompt), k)
+
+
+def _each(
+    x: Tensor,
+    prompt: Tensor | None,
+    bounds: list[int],
+    budgets: list[int],
+    greedy: Callable[[Tensor, Tensor, int], Tensor],
+) -> Tensor:
+    relevance = _relevance(x, prompt)
+    lengths = torch.tensor(bounds, device=x.device).diff()
+    segment = torch.arange(len(lengths), device=x.device).repeat_interleave(lengths)  # (N,)
+    picks = []
+    for s, k in enumerate(budgets):
+        index = (segment == s).nonzero()[:, 0]  # (n,), waits for the device
+        picks.append(index[greedy(x[index], relevance[index], k)])
+    return torch.cat(picks)
 
 
 def _greedy_map(x: Tensor, relevance: Tensor, k: int) -> Tensor:
@@ -55,6 +72,23 @@ def _greedy_map(x: Tensor, relevance: Tensor, k: int) -> Tensor:
         di2s -= eis.square()
         di2s[item, j] = -torch.inf
     return picks[:, 0]
+
+
+def _lean_greedy_map(x: Tensor, relevance: Tensor, k: int) -> Tensor:
+    """The same algorithm for one segment, waiting for each pick: fewer and smaller operations. Picks (k,)."""
+    unit = torch.nn.functional.normalize(x.float(), dim=-1)
+    kernel = relevance[:, None] * (unit @ unit.mT) * relevance[None, :]  # (n, n)
+    cis = torch.zeros(k, len(x), device=x.device)
+    di2s = kernel.diagonal().clone()
+    picks = []
+    for step in range(k):
+        j = int(torch.argmax(di2s))
+        eis = (kernel[j] - cis[:step, j] @ cis[:step]) / di2s[j].clamp(min=1e-12).sqrt()
+        cis[step] = eis
+        di2s -= eis.square()
+        di2s[j] = -torch.inf
+        picks.append(j)
+    return torch.tensor(picks, device=x.device)
 
 
 def _relevance(x: Tensor, prompt: Tensor | None) -> Tensor:

@@ -7,6 +7,7 @@ features. Before anything is timed its picks are judged in float64 (method.md, e
 Variants take turns within a round, and input sets take turns too, so that neither drift nor a cache favours one.
 
     guide-loop     the guide's per-segment greedy, a host synchronisation a pick          baselines.py
+    lean-loop      the same, its greedy as lean as plain torch allows
     cdpruner-loop  CDPruner's loop over one kernel of all tokens                          baselines.py
     eager          batched torch              triton  kernels, launched one by one
     triton-graph   the same, captured once in a CUDA graph and replayed
@@ -40,13 +41,15 @@ from vidsieve.selection import MMR, ConditionalDPP, Selector
 from vidsieve.tokens import Prompt, VideoTokens
 
 REGRET = 1e-4  # largest shortfall of a pick that still counts as right, of a squared token length
-SETS = 3  # of features, to rotate through
+SETS = 3, 24  # of features to rotate through, at least and at most,
+SETS_BYTES = 200 << 20  # and between them so many that no cache holds them all
 SLOW_MS = 100.0  # a variant slower than this is timed in the first rounds only
 SLOW_ROUNDS = 5
 
 FRAME = Prune(0.1, PerFrame(), Proportional(), PromptSimilarity(), ConditionalDPP())
 WHOLE = replace(FRAME, segmenter=Whole())
-CASES: dict[str, tuple[Prune, float, int]] = {  # method, share of the frames, videos
+Case = tuple[Prune, float, int]  # method, share of the frames, videos
+CASES: dict[str, Case] = {
     "perframe-10": (FRAME, 1, 1),
     "perframe-25": (replace(FRAME, keep=0.25), 1, 1),
     "perframe-50": (replace(FRAME, keep=0.5), 1, 1),
@@ -88,12 +91,18 @@ class Load:
         return VideoTokens(x, (self.tokens,) * (len(x) // self.tokens))
 
 
-def bench(load: Load, cases: list[str], rounds: int, tell: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+def uniform_case(keep: float, frames: int) -> dict[str, Case]:
+    """One case of one's own: segments of so many frames."""
+    return {f"{frames}-frame-segments-keep-{keep:g}": (replace(FRAME, keep=keep, segmenter=Uniform(frames)), 1, 1)}
+
+
+def bench(
+    load: Load, cases: dict[str, Case], rounds: int, tell: Callable[[str], None] = lambda _: None
+) -> dict[str, Any]:
     """The card and the rows of `cases`, each variant that can run on the device judged, then timed."""
-    found = card(load)
+    found = card(load) | {"cases": list(cases), "rounds": rounds}
     rows: list[dict[str, Any]] = []
-    for case in cases:
-        method, share, videos = CASES[case]
+    for case, (method, share, videos) in cases.items():
         if load.flat:
             method = replace(method, relevance=Flat())
         tell(case)
@@ -126,7 +135,8 @@ def card(load: Load) -> dict[str, Any]:
 def _case(
     case: str, method: Prune, load: Load, frames: int, videos: int, rounds: int, card: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    sets = [load.features(frames, seed) for seed in range(SETS)]
+    size = frames * load.tokens * load.dim * load.dtype.itemsize
+    sets = [load.features(frames, seed) for seed in range(min(max(SETS[0], -(-SETS_BYTES // size)), SETS[1]))]
     g = torch.Generator(load.device).manual_seed(99)
     question = torch.randn(8, load.dim, generator=g, device=load.device).to(load.dtype)
     prompt = Prompt(question)
@@ -149,27 +159,29 @@ def _case(
                 whole = int((order >= 0).sum()) == sum(budgets)  # too few picks could have no regret
                 regrets[name] = regret(*truth, bounds, order, trade) if whole else math.inf
             variants[name] = lambda i, name=name: _run(name, reduce, sets[i])  # type: ignore[misc]
+    peaks: dict[str, int | None] = {}
     if "triton" in variants:
-        regrets["triton-graph"], variants["triton-graph"] = regrets["triton"], _graphed(reduce, sets)
+        regrets["triton-graph"] = regrets["triton"]
+        variants["triton-graph"], peaks["triton-graph"] = _graphed(reduce, sets)
     if videos == 1 and trade is None:
         flat_or = None if load.flat else question
-        if len(bounds) > 2:
-            loop: Callable[[Tensor], Tensor] = lambda x: baselines.guide_loop(x, flat_or, bounds, budgets)  # noqa: E731
-            name = "guide-loop"
-        else:
-            loop = lambda x: baselines.cdpruner_loop(x, flat_or, sum(budgets))  # noqa: E731
-            name = "cdpruner-loop"
-        regrets[name] = regret(*truth, bounds, _order_of(loop(sets[0]), bounds, len(sets[0])))
-        variants[name] = lambda i: sets[i][loop(sets[i])]
+        loops: dict[str, Callable[[Tensor], Tensor]] = {
+            "guide-loop": lambda x: baselines.guide_loop(x, flat_or, bounds, budgets),
+            "lean-loop": lambda x: baselines.lean_loop(x, flat_or, bounds, budgets),
+        }
+        if isinstance(method.segmenter, Whole):
+            loops = {"cdpruner-loop": lambda x: baselines.cdpruner_loop(x, flat_or, sum(budgets))}
+        for name, loop in loops.items():
+            regrets[name] = regret(*truth, bounds, _order_of(loop(sets[0]), bounds, len(sets[0])))
+            variants[name] = lambda i, loop=loop: sets[i][loop(sets[i])]  # type: ignore[misc]
     if load.device.type == "cpu" and videos == 1:
         frame = [x.view(frames, load.tokens, -1).bfloat16() for x in sets]
         variants["bmm"] = lambda i: frame[i] @ frame[i].mT
 
     del truth
     right = {name: run for name, run in variants.items() if not regrets.get(name, 0.0) > REGRET}
-    # A replay allocates nothing: its memory was taken at capture, as much as a launch takes.
-    peaks = {name: _peak(run, load.device) for name, run in right.items() if name != "triton-graph"}
-    times = _times(right, rounds, load.device)
+    peaks |= {name: _peak(run, load.device) for name, run in right.items() if name not in peaks}
+    times = _times(right, rounds, len(sets), load.device)
     rows = []
     for name in variants:
         low, median, high = _quantiles(times[name]) if name in times else (None, None, None)
@@ -231,19 +243,24 @@ def _run(implementation: str, reduce: Callable[[Tensor], Tensor], x: Tensor) -> 
         return reduce(x)
 
 
-def _graphed(reduce: Callable[[Tensor], Tensor], sets: list[Tensor]) -> Callable[[int], object]:
-    """One graph an input set; raises RuntimeError if a replay on new data is not what a launch gives."""
-    graphs = []
+def _graphed(reduce: Callable[[Tensor], Tensor], sets: list[Tensor]) -> tuple[Callable[[int], object], int]:
+    """One graph an input set, and the bytes one took at capture (a replay allocates nothing).
+
+    Raises RuntimeError if a replay on new data is not what a launch gives.
+    """
     with _using("triton"):
         static = sets[0].clone()
-        out = _capture(reduce, static)
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        graph, out = _capture(reduce, static)
+        peak = torch.cuda.max_memory_allocated() - before
         static.copy_(sets[1])
-        out[0].replay()
-        if not torch.equal(out[1], reduce(sets[1])):
+        graph.replay()
+        if not torch.equal(out, reduce(sets[1])):
             raise RuntimeError("replaying the captured graph on new data did not give what a launch gives")
-        del static, out
+        del static, graph, out
         graphs = [_capture(reduce, x)[0] for x in sets]
-    return lambda i: graphs[i].replay()
+    return lambda i: graphs[i].replay(), peak
 
 
 def _capture(reduce: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Any, Tensor]:
@@ -258,7 +275,9 @@ def _capture(reduce: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Any, Tensor
     return graph, out
 
 
-def _times(variants: dict[str, Callable[[int], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+def _times(
+    variants: dict[str, Callable[[int], object]], rounds: int, sets: int, device: torch.device
+) -> dict[str, list[float]]:
     """Milliseconds of every call, variants taking turns."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(-2, rounds):  # the first two are warm-up
@@ -266,7 +285,7 @@ def _times(variants: dict[str, Callable[[int], object]], rounds: int, device: to
             slow = times[name] and min(times[name]) > SLOW_MS
             if slow and len(times[name]) >= SLOW_ROUNDS:
                 continue
-            elapsed = _time(run, turn % SETS, device)
+            elapsed = _time(run, turn % sets, device)
             if turn >= 0:
                 times[name].append(elapsed)
     return times

@@ -4,13 +4,13 @@ Every non-empty segment gets at least one token where the total allows.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
 from vidsieve import ops
 from vidsieve.errors import BudgetError
-from vidsieve.segment import Segments, segment_mean
+from vidsieve.segment import Segments
 from vidsieve.tokens import VideoTokens
 
 
@@ -20,10 +20,10 @@ class Budget(Protocol):
     def __call__(self, tokens: VideoTokens, segments: Segments, total: int) -> Tensor: ...
 
 
-def _apportion(weights: Tensor, tokens: VideoTokens, segments: Segments, total: int) -> Tensor:
+def _apportion(weights: Tensor | None, tokens: VideoTokens, segments: Segments, total: int) -> Tensor:
     if not 0 <= total <= len(tokens):
         raise BudgetError(f"cannot keep {total} of {len(tokens)} tokens")
-    return ops.apportion(weights, segments.lengths, total)
+    return ops.apportion(weights, segments.offsets, total)
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Proportional:
     """A segment's share is its length."""
 
     def __call__(self, tokens: VideoTokens, segments: Segments, total: int) -> Tensor:
-        return _apportion(segments.lengths.double(), tokens, segments, total)
+        return _apportion(None, tokens, segments, total)
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class MarginalGain:
     by marginal gain is that of MMG-Vid (Ma et al. 2025, arXiv 2508.21044); this measure of the gain is ours.
     """
 
+    needs_persistence: ClassVar[bool] = True
+
     def __call__(self, tokens: VideoTokens, segments: Segments, total: int) -> Tensor:
-        novelty = segment_mean(1 - tokens.persistence, segments.offsets) * segments.lengths
-        return _apportion(novelty.clamp(min=0), tokens, segments, total)
+        return _apportion(ops.novelty(tokens.persistence, segments.offsets), tokens, segments, total)

@@ -69,7 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--json", action="store_true", help="print one JSON document instead of text")
     method = argparse.ArgumentParser(add_help=False)
-    method.add_argument("--keep", type=_fraction, default=0.1, help="fraction of the video tokens that stays (0.1)")
+    about = "fraction of the video tokens that stays; with framefusion, of the prefill's FLOPs (0.1)"
+    method.add_argument("--keep", type=_fraction, default=0.1, help=about)
     method.add_argument("--method", type=_method, default="vidsieve", help="see `vidsieve methods` (vidsieve)")
     method.add_argument("--device", help="cpu, cuda, cuda:1, ... (cuda where there is one)")
     method.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="(auto; float32 on cpu)")
@@ -107,6 +108,8 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--frames", type=_count, default=64, help="(64)")
     bench.add_argument("--tokens", type=_count, default=196, help="tokens a frame (196)")
     bench.add_argument("--dim", type=_count, default=3584, help="features a token (3584)")
+    bench.add_argument("--keep", type=float, help="one case of your own: this share of the tokens,")
+    bench.add_argument("--segments", type=_count, metavar="FRAMES", help="in segments of so many frames (1)")
     bench.add_argument("--case", action="append", dest="cases", metavar="NAME", help="only this case; repeatable")
     bench.add_argument("--relevance", choices=("prompt", "flat"), default="prompt", help="(prompt)")
     bench.add_argument("--rounds", type=_count, default=20, help="calls of each variant (20)")
@@ -157,10 +160,10 @@ def _count(text: str) -> int:
 
 
 def _method(name: str) -> str:
-    from vidsieve.presets import METHODS
+    from vidsieve.presets import METHODS, STAGED
 
-    if name not in METHODS:
-        raise argparse.ArgumentTypeError(f"no method {name!r}; there are {', '.join(METHODS)}")
+    if name not in METHODS | STAGED:
+        raise argparse.ArgumentTypeError(f"no method {name!r}; there are {', '.join(METHODS | STAGED)}")
     return name
 
 
@@ -261,13 +264,16 @@ def _bench(options: argparse.Namespace) -> Found:
     unknown = [case for case in options.cases or () if case not in bench.CASES]
     if unknown:
         raise ValueError(f"no case {unknown[0]!r}; there are {', '.join(bench.CASES)}")
+    cases = {case: bench.CASES[case] for case in options.cases or bench.CASES}
+    if options.keep is not None:
+        cases = bench.uniform_case(options.keep, options.segments or 1)
+    elif options.segments is not None:
+        raise ValueError("--segments describes a case of your own; say how much it keeps with --keep")
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = getattr(torch, options.dtype)
     flat = options.relevance == "flat"
     load = bench.Load(options.frames, options.tokens, options.dim, device, dtype, flat)
-    found = bench.bench(
-        load, options.cases or list(bench.CASES), options.rounds, lambda case: print(case, file=sys.stderr)
-    )
+    found = bench.bench(load, cases, options.rounds, lambda case: print(case, file=sys.stderr))
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(found, indent=1) + "\n")
@@ -328,7 +334,7 @@ def _show_eval(found: Found) -> None:
 
 def _methods(options: argparse.Namespace) -> Found:
     """List the methods, each with its paper."""
-    from vidsieve.presets import METHODS
+    from vidsieve.presets import METHODS, STAGED
 
     return [
         {
@@ -336,7 +342,7 @@ def _methods(options: argparse.Namespace) -> Found:
             "summary": (inspect.getdoc(method) or "").splitlines()[0],
             "paper": " ".join(re.findall(r"arXiv[: ]\d{4}\.\d{4,5}", method.__doc__ or "")) or None,
         }
-        for name, method in METHODS.items()
+        for name, method in (METHODS | STAGED).items()
     ]
 
 

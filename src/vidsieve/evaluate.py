@@ -68,7 +68,7 @@ FLOORS: dict[str, Method] = {
     "random": presets.random,
     "fewer_frames": fewer_frames,
 }
-METHODS: dict[str, Method] = {**presets.METHODS, **peers.METHODS, **FLOORS}
+METHODS: dict[str, Method] = {**presets.METHODS, **presets.STAGED, **peers.METHODS, **FLOORS}
 
 
 @dataclass(frozen=True)

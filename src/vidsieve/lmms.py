@@ -20,7 +20,7 @@ PARENTS = {  # our name: their kind of model, module and class
     "vidsieve_qwen3_vl": ("chat", "qwen3_vl", "Qwen3_VL"),
     "vidsieve_llava_onevision": ("simple", "llava_hf", "LlavaHf"),  # its chat class fails on video
 }
-METHODS = {**presets.METHODS, **peers.METHODS}
+METHODS = {**presets.METHODS, **presets.STAGED, **peers.METHODS}
 
 
 def manifests() -> list[Any]:

@@ -1,11 +1,22 @@
-"""What becomes of the tokens that were not selected: dropped, or folded into one that was."""
+"""What becomes of the tokens that do not stay: dropped, folded into one that does, or merged along time.
+
+A `Merger` is the last decision of `Prune`; `TemporalMerge` is a method of its own.
+"""
 
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import torch
+from torch import Tensor
+
 from vidsieve import ops
-from vidsieve.segment import Segments
-from vidsieve.tokens import Reduction, VideoTokens
+from vidsieve.ops.reference import NOISE
+from vidsieve.reducer import Reducer, check_keep, kept_count, refuse_non_finite, watched
+from vidsieve.segment import SceneCuts, Segmenter, Segments, cut
+from vidsieve.timeline import stage
+from vidsieve.tokens import Prompt, Reduction, VideoTokens
+
+_ROWS = 4096  # token pairs compared at a time: bounds the float32 copies
 
 
 class Merger(Protocol):
@@ -17,8 +28,92 @@ class Merger(Protocol):
 @dataclass(frozen=True)
 class NearestKept:
     """Every token is folded into the most similar kept token of its segment; a kept token becomes the mean of all it
-    absorbed, each with the same weight (method.md, eq. 11-12). A segment that kept none drops its tokens."""
+    absorbed, each with the weight of the tokens it stands for (method.md, eq. 11-12). A segment that kept none drops
+    its tokens."""
 
     def __call__(self, tokens: VideoTokens, segments: Segments, reduction: Reduction) -> Reduction:
         source = ops.nearest_kept(tokens.features, segments.offsets, reduction.kept)
         return replace(reduction, source=source, merges=True)
+
+
+@dataclass(frozen=True)
+class TemporalMerge(Reducer):
+    """A token joins the one before it at the same place where the two are alike; what joined becomes one mean.
+
+    The token before is that of the nearest earlier frame in which the place still has one, never across a segment
+    border. The first of a run stays, and becomes the mean of the run, each token weighing as many as it stands for.
+    method.md, eq. 14-15. FrameFusion (Fu et al., ICCV 2025, arXiv 2501.01986), whose merges cross cuts.
+
+    threshold: least cosine at which a token joins.
+    keep: instead of the threshold, exactly round(keep * N) tokens stay and the most alike join, without asking the
+    device anything. Where all pairs together are not enough, whole runs are dropped, later ones first.
+    least: with the threshold, leave the video as it is where fewer than this share of its tokens would join.
+    """
+
+    threshold: float = 0.6
+    segmenter: Segmenter = SceneCuts(max_frames=None)
+    keep: float | None = None
+    least: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.keep is not None:
+            check_keep(self.keep)
+        if not -1 <= self.threshold <= 1:
+            raise ValueError(f"threshold is a cosine, in [-1, 1]; got {self.threshold}")
+        if not 0 <= self.least <= 1:
+            raise ValueError(f"least is a share of the tokens, in [0, 1]; got {self.least}")
+
+    def reduce(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Reduction:
+        n = len(tokens)
+        total = n if self.keep is None else min(n, kept_count(self.keep, tokens.produced))
+        if self.keep is not None and total == n:
+            refuse_non_finite(tokens)
+            return watched(tokens, Reduction.identity(n, tokens.features.device))
+        with stage("segment"):
+            segments = cut(tokens, self.segmenter)
+        refuse_non_finite(tokens)
+        with stage("merge"):
+            order, first, cosine = _chains(tokens, segments)
+            stays = torch.empty_like(first)
+            if self.keep is None:
+                stays[order] = first | (cosine < self.threshold)
+                kept = stays.nonzero()[:, 0]
+                if n - len(kept) < max(1, self.least * n):
+                    return watched(tokens, Reduction.identity(n, tokens.features.device))
+                row = torch.where(stays, stays.cumsum(0) - 1, -1)
+            else:
+                novelty = torch.empty_like(cosine)
+                novelty[order] = torch.where(first, 2.0, -cosine)
+                whole, budget = torch.arange(2, device=order.device) * n, torch.full((1,), total, device=order.device)
+                kept, row = ops.compact(ops.top(novelty, whole, budget), whole, budget, n, total)
+                stays = row >= 0
+            begins = first | stays[order]  # of a run, in the order of the chains
+            head = torch.where(begins, torch.arange(n, device=order.device), 0).cummax(0).values
+            source = torch.empty_like(row)
+            source[order] = row[order[head]]
+        return watched(tokens, Reduction(kept, source, merges=True))
+
+
+def _chains(tokens: VideoTokens, segments: Segments) -> tuple[Tensor, Tensor, Tensor]:
+    """The tokens by segment, place and time.
+
+    order: (N,) the tokens.  first: bool (N,), in that order, whether a token has none before it at its place in its
+    segment.  cosine: float32 (N,), in that order, to the token before. Two zero vectors are alike, and so are vectors
+    within rounding of each other.
+    """
+    n, x, norm = len(tokens), tokens.features, tokens.norm
+    segment = torch.searchsorted(segments.offsets[1:], torch.arange(n, device=x.device), right=True)  # (N,)
+    whole = tokens if tokens.origin is None else tokens.origin.whole
+    largest = max(whole.frames)
+    chain = segment * (largest * (largest + 1)) + tokens.place  # (N,)
+    chain, order = chain.sort(stable=True)
+    first = torch.ones(n, dtype=torch.bool, device=x.device)
+    first[1:] = chain[1:] != chain[:-1]
+    cosine = torch.zeros(n, device=x.device)
+    for begin in range(1, n, _ROWS):
+        this, that = order[begin : begin + _ROWS], order[begin - 1 : begin - 1 + _ROWS][: n - begin]
+        dot = (x[this].float() * x[that].float()).sum(-1)
+        lengths = norm[this] * norm[that]
+        alike = (norm[this] == norm[that]).float()  # where one of them is zero: whether both are
+        cosine[begin : begin + _ROWS] = torch.where(lengths > 0, dot / lengths.where(lengths > 0, 1.0), alike)
+    return order, first, cosine.where(cosine < 1 - NOISE, 1.0)  # so that rounding does not rank duplicates

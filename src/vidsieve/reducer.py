@@ -6,28 +6,42 @@ expression (see presets.py). Calling a reducer on a model attaches it:
 
     with vidsieve.presets.vidsieve(keep=0.1)(model) as trace:
         out = model.generate(**inputs)
+
+`Chain` puts reducers one after another before the language model, `Staged` puts them at layers inside it.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vidsieve import ops
 from vidsieve.budget import Budget, MarginalGain
-from vidsieve.merge import Merger
 from vidsieve.relevance import Flat, Relevance
-from vidsieve.segment import SceneCuts, Segmenter
+from vidsieve.segment import SceneCuts, Segmenter, cut
 from vidsieve.selection import ConditionalDPP, Selector
 from vidsieve.timeline import stage
 from vidsieve.tokens import Prompt, Reduction, VideoTokens
 
 if TYPE_CHECKING:
+    from vidsieve.merge import Merger
     from vidsieve.models import Attachment
 
 
-class Reducer(ABC):
+class Attachable:
+    """What can be attached to a model, by calling it."""
+
+    def __call__(self, model: object) -> Attachment:
+        """Attach to a Hugging Face video language model: `with reducer(model) as trace: model.generate(...)`."""
+        from vidsieve.models import attach
+
+        return attach(model, self)
+
+
+class Reducer(Attachable, ABC):
     """Decides which tokens of a video a language model gets to see."""
 
     @abstractmethod
@@ -37,12 +51,6 @@ class Reducer(ABC):
         Raises `ValueError` where the method needs a prompt and got none, and `NonFiniteFeatures` for NaN or inf: on CPU
         here, on an accelerator from `Reduction.check`, so that nothing here waits for the device.
         """
-
-    def __call__(self, model: object) -> Attachment:
-        """Attach to a Hugging Face video language model: `with reducer(model) as trace: model.generate(...)`."""
-        from vidsieve.models import attach
-
-        return attach(model, self)
 
 
 def kept_count(keep: float, produced: int) -> int:
@@ -54,6 +62,17 @@ def check_keep(keep: float) -> None:
     """Raise unless `keep` is a fraction in (0, 1]."""
     if not 0 < keep <= 1:
         raise ValueError(f"keep is the fraction of the video tokens that stays, in (0, 1]; got {keep}")
+
+
+def refuse_non_finite(tokens: VideoTokens) -> None:
+    """Raise `NonFiniteFeatures` for NaN or inf on CPU, before anything is decided; see `watched` for accelerators."""
+    if tokens.features.device.type == "cpu":
+        tokens.check()
+
+
+def watched(tokens: VideoTokens, reduction: Reduction) -> Reduction:
+    """`reduction` with what `Reduction.check` needs on an accelerator, where nobody has looked for NaN or inf yet."""
+    return reduction if tokens.features.device.type == "cpu" else replace(reduction, bad=tokens.bad)
 
 
 @dataclass(frozen=True)
@@ -75,28 +94,28 @@ class Prune(Reducer):
 
     def reduce(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Reduction:
         total = min(kept_count(self.keep, tokens.produced), len(tokens))
-        on_device = tokens.features.device.type != "cpu"
-        if not on_device:
-            ops.check_finite(tokens.features)
         if total == len(tokens):
-            reduction = Reduction.identity(total, tokens.features.device)
-            return replace(reduction, bad=tokens.bad) if on_device else reduction
-        with stage("segment"):
-            segments = self.segmenter(tokens)  # S contiguous runs of frames
-        with stage("budget"):
-            budget = self.budget(tokens, segments, total)  # (S,), sums to total
+            refuse_non_finite(tokens)
+            return watched(tokens, Reduction.identity(total, tokens.features.device))
+        if any(getattr(part, "needs_persistence", False) for part in (self.segmenter, self.budget)):
+            tokens.expect_persistence()
         with stage("relevance"):
             relevance = self.relevance(tokens, prompt)  # (N,) in [0, 1]
+        with stage("segment"):
+            segments = cut(tokens, self.segmenter)  # S contiguous runs of frames
+        refuse_non_finite(tokens)  # here, where the norms are known most often: it costs nothing then
+        with stage("budget"):
+            budget = self.budget(tokens, segments, total)  # (S,), sums to total
         with stage("select"):
             order = self.selector(
                 tokens, relevance, segments, budget, total
             )  # (N,) step of each pick, -1 if not picked
-            kept, source = ops.compact(order, total)  # (K,) sorted, (N,)
+            kept, source = ops.compact(order, segments.offsets, budget, segments.longest, total)  # (K,) sorted, (N,)
         with stage("merge"):
             reduction = Reduction(kept, source, offsets=segments.offsets, budget=budget)
             if self.merger:
                 reduction = self.merger(tokens, segments, reduction)
-        return replace(reduction, bad=tokens.bad) if on_device else reduction
+        return watched(tokens, reduction)
 
 
 @dataclass(frozen=True, init=False)
@@ -108,6 +127,10 @@ class Chain(Reducer):
     def __init__(self, *reducers: Reducer) -> None:
         if not reducers:
             raise ValueError("Chain needs at least one reducer")
+        if strangers := [r for r in reducers if not isinstance(r, Reducer)]:
+            raise ValueError(
+                f"a Chain is of reducers, got {strangers[0]!r}; to combine one with Staged, make it the stage at 0"
+            )
         object.__setattr__(self, "reducers", reducers)
 
     def reduce(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Reduction:
@@ -115,3 +138,52 @@ class Chain(Reducer):
         for reducer in self.reducers[1:]:
             reduction = reduction.then(reducer.reduce(tokens.reduced(reduction), prompt))
         return reduction
+
+
+@dataclass(frozen=True, init=False)
+class Staged(Attachable):
+    """A reducer at each of several layers of the language model: `Staged({0: TemporalMerge(0.6), 0.5: Prune(0.3)})`.
+
+    stages: where a reducer takes its share of what the one before it left, as layers are entered. A layer is a number,
+    or a fraction of the depth, so that one configuration serves 28, 36 and 80 layers; 0 is before the language model.
+    Every `keep` counts from the original video.
+    cost: the share of the decoder's prefill FLOPs to spend, counted from its real layers (models/flops.py). The keep of
+    the last stage is then whatever meets it, at most its own; `BudgetError` says so where nothing can. Where less is
+    left than `cost` would pay for, less is spent.
+    """
+
+    stages: Mapping[int | float, Reducer]
+    cost: float | None = None
+
+    def __init__(self, stages: Mapping[int | float, Reducer], cost: float | None = None) -> None:
+        object.__setattr__(self, "stages", dict(stages))
+        object.__setattr__(self, "cost", cost)
+        if not stages:
+            raise ValueError("Staged needs at least one stage, as {layer: reducer}")
+        for layer, reducer in stages.items():
+            end = 1 if isinstance(layer, float) else math.inf
+            if isinstance(layer, bool) or not isinstance(layer, int | float) or not 0 <= layer < end:
+                raise ValueError(
+                    f"a stage is at a layer, 0 or more, or at a fraction of the depth in [0, 1); got {layer!r}"
+                )
+            if not isinstance(reducer, Reducer):
+                raise ValueError(f"expected a reducer at layer {layer}, got {reducer!r}")
+        if cost is not None and not 0 < cost <= 1:
+            raise ValueError(f"cost is the share of the prefill FLOPs to spend, in (0, 1]; got {cost}")
+
+    def layers(self, depth: int) -> dict[int, Reducer]:
+        """The stages of a model of `depth` layers, first to last."""
+        found: dict[int, Reducer] = {}
+        for place, reducer in self.stages.items():
+            layer = round(place * depth) if isinstance(place, float) else place
+            if layer >= depth:
+                raise ValueError(f"no layer {layer} to stage at: this model has {depth}, 0 to {depth - 1}")
+            if layer in found:
+                raise ValueError(f"two stages at layer {layer} of {depth}; combine them: Chain(first, second)")
+            found[layer] = reducer
+        last = max(found)
+        if self.cost is not None and not hasattr(found[last], "keep"):
+            raise ValueError(f"cost sets the keep of the last stage, and {found[last]!r} has none; end with a Prune")
+        if self.cost is not None and last == 0:
+            raise ValueError("cost is met by a stage at layer 1 or later; before the language model, set keep itself")
+        return dict(sorted(found.items()))

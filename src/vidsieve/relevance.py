@@ -5,7 +5,7 @@ no token is ruled out by a relevance of exactly 0.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -67,3 +67,31 @@ class Given:
         if not ((scores >= 0) & (scores <= 1)).all():  # NaN fails both
             raise ValueError("expected scores in [0, 1]; bring them there with vidsieve.relevance.min_max")
         return scores
+
+
+@dataclass(frozen=True)
+class PromptAttention:
+    """The attention a token receives from the question in the layer before, averaged over queries and heads.
+
+    Only inside the model, in a stage of `Staged` at layer 1 or later: at layer k, the mass that the softmax of layer
+    k - 1 puts on the token. Attended tokens are kept. Some code has it with a minus sign, which is right for one CLIP
+    tower and keeps the least attended tokens of a language model. method.md, eq. 16.
+
+    queries: "question", the text after the video up to the end of its turn, or "last", the last token of the prompt
+    alone (as FastV, Chen et al., ECCV 2024, and FrameFusion, Fu et al., ICCV 2025). In assisted decoding the prompt
+    comes with the first candidates, and the last of those is the last token.
+    """
+
+    queries: Literal["question", "last"] = "question"
+
+    def __post_init__(self) -> None:
+        if self.queries not in ("question", "last"):
+            raise ValueError(f'queries are those of the "question" or the "last" token, got {self.queries!r}')
+
+    def __call__(self, tokens: VideoTokens, prompt: Prompt | None) -> Tensor:
+        if tokens.attended is None or self.queries not in tokens.attended:
+            raise ValueError(
+                "PromptAttention reads the attention of the layer before, and here is none; use it in a stage of "
+                "Staged at layer 1 or later, with a prompt that asks a question"
+            )
+        return min_max(tokens.attended[self.queries])

@@ -47,7 +47,7 @@ class Request:
 
 def run(request: Request, note: Callable[[str], None] = lambda what: None) -> dict[str, Any]:
     """The result of `request`. `note` hears what is being done, once the clip is decoded."""
-    reducer = presets.METHODS[request.method](request.keep)
+    reducer = (presets.METHODS | presets.STAGED)[request.method](request.keep)
     stages: dict[str, float] = {}
     require("av", "video")  # not on the clock
     with _clocked(stages, "decode"):

@@ -5,11 +5,12 @@ that cuts found on the device need no look from the host.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
+from vidsieve import ops
 from vidsieve.tokens import VideoTokens
 
 
@@ -39,10 +40,20 @@ class Segmenter(Protocol):
     def __call__(self, tokens: VideoTokens) -> Segments: ...
 
 
-def _from_frame_bounds(tokens: VideoTokens, bounds: Tensor, longest_frames: int) -> Segments:
-    """Segments that begin at frames `bounds` (S + 1,), none longer than `longest_frames` frames."""
-    longest = min(len(tokens), max(tokens.frames) * longest_frames)
-    return Segments(tokens.offsets[bounds], longest)
+def cut(tokens: VideoTokens, segmenter: Segmenter) -> Segments:
+    """The segments of `tokens`; those of a reduced video are found on the video as it came.
+
+    What a merge leaves of a still scene is what changed in it, which by itself would look like a cut in every frame.
+    """
+    if tokens.origin is None:
+        return segmenter(tokens)
+    whole = segmenter(tokens.origin.whole)
+    return Segments(torch.searchsorted(tokens.origin.kept, whole.offsets), min(len(tokens), whole.longest))
+
+
+def _longest(tokens: VideoTokens, frames: int | None) -> int:
+    """A bound on the tokens of segments of at most so many frames."""
+    return len(tokens) if frames is None else min(len(tokens), max(tokens.frames) * frames)
 
 
 @dataclass(frozen=True)
@@ -51,7 +62,7 @@ class Whole:
 
     def __call__(self, tokens: VideoTokens) -> Segments:
         device = tokens.features.device
-        return Segments(torch.arange(2, device=device) * len(tokens), len(tokens))
+        return Segments(torch.arange(0, 2 * len(tokens), len(tokens), device=device), len(tokens))
 
 
 @dataclass(frozen=True)
@@ -65,10 +76,11 @@ class Uniform:
             raise ValueError(f"expected at least one frame a segment, got {self.frames}")
 
     def __call__(self, tokens: VideoTokens) -> Segments:
-        total = len(tokens.frames)
-        count = -(-total // self.frames)
-        bounds = (torch.arange(count + 1, device=tokens.features.device) * self.frames).clamp(max=total)
-        return _from_frame_bounds(tokens, bounds, min(self.frames, total))
+        # A slice, not an index: every `frames`-th bound and the last one, without a look at the device.
+        offsets = tokens.offsets[:: self.frames]
+        if len(tokens.frames) % self.frames:
+            offsets = torch.cat([offsets, tokens.offsets[-1:]])
+        return Segments(offsets.contiguous(), _longest(tokens, self.frames))
 
 
 @dataclass(frozen=True)
@@ -90,6 +102,8 @@ class SceneCuts:
     selection; None leaves them whole.
     """
 
+    needs_persistence: ClassVar[bool] = True
+
     threshold: float = 0.5
     max_frames: int | None = 8
 
@@ -98,22 +112,6 @@ class SceneCuts:
             raise ValueError(f"expected max_frames of at least 1, or None; got {self.max_frames}")
 
     def __call__(self, tokens: VideoTokens) -> Segments:
-        total = len(tokens.frames)
-        t = torch.arange(total, device=tokens.features.device)
-        similarity = segment_mean(tokens.persistence, tokens.offsets)  # (T,)
-        first = (similarity < self.threshold) | (t == 0)
-        if self.max_frames is not None:
-            scene = first.cumsum(0) - 1  # (T,)
-            length = torch.zeros_like(t).scatter_add_(0, scene, torch.ones_like(t))[scene]
-            within = t - torch.where(first, t, 0).cummax(0).values
-            parts = -(-length // self.max_frames)
-            first |= within * parts // length != (within - 1) * parts // length
-        # The s-th segment begins at the s-th true entry of `first`; the unused rest of the T slots is empty.
-        bounds = torch.full((total + 1,), total, device=t.device)
-        bounds.scatter_reduce_(0, first.cumsum(0) - 1, t, "amin")
-        return _from_frame_bounds(tokens, bounds, self.max_frames or total)
-
-
-def segment_mean(values: Tensor, offsets: Tensor) -> Tensor:
-    """Mean of values (N,) over each of the runs that offsets (S + 1,) bound: (S,), 0 for an empty one."""
-    return torch.segment_reduce(values, "mean", offsets=offsets, unsafe=True).nan_to_num(0.0)
+        similarity = ops.segment_mean(tokens.persistence, tokens.offsets)  # (T,)
+        offsets = ops.scene_cuts(similarity, tokens.offsets, self.threshold, self.max_frames)
+        return Segments(offsets, _longest(tokens, self.max_frames))

@@ -42,6 +42,53 @@ class ConditionalDPP:
 
 
 @dataclass(frozen=True)
+class LowRankDPP:
+    """`ConditionalDPP` on features sketched to `rank` dimensions where the exact one would take too long or too much.
+
+    Long segments are those of more than `above` tokens. With `max_memory` they too are selected exactly as long as
+    what that holds fits: 4 K n bytes for the rows c of eq. 6, at K picks and n tokens of the longest segment, and 4 N n
+    for S where n is up to 2 048. A sketch takes N x rank numbers instead of S, and each product of features rank / D of
+    the time; the rows c stay.
+
+    rank: dimensions of the sketch. Up to here picks are chosen for what they add; a segment that keeps more fills up by
+    relevance, so keep it above the picks of a segment.  above: tokens.  max_memory: bytes.
+
+    The sketch is x G with random signs G (Achlioptas 2003, "Database-friendly random projections"): a cosine c comes
+    out as c +- (1 - c^2) / sqrt(rank). The signs depend on position only: the same on every device and run.
+    """
+
+    rank: int = 512
+    above: int = 2048
+    max_memory: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"expected a rank of at least 1, got {self.rank}")
+
+    def __call__(
+        self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor, total: int
+    ) -> Tensor:
+        x, norm, longest = tokens.features, tokens.norm, segments.longest
+        if longest > self.above and self.rank < x.shape[1]:
+            exact = 4 * longest * (total + (len(x) if longest <= ops.GRAM_LIMIT else 0))
+            if self.max_memory is None or exact > self.max_memory:
+                x = sketch(x, self.rank)
+                norm = VideoTokens(x, tokens.frames).norm
+        return ops.conditional_dpp(x, relevance, segments.offsets, budget, longest, total, norm)
+
+
+def sketch(x: Tensor, rank: int) -> Tensor:
+    """x (N, D) projected on `rank` fixed directions of random signs: (N, rank), lengths and angles nearly kept."""
+    at = torch.arange(1, x.shape[1] * rank + 1, device=x.device)  # int64, whose products wrap
+    for factor, shift in ((-7046029254386353131, 29), (-4658895280553007687, 32)):  # the mixer of splitmix64
+        at = at * factor
+        at = at ^ (at >> shift)
+    signs = (1 - 2 * ((at >> 40) & 1)).to(x.dtype).view(x.shape[1], rank)
+    z: Tensor = x @ (signs / rank**0.5)
+    return z
+
+
+@dataclass(frozen=True)
 class MMR:
     """Maximal marginal relevance: a greedy trade between relevance and distance to the nearest pick. O(k n D).
 
@@ -75,6 +122,9 @@ class Hybrid:
     ) -> Tensor:
         if segments.longest <= self.threshold:
             return self.small(tokens, relevance, segments, budget, total)
+        if isinstance(self.small, ConditionalDPP) and isinstance(self.large, MMR):
+            more = segments.longest, total, tokens.norm, self.large.trade, self.threshold
+            return ops.hybrid(tokens.features, relevance, segments.offsets, budget, *more)
         is_small = segments.lengths <= self.threshold  # (S,)
         return torch.maximum(
             self.small(tokens, relevance, segments, budget.where(is_small, 0), total),

@@ -3,9 +3,10 @@
 N tokens, T frames, P tokens per frame, S segments, K kept, D features.
 """
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -50,22 +51,65 @@ class Frames:
 
 
 @dataclass(frozen=True, eq=False)
+class Origin:
+    """Where the tokens of an already reduced video come from.
+
+    whole: the video as it came.  kept: int64 (N,), the row of `whole` whose place each token holds.
+    count: int64 (N,), how many rows of `whole` each token stands for, itself included.
+    """
+
+    whole: "VideoTokens"
+    kept: Tensor
+    count: Tensor
+
+
+class _FramesLeft(Sequence[int]):
+    """Tokens in each frame that has any left, counted on the device when they are asked for first."""
+
+    def __init__(self, origin: Origin) -> None:
+        self._origin = origin
+
+    @cached_property
+    def _counts(self) -> tuple[int, ...]:
+        whole = self._origin.whole
+        counts = torch.bincount(whole.frame[self._origin.kept], minlength=len(whole.frames)).tolist()
+        return tuple(n for n in counts if n)
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._counts[index]
+
+    def __repr__(self) -> str:
+        return repr(self._counts)
+
+
+@dataclass(frozen=True, eq=False)
 class VideoTokens:
     """The visual tokens that one video became, frame after frame, as the language model would receive them.
 
     features: (N, D) floating point.  frames: tokens in each frame, T positive integers that sum to N (known on the
-    host, so that no later stage has to ask the device).  grid: (rows, columns) of a frame's tokens where they form one.
+    host, so that no later stage has to ask the device; of a reduced video they are counted when somebody looks).
+    grid: (rows, columns) of a frame's tokens where they form one.
     produced: how many tokens the model made of the video before any reduction; `keep` is a fraction of this.
+    origin: what these tokens are left of; None for a video as it came.
+    attended: the attention each token received in the layer before, (N,) for each kind of query (relevance.py); None
+    where there is no layer before.
     """
 
     features: Tensor
-    frames: tuple[int, ...]
+    frames: Sequence[int]
     grid: tuple[int, int] | None = None
     produced: int = field(default=0)
+    origin: Origin | None = None
+    attended: Mapping[str, Tensor] | None = None
 
     def __post_init__(self) -> None:
         if self.features.ndim != 2 or not self.features.is_floating_point():
             raise ValueError(f"expected floating-point features (N, D), got {_show(self.features)}")
+        if self.origin is not None:
+            return  # its frames follow from it, and counting them now would wait for the device
         if not self.frames or min(self.frames) < 1 or sum(self.frames) != len(self.features):
             raise ValueError(
                 f"expected tokens per frame, all positive, summing to N = {len(self.features)}, got {self.frames}"
@@ -79,6 +123,14 @@ class VideoTokens:
     def from_grid(cls, features: Tensor, frames: int, rows: int, columns: int) -> Self:
         """`features` (T * rows * columns, D) of a regular video."""
         return cls(features, (rows * columns,) * frames, (rows, columns))
+
+    @classmethod
+    def left_of(cls, origin: Origin, features: Tensor, attended: Mapping[str, Tensor] | None = None) -> Self:
+        """What is left of a video, with the `features` (N, D) it has now."""
+        whole = origin.whole
+        untouched = len(features) == len(whole)
+        frames = whole.frames if untouched else _FramesLeft(origin)
+        return cls(features, frames, whole.grid if untouched else None, whole.produced, origin, attended)
 
     def __len__(self) -> int:
         return len(self.features)
@@ -106,16 +158,40 @@ class VideoTokens:
         """Where each frame begins, and the end: int64 (T + 1,)."""
         device = self.features.device
         if self.regular:
-            return torch.arange(len(self.frames) + 1, device=device) * self.frames[0]
+            return torch.arange(0, len(self) + 1, self.frames[0], device=device)
         return torch.tensor((0, *self.frames), device=device).cumsum(0)
+
+    @cached_property
+    def place(self) -> Tensor:
+        """What two tokens share if they lie at the same place in frames of the same size: int64 (N,)."""
+        if self.origin is not None:
+            return self.origin.whole.place[self.origin.kept]
+        within = torch.arange(len(self), device=self.features.device) - self.offsets[self.frame]
+        return within if self.regular else self.offsets.diff()[self.frame] * max(self.frames) + within
+
+    @property
+    def count(self) -> Tensor | None:
+        """How many tokens of the video as it came each one stands for: int64 (N,), None where each is itself alone."""
+        return None if self.origin is None else self.origin.count
 
     @cached_property
     def _known(self) -> dict[str, Tensor]:
         return {}
 
+    @cached_property
+    def _expected(self) -> set[str]:
+        return set()
+
+    def expect_persistence(self) -> None:
+        """Say that persistence will be asked for: the first pass over the features, whoever asks, measures it too."""
+        if self.origin is None:
+            self._expected.add("persistence")
+
     def _measure(self, prompt: "Prompt | None" = None, persistence: bool = False) -> ops.Measures:
         """One pass over the features; what does not depend on the prompt is kept."""
-        measures = ops.measure(self.features, self.frames, None if prompt is None else prompt.embeddings, persistence)
+        persistence |= "persistence" in self._expected and "persistence" not in self._known
+        frames = tuple(self.frames) if persistence else (len(self),)  # which nothing else depends on
+        measures = ops.measure(self.features, frames, None if prompt is None else prompt.embeddings, persistence)
         self._known.update(norm=measures.norm, bad=measures.bad)
         if measures.persistence is not None:
             self._known["persistence"] = measures.persistence
@@ -125,8 +201,10 @@ class VideoTokens:
     def persistence(self) -> Tensor:
         """Centred cosine to the token at the same place in the previous frame: float32 (N,), 0 in the first frame.
 
-        method.md, eq. 1.
+        method.md, eq. 1. In a reduced video that neighbour may be gone, so there it is that of the video as it came.
         """
+        if self.origin is not None:
+            return self.origin.whole.persistence[self.origin.kept]
         if "persistence" not in self._known:
             self._measure(persistence=True)
         return self._known["persistence"]
@@ -149,11 +227,28 @@ class VideoTokens:
             self._measure()
         return self._known["bad"]
 
-    def reduced(self, reduction: "Reduction") -> Self:
+    def check(self) -> None:
+        """Raise `NonFiniteFeatures`, saying how many of how many, if features hold NaN or inf. Waits for the device."""
+        ops.raise_if_bad(int(self.bad.count_nonzero()), len(self))
+
+    def origin_of(self, reduction: "Reduction") -> Origin:
+        """Where the tokens that `reduction` leaves of these come from."""
+        whole, kept, count = self, reduction.kept, self.count
+        if self.origin is not None:
+            whole, kept = self.origin.whole, self.origin.kept[reduction.kept]
+        if reduction.merges:
+            ones = torch.ones_like(reduction.source) if count is None else count
+            dropped = reduction.source < 0
+            count = ones.new_zeros(len(reduction)).index_add_(
+                0, reduction.source.clamp(min=0), ones.masked_fill(dropped, 0)
+            )
+        else:
+            count = torch.ones_like(kept) if count is None else count[reduction.kept]
+        return Origin(whole, kept, count)
+
+    def reduced(self, reduction: "Reduction") -> "VideoTokens":
         """The tokens that `reduction` leaves; `keep` of a later stage still counts from `produced`."""
-        frame = self.frame[reduction.kept]
-        frames = torch.bincount(frame, minlength=len(self.frames)).tolist()
-        return replace(self, features=reduction.apply(self.features), frames=tuple(n for n in frames if n), grid=None)
+        return VideoTokens.left_of(self.origin_of(reduction), reduction.apply(self.features, self.count))
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,14 +330,19 @@ class Reduction:
         """The kept rows of `x` (N, ...), for what must not be averaged (positions, masks): (K, ...)."""
         return x.index_select(0, self.kept)
 
-    def apply(self, x: Tensor) -> Tensor:
+    def apply(self, x: Tensor, count: Tensor | None = None) -> Tensor:
         """`x` (N, ...) reduced to (K, ...): the kept rows, or the mean of all that each kept row absorbed.
 
+        count: (N,), how many tokens each row already stands for, which is its weight; None where each is one.
         The mean is taken in float32 and returned in the dtype of `x`.
         """
         if not self.merges:
             return self.gather(x)
-        return ops.merge_mean(x, self.source, len(self.kept))
+        if count is None:
+            return ops.merge_mean(x, self.source, len(self.kept))
+        weight = count.to(torch.promote_types(x.dtype, torch.float32)).view(-1, *[1] * (x.ndim - 1))  # (N, 1, ...)
+        total, weight = (ops.merge_mean(y, self.source, len(self.kept)) for y in (x * weight, weight))
+        return (total / weight).to(x.dtype)
 
     def then(self, later: "Reduction") -> "Reduction":
         """This reduction followed by `later`, which saw the K tokens this one kept."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.models import tiny
 from vidsieve.reducer import Reducer
-from vidsieve.tokens import Prompt, VideoTokens
+from vidsieve.tokens import Origin, Prompt, VideoTokens
 
 
 @dataclass
@@ -133,3 +133,104 @@ def append(model: Any, merged: Merged, tokens: list[int]) -> Merged:
         [torch.cat([rows, torch.zeros_like(new)]) for rows in merged.deepstack],
         torch.cat([merged.video, none]),
     )
+
+
+@dataclass
+class Decision:
+    """One stage by hand: which of its video tokens stay, what was folded into which, and with what weights."""
+
+    at: Tensor
+    kept: Tensor
+    source: Tensor
+    weight: Tensor
+
+    def apply(self, x: Tensor) -> Tensor:
+        """`x` (L, D) with the means written and the dropped rows deleted; what follows `at` may be longer by now."""
+        x, old = x.clone(), x[self.at]
+        for row, kept in enumerate(self.kept.tolist()):
+            members = self.source == row
+            if members.sum() > 1:
+                w = self.weight[members, None]
+                x[self.at[kept]] = (old[members] * w).sum(0) / w.sum()
+        return x[self.stays(len(x))]
+
+    def stays(self, length: int) -> Tensor:
+        stays = torch.ones(length, dtype=torch.bool)
+        stays[self.at] = False
+        stays[self.at[self.kept]] = True
+        return stays
+
+
+@torch.no_grad()
+def staged(
+    family: str,
+    inputs: tiny.Inputs,
+    stages: dict[int, Reducer],
+    steps: int,
+    question: int,
+    frames: int = 4,
+    said: list[int] | None = None,
+) -> tuple[list[int], Tensor, list[int]]:
+    """The greedy answer to one prompt, its logits (steps, V), and how many tokens each layer saw of the prompt.
+
+    Each layer is called by itself, on hidden states that are sliced between layers; without a cache, with a full causal
+    mask, and with eager attention, whose weights the stages read. The question is the last `question` tokens, after
+    which the prompt may go on with what was `said` since.
+    """
+    model = tiny.model(family, "eager")
+    merged, decisions, seen, answer, rows = merge(model, inputs), {}, [], [], []
+    _layers(model, merged, stages, decisions, question, frames, seen)
+    merged = append(model, merged, said) if said else merged
+    for _ in range(steps):
+        hidden = _layers(model, merged, stages, decisions, question, frames, seen)
+        rows.append(model.lm_head(model.get_decoder().norm(hidden[-1:]))[0])
+        answer.append(int(rows[-1].argmax()))
+        merged = append(model, merged, answer[-1:])
+    return answer, torch.stack(rows), seen[: len(model.get_decoder().layers)]
+
+
+def _layers(
+    model: Any,
+    merged: Merged,
+    stages: dict[int, Reducer],
+    decisions: dict[int, Decision],
+    question: int,
+    frames: int,
+    seen: list[int],
+) -> Tensor:
+    decoder = model.get_decoder()
+    hidden, deepstack = merged.embeddings, list(merged.deepstack)
+    cos, sin = (x[0] for x in decoder.rotary_emb(hidden[None], merged.positions[..., None, :]))
+    video, visual, place = merged.video, merged.visual, torch.arange(len(hidden))
+    at = video.nonzero()[:, 0]
+    whole = VideoTokens(hidden[at], (len(at) // frames,) * frames)
+    left, attention = whole, None
+    for i, layer in enumerate(decoder.layers):
+        if i in stages:
+            if i not in decisions:
+                at = video.nonzero()[:, 0]
+                attended = None
+                if attention is not None:
+                    attended = {"last": attention[:, -1:], "question": attention[:, -question:]}
+                    attended = {kind: rows.mean((0, 1))[at] for kind, rows in attended.items()}
+                if i:
+                    kept, count = torch.arange(len(whole)), torch.ones(len(whole), dtype=torch.long)
+                    origin = left.origin or Origin(whole, kept, count)
+                    left = VideoTokens.left_of(origin, hidden[at], attended)
+                reduction = stages[i].reduce(left, Prompt(hidden[-question:]))
+                weight = torch.ones(len(left)) if left.count is None else left.count.float()
+                decisions[i] = Decision(at, reduction.kept, reduction.source, weight)
+                left = left.reduced(reduction)
+            decision = decisions[i]
+            stays = decision.stays(len(hidden))
+            hidden, deepstack = decision.apply(hidden), [decision.apply(x) for x in deepstack]
+            cos, sin, video, visual, place = (x[stays] for x in (cos, sin, video, visual, place))
+        seen.append(len(hidden))
+        length = len(hidden)
+        mask = torch.full((length, length), torch.finfo(torch.float32).min).triu(1)[None, None]
+        given = {"attention_mask": mask, "position_embeddings": (cos[None], sin[None])}
+        attention = layer.self_attn(hidden_states=layer.input_layernorm(hidden[None]), **given)[1][0]  # (H, L, L)
+        hidden = layer(hidden[None], **given)[0]
+        if i < len(deepstack):
+            hidden = torch.where(visual[:, None], hidden + deepstack[i], hidden)
+    return hidden

@@ -52,6 +52,8 @@ def used_by(model: Any) -> Iterator[list[str]]:
     ) -> Tensor:
         calls.append("varlen")
         q_ends, k_ends = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
+        # A slice forgives lengths that are not those of the tensors; a kernel reads past their end.
+        assert (q_ends[-1], k_ends[-1]) == (len(q), len(k))
         parts = zip(q_ends, q_ends[1:], k_ends, k_ends[1:], strict=False)
         return torch.cat([_attend(q[a:b], k[c:d], v[c:d], softmax_scale, causal) for a, b, c, d in parts])
 

@@ -1,16 +1,20 @@
 """Attaching, detaching, and all that may stand around the model: threads, offloading, wrappers, errors."""
 
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 
-from tests.models import tiny
+from tests.models import by_hand, tiny
 from tests.models.reducers import Loudest
+from tests.models.test_staged import STAGES
 from tests.models.truth import STEPS, answer, each_family, truth
+from vidsieve import Staged
 from vidsieve.errors import AlreadyAttached
-from vidsieve.models import attach
+from vidsieve.models import attach, verify
+from vidsieve.models.flops import layer_costs
 
 
 @pytest.mark.filterwarnings("ignore:You are calling .generate")
@@ -43,6 +47,30 @@ def test_eight_threads_on_one_model(family: str) -> None:
         found = list(threads.map(run, work))
     assert found == [expected[n % 3] for n in range(16)]
     assert trace.totals["calls"] == 16
+
+
+@pytest.mark.parametrize("method", [Loudest(), Staged(STAGES["merge at 0"]), Staged(STAGES["attention"])], ids=repr)
+def test_weights_of_eight_bits(method: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of libraries it finds missing
+        quantization = pytest.importorskip("torchao.quantization")
+        model = tiny.fresh("qwen2_5_vl")
+        costs = layer_costs(model.get_decoder())
+        quantization.quantize_(model.get_decoder(), quantization.Int8WeightOnlyConfig())
+    assert layer_costs(model.get_decoder()) == costs
+    report = verify(model, tiny.batch(*[tiny.prompt("qwen2_5_vl", seed=4 * n, text=6 + n) for n in range(2)]), method)
+    assert report.ok, report
+
+
+def test_stages_on_offloaded_weights() -> None:
+    accelerate = pytest.importorskip("accelerate")
+    inputs, stages = tiny.prompt("qwen3_vl"), STAGES["attention"]
+    model = accelerate.cpu_offload(tiny.fresh("qwen3_vl"), execution_device="cpu")
+    with attach(model, Staged(stages)), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="You are calling .generate")
+        out = model.generate(**inputs, max_new_tokens=STEPS)
+    expected = by_hand.staged("qwen3_vl", inputs, stages, STEPS, 6)[0]
+    assert out[0, inputs["input_ids"].shape[1] :].tolist() == expected
 
 
 def test_a_wrapped_model_is_attached_at_its_core() -> None:

@@ -8,9 +8,11 @@ import pytest
 import torch
 from transformers import CompileConfig
 
-from tests.models import tiny
+from tests.models import by_hand, tiny
 from tests.models.reducers import LouderThanMean, Loudest
+from tests.models.test_staged import STAGES
 from tests.models.truth import STEPS, answer, each_family, truth
+from vidsieve import Staged
 from vidsieve.errors import UnsupportedCall
 from vidsieve.models import attach
 
@@ -68,4 +70,17 @@ def test_a_decoder_compiled_after_attaching(dynamo: Any) -> None:
     with attach(model, Loudest()):
         model.get_decoder().compile(backend="eager")
         assert model.generate(**inputs, max_new_tokens=STEPS)[0, length:].tolist() == truth("qwen2_5_vl", inputs)
+    assert torch.equal(model.generate(**inputs, max_new_tokens=STEPS), whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["merge at 0", "attention"])
+def test_stages_in_a_decoder_compiled_after_attaching(name: str, dynamo: Any) -> None:
+    model, inputs = tiny.fresh("qwen2_5_vl"), tiny.prompt("qwen2_5_vl")
+    length = inputs["input_ids"].shape[1]
+    whole = model.generate(**inputs, max_new_tokens=STEPS)
+    expected = by_hand.staged("qwen2_5_vl", inputs, STAGES[name], STEPS, 6)[0]
+    with attach(model, Staged(STAGES[name])):
+        model.get_decoder().compile(backend="eager")
+        assert model.generate(**inputs, max_new_tokens=STEPS)[0, length:].tolist() == expected
     assert torch.equal(model.generate(**inputs, max_new_tokens=STEPS), whole)

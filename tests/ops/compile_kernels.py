@@ -11,9 +11,9 @@ from vidsieve.ops import triton_gram, triton_greedy, triton_layout, triton_lazy,
 
 TYPES = {
     "x_ptr": "*bf16", "offsets_ptr": "*i64", "budget_ptr": "*i64", "segment_ptr": "*i64", "rows_ptr": "*i64",
-    "kept_ptr": "*i64", "source_ptr": "*i64", "lengths_ptr": "*i64", "weights_ptr": "*fp64", "order_ptr": "*i32",
+    "kept_ptr": "*i64", "source_ptr": "*i64", "frame_ptr": "*i64", "order_ptr": "*i32",
     "candidate_ptr": "*i32", "pick_ptr": "*i32", "count_ptr": "*i32", "barrier_ptr": "*i32", "bad_ptr": "*i32",
-    "trade": "fp32", "epsilon": "fp32",
+    "trade": "fp32", "epsilon": "fp32", "threshold": "fp32",
 }  # fmt: skip
 FEATURES: dict[str, Any] = {"D": 3584, "PRECISION": "ieee"}
 LAZY: dict[str, Any] = FEATURES | {
@@ -27,7 +27,7 @@ def compile_kernel(kernel: Any, architecture: int, warps: int = 4, **constants: 
         name: "constexpr" if name in constants else TYPES.get(name, "*fp32" if name.endswith("_ptr") else "i32")
         for name in kernel.arg_names
     }
-    if kernel is triton_layout._apportion_kernel:
+    if kernel in (triton_layout._apportion_kernel, triton_layout._scene_cuts_kernel):
         types["out_ptr"] = "*i64"
     source = ASTSource(kernel, types, constants)
     triton.compile(source, target=GPUTarget("cuda", architecture, 32), options={"num_warps": warps})
@@ -36,10 +36,13 @@ def compile_kernel(kernel: Any, architecture: int, warps: int = 4, **constants: 
 
 if __name__ == "__main__":
     sm = int(sys.argv[1])
-    compile_kernel(triton_measure._column_sum_kernel, sm, D=3584, ROWS=128, BLOCK_D=512)
+    compile_kernel(triton_measure._unit_kernel, sm, D=3584, BLOCK_D=4096, warps=8)
+    compile_kernel(triton_measure._column_mean_kernel, sm, D=3584, ROWS=128, BLOCK_D=512)
     compile_kernel(triton_measure._measure_kernel, sm, D=3584, PERSISTENCE=True, COSINE=True, BLOCK_N=1, BLOCK_D=512)
-    compile_kernel(triton_layout._apportion_kernel, sm, BLOCK=64, STEP=16, warps=1)
-    compile_kernel(triton_layout._min_max_kernel, sm, BLOCK=4096, warps=8)
+    compile_kernel(triton_layout._apportion_kernel, sm, WEIGHED=True, BLOCK=64, STEP=16, warps=1)
+    compile_kernel(triton_layout._segment_mean_kernel, sm, NOVELTY=True, BLOCK=512)
+    compile_kernel(triton_layout._scene_cuts_kernel, sm, BLOCK=128, warps=1)
+    compile_kernel(triton_layout._min_max_kernel, sm, BLOCK=16384, warps=32)
     compile_kernel(triton_layout._compact_kernel, sm, BLOCK=4096, warps=8)
     compile_kernel(triton_gram._gram_kernel, sm, **FEATURES, TILES=4, BLOCK=64, BLOCK_D=64)
     compile_kernel(triton_gram._nearest_kept_kernel, sm, **FEATURES, BLOCK_N=64, BLOCK_K=64, BLOCK_D=32)
@@ -47,3 +50,5 @@ if __name__ == "__main__":
     compile_kernel(triton_greedy._nearest_other_kernel, sm, BLOCK_N=256)
     compile_kernel(triton_lazy._lazy_greedy_kernel, sm, **LAZY, HELD=True, BLOCK_ALL=2048)
     compile_kernel(triton_lazy._lazy_greedy_kernel, sm, **LAZY, HELD=False, BLOCK_ALL=16384, warps=16)
+    compile_kernel(triton_greedy._greedy_kernel, sm, RULE=3, BLOCK_N=256, BLOCK_K=16)
+    compile_kernel(triton_lazy._lazy_greedy_kernel, sm, **LAZY | {"RULE": 3}, HELD=False, BLOCK_ALL=16384, warps=16)

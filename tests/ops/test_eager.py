@@ -31,7 +31,7 @@ def features(kind: str, seed: int, dtype: torch.dtype) -> Tensor:
 def offsets_and_budget(name: str, seed: int) -> tuple[Tensor, Tensor]:
     offsets = torch.tensor(OFFSETS[name])
     total = int(torch.randint(1, 50, (), generator=torch.Generator().manual_seed(seed)))
-    return offsets, reference.apportion(torch.rand(len(offsets) - 1), offsets.diff(), total)
+    return offsets, reference.apportion(torch.rand(len(offsets) - 1), offsets, total)
 
 
 def bounds_of(x: Tensor, offsets: Tensor, budget: Tensor) -> tuple[int, int, Tensor]:
@@ -85,7 +85,7 @@ def test_low_precision_has_no_regret_beyond_rounding(kind: str, dtype: torch.dty
             (video_like(2, 80, 256, seed, dtype), torch.tensor([0, 80, 160])),  # long enough for the compensated Gram
         ):
             relevance = torch.rand(len(x), generator=torch.Generator().manual_seed(seed))
-            budget = reference.apportion(offsets.diff().double(), offsets.diff(), 20)
+            budget = reference.apportion(None, offsets, 20)
             order = eager.conditional_dpp(x, relevance, offsets, budget, *bounds_of(x, offsets, budget))
             assert regret(x, relevance, offsets, order) <= REGRET[dtype]
 
@@ -163,18 +163,33 @@ def test_cosine_to_merging_and_nearest() -> None:
         )
 
 
+@pytest.mark.parametrize("frames", [1, 2, 9, 64])
+def test_cuts_and_gains_equal_the_reference(frames: int) -> None:
+    lengths = torch.randint(1, 40, (frames,))
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    persistence = torch.rand(int(lengths.sum())) * 2 - 1
+    for name in ("segment_mean", "novelty"):
+        ours, true = (getattr(m, name)(persistence, offsets) for m in (eager, reference))
+        torch.testing.assert_close(ours, true, atol=1e-5, rtol=1e-5)
+    similarity = torch.rand(frames)
+    for threshold, most in ((0.1, 8), (0.1, None), (0.5, 1), (-1.0, 7), (2.0, 3)):
+        arguments = similarity, offsets, threshold, most
+        assert torch.equal(eager.scene_cuts(*arguments), reference.scene_cuts(*arguments))
+
+
 def test_apportion_equals_the_reference_and_always_sums() -> None:
     generator = torch.Generator().manual_seed(0)
     for trial in range(60):
         count = int(torch.randint(1, 12, (), generator=generator))
         lengths = torch.randint(0, 30, (count,), generator=generator)
         lengths[0] += 1
-        weights = torch.rand(count, generator=generator).double() ** 3 * (trial % 4 > 0)
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+        weights = torch.rand(count, generator=generator).double() ** 3 * (trial % 4 > 0) if trial % 5 else None
         for total in {1, count, int(lengths.sum()) // 3, int(lengths.sum())}:
             if total > lengths.sum():
                 continue
-            budget = eager.apportion(weights, lengths, total)
-            assert torch.equal(budget, reference.apportion(weights, lengths, total))
+            budget = eager.apportion(weights, offsets, total)
+            assert torch.equal(budget, reference.apportion(weights, offsets, total))
             assert budget.sum() == total
             assert (budget <= lengths).all()
             assert (budget >= 0).all()

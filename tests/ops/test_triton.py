@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,12 @@ def test_mmr_and_max_min_equal_the_reference(layout: str) -> None:
     order = triton_launch.mmr(x, relevance, offsets, budget, *told, 0.5)
     assert torch.equal(order, reference.mmr(x, relevance, offsets, budget, *told, 0.5))
     assert torch.equal(triton_launch.max_min(x, offsets, budget, *told), reference.max_min(x, offsets, budget))
+    for threshold in (20, 64, 200):  # some segments are short, or all
+        order = triton_launch.hybrid(x, relevance, offsets, budget, *told, 0.5, threshold)
+        true = reference.hybrid(x, relevance, offsets, budget, *told, 0.5, threshold)
+        assert torch.equal(order >= 0, true >= 0)
+        is_long = (offsets.diff() > threshold).repeat_interleave(offsets.diff())
+        assert torch.equal(order[is_long], true[is_long])
 
 
 @pytest.mark.usefixtures("poisoned")
@@ -132,10 +139,12 @@ def test_apportion_equals_the_reference() -> None:
     for count in (1, 2, 9, 33):
         lengths = torch.randint(0, 20, (count,), generator=generator)
         lengths[0] += 1
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
         weights = torch.rand(count, generator=generator).double() ** 3
         for total in {1, int(lengths.sum()) // 3, int(lengths.sum())}:
-            budget = triton_launch.apportion(weights.to(DEVICE), lengths.to(DEVICE), total)
-            assert torch.equal(budget.cpu(), reference.apportion(weights, lengths, total))
+            for w in (weights, None):
+                budget = triton_launch.apportion(None if w is None else w.to(DEVICE), offsets.to(DEVICE), total)
+                assert torch.equal(budget.cpu(), reference.apportion(w, offsets, total))
 
 
 @pytest.mark.usefixtures("poisoned")
@@ -145,8 +154,27 @@ def test_small_steps_equal_the_reference(n: int) -> None:
     torch.testing.assert_close(triton_launch.min_max(scores, 1e-6), reference.min_max(scores, 1e-6), atol=1e-6, rtol=0)
     order = torch.where(scores > 0, torch.arange(n, device=DEVICE), -1).int()
     total = int((order >= 0).sum())
-    for ours, true in zip(triton_launch.compact(order, total), reference.compact(order, total), strict=True):
-        assert torch.equal(ours, true)
+    offsets = torch.tensor([0, n // 3, n // 3, n], device=DEVICE)
+    budget = torch.stack([(order[a:b] >= 0).sum() for a, b in pairwise(offsets.tolist())])
+    ours = triton_launch.compact(order, offsets, budget, n, total)
+    for one, true in zip(ours, reference.compact(order), strict=True):
+        assert torch.equal(one, true)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("frames", [1, 2, 9, 63, 64, 100])
+def test_cuts_and_gains_equal_the_reference(frames: int) -> None:
+    generator = torch.Generator().manual_seed(frames)
+    lengths = torch.randint(1, 40, (frames,), generator=generator)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]).to(DEVICE)
+    persistence = (torch.rand(int(lengths.sum()), generator=generator) * 2 - 1).to(DEVICE)
+    for name in ("segment_mean", "novelty"):
+        ours, true = (getattr(m, name)(persistence, offsets) for m in (triton_launch, reference))
+        torch.testing.assert_close(ours, true, atol=1e-5, rtol=1e-5)
+    similarity = torch.rand(frames, generator=generator).to(DEVICE)
+    for threshold, most in ((0.1, 8), (0.1, None), (0.5, 1), (-1.0, 7), (2.0, 3)):
+        arguments = similarity, offsets, threshold, most
+        assert torch.equal(triton_launch.scene_cuts(*arguments), reference.scene_cuts(*arguments))
 
 
 @pytest.mark.usefixtures("poisoned")
@@ -203,7 +231,7 @@ def test_kernels_compile_without_a_gpu(architecture: int) -> None:
     command = [sys.executable, str(script), str(architecture)]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-2000:]
-    assert len(run.stdout.split()) == 11, run.stdout
+    assert len(run.stdout.split()) == 16, run.stdout
 
 
 @pytest.mark.gpu
@@ -212,7 +240,7 @@ def test_two_hundred_repeats_are_bit_identical() -> None:
     relevance = torch.rand(784, device=DEVICE)
     for bounds in ((0, 196, 392, 588, 784), (0, 784), (0, 600, 784)):
         offsets = torch.tensor(bounds, device=DEVICE)
-        budget = reference.apportion(offsets.diff().double(), offsets.diff(), 120)
+        budget = reference.apportion(None, offsets, 120)
         told = bounds_of(x, offsets, budget)
         first = triton_launch.conditional_dpp(x, relevance, offsets, budget, *told)
         for _ in range(200):
@@ -253,6 +281,52 @@ def test_a_reduction_never_waits_for_the_device() -> None:
         method.reduce(VideoTokens.from_grid(tokens, 8, 14, 14), prompt).apply(tokens)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("layout", ["rows apart", "columns apart", "transposed"])
+def test_inputs_need_not_be_contiguous(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = degenerate(90, "video-like").float().to(DEVICE)
+    other = {
+        "rows apart": torch.stack([x, x.flip(0)], 1)[:, 0],
+        "columns apart": torch.stack([x, -x], 2)[:, :, 0],
+        "transposed": x.mT.contiguous().mT,
+    }[layout]
+    assert not other.is_contiguous()
+    method = Prune(0.3, SceneCuts(), MarginalGain(), PromptSimilarity(), ConditionalDPP(), NearestKept())
+    frames, prompt = (10,) * 9, Prompt(independent(3, 24, 1, torch.float32).to(DEVICE))
+    monkeypatch.setenv("VIDSIEVE_OPS", "triton")
+    ours, true = (method.reduce(VideoTokens(y, frames), prompt) for y in (other, x))
+    assert torch.equal(ours.kept, true.kept)
+    assert torch.equal(ours.source, true.source)
+    assert torch.equal(ours.apply(other), true.apply(x))
+
+
+@pytest.mark.gpu
+def test_streams_do_not_wait_for_or_disturb_one_another() -> None:
+    method = Prune(0.2, SceneCuts(), MarginalGain(), PromptSimilarity(), ConditionalDPP())
+    videos = [video_like(8, 196, 256, seed=s, dtype=torch.bfloat16, cuts=(3, 5)).to(DEVICE) for s in range(4)]
+    prompt = Prompt(independent(6, 256, 9, torch.bfloat16).to(DEVICE))
+    run = lambda x: method.reduce(VideoTokens.from_grid(x, 8, 14, 14), prompt).apply(x)  # noqa: E731
+    alone = [run(x) for x in videos]
+    torch.cuda.synchronize()
+    streams = [torch.cuda.Stream() for _ in videos]
+    for _ in range(10):
+        together = []
+        for x, stream in zip(videos, streams, strict=True):
+            with torch.cuda.stream(stream):
+                together.append(run(x))
+        torch.cuda.synchronize()
+        for ours, true in zip(together, alone, strict=True):
+            assert torch.equal(ours, true)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_the_device_of_the_features_is_used() -> None:
+    x, method = video_like(8, 196, 256, seed=0, dtype=torch.bfloat16, cuts=(3, 5)), Prune(0.2)
+    first, second = (method.reduce(VideoTokens(x.to(f"cuda:{i}"), (196,) * 8)).kept for i in (0, 1))
+    assert second.device.index == 1
+    assert torch.equal(first.cpu(), second.cpu())
 
 
 @pytest.mark.gpu

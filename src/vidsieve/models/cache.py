@@ -3,7 +3,8 @@
 A reduced prompt leaves a cache shorter than the prompt. `generate` keeps counting in the prompt's own, *logical*
 length; attention needs the *physical* one. A cache that took in a reduced prompt therefore answers both: its class is
 swapped for a subclass whose `get_seq_length` is logical and whose `get_query_offset`, which masks are built from, is
-physical. The memory travels with the cache, so that threads and conversations cannot mix theirs up.
+physical. Where tokens left at several layers, each of those begins a run of layers with a length of its own. The memory
+travels with the cache, so that threads and conversations cannot mix theirs up.
 """
 
 from dataclasses import dataclass, replace
@@ -17,9 +18,10 @@ from vidsieve.errors import UnsupportedCall
 
 
 class Switch:
-    """Whether a reducer is attached to a model; one a model, shared by all copies of its caches."""
+    """Whether a reducer is attached to a model, and whether to its layers; one a model, shared by copies of caches."""
 
     on = False
+    at_layers = False
 
     def __deepcopy__(self, memo: object) -> Self:
         return self
@@ -58,15 +60,22 @@ class Prefix:
 class _Reduced:
     """Mixed into the class of a cache that took in a reduced prompt."""
 
-    vidsieve_prefix: Prefix | None
+    vidsieve_prefixes: dict[int, Prefix]
 
-    def get_seq_length(self: Any, *args: Any, **kwargs: Any) -> Any:
-        length = super().get_seq_length(*args, **kwargs)  # type: ignore[misc]
-        return length + self.vidsieve_prefix.removed if self.vidsieve_prefix else length
+    def get_seq_length(self: Any, layer_idx: int = 0) -> Any:
+        length = super().get_seq_length(layer_idx)  # type: ignore[misc]
+        prefix = prefix_of(self, layer_idx)
+        return length + prefix.removed if prefix else length
 
-    def get_query_offset(self: Any, *args: Any, **kwargs: Any) -> Any:
-        offset = super().get_query_offset(*args, **kwargs)  # type: ignore[misc]
-        prefix = self.vidsieve_prefix
+    def get_query_offset(self: Any, layer_idx: int = 0) -> Any:
+        offset = super().get_query_offset(layer_idx)  # type: ignore[misc]
+        for layer, prefix in self.vidsieve_prefixes.items():
+            if layer > 0 and not prefix.attached.at_layers:
+                raise UnsupportedCall(
+                    "this cache was reduced inside the model, layer by layer, and only an attached Staged knows the "
+                    "masks of its layers; attach one again to go on, or start from a new cache"
+                )
+        prefix = prefix_of(self, layer_idx)
         if prefix is None:
             return offset
         if prefix.ragged and not prefix.attached.on:
@@ -78,15 +87,16 @@ class _Reduced:
 
     def reset(self: Any) -> None:
         super().reset()  # type: ignore[misc]
-        self.vidsieve_prefix = None
+        self.vidsieve_prefixes = {}
 
     def crop(self: Any, *args: Any, **kwargs: Any) -> None:
         super().crop(*args, **kwargs)  # type: ignore[misc]
-        if self.vidsieve_prefix and physical_length(self) < self.vidsieve_prefix.mask.shape[1]:
-            raise UnsupportedCall(
-                f"a cache of a reduced prompt cannot be cropped into its first {self.vidsieve_prefix.logical} tokens, "
-                "of which some are gone; start from a new cache"
-            )
+        for layer, prefix in self.vidsieve_prefixes.items():
+            if physical_length(self, layer) < prefix.mask.shape[1]:
+                raise UnsupportedCall(
+                    f"a cache of a reduced prompt cannot be cropped into its first {prefix.logical} tokens, "
+                    "of which some are gone; start from a new cache"
+                )
 
     def reorder_cache(self: Any, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)  # type: ignore[misc]
@@ -98,28 +108,39 @@ class _Reduced:
 
     def batch_repeat_interleave(self: Any, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)  # type: ignore[misc]
-        if self.vidsieve_prefix:
-            rows = torch.arange(len(self.vidsieve_prefix.mask))
-            self._move_rows(rows.repeat_interleave(repeats))
+        for prefix in list(self.vidsieve_prefixes.values())[:1]:
+            self._move_rows(torch.arange(len(prefix.mask)).repeat_interleave(repeats))
 
     def _move_rows(self: Any, rows: Tensor) -> None:
-        if prefix := self.vidsieve_prefix:
-            self.vidsieve_prefix = replace(prefix, mask=prefix.mask[rows.to(prefix.mask.device)])
+        self.vidsieve_prefixes = {
+            layer: replace(prefix, mask=prefix.mask[rows.to(prefix.mask.device)])
+            for layer, prefix in self.vidsieve_prefixes.items()
+        }
 
 
 _reduced_classes: dict[type[Any], type[Any]] = {}
 
 
-def prefix_of(cache: Any) -> Prefix | None:
-    """What `cache` remembers, None where nothing was removed."""
-    return getattr(cache, "vidsieve_prefix", None)
+def prefixes_of(cache: Any) -> dict[int, Prefix]:
+    """What `cache` remembers: the first layer of each run of layers, and the beginning that those share."""
+    return getattr(cache, "vidsieve_prefixes", {})
 
 
-def remember(cache: Any, prefix: Prefix) -> None:
-    """Let `cache` (a transformers `Cache`) know that its beginning is `prefix`."""
+def prefix_of(cache: Any, layer: int = 0) -> Prefix | None:
+    """What `cache` remembers at `layer`, None where nothing was removed."""
+    found = None
+    begins = -1
+    for first, prefix in prefixes_of(cache).items():  # a plain loop, which torch.compile follows
+        if begins < first <= _counting(cache, layer):
+            begins, found = first, prefix
+    return found
+
+
+def remember(cache: Any, prefix: Prefix, layer: int = 0) -> None:
+    """Let `cache` (a transformers `Cache`) know that from `layer` on its beginning is `prefix`."""
     if not isinstance(cache, Cache):
         raise UnsupportedCall(f"expected past_key_values to be a transformers Cache, got {type(cache).__name__}")
-    cache.vidsieve_prefix = prefix
+    cache.vidsieve_prefixes = {**prefixes_of(cache), layer: prefix}
     plain = type(cache)
     if not issubclass(plain, _Reduced):
         if plain not in _reduced_classes:
@@ -127,9 +148,33 @@ def remember(cache: Any, prefix: Prefix) -> None:
         cache.__class__ = _reduced_classes[plain]
 
 
-def physical_length(cache: Any) -> int:
-    """Tokens that `cache` holds. Waits for the device where a static cache counts there."""
-    if cache is None:
+def physical_length(cache: Any, layer: int = 0) -> int:
+    """Tokens that `cache` holds at `layer`. Waits for the device where a static cache counts there."""
+    if cache is None or not (layer == 0 or _counts(cache, layer)):
         return 0
-    prefix = prefix_of(cache)
-    return int(cache.get_seq_length()) - (prefix.removed if prefix else 0)
+    prefix = prefix_of(cache, layer)
+    return int(cache.get_seq_length(layer)) - (prefix.removed if prefix else 0)
+
+
+def layer_bytes(cache: Any) -> tuple[int, ...]:
+    """Bytes that each layer of `cache` holds: keys and values, or the states of linear attention."""
+    return tuple(sum(x.nbytes for x in _tensors(vars(layer)) if x.ndim > 2) for layer in cache.layers)
+
+
+def _tensors(held: Any) -> list[Tensor]:
+    if isinstance(held, Tensor):
+        return [held]
+    held = held.values() if isinstance(held, dict) else held if isinstance(held, list | tuple) else ()
+    return [x for part in held for x in _tensors(part)]
+
+
+def _counts(cache: Any, layer: int) -> bool:
+    """Whether `layer` counts its tokens; the layers of linear attention do not."""
+    return layer >= len(cache.layers) or hasattr(cache.layers[layer], "get_seq_length")
+
+
+def _counting(cache: Any, layer: int) -> int:
+    """`layer`, or where it is 0 and does not count, the first that does: as transformers asks."""
+    if layer == 0 and not _counts(cache, 0):
+        return next((i for i in range(len(cache.layers)) if _counts(cache, i)), 0)
+    return layer

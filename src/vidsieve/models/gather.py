@@ -13,7 +13,6 @@ from transformers.utils.generic import is_flash_attention_requested
 
 from vidsieve.errors import UnsupportedCall
 from vidsieve.models.families import Adapter
-from vidsieve.models.layout import Clip
 from vidsieve.tokens import Reduction
 
 # What `reduce_arguments` treats itself.
@@ -34,15 +33,37 @@ class Kept:
     settled: int
 
     @classmethod
-    def of(cls, stays: Tensor) -> "Kept":
-        """From `stays` (B, L), true on each token that stays."""
+    def of(cls, stays: Tensor, longest: int | None = None, settled: int | None = None) -> "Kept":
+        """From `stays` (B, L), true on each token that stays.
+
+        Waits for the device, unless it is told how many stay in the `longest` row and from where on all do, `settled`.
+        """
         length = stays.shape[1]
-        gone = (~stays).any(0).nonzero()  # (G, 1) columns
-        settled = int(gone[-1]) + 1 if len(gone) else 0
-        longest = int(stays.sum(1).max())
+        if longest is None or settled is None:
+            gone = (~stays).any(0).nonzero()  # (G, 1) columns
+            settled = int(gone[-1]) + 1 if len(gone) else 0
+            longest = int(stays.sum(1).max())
         order = stays.int().argsort(dim=1, stable=True)  # (B, L) what goes first, what stays last and in its order
         index = order[:, length - longest :]
         return cls(index, stays.gather(1, index), length, settled)
+
+    @classmethod
+    def all(cls, real: Tensor) -> "Kept":
+        """Every token, those that are no padding being `real` (B, L)."""
+        index = torch.arange(real.shape[1], device=real.device).expand(real.shape)
+        return cls(index, real, real.shape[1], 0)
+
+    def then(self, later: "Kept") -> "Kept":
+        """This followed by `later`, which saw the M tokens this one left."""
+        tail = min(self.length - self.settled, later.length - later.settled)
+        return Kept(self.index.gather(1, later.index), later.valid, self.length, self.length - tail)
+
+    def places(self, row: int, columns: Tensor) -> Tensor:
+        """Where the kept tokens at `columns` (n,) of a row went: (n,)."""
+        order = torch.arange(self.index.shape[1], device=self.index.device)
+        return torch.zeros(self.length, dtype=torch.int64, device=order.device).scatter_(0, self.index[row], order)[
+            columns
+        ]
 
     def gather(self, x: Tensor) -> Tensor:
         """`x` (B, L, ...) at the kept tokens: (B, M, ...)."""
@@ -60,22 +81,42 @@ class Kept:
         return self.gather(x).masked_fill(~self.valid.to(x.device), ignored)
 
 
-def staying(clips: Sequence[Clip], reductions: Sequence[Reduction], real: Tensor) -> Tensor:
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """One video's reduction, where its tokens are.
+
+    row: the prompt.  at: int64 (N,), the columns of the tokens.  count: (N,), how many each of them stands for already,
+    None where each is one.
+    """
+
+    row: int
+    at: Tensor
+    reduction: Reduction
+    count: Tensor | None = None
+
+
+def staying(folds: Sequence[Fold], real: Tensor) -> Tensor:
     """The tokens that stay, given those that are no padding, `real` (B, L): bool (B, L)."""
     stays = real.clone()
-    for clip, reduction in zip(clips, reductions, strict=True):
-        at = clip.at.to(real.device)
-        stays[clip.row, at] = False
-        stays[clip.row, at[reduction.kept.to(real.device)]] = True
+    for fold in folds:
+        at = fold.at.to(real.device)
+        stays[fold.row, at] = False
+        stays[fold.row, at[fold.reduction.kept.to(real.device)]] = True
     return stays
+
+
+def reduced(x: Tensor, folds: Sequence[Fold], kept: Kept) -> Tensor:
+    """`x` (B, L, D) reduced to (B, M, D): gathered, and averaged where a reduction merges."""
+    length, width = x.shape[1:]
+    places = [fold.row * length + fold.at for fold in folds]  # of each video in (B * L)
+    return kept.gather(_fold(x.reshape(-1, width), places, folds).view_as(x))
 
 
 def reduce_arguments(
     adapter: Adapter,
     config: Any,
     arguments: dict[str, Any],
-    clips: Sequence[Clip],
-    reductions: Sequence[Reduction],
+    folds: Sequence[Fold],
     kept: Kept,
     before: Tensor,  # (B, P) mask of what the cache already holds
     start: int,  # logical position of the first token
@@ -85,11 +126,10 @@ def reduce_arguments(
     Raises `UnsupportedCall` for an argument that follows the sequence and that the adapter does not name.
     """
     embeds = arguments["inputs_embeds"]  # (B, L, D)
-    batch, length, width = embeds.shape
+    batch, length = embeds.shape[:2]
     past, present = before.shape[1], kept.index.shape[1]
-    places = [clip.row * length + clip.at for clip in clips]  # of each video in (B * L)
     new = dict(arguments)
-    new["inputs_embeds"] = kept.gather(_fold(embeds.reshape(-1, width), places, reductions).view_as(embeds))
+    new["inputs_embeds"] = reduced(embeds, folds, kept)
 
     positions = arguments.get("position_ids")
     if positions is None:
@@ -112,7 +152,7 @@ def reduce_arguments(
     visual = arguments.get("visual_pos_masks")  # (B, L)
     for name in adapter.per_visual:
         if visual is not None and arguments.get(name) is not None:
-            new[name] = [_gather_visual(x, visual, places, reductions, kept) for x in arguments[name]]
+            new[name] = [reduced_visual(x, visual, folds, kept)[1] for x in arguments[name]]
     for name in adapter.per_token:
         x = arguments.get(name)
         if x is not None:
@@ -129,27 +169,24 @@ def reduce_arguments(
     return new
 
 
-def _fold(x: Tensor, places: Sequence[Tensor], reductions: Sequence[Reduction]) -> Tensor:
-    """`x` (R, D) with the mean of all that it absorbed in each row that a merging reduction keeps."""
-    for place, reduction in zip(places, reductions, strict=True):
-        if reduction.merges:
-            place = place.to(x.device)
-            reduction = _on(reduction, x.device)
-            x = x.index_copy(0, place[reduction.kept], reduction.apply(x[place]))
-    return x
-
-
-def _gather_visual(
-    x: Tensor,  # (V, D), a row for each true place of `visual`
-    visual: Tensor,  # (B, L)
-    places: Sequence[Tensor],
-    reductions: Sequence[Reduction],
-    kept: Kept,
-) -> Tensor:
+def reduced_visual(x: Tensor, visual: Tensor, folds: Sequence[Fold], kept: Kept) -> tuple[Tensor, Tensor]:
+    """`visual` (B, L) at the kept tokens, (B, M), and the rows of `x` (V, D), one a true place, reduced alike."""
+    visual = visual.to(x.device)
     rank = visual.flatten().cumsum(0) - 1  # (B * L) row of x
-    x = _fold(x, [rank[place.to(rank.device)] for place in places], reductions)
+    x = _fold(x, [rank[fold.row * visual.shape[1] + fold.at.to(rank.device)] for fold in folds], folds)
     stays = torch.zeros_like(visual).scatter_(1, kept.index.to(visual.device), kept.valid.to(visual))
-    return x[stays[visual].to(x.device)]
+    return kept.gather(visual) & kept.valid.to(visual.device), x[stays[visual]]
+
+
+def _fold(x: Tensor, places: Sequence[Tensor], folds: Sequence[Fold]) -> Tensor:
+    """`x` (R, D) with the mean of all that it absorbed in each row that a merging reduction keeps."""
+    for place, fold in zip(places, folds, strict=True):
+        if fold.reduction.merges:
+            place = place.to(x.device)
+            reduction = _on(fold.reduction, x.device)
+            count = None if fold.count is None else fold.count.to(x.device)
+            x = x.index_copy(0, place[reduction.kept], reduction.apply(x[place], count))
+    return x
 
 
 def _on(reduction: Reduction, device: torch.device) -> Reduction:

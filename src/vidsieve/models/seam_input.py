@@ -4,6 +4,7 @@ Two hooks on one model instance do it, for every family, with no model code copi
 
     body      sees the token ids: where are the videos, their frames, the question?            layout.py
     decoder   sees embeddings, positions, mask: reduce each video, gather what stays.          gather.py
+    layers    for `Staged` only: the same again where a stage says so.                         seam_layers.py
 
 Only the decoder's own arguments change. The prompt, its mask and its positions as `generate` counts them stay whole, so
 kept tokens keep their positions and `out[:, prompt_length:]` still is the answer. What the cache holds of the prompt
@@ -25,12 +26,21 @@ from transformers.masking_utils import create_masks_for_generate
 
 from vidsieve.errors import AlreadyAttached, UnsupportedCall
 from vidsieve.models import layout
-from vidsieve.models.cache import Prefix, Switch, physical_length, prefix_of, remember
+from vidsieve.models.cache import (
+    Prefix,
+    Switch,
+    physical_length,
+    prefix_of,
+    prefixes_of,
+    remember,
+)
 from vidsieve.models.families import adapter_for
-from vidsieve.models.gather import Kept, reduce_arguments, staying
-from vidsieve.models.trace import CallRecord, Trace, VideoRecord
-from vidsieve.reducer import Reducer, kept_count
-from vidsieve.timeline import Timeline, stage
+from vidsieve.models.flops import LayerCost, layer_costs
+from vidsieve.models.gather import Fold, Kept, reduce_arguments, staying
+from vidsieve.models.seam_layers import CONTEXT, Layers, Pass, Video
+from vidsieve.models.trace import Trace
+from vidsieve.reducer import Attachable, Reducer, Staged, kept_count
+from vidsieve.timeline import stage
 from vidsieve.tokens import Prompt, Reduction, VideoTokens
 
 Arguments = dict[str, Any]
@@ -38,7 +48,7 @@ _attached: "weakref.WeakKeyDictionary[nn.Module, Switch]" = weakref.WeakKeyDicti
 _attaching = threading.Lock()
 
 
-def attach(model: Any, reducer: Reducer) -> "Attachment":
+def attach(model: Any, reducer: Attachable) -> "Attachment":
     """Let `reducer` reduce the videos that `model`, a Hugging Face video LLM, is shown from now on.
 
         with attach(model, reducer) as trace:       # or: handle = attach(model, reducer); ...; handle.remove()
@@ -52,9 +62,9 @@ def attach(model: Any, reducer: Reducer) -> "Attachment":
 
 
 class Attachment:
-    """A reducer on a model, until `remove()` or the end of its `with` block. `trace` records what it does."""
+    """A reducer, or a `Staged`, on a model until `remove()` or the end of its `with` block; `trace` records it."""
 
-    def __init__(self, model: Any, reducer: Reducer) -> None:
+    def __init__(self, model: Any, reducer: Attachable) -> None:
         if hasattr(model, "get_base_model"):  # PEFT
             model = model.get_base_model()
         self.adapter = adapter_for(model)
@@ -62,6 +72,16 @@ class Attachment:
         self.token: int = getattr(model.config, self.adapter.token)
         self.body: nn.Module = model.base_model
         self.decoder: nn.Module = model.get_decoder()
+        self.costs: tuple[LayerCost, ...] = layer_costs(self.decoder) if hasattr(self.decoder, "layers") else ()
+        if isinstance(reducer, Staged):
+            stages = reducer.layers(len(self.costs))
+        elif isinstance(reducer, Reducer):
+            stages = {0: reducer}
+        else:
+            raise TypeError(f"expected a Reducer or a Staged to attach, got {reducer!r}")
+        self.share = reducer.cost if isinstance(reducer, Staged) else None
+        self.first = stages.pop(0, None)
+        self.stages = stages
         for module in (self.model, self.body, self.decoder):
             if _is_compiled(module):
                 raise UnsupportedCall(
@@ -82,6 +102,12 @@ class Attachment:
             self._hook(self.model, self._before_model)
             self._hook(self.body, self._before_body)
             self._hook(self.decoder, self._before_decoder)
+            self._undo.callback(self.decoder.register_forward_hook(self._after_decoder, with_kwargs=True).remove)
+            if self.stages:
+                self._attached.at_layers = True
+                self._undo.callback(setattr, self._attached, "at_layers", False)
+                Layers(self.decoder, self.stages, self._undo)
+                self._wrap("_deepstack_process", self._deepstack, owner=self.decoder)
             self._wrap("create_masks_for_generate", self._masks_for_generate, create_masks_for_generate)
             self._wrap("_prefill", self._prefill)
             self._wrap("_prepare_multimodal_encoder_kwargs_for_generation", self._encode)  # transformers >= 5.18
@@ -107,12 +133,13 @@ class Attachment:
         """Call `hook` before each call of `module`, until removal."""
         self._undo.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
 
-    def _wrap(self, name: str, wrapper: Callable[..., Any], default: Any = None) -> None:
-        """Call `wrapper` in place of the model's function `name`, which it gets first, until removal."""
-        inner = getattr(self.model, name, default)
+    def _wrap(self, name: str, wrapper: Callable[..., Any], default: Any = None, owner: Any = None) -> None:
+        """Call `wrapper` in place of the model's (or `owner`'s) function `name`, which it gets first, until removal."""
+        owner = self.model if owner is None else owner
+        inner = getattr(owner, name, default)
         if inner is None:
             return
-        own = self.model.__dict__
+        own = owner.__dict__
         self._undo.callback(own.__setitem__ if name in own else own.pop, name, own.get(name))
         own[name] = lambda *args, **kwargs: wrapper(inner, *args, **kwargs)
 
@@ -183,16 +210,39 @@ class Attachment:
     def _before_decoder(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> Any:
         embeds = kwargs["inputs_embeds"]  # (B, L, D)
         if embeds.shape[1] > 1:
-            found = self._here.__dict__.pop("found", None)
+            here = self._here.__dict__
+            here.pop("current", None)
+            found = here.pop("found", None)
             if found is not None and found.clips and found.shape == tuple(embeds.shape[:2]):
                 return args, self._reduce(found, kwargs)
-        return args, _continued(kwargs)
+        new = _continued(kwargs)
+        if self.stages and any(layer > 0 for layer in prefixes_of(kwargs.get("past_key_values"))):
+            new = {**new, CONTEXT: self._pass(kwargs)}
+        return args, new
+
+    def _pass(self, kwargs: Arguments, **more: Any) -> Pass:
+        """What the layers need to know of a call of the decoder with these arguments."""
+        mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
+        if mask is not None and mask.ndim != 2:
+            raise UnsupportedCall(
+                "a static cache has its masks made before the call, for layers of one length; inside the model each "
+                "stage shortens the layers after it, so use a dynamic cache (the default)"
+            )
+        prefix, held = prefix_of(cache), physical_length(cache)
+        start = held + (prefix.removed if prefix else 0)
+        length = kwargs["inputs_embeds"].shape[1]
+        return Pass(self.decoder.config, mask, start, length, held, dict(prefixes_of(cache)), self._attached, **more)
 
     def _reduce(self, found: layout.Layout, kwargs: Arguments) -> Arguments:
         """The decoder's arguments without the dropped tokens, and the memory of them on the cache."""
         embeds, mask, cache = kwargs["inputs_embeds"], kwargs.get("attention_mask"), kwargs.get("past_key_values")
         if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
             raise UnsupportedCall("a prompt with video needs a 2D attention_mask (B, L), no custom one can be reduced")
+        if self.stages and getattr(cache, "is_compileable", False):
+            raise UnsupportedCall(
+                "a static cache gives every layer the same room, and stages inside the model leave every layer another "
+                "length; use a dynamic cache (the default), or reduce before the language model"
+            )
         batch, length = embeds.shape[:2]
         prefix, past = prefix_of(cache), physical_length(cache)
         start = past + (prefix.removed if prefix else 0)
@@ -205,17 +255,29 @@ class Attachment:
             real = mask[:, start:].to(embeds.device).bool()
         before = before.to(embeds.device, torch.long)  # (B, past)
 
-        records = self._reductions(found, embeds)
-        reductions = [record.reduction for record in records]
-        timeline = Timeline(embeds.device)
-        present = length
-        if any(len(r) < len(r.source) for r in reductions):
-            with timeline, stage("gather"):
-                kept = Kept.of(staying(found.clips, reductions, real))
-                kwargs = reduce_arguments(
-                    self.adapter, self.decoder.config, kwargs, found.clips, reductions, kept, before, start
-                )
-            self._here.kept = kept
+        videos = self._videos(found, embeds)
+        full = tuple(real.sum(1).tolist())
+        now = list(full)
+        for video in videos:
+            now[video.clip.row] -= len(video.whole) - len(video.reduction)
+        current = self._pass(
+            kwargs,
+            full=full,
+            real=tuple(now),
+            padded=not (len({length, *full}) == 1 == len(set(now)) and bool(before.all())),
+            videos=videos,
+            questions={row: asked.to(embeds.device) for row, asked in enumerate(found.questions) if len(asked)},
+            stages=self.stages,
+            costs=self.costs,
+            share=self.share,
+            past=tuple(physical_length(cache, i) if self.stages else past for i in range(len(self.costs))),
+        )
+        if any(len(v.reduction) < len(v.whole) for v in videos):
+            with current.timeline, stage("gather"):
+                folds = [Fold(v.clip.row, v.at, v.reduction) for v in videos]
+                kept = Kept.of(staying(folds, real))
+                kwargs = reduce_arguments(self.adapter, self.decoder.config, kwargs, folds, kept, before, start)
+            current.first = kept
             present = kept.index.shape[1]
             if cache is None and _uses_cache(self.decoder, kwargs):
                 cache = kwargs["past_key_values"] = DynamicCache(config=self.decoder.config)
@@ -225,29 +287,52 @@ class Attachment:
                 remember(cache, Prefix(start + kept.settled, whole.clone(), ragged, self._attached))
         else:
             kwargs = _continued(kwargs)
-        kv_length = past + present if cache is not None else None
-        self.trace.add(CallRecord(tuple(records), (length, present), kv_length, timeline))
-        return kwargs
+        current.begin()
+        self._here.current = current
+        return {**kwargs, CONTEXT: current} if self.stages else kwargs
 
-    def _reductions(self, found: layout.Layout, embeds: Tensor) -> list[VideoRecord]:
-        """Every video of the call reduced on its own."""
+    def _after_decoder(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: Arguments, output: Any) -> None:
+        """Record a pass that saw video."""
+        if kwargs["inputs_embeds"].shape[1] == 1:
+            return
+        current: Pass | None = self._here.__dict__.pop("current", None)
+        if current is None:
+            return
+        for video in current.videos:
+            for record in video.stages:
+                record.reduction.check()
+        last = current.left(len(self.costs))
+        if last is not None:
+            self._here.kept = last
+        cache = kwargs.get("past_key_values")
+        self.trace.add(current.record(getattr(output, "past_key_values", None) if cache is None else cache))
+
+    def _videos(self, found: layout.Layout, embeds: Tensor) -> tuple[Video, ...]:
+        """Every video of the call, reduced on its own if there is a reducer before the language model."""
         embeds = embeds.detach()
-        records = []
+        videos = []
         for clip in found.clips:
-            tokens = VideoTokens(embeds[clip.row, clip.at.to(embeds.device)], clip.frames, clip.grid)
-            question = found.questions[clip.row].to(embeds.device)
-            prompt = Prompt(embeds[clip.row, question]) if len(question) else None
-            with torch.no_grad(), Timeline(embeds.device) as timeline:
-                reduction = self.reducer.reduce(tokens, prompt)
-            reduction.check()
-            self._check(tokens, reduction)
-            records.append(VideoRecord(clip.row, clip.at, clip.frames, clip.grid, reduction, timeline))
-        return records
+            at = clip.at.to(embeds.device)
+            whole = VideoTokens(embeds[clip.row, at], clip.frames, clip.grid)
+            video = Video(clip, whole, at)
+            if self.first is not None:
+                question = found.questions[clip.row].to(embeds.device)
+                prompt = Prompt(embeds[clip.row, question]) if len(question) else None
+                reduction = video.reduce(0, self.first, whole, prompt)
+                reduction.check()
+                self._check(whole, reduction)
+            videos.append(video)
+        return tuple(videos)
 
     def _check(self, tokens: VideoTokens, reduction: Reduction) -> None:
-        keep = getattr(self.reducer, "keep", None)
+        keep = getattr(self.first, "keep", None)
         if len(reduction) == len(tokens) and isinstance(keep, float) and kept_count(keep, len(tokens)) < len(tokens):
-            warnings.warn(f"{self.reducer!r} removed none of {len(tokens)} video tokens", stacklevel=2)
+            warnings.warn(f"{self.first!r} removed none of {len(tokens)} video tokens", stacklevel=2)
+
+    def _deepstack(self, inner: Callable[..., Any], hidden: Tensor, visual: Tensor, rows: Tensor) -> Any:
+        # Qwen3-VL adds features to the visual tokens after its first layers, by the mask of the decoder's input.
+        current = self._here.__dict__.get("current")
+        return inner(hidden, *((visual, rows) if current is None else current.stacked(visual, rows)))
 
     def _loss(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         kept, labels = self._here.__dict__.pop("kept", None), kwargs.get("labels")

@@ -17,11 +17,28 @@ from vidsieve.tokens import Reduction
 
 
 @dataclass(frozen=True, eq=False)
+class StageRecord:
+    """What one stage made of one video: `before` tokens entered the layer's reduction, and `after` the layer.
+
+    reduction: of the tokens that were left by then.
+    """
+
+    layer: int
+    before: int
+    after: int
+    reduction: Reduction
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"layer": self.layer, "tokens_before": self.before, "tokens_after": self.after}
+
+
+@dataclass(frozen=True, eq=False)
 class VideoRecord:
     """What became of one video.
 
     row: the prompt in its batch.  at: int64 (N,), the place of each of its tokens in that prompt (cpu).
     frames: tokens in each of its T frames.  grid: of a frame, where its tokens form one.
+    reduction: from all its tokens to those that the last layer saw.  stages: how that came about, layer by layer.
     """
 
     row: int
@@ -30,6 +47,7 @@ class VideoRecord:
     grid: tuple[int, int] | None
     reduction: Reduction
     timeline: Timeline
+    stages: tuple[StageRecord, ...] = ()
 
     @property
     def before(self) -> int:
@@ -66,7 +84,14 @@ class VideoRecord:
         return self.timeline.milliseconds()
 
     def __str__(self) -> str:
-        return _sentence(self.before, self.after, self.segments, sum(self.stages_ms.values()))
+        return _sentence(self.before, self.after, self.segments, sum(self.stages_ms.values())) + self.by_layer
+
+    @property
+    def by_layer(self) -> str:
+        """How many tokens each stage inside the model left; empty where there was none."""
+        if all(stage.layer == 0 for stage in self.stages):
+            return ""
+        return " (" + ", ".join(f"{stage.after} from layer {stage.layer}" for stage in self.stages) + ")"
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -78,6 +103,7 @@ class VideoRecord:
             "segments": [list(bounds) for bounds in self.segments] if self.segments is not None else None,
             "budgets": self.budgets,
             "kept": self.kept,
+            "stages": [stage.to_dict() for stage in self.stages],
             "stages_ms": self.stages_ms,
         }
 
@@ -86,14 +112,22 @@ class VideoRecord:
 class CallRecord:
     """One forward pass that saw video tokens.
 
-    sequence: tokens of the longest prompt before and after.  kv_length: tokens a row of the cache holds once the
-    decoder has run, None without a cache.
+    sequence: tokens of the longest prompt before and after.  kv_length: tokens a row of the cache holds in the first
+    layer once the decoder has run, None without a cache.  kv_bytes: what the cache then holds in each layer.
+    flops: of the decoder's layers, all rows together, without any reduction and as it was.
     """
 
     videos: tuple[VideoRecord, ...]
     sequence: tuple[int, int]
     kv_length: int | None
     timeline: Timeline
+    kv_bytes: tuple[int, ...] = ()
+    flops: tuple[float, float] | None = None
+
+    @property
+    def cost(self) -> float | None:
+        """Share of the unreduced prefill's FLOPs that was spent; None where the decoder's layers are unknown."""
+        return None if self.flops is None else self.flops[1] / self.flops[0]
 
     @cached_property
     def stages_ms(self) -> dict[str, float]:
@@ -108,6 +142,9 @@ class CallRecord:
         return {
             "sequence": list(self.sequence),
             "kv_length": self.kv_length,
+            "kv_bytes": list(self.kv_bytes),
+            "flops": list(self.flops) if self.flops else None,
+            "cost": self.cost,
             "stages_ms": self.stages_ms,
             "videos": [video.to_dict() for video in self.videos],
         }
@@ -156,6 +193,24 @@ class Trace:
         return calls[-1].kv_length if calls else None
 
     @property
+    def kv_bytes(self) -> tuple[int, ...]:
+        """Bytes that each layer of the cache held after the last prefill; empty before one, or without a cache."""
+        calls = self.calls
+        return calls[-1].kv_bytes if calls else ()
+
+    @property
+    def flops(self) -> tuple[float, float] | None:
+        """FLOPs of the last prefill in the decoder's layers: without any reduction, and as it was."""
+        calls = self.calls
+        return calls[-1].flops if calls else None
+
+    @property
+    def cost(self) -> float | None:
+        """Share of the unreduced prefill's FLOPs that the last one spent."""
+        calls = self.calls
+        return calls[-1].cost if calls else None
+
+    @property
     def stages_ms(self) -> dict[str, float]:
         """Milliseconds of each stage, over the calls it remembers. Waits for the device."""
         totals: dict[str, float] = {}
@@ -170,7 +225,10 @@ class Trace:
             return "no video tokens seen"
         if totals["videos"] == 1:
             segments, spent = videos[0].segments, sum(self.stages_ms.values())
-            return _sentence(totals["tokens_before"], totals["tokens_after"], segments, spent)
+            text = _sentence(totals["tokens_before"], totals["tokens_after"], segments, spent) + videos[0].by_layer
+            if videos[0].by_layer and self.cost is not None:
+                text += f", {100 * self.cost:.1f} % of the prefill FLOPs"
+            return text
         lines = [_sentence(totals["tokens_before"], totals["tokens_after"]) + f", {totals['videos']} videos"]
         if totals["calls"] > 1:
             lines[0] += f" in {totals['calls']} calls"

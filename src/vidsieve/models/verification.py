@@ -1,20 +1,24 @@
 """A self-test for a user's own model: reduced by hooks, against reduced by hand.
 
 By hand: one hook-free pass is watched to learn what the decoder is given; the dropped tokens are deleted from that, and
-the answer is decoded by plain, cache-free passes over the whole sequence. Whatever the hooks, masks, positions and
+the answer is decoded by plain, cache-free passes over the whole sequence. Where tokens leave inside the model, each
+layer is called by itself, and its hidden states are sliced before the next. Whatever the hooks, masks, positions and
 caches do has to come out the same.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.masking_utils import create_causal_mask
 
 from vidsieve.models.seam_input import attach
+from vidsieve.models.seam_layers import layer_type
 from vidsieve.models.trace import Trace, VideoRecord
-from vidsieve.reducer import Reducer
+from vidsieve.reducer import Attachable
+from vidsieve.tokens import Reduction
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +52,7 @@ class Verification:
 
 @torch.no_grad()
 def verify(
-    model: Any, inputs: Mapping[str, Any], reducer: Reducer, steps: int = 8, tolerance: float = 1e-4
+    model: Any, inputs: Mapping[str, Any], reducer: Attachable, steps: int = 8, tolerance: float = 1e-4
 ) -> Verification:
     """Generate `steps` tokens from the processor's `inputs`, greedily, with `reducer` attached and by hand.
 
@@ -113,32 +117,95 @@ def _by_hand(
             full[visual[row]] = rows[here[visual]].to(full)
             stacked.append(full)
 
-    keep = mask.to(embeds.device).bool().clone()  # (L,)
-    streams = [embeds.clone(), *stacked]
+    real = mask.to(embeds.device).bool()  # (L,)
+    clips = [_Clip(real[: int(video.at[-1]) + 1].cumsum(0)[video.at.to(embeds.device)] - 1) for video in videos]
+    embeds, *stacked = [stream[real] for stream in (embeds, *stacked)]
+    positions = positions[..., real]
+    visual = visual[row, real] if visual is not None else None
+    stages: dict[int, list[Reduction]] = {}
     for video in videos:
-        at, kept = video.at.to(embeds.device), video.reduction.kept
-        for stream in streams:
-            stream[at[kept]] = video.reduction.apply(stream[at])
-        keep[at] = False
-        keep[at[kept]] = True
-    embeds, *stacked = [stream[keep] for stream in streams]  # (M, D)
-    positions = positions[..., keep]
-    visual = visual[row, keep] if visual is not None else None
+        for stage in video.stages:
+            stages.setdefault(stage.layer, []).append(stage.reduction)
+    if first := stages.pop(0, None):
+        stays, (embeds, *stacked) = _reduce(clips, first, [embeds, *stacked])
+        positions = positions[..., stays]
+        visual = visual[stays] if visual is not None else None
 
     rows = []
     for token in tokens:
-        extra: dict[str, Any] = {}
         if visual is not None:
-            padded = torch.cat([visual, visual.new_zeros(len(embeds) - len(visual))])
-            extra = {"visual_pos_masks": padded[None], "deepstack_visual_embeds": [s[visual] for s in stacked]}
-        hidden = model.get_decoder()(
-            inputs_embeds=embeds[None],
-            position_ids=positions[..., None, :],
-            attention_mask=torch.ones(1, len(embeds), dtype=torch.long, device=embeds.device),
-            use_cache=False,
-            **extra,
-        ).last_hidden_state
-        rows.append(model.get_output_embeddings()(hidden[0, -1]))
+            visual = torch.cat([visual, visual.new_zeros(len(embeds) - len(visual))])
+        if stages:
+            hidden = _through_layers(model.get_decoder(), embeds, positions, visual, stacked, stages, clips)
+        else:
+            extra: dict[str, Any] = {}
+            if visual is not None:
+                extra = {"visual_pos_masks": visual[None], "deepstack_visual_embeds": [s[visual] for s in stacked]}
+            hidden = model.get_decoder()(
+                inputs_embeds=embeds[None],
+                position_ids=positions[..., None, :],
+                attention_mask=torch.ones(1, len(embeds), dtype=torch.long, device=embeds.device),
+                use_cache=False,
+                **extra,
+            ).last_hidden_state[0]
+        rows.append(model.get_output_embeddings()(hidden[-1]))
         embeds = torch.cat([embeds, model.get_input_embeddings()(token[None])])
+        stacked = [torch.cat([stream, torch.zeros_like(embeds[:1])]) for stream in stacked]
         positions = torch.cat([positions, positions[..., -1:] + 1], -1)
     return torch.stack(rows)
+
+
+@dataclass
+class _Clip:
+    """The columns of one video's tokens, and how many of the tokens it came with each stands for."""
+
+    at: Tensor
+    count: Tensor | None = None
+
+
+def _reduce(clips: list[_Clip], reductions: list[Reduction], streams: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Which of L tokens stay, bool (L,), and `streams` (L, D) without the others; `clips` move along."""
+    stays = torch.ones(len(streams[0]), dtype=torch.bool, device=streams[0].device)
+    streams = [stream.clone() for stream in streams]
+    for clip, reduction in zip(clips, reductions, strict=True):
+        at = clip.at[reduction.kept]
+        for stream in streams:
+            stream[at] = reduction.apply(stream[clip.at], clip.count)
+        stays[clip.at] = False
+        stays[at] = True
+        old = torch.ones_like(clip.at) if clip.count is None else clip.count
+        folded = reduction.source >= 0
+        clip.count = torch.zeros_like(at).index_add_(0, reduction.source[folded], old[folded])
+        clip.at = at
+    moved = stays.cumsum(0) - 1
+    for clip in clips:
+        clip.at = moved[clip.at]
+    return stays, [stream[stays] for stream in streams]
+
+
+def _through_layers(
+    decoder: Any,
+    embeds: Tensor,  # (L, D)
+    positions: Tensor,  # (3, L) or (L,)
+    visual: Tensor | None,  # (L,) bool
+    stacked: list[Tensor],  # (L, D) each
+    stages: dict[int, list[Reduction]],
+    clips: list[_Clip],
+) -> Tensor:
+    """The last hidden states (M, D) of one sequence whose videos are reduced as they enter the layers of `stages`."""
+    clips, hidden = [replace(clip) for clip in clips], embeds
+    rope = decoder.rotary_emb(embeds[None], positions[..., None, :])
+    for i, layer in enumerate(decoder.layers):
+        if i in stages:
+            stays, (hidden, *stacked) = _reduce(clips, stages[i], [hidden, *stacked])
+            rope = tuple(x[:, stays] for x in rope)
+            visual = visual[stays] if visual is not None else None
+        ones = torch.ones(1, len(hidden), dtype=torch.long, device=hidden.device)
+        mask = None
+        if layer_type(decoder.config, i) == "full_attention":
+            mask = create_causal_mask(decoder.config, hidden[None], ones, None)
+        hidden = layer(hidden[None], attention_mask=mask, position_embeddings=rope)[0]
+        if visual is not None and i < len(stacked):
+            hidden = torch.where(visual[:, None], hidden + stacked[i], hidden)
+    out: Tensor = decoder.norm(hidden)
+    return out

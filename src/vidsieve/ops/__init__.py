@@ -26,6 +26,7 @@ from torch import Tensor
 
 from vidsieve.errors import KernelUnavailable, NonFiniteFeatures
 from vidsieve.ops import eager, reference
+from vidsieve.ops.eager import GRAM_LIMIT as GRAM_LIMIT
 from vidsieve.ops.reference import Measures as Measures
 
 _calls: ContextVar[list[tuple[str, str]] | None] = ContextVar("vidsieve_ops_calls", default=None)
@@ -83,13 +84,6 @@ def spy() -> Iterator[list[tuple[str, str]]]:
         _calls.reset(token)
 
 
-def check_finite(x: Tensor) -> None:
-    """Raise `NonFiniteFeatures`, saying how many of how many, if `x` (N, D) holds NaN or inf. Waits for the device."""
-    low, high = x.aminmax()  # both NaN if any entry is
-    if not (torch.isfinite(low) & torch.isfinite(high)):
-        raise_if_bad(int((~torch.isfinite(x)).any(1).sum()), len(x))
-
-
 def raise_if_bad(bad: int, total: int) -> None:
     """Raise `NonFiniteFeatures` if any of `total` tokens is bad."""
     if bad:
@@ -111,13 +105,33 @@ def measure(x: Tensor, frames: tuple[int, ...], y: Tensor | None, persistence: b
     return module.measure(x, frames, y, persistence)  # type: ignore[no-any-return]
 
 
-def apportion(weights: Tensor, lengths: Tensor, total: int) -> Tensor:
+def segment_mean(values: Tensor, offsets: Tensor) -> Tensor:
+    """Mean of values (N,) over each segment: float32 (S,), 0 for an empty one."""
+    return _implementation("segment_mean", values).segment_mean(values, offsets)  # type: ignore[no-any-return]
+
+
+def scene_cuts(similarity: Tensor, offsets: Tensor, threshold: float, max_frames: int | None) -> Tensor:
+    """Bounds of the scenes of T frames, the unused rest of the T slots empty at the end: int64 (T + 1,).
+
+    A frame begins a scene where similarity (T,) is below `threshold`; scenes of more than `max_frames` frames are split
+    evenly. offsets (T + 1,) are the bounds of the frames.
+    """
+    module = _implementation("scene_cuts", similarity)
+    return module.scene_cuts(similarity, offsets, threshold, max_frames)  # type: ignore[no-any-return]
+
+
+def novelty(persistence: Tensor, offsets: Tensor) -> Tensor:
+    """The sum of 1 - persistence over each segment, at least 0: float32 (S,). method.md eq. 2."""
+    return _implementation("novelty", persistence).novelty(persistence, offsets)  # type: ignore[no-any-return]
+
+
+def apportion(weights: Tensor | None, offsets: Tensor, total: int) -> Tensor:
     """Share `total` picks among segments by weight: int64 (S,), sums to `total`, method.md eq. 3.
 
-    weights (S,) non-negative.  lengths (S,) caps, summing to at least `total`. Every non-empty segment gets at least
-    one pick where `total` allows.
+    weights (S,) non-negative, or None for a share by length. No segment gets more picks than it has tokens, and every
+    non-empty one gets at least one where `total`, of at most offsets[-1], allows.
     """
-    return _implementation("apportion", lengths).apportion(weights, lengths, total)  # type: ignore[no-any-return]
+    return _implementation("apportion", offsets).apportion(weights, offsets, total)  # type: ignore[no-any-return]
 
 
 def conditional_dpp(
@@ -142,6 +156,23 @@ def mmr(
     return module.mmr(x, relevance, offsets, budget, longest, total, norm, trade)  # type: ignore[no-any-return]
 
 
+def hybrid(
+    x: Tensor,
+    relevance: Tensor,
+    offsets: Tensor,
+    budget: Tensor,
+    longest: int,
+    total: int,
+    norm: Tensor,
+    trade: float,
+    threshold: int,
+) -> Tensor:
+    """`conditional_dpp` in segments of up to `threshold` tokens, `mmr` in longer ones: order int32 (N,)."""
+    module = _implementation("hybrid", x)
+    arguments = x, relevance, offsets, budget, longest, total, norm, trade, threshold
+    return module.hybrid(*arguments)  # type: ignore[no-any-return]
+
+
 def max_min(x: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int, norm: Tensor) -> Tensor:
     """Farthest-first selection by cosine distance in every segment (DivPrune): order int32 (N,). method.md eq. 10."""
     module = _implementation("max_min", x)
@@ -163,12 +194,13 @@ def min_max(scores: Tensor, epsilon: float) -> Tensor:
     return _implementation("min_max", scores).min_max(scores, epsilon)  # type: ignore[no-any-return]
 
 
-def compact(order: Tensor, total: int) -> tuple[Tensor, Tensor]:
+def compact(order: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int) -> tuple[Tensor, Tensor]:
     """The `total` tokens that order (N,) says were picked, sorted (total,), and each one's row among them or -1 (N,).
 
-    Does not ask the device how many there are.
+    Every segment has made exactly its budget (S,) of picks. Does not ask the device how many there are.
     """
-    return _implementation("compact", order).compact(order, total)  # type: ignore[no-any-return]
+    module = _implementation("compact", order)
+    return module.compact(order, offsets, budget, longest, total)  # type: ignore[no-any-return]
 
 
 def merge_mean(x: Tensor, source: Tensor, kept: int) -> Tensor:

@@ -16,6 +16,7 @@ from vidsieve.ops.reference import EXHAUSTED, NOISE, TIE, Measures
 
 PIECE_BYTES = 32 << 20  # float32 working set of one piece of a batch: bounds the peak memory
 STREAM_BYTES = 2 << 20  # of a piece that is read once, element by element: stays in a core's cache
+BLOCK_BYTES = 24 << 20  # of a piece that is multiplied twice: stays in the cache that cores share
 GRAM_LIMIT = 2048  # tokens; longer segments compute rows of S as they are picked and never hold n x n
 
 
@@ -42,7 +43,10 @@ def _pieces(lengths: Sequence[int], width: int, limit: int = PIECE_BYTES) -> Ite
 
 def measure(x: Tensor, frames: tuple[int, ...], y: Tensor | None, persistence: bool) -> Measures:
     norm, cosine = _norm_and_cosine(x, y)
-    bad = (~torch.isfinite(x)).sum(1, dtype=torch.int32) if x.is_cuda else x.new_zeros(len(x), dtype=torch.int32)
+    if x.is_cuda or not torch.isfinite(norm).all():
+        bad = (~torch.isfinite(x)).sum(1, dtype=torch.int32)
+    else:  # no entry can be
+        bad = x.new_zeros(len(x), dtype=torch.int32)
     return Measures(norm, bad, _persistence(x, frames) if persistence else None, cosine)
 
 
@@ -99,9 +103,34 @@ def _norm_and_cosine(x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None
     return norm, None if projection is None else (projection / norm.clamp(min=1e-30)).float()
 
 
-def apportion(weights: Tensor, lengths: Tensor, total: int) -> Tensor:
-    n = lengths.double()
-    w = weights.double()
+def segment_mean(values: Tensor, offsets: Tensor) -> Tensor:
+    mean: Tensor = torch.segment_reduce(values.float(), "mean", offsets=offsets, unsafe=True)
+    return mean.nan_to_num(0.0)
+
+
+def scene_cuts(similarity: Tensor, offsets: Tensor, threshold: float, max_frames: int | None) -> Tensor:
+    total = len(similarity)
+    t = torch.arange(total, device=similarity.device)
+    first = (similarity < threshold) | (t == 0)
+    if max_frames is not None:
+        scene = first.cumsum(0) - 1  # (T,)
+        length = torch.zeros_like(t).scatter_add_(0, scene, torch.ones_like(t))[scene]
+        within = t - torch.where(first, t, 0).cummax(0).values
+        parts = -(-length // max_frames)
+        first |= within * parts // length != (within - 1) * parts // length
+    # The s-th segment begins at the s-th true entry of `first`; the unused rest of the T slots is empty.
+    bounds = torch.full((total + 1,), total, device=t.device)
+    bounds.scatter_reduce_(0, first.cumsum(0) - 1, t, "amin")
+    return offsets[bounds]
+
+
+def novelty(persistence: Tensor, offsets: Tensor) -> Tensor:
+    return (segment_mean(1 - persistence, offsets) * offsets.diff()).clamp(min=0)
+
+
+def apportion(weights: Tensor | None, offsets: Tensor, total: int) -> Tensor:
+    n = offsets.diff().double()
+    w = n if weights is None else weights.double()
     w = (w / w.max().clamp(min=1e-300)).clamp(min=1e-9)
     floor = torch.where((n > 0).sum() <= total, n.clamp(max=1), 0.0)
     # sum_s clip(level * w_s, floor_s, n_s) grows piecewise linearly in the level: slope + w_s from floor_s / w_s on,
@@ -120,22 +149,23 @@ def apportion(weights: Tensor, lengths: Tensor, total: int) -> Tensor:
 
 
 class _Similarities:
-    """Rows of S for B segments of n tokens x (B, n, D).
+    """Rows of S for B segments of n tokens x (B, n, D), wanted for up to `steps` picks by relevance r (B, n).
 
-    All at once where most will be needed; else a block at a time: a row that is asked for brings those of the tokens
-    with the next-best scores along, which are likely to be asked for soon and cost little more. For long segments,
-    where S is not held, one at a time.
+    Held in full where most will be needed. Where few will be, the first that is asked for brings those of the tokens
+    with the best scores along: products of many rows are far cheaper than of one. A segment that asks for another gets
+    all of its own, and flat relevance tells nothing of what will be asked for. For long segments, where S is not held,
+    rows come one at a time.
     """
 
-    def __init__(self, x: Tensor, norm: Tensor, steps: int) -> None:
+    def __init__(self, x: Tensor, norm: Tensor, r: Tensor, steps: int) -> None:
         self.x, self.norm = x, norm  # (B, n, D), (B, n)
         b, n = norm.shape
         self.segments = torch.arange(b, device=x.device)
         self.held = n <= GRAM_LIMIT
-        self.block = max(6, steps // 3)
+        self.block = steps + max(4, steps // 3)
         if not self.held:
             self.unit = _unit(x)  # (B, n, D)
-        elif 6 * steps >= n or x.is_cuda:
+        elif 6 * steps >= n or x.is_cuda or r.amin() == r.amax():
             self.s = _gram(x, norm)  # (B, n, n)
             self.here = norm.new_ones(b, n, dtype=torch.bool)
         else:
@@ -148,25 +178,28 @@ class _Similarities:
         if not self.held:
             unit = self.unit[: len(pick)]
             return (unit @ unit[segments, at, :, None])[..., 0]
-        missing = ~self.here[segments, at]
-        if missing.any():
-            score = score.masked_fill(self.here[: len(pick)], -torch.inf).scatter(1, pick, torch.inf)
-            size = 4 * self.block if missing.all() else self.block
-            rows = score.topk(min(size, score.shape[1]), dim=1).indices  # (A, m), the pick first
-            self._bring(segments[missing], rows[missing])
+        missing = segments[~self.here[segments, at]]  # (A',)
+        if len(missing):
+            likely = score.scatter(1, pick, torch.inf).topk(min(self.block, score.shape[1]), dim=1).indices  # (A, m)
+            first = ~self.here[missing].any(1)
+            for begun, wanted in ((missing[first], likely), (missing[~first], None)):
+                for piece in _pieces([self.norm.shape[1]] * len(begun), self.x.shape[2], BLOCK_BYTES):
+                    self._bring(begun[piece], wanted)
         return self.s[segments, at]
 
-    def _bring(self, segments: Tensor, rows: Tensor) -> None:
-        """Compute `rows` (A, m) of S in `segments` (A,)."""
-        whole = len(segments) == len(self.x)
-        for i, segment in enumerate([-1] if whole else segments.tolist()):  # a view of a segment, not a copy
-            at = slice(None) if whole else slice(segment, segment + 1)
-            chosen = rows if whole else rows[i : i + 1]
-            x, inverse = self.x[at], _inverse(self.norm[at])
-            picked = x.gather(1, chosen[..., None].expand(-1, -1, x.shape[2]))  # (A', m, D)
-            block = _product(picked, x).mul_(inverse.gather(1, chosen)[:, :, None]).mul_(inverse[:, None, :])
-            self.s[at].scatter_(1, chosen[..., None].expand_as(block), block)
-            self.here[at].scatter_(1, chosen, True)
+    def _bring(self, segments: Tensor, rows: Tensor | None) -> None:
+        """Compute rows[segments] of S in `segments` (A,), ascending, or all of them."""
+        begin, end = int(segments[0]), int(segments[-1]) + 1
+        at: Tensor | slice = slice(begin, end) if end - begin == len(segments) else segments  # a view where it can be
+        x, norm = self.x[at], self.norm[at]  # (A, n, D), (A, n)
+        if rows is None:
+            self.s[at], self.here[at] = _gram(x, norm), True
+            return
+        chosen = rows[at]  # (A, m)
+        inverse = _inverse(norm)
+        block = _product(self.x[segments[:, None], chosen], x).mul_(inverse.gather(1, chosen)[:, :, None])  # (A, m, n)
+        self.s[segments[:, None], chosen] = block.mul_(inverse[:, None, :])
+        self.here[segments[:, None], chosen] = True
 
 
 def _inverse(norm: Tensor) -> Tensor:
@@ -188,7 +221,7 @@ def _gram(x: Tensor, norm: Tensor) -> Tensor:
     b, n, _ = x.shape
     out = x.new_empty(b, n, n, dtype=_working(x))
     inverse = _inverse(norm)
-    for piece in _pieces([n] * b, x.shape[2]):
+    for piece in _pieces([n] * b, x.shape[2], BLOCK_BYTES):
         raw = _product(x[piece], x[piece])
         torch.mul(raw, inverse[piece][:, :, None], out=out[piece]).mul_(inverse[piece][:, None, :])
     return out
@@ -299,7 +332,7 @@ def _greedy(
             if relevance is not None:
                 r = relevance[index].to(r.dtype)
             lengths = norm[index].to(r.dtype)
-            similarities = _Similarities(batch, lengths, picks[0])
+            similarities = _Similarities(batch, lengths, r, picks[0])
             order[index] = _greedy_batch(similarities, picks, make_rule(batch, lengths, r, picks[0]))
     return order
 
@@ -333,6 +366,15 @@ def mmr(
     return _greedy(x, relevance, offsets, budget, norm, lambda x, norm, r, steps: _MMR(r, trade))
 
 
+def hybrid(
+    x: Tensor, relevance: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int, norm: Tensor,
+    trade: float, threshold: int,
+) -> Tensor:  # fmt: skip
+    small = offsets.diff() <= threshold
+    exact = conditional_dpp(x, relevance, offsets, budget.where(small, 0), longest, total, norm)
+    return torch.maximum(exact, mmr(x, relevance, offsets, budget.where(~small, 0), longest, total, norm, trade))
+
+
 def max_min(x: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int, norm: Tensor) -> Tensor:
     return _greedy(x, None, offsets, budget, norm, lambda x, norm, r, steps: _MaxMin(x))
 
@@ -361,7 +403,7 @@ def min_max(scores: Tensor, epsilon: float) -> Tensor:
     return (scores - low + epsilon) / (high - low + epsilon)
 
 
-def compact(order: Tensor, total: int) -> tuple[Tensor, Tensor]:
+def compact(order: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int) -> tuple[Tensor, Tensor]:
     picked = order >= 0
     source = torch.where(picked, picked.cumsum(0) - 1, -1)
     kept = source.new_zeros(total + 1)  # and one for what is not picked

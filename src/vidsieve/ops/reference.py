@@ -83,11 +83,33 @@ def _cosine_to(x: Tensor, y: Tensor) -> Tensor:
     return (_unit(x) @ _unit(y).mT).mean(1).float()
 
 
-def apportion(weights: Tensor, lengths: Tensor, total: int) -> Tensor:
+def segment_mean(values: Tensor, offsets: Tensor) -> Tensor:
+    means = [float(values[a:b].double().mean()) if b > a else 0.0 for a, b in pairwise(offsets.tolist())]
+    return torch.tensor(means, dtype=torch.float32, device=values.device)
+
+
+def scene_cuts(similarity: Tensor, offsets: Tensor, threshold: float, max_frames: int | None) -> Tensor:
+    frames = len(similarity)
+    starts = [t for t in range(frames) if t == 0 or float(similarity[t]) < threshold]
+    bounds = []
+    for begin, end in pairwise([*starts, frames]):
+        parts = math.ceil((end - begin) / (max_frames or frames))
+        bounds += [begin + math.ceil(i * (end - begin) / parts) for i in range(parts)]
+    bounds += [frames] * (frames + 1 - len(bounds))
+    return offsets[torch.tensor(bounds, device=offsets.device)]
+
+
+def novelty(persistence: Tensor, offsets: Tensor) -> Tensor:
+    """Eq. 2."""
+    sums = [max(0.0, float((1 - persistence[a:b].double()).sum())) for a, b in pairwise(offsets.tolist())]
+    return torch.tensor(sums, dtype=torch.float32, device=persistence.device)
+
+
+def apportion(weights: Tensor | None, offsets: Tensor, total: int) -> Tensor:
     """Eq. 3: bisection for the level, then largest remainders."""
-    caps = [int(n) for n in lengths]
+    caps = [b - a for a, b in pairwise(offsets.tolist())]
     floors = [min(1, n) for n in caps] if total >= sum(n > 0 for n in caps) else [0] * len(caps)
-    raw = [float(w) for w in weights]
+    raw = [float(w) for w in (caps if weights is None else weights)]
     largest = max(raw, default=0.0) or 1.0
     w = [max(value / largest, 1e-9) for value in raw]
 
@@ -103,7 +125,7 @@ def apportion(weights: Tensor, lengths: Tensor, total: int) -> Tensor:
     by_remainder = sorted(range(len(out)), key=lambda s: (-round(shares[s] - out[s], 6), s))
     for s in by_remainder[: total - sum(out)]:
         out[s] += 1
-    return torch.tensor(out, dtype=torch.int64, device=lengths.device)
+    return torch.tensor(out, dtype=torch.int64, device=offsets.device)
 
 
 def conditional_dpp(x: Tensor, relevance: Tensor, offsets: Tensor, budget: Tensor, *bounds: object) -> Tensor:
@@ -146,6 +168,15 @@ def mmr(
     return order
 
 
+def hybrid(
+    x: Tensor, relevance: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int, norm: Tensor,
+    trade: float, threshold: int,
+) -> Tensor:  # fmt: skip
+    small = offsets.diff() <= threshold
+    exact = conditional_dpp(x, relevance, offsets, budget.where(small, 0))
+    return torch.maximum(exact, mmr(x, relevance, offsets, budget.where(~small, 0), longest, total, norm, trade))
+
+
 def max_min(x: Tensor, offsets: Tensor, budget: Tensor, *bounds: object) -> Tensor:
     """Eq. 10."""
     order = torch.full((len(x),), -1, dtype=torch.int32, device=x.device)
@@ -183,7 +214,7 @@ def min_max(scores: Tensor, epsilon: float) -> Tensor:
     return ((scores.double() - low + epsilon) / (high - low + epsilon)).float()
 
 
-def compact(order: Tensor, total: int) -> tuple[Tensor, Tensor]:
+def compact(order: Tensor, *segments: object) -> tuple[Tensor, Tensor]:
     kept = [i for i, step in enumerate(order.tolist()) if step >= 0]
     source = torch.full((len(order),), -1, dtype=torch.int64, device=order.device)
     for row, i in enumerate(kept):
@@ -203,6 +234,42 @@ def top(score: Tensor, offsets: Tensor, budget: Tensor) -> Tensor:
 def merge_mean(x: Tensor, source: Tensor, kept: int) -> Tensor:
     """Eq. 12."""
     return torch.stack([x[source == row].double().mean(0) for row in range(kept)]).to(x.dtype)
+
+
+def temporal_merge(
+    x: Tensor, place: Tensor, segment: Tensor, threshold: float, total: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Eq. 14-15: kept (K,) and source (N,) of merging tokens that stand in the order of time.
+
+    place, segment (N,) of each token.  total: how many stay, in place of the threshold.
+    """
+    unit = _unit(x)
+    before: dict[tuple[int, int], int] = {}  # the last token so far at each place of each segment
+    cosine: list[float | None] = []  # to the token before at the same place, None where there is none
+    previous: list[int | None] = []
+    for i in range(len(x)):
+        chain = (int(segment[i]), int(place[i]))
+        j = before.get(chain)
+        previous.append(j)
+        before[chain] = i
+        if j is None:
+            cosine.append(None)
+        elif bool(unit[i].any()) != bool(unit[j].any()):
+            cosine.append(0.0)
+        else:
+            c = float(unit[i] @ unit[j]) if unit[i].any() else 1.0
+            cosine.append(c if c < 1 - NOISE else 1.0)
+    if total is None:
+        stays = [c is None or c < threshold for c in cosine]
+    else:
+        ranked = sorted(range(len(x)), key=lambda i: (-2.0 if cosine[i] is None else cosine[i], i))
+        stays = [i in set(ranked[:total]) for i in range(len(x))]
+    kept = [i for i, stay in enumerate(stays) if stay]
+    row = {i: k for k, i in enumerate(kept)}
+    source: list[int] = []
+    for i, j in enumerate(previous):
+        source.append(row[i] if i in row else -1 if j is None else source[j])
+    return torch.tensor(kept, dtype=torch.int64, device=x.device), torch.tensor(source, device=x.device)
 
 
 def log_det(x: Tensor, relevance: Tensor, kept: Tensor) -> float:

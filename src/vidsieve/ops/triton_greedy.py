@@ -11,6 +11,7 @@ from vidsieve.ops.reference import EXHAUSTED, TIE
 DPP: tl.constexpr = tl.constexpr(0)
 MMR: tl.constexpr = tl.constexpr(1)
 MAX_MIN: tl.constexpr = tl.constexpr(2)
+HYBRID: tl.constexpr = tl.constexpr(3)  # DPP in segments of up to `threshold` tokens, MMR in longer ones
 _EXHAUSTED: tl.constexpr = tl.constexpr(EXHAUSTED)
 _TIE: tl.constexpr = tl.constexpr(TIE)
 
@@ -73,6 +74,7 @@ def _greedy_kernel(
     order_ptr,  # (N,) int32 out, -1 where never picked
     longest,
     trade,
+    threshold,  # read by HYBRID
     RULE: tl.constexpr,
     BLOCK_N: tl.constexpr,  # a power of two that covers `longest`
     BLOCK_K: tl.constexpr,  # rows of c read at a time
@@ -82,6 +84,29 @@ def _greedy_kernel(
     n = (tl.load(offsets_ptr + segment + 1) - begin).to(tl.int32)
     budget = tl.load(budget_ptr + segment).to(tl.int32)
     c_ptr += _picks_before(budget_ptr, segment, 1, 128) * longest
+    if RULE != HYBRID:
+        _greedy(
+            s_ptr, norm_ptr, nearest_ptr, r_ptr, c_ptr, order_ptr, begin, n, budget, longest, trade,
+            RULE, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+    elif n <= threshold:
+        _greedy(
+            s_ptr, norm_ptr, nearest_ptr, r_ptr, c_ptr, order_ptr, begin, n, budget, longest, trade,
+            DPP, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+    else:
+        _greedy(
+            s_ptr, norm_ptr, nearest_ptr, r_ptr, c_ptr, order_ptr, begin, n, budget, longest, trade,
+            MMR, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+
+
+@triton.jit
+def _greedy(
+    s_ptr, norm_ptr, nearest_ptr, r_ptr, c_ptr, order_ptr, begin, n, budget, longest, trade,
+    RULE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Pick `budget` of the n tokens from `begin` on."""
     j = tl.arange(0, BLOCK_N)  # (BLOCK_N,)
     inside = j < n
     r = _relevance(r_ptr, begin + j, inside)

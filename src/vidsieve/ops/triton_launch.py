@@ -15,13 +15,20 @@ from vidsieve.ops import eager
 from vidsieve.ops.eager import merge_mean, top
 from vidsieve.ops.reference import Measures
 from vidsieve.ops.triton_gram import _gram_kernel, _nearest_kept_kernel
-from vidsieve.ops.triton_greedy import DPP, MAX_MIN, MMR, _greedy_kernel, _nearest_other_kernel
-from vidsieve.ops.triton_layout import _apportion_kernel, _compact_kernel, _min_max_kernel
+from vidsieve.ops.triton_greedy import DPP, HYBRID, MAX_MIN, MMR, _greedy_kernel, _nearest_other_kernel
+from vidsieve.ops.triton_layout import (
+    _apportion_kernel,
+    _compact_kernel,
+    _min_max_kernel,
+    _scene_cuts_kernel,
+    _segment_mean_kernel,
+)
 from vidsieve.ops.triton_lazy import _lazy_greedy_kernel
-from vidsieve.ops.triton_measure import _column_sum_kernel, _measure_kernel
+from vidsieve.ops.triton_measure import _column_mean_kernel, _measure_kernel, _unit_kernel
 
 SHORT = 512
 HELD = 2048
+SLOTS = 2048  # segments that one program apportions among
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -36,12 +43,16 @@ __all__ = [
     "apportion",
     "compact",
     "conditional_dpp",
+    "hybrid",
     "max_min",
     "measure",
     "merge_mean",
     "min_max",
     "mmr",
     "nearest_kept",
+    "novelty",
+    "scene_cuts",
+    "segment_mean",
     "top",
     "unavailable",
 ]
@@ -69,17 +80,21 @@ def measure(x: Tensor, frames: tuple[int, ...], y: Tensor | None, persistence: b
     bad = torch.empty(n, device=x.device, dtype=torch.int32)
     persist = torch.empty_like(norm) if persistence else norm
     cosine = norm if y is None else torch.empty_like(norm)
-    direction = norm if y is None else eager._unit(y).mean(0).float()
     with _on(x):
-        mean = norm
+        mean = direction = norm
+        if y is not None:
+            y = _rows(y)
+            unit = torch.empty(len(y), d, device=x.device, dtype=torch.float32)
+            _unit_kernel[(len(y),)](y, unit, y.stride(0), D=d, BLOCK_D=triton.next_power_of_2(d), num_warps=8)
+            direction = unit.mean(0)
         if persistence:
             rows, columns = 128, 512
             blocks = triton.cdiv(n, rows)
             partial = torch.empty(blocks, d, device=x.device, dtype=torch.float32)
-            _column_sum_kernel[(blocks, triton.cdiv(d, columns))](
+            _column_mean_kernel[(blocks, triton.cdiv(d, columns))](
                 x, partial, n, x.stride(0), D=d, ROWS=rows, BLOCK_D=columns
             )
-            mean = partial.sum(0) / n
+            mean = partial.sum(0)
         _measure_kernel[(n,)](
             x, mean, direction, norm, bad, persist, cosine, n, frames[0], x.stride(0),
             D=d, PERSISTENCE=persistence, COSINE=y is not None, BLOCK_N=1, BLOCK_D=block_d,
@@ -87,39 +102,64 @@ def measure(x: Tensor, frames: tuple[int, ...], y: Tensor | None, persistence: b
     return Measures(norm, bad, persist if persistence else None, None if y is None else cosine)
 
 
-def apportion(weights: Tensor, lengths: Tensor, total: int) -> Tensor:
-    count = len(lengths)
+def segment_mean(values: Tensor, offsets: Tensor) -> Tensor:
+    return _segment_mean(values, offsets, novelty=False)
+
+
+def novelty(persistence: Tensor, offsets: Tensor) -> Tensor:
+    return _segment_mean(persistence, offsets, novelty=True)
+
+
+def _segment_mean(values: Tensor, offsets: Tensor, novelty: bool) -> Tensor:
+    out = torch.empty(len(offsets) - 1, dtype=torch.float32, device=values.device)
+    with _on(values):
+        _segment_mean_kernel[(len(out),)](values, offsets, out, NOVELTY=novelty, BLOCK=512)
+    return out
+
+
+def scene_cuts(similarity: Tensor, offsets: Tensor, threshold: float, max_frames: int | None) -> Tensor:
+    if len(similarity) >= SLOTS:  # beyond one program; the torch version asks the device nothing either
+        return eager.scene_cuts(similarity, offsets, threshold, max_frames)
+    out = torch.empty_like(offsets)
+    with _on(similarity):
+        _scene_cuts_kernel[(1,)](
+            similarity, offsets, out, len(similarity), threshold, max_frames or len(similarity),
+            BLOCK=triton.next_power_of_2(len(offsets)), num_warps=4 if len(offsets) > 128 else 1,
+        )  # fmt: skip
+    return out
+
+
+def apportion(weights: Tensor | None, offsets: Tensor, total: int) -> Tensor:
+    count = len(offsets) - 1
+    if count > SLOTS:
+        return eager.apportion(weights, offsets, total)
+    out = torch.empty(count, dtype=torch.int64, device=offsets.device)
     block = triton.next_power_of_2(count)
-    if block > 2048:  # beyond one program's registers; the torch version asks the device nothing either
-        return eager.apportion(weights, lengths, total)
-    out = torch.empty_like(lengths)
-    with _on(lengths):
+    with _on(offsets):
         _apportion_kernel[(1,)](
-            weights.double(),
-            lengths,
-            out,
-            count,
-            total,
-            BLOCK=block,
-            STEP=min(block, 16),
-            num_warps=4 if block > 128 else 1,
-        )
+            offsets if weights is None else weights, offsets, out, count, total,
+            WEIGHED=weights is not None, BLOCK=block, STEP=min(block, 16), num_warps=4 if block > 128 else 1,
+        )  # fmt: skip
     return out
 
 
 def min_max(scores: Tensor, epsilon: float) -> Tensor:
     scores = scores.float().contiguous()
     out = torch.empty_like(scores)
+    block = min(16384, triton.next_power_of_2(len(scores)))
     with _on(scores):
-        _min_max_kernel[(1,)](scores, out, len(scores), epsilon, BLOCK=4096, num_warps=8)
+        _min_max_kernel[(1,)](scores, out, len(scores), epsilon, BLOCK=block, num_warps=max(1, min(32, block // 512)))
     return out
 
 
-def compact(order: Tensor, total: int) -> tuple[Tensor, Tensor]:
+def compact(order: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int) -> tuple[Tensor, Tensor]:
     kept = torch.empty(total, dtype=torch.int64, device=order.device)
     source = torch.empty(len(order), dtype=torch.int64, device=order.device)
+    block = min(4096, triton.next_power_of_2(longest))
     with _on(order):
-        _compact_kernel[(1,)](order, kept, source, len(order), total, BLOCK=4096, num_warps=8)
+        _compact_kernel[(len(budget),)](
+            order, offsets, budget, kept, source, total, BLOCK=block, num_warps=8 if block > 1024 else 4
+        )
     return kept, source
 
 
@@ -130,7 +170,7 @@ def _gram(x: Tensor, norm: Tensor, offsets: Tensor, longest: int) -> Tensor:
     _gram_kernel[(tiles * tiles, len(offsets) - 1)](
         x, norm, offsets, s, longest, x.stride(0),
         D=x.shape[1], TILES=tiles, BLOCK=block, BLOCK_D=32 if x.dtype == torch.float32 else 64,
-        PRECISION=_precision(x), num_warps=4, num_stages=3 if block == 128 else 4,
+        PRECISION=_precision(x), num_warps=8 if block == 128 else 4, num_stages=3 if block == 128 else 4,
     )  # fmt: skip
     return s
 
@@ -150,8 +190,11 @@ def _greedy(
     total: int,
     norm: Tensor,
     trade: float = 0.0,
+    threshold: int = 0,
 ) -> Tensor:
     x = _rows(x)
+    if rule == HYBRID.value and longest <= threshold:
+        rule = DPP.value
     n, segments = len(x), len(budget)
     order = torch.empty(n, dtype=torch.int32, device=x.device)
     with _on(x):
@@ -161,15 +204,17 @@ def _greedy(
         nearest = _nearest_other(x, s, norm, offsets, longest, held) if rule == MAX_MIN.value else norm
         if longest <= SHORT:
             block = triton.next_power_of_2(longest)
-            c = torch.empty(total if rule == DPP.value else 1, longest, device=x.device, dtype=torch.float32)
+            c = torch.empty(
+                total if rule in (DPP.value, HYBRID.value) else 1, longest, device=x.device, dtype=torch.float32
+            )
             _greedy_kernel[(segments,)](
-                s, norm, nearest, r, offsets, budget, c, order, longest, trade,
+                s, norm, nearest, r, offsets, budget, c, order, longest, trade, threshold,
                 RULE=rule, BLOCK_N=block, BLOCK_K=max(4, min(16, 4096 // block)), num_warps=4 if block <= 256 else 8,
             )  # fmt: skip
             return order
         picks, candidates = 32, 64
-        columns = total + 7 * segments if rule == DPP.value else 0
-        c = torch.empty(columns * longest, device=x.device, dtype=torch.float32)
+        c_rows = {DPP.value: longest, HYBRID.value: threshold}.get(rule, 0)
+        c = torch.empty((total + 7 * segments) * c_rows, device=x.device, dtype=torch.float32)
         order.fill_(-1)  # of segments with no budget, which no program visits
         barrier = torch.zeros(segments, dtype=torch.int32, device=x.device)
         scratch = torch.empty(segments * (candidates + 2) + total + picks, dtype=torch.int32, device=x.device)
@@ -184,7 +229,7 @@ def _greedy(
         block_all = triton.next_power_of_2(longest)
         _lazy_greedy_kernel[(max(programs, segments),)](
             x, s, norm, state, r, offsets, budget, c, order, candidate, common, pick, ell, count, barrier,
-            segments, longest, x.stride(0), trade, SHARED=shared,
+            segments, longest, c_rows, x.stride(0), trade, threshold, SHARED=shared,
             RULE=rule, HELD=held, D=x.shape[1], PRECISION=_precision(x),
             BLOCK_S=triton.next_power_of_2(segments), BLOCK_ALL=block_all,
             CANDIDATES=candidates, PICKS=picks,
@@ -227,6 +272,13 @@ def mmr(
 
 def max_min(x: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int, norm: Tensor) -> Tensor:
     return _greedy(MAX_MIN.value, x, None, offsets, budget, longest, total, norm)
+
+
+def hybrid(
+    x: Tensor, relevance: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int, norm: Tensor,
+    trade: float, threshold: int,
+) -> Tensor:  # fmt: skip
+    return _greedy(HYBRID.value, x, relevance, offsets, budget, longest, total, norm, trade, threshold)
 
 
 def nearest_kept(x: Tensor, offsets: Tensor, kept: Tensor) -> Tensor:

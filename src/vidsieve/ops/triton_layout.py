@@ -3,33 +3,103 @@
 import triton
 import triton.language as tl
 
+from vidsieve.ops.triton_greedy import _picks_before
+
+
+@triton.jit
+def _segment_mean_kernel(
+    value_ptr,  # (N,) float32
+    offsets_ptr,  # (S + 1,) int64
+    out_ptr,  # (S,) float32: the mean of each segment, 0 for an empty one
+    NOVELTY: tl.constexpr,  # instead the sum of 1 - value, at least 0: eq. 2
+    BLOCK: tl.constexpr,
+):
+    segment = tl.program_id(0)
+    begin = tl.load(offsets_ptr + segment)
+    n = (tl.load(offsets_ptr + segment + 1) - begin).to(tl.int32)
+    acc = tl.zeros((BLOCK,), tl.float32)
+    for at in range(0, n, BLOCK):
+        i = at + tl.arange(0, BLOCK)
+        value = tl.load(value_ptr + begin + i, mask=i < n, other=0.0)
+        acc += tl.where(i < n, 1.0 - value, 0.0) if NOVELTY else value
+    total = tl.sum(acc, 0)
+    tl.store(out_ptr + segment, tl.maximum(total, 0.0) if NOVELTY else total / tl.maximum(n, 1))
+
+
+@triton.jit
+def _larger(a, b):
+    return tl.maximum(a, b)
+
+
+@triton.jit
+def _smaller(a, b):
+    return tl.minimum(a, b)
+
+
+@triton.jit
+def _scene_cuts_kernel(
+    similarity_ptr,  # (T,) float32
+    frame_ptr,  # (T + 1,) int64 bounds of the frames
+    out_ptr,  # (T + 1,) int64 out: bounds of the segments, the unused rest empty
+    frames,
+    threshold,
+    max_frames,
+    BLOCK: tl.constexpr,  # a power of two that covers T + 1
+):
+    t = tl.arange(0, BLOCK)
+    cut = (t == 0) | (tl.load(similarity_ptr + t, mask=t < frames, other=0.0) < threshold) | (t >= frames)
+    next_cut = (tl.load(similarity_ptr + t + 1, mask=t + 1 < frames, other=0.0) < threshold) | (t + 1 >= frames)
+    begin = tl.associative_scan(tl.where(cut, t, 0), 0, _larger)
+    end = tl.associative_scan(tl.where(next_cut, t + 1, frames), 0, _smaller, reverse=True)
+    length = tl.maximum(end - begin, 1)
+    within = t - begin
+    parts = (length + max_frames - 1) // max_frames
+    cut |= within * parts // length != tl.maximum(within - 1, 0) * parts // length
+    cut &= t < frames
+    last = tl.load(frame_ptr + frames)
+    slot = tl.cumsum(cut.to(tl.int32), 0) - 1
+    used = tl.sum(cut.to(tl.int32), 0)
+    tl.store(out_ptr + slot, tl.load(frame_ptr + t, mask=cut, other=0), mask=cut)
+    tl.store(out_ptr + t, tl.zeros((BLOCK,), tl.int64) + last, mask=(t >= used) & (t <= frames))
+
 
 @triton.jit
 def _apportion_kernel(
-    weights_ptr,  # (S,) float64
-    lengths_ptr,  # (S,) int64
+    weights_ptr,  # (S,) floating point; read if WEIGHED
+    offsets_ptr,  # (S + 1,) int64
     out_ptr,  # (S,) int64
     count,
     total,
+    WEIGHED: tl.constexpr,  # else by length
     BLOCK: tl.constexpr,  # a power of two that covers S
     STEP: tl.constexpr,
 ):
-    """Eq. 3: bisection for the level in float64, then largest remainders."""
+    """Eq. 3: Newton's method for the level in float64, bisection where it leaves the bracket; largest remainders."""
     s = tl.arange(0, BLOCK)
-    n = tl.load(lengths_ptr + s, mask=s < count, other=0).to(tl.float64)
-    w = tl.load(weights_ptr + s, mask=s < count, other=0.0).to(tl.float64)
+    end = tl.load(offsets_ptr + s + 1, mask=s < count, other=0)
+    n = (end - tl.load(offsets_ptr + s, mask=s < count, other=0)).to(tl.float64)
+    w = tl.load(weights_ptr + s, mask=s < count, other=0.0).to(tl.float64) if WEIGHED else n
     largest = tl.max(w, 0)
     w = tl.maximum(w / tl.where(largest > 0, largest, 1.0), 1e-9)
     occupied = tl.sum((n > 0).to(tl.int32), 0)
     floor = tl.where((n > 0) & (occupied <= total), 1.0, 0.0).to(tl.float64)
     low = tl.sum(floor * 0.0, 0)
     high = tl.max(n / w, 0)
-    for _ in range(70):
-        middle = (low + high) * 0.5
-        reached = tl.sum(tl.minimum(tl.maximum(middle * w, floor), n), 0)
-        low = tl.where(reached < total, middle, low)
-        high = tl.where(reached < total, high, middle)
-    share = tl.minimum(tl.maximum(high * w, floor), n)
+    level = total / tl.sum(tl.where(n > 0, w, 0.0), 0)
+    level = tl.where((level > low) & (level < high), level, high)
+    tries = 0
+    while tries < 100:
+        share = level * w
+        reached = tl.sum(tl.minimum(tl.maximum(share, floor), n), 0)
+        slope = tl.sum(tl.where((share > floor) & (share < n), w, 0.0), 0)
+        low = tl.where(reached < total, level, low)
+        high = tl.where(reached < total, high, level)
+        newton = level + (total - reached) / tl.maximum(slope, 1e-12)
+        inside = (newton > low) & (newton <= high) & (tries % 4 != 3)
+        near = (tl.abs(reached - total) < 1e-9) | (high - low <= 1e-15 * high)
+        level = tl.where(near, level, tl.where(inside, newton, (low + high) * 0.5))
+        tries = tl.where(near, 100, tries + 1)
+    share = tl.minimum(tl.maximum(level * w, floor), n)
     whole = tl.floor(share + 1e-6)
     # Ranks by remainder, the earlier segment first among equals; counted against STEP segments at a time.
     remainder = tl.where((whole < n) & (s < count), tl.floor((share - whole) * 1e6 + 0.5), -1e12)
@@ -73,17 +143,21 @@ def _min_max_kernel(
 @triton.jit
 def _compact_kernel(
     order_ptr,  # (N,) int32, -1 where not picked
+    offsets_ptr,  # (S + 1,) int64
+    budget_ptr,  # (S,) int64, the picks in each segment
     kept_ptr,  # (K,) int64 out: the picked tokens, in their own order
     source_ptr,  # (N,) int64 out: row among the kept, -1 where not picked
-    n,
     total,
     BLOCK: tl.constexpr,
 ):
-    before = 0
+    segment = tl.program_id(0)
+    begin = tl.load(offsets_ptr + segment)
+    n = (tl.load(offsets_ptr + segment + 1) - begin).to(tl.int32)
+    before = _picks_before(budget_ptr, segment, 1, 128)
     for at in range(0, n, BLOCK):
         i = at + tl.arange(0, BLOCK)
-        picked = tl.load(order_ptr + i, mask=i < n, other=-1) >= 0
+        picked = tl.load(order_ptr + begin + i, mask=i < n, other=-1) >= 0
         row = before + tl.cumsum(picked.to(tl.int32), 0) - 1
-        tl.store(kept_ptr + row, i.to(tl.int64), mask=picked & (row < total))
-        tl.store(source_ptr + i, tl.where(picked, row, -1).to(tl.int64), mask=i < n)
+        tl.store(kept_ptr + row, begin + i, mask=picked & (row < total))
+        tl.store(source_ptr + begin + i, tl.where(picked, row, -1), mask=i < n)
         before += tl.sum(picked.to(tl.int32), 0)

@@ -19,7 +19,9 @@ from vidsieve.ops.triton_gram import _inverse
 from vidsieve.ops.triton_greedy import (
     _EXHAUSTED,
     DPP,
+    HYBRID,
     MAX_MIN,
+    MMR,
     _initial,
     _lowered,
     _picks_before,
@@ -266,8 +268,10 @@ def _lazy_greedy_kernel(
     barrier_ptr,  # (S,) int32, zero on entry
     segments,
     longest,
+    c_rows,  # tokens for which a segment has room in c
     stride,
     trade,
+    threshold,  # read by HYBRID
     SHARED: tl.constexpr,  # whether there are as many programs as segments or more, to be shared among them
     RULE: tl.constexpr,
     HELD: tl.constexpr,
@@ -302,54 +306,83 @@ def _lazy_greedy_kernel(
         budget = tl.load(budget_ptr + segment).to(tl.int32)
         width = tl.multiple_of((budget + 7) // 8 * 8, 8)  # of a row of c: whole sectors
         pick_ptr += _picks_before(budget_ptr, segment, 1, 128)
-        c_ptr += tl.multiple_of(_picks_before(budget_ptr, segment, 8, 128) * longest, 8)
+        c_ptr += tl.multiple_of(_picks_before(budget_ptr, segment, 8, 128) * c_rows, 8)
         candidate_ptr += segment * CANDIDATES
         common_ptr += segment * CANDIDATES * CANDIDATES
         ell_ptr += segment * (PICKS + 1) * PICKS
         count_ptr += segment * 2
         barrier_ptr += segment
-        for tile in range(member, tl.cdiv(n, BLOCK_N), team):
-            j = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-            tl.store(state_ptr + begin + j, _initial(norm_ptr, state_ptr, begin + j, j < n, RULE), mask=j < n)
-            tl.store(order_ptr + begin + j, -1, mask=j < n)
-        arrived = team
+        if RULE != HYBRID:
+            _lazy_greedy(
+                x_ptr, s_ptr, norm_ptr, state_ptr, r_ptr, c_ptr, order_ptr, candidate_ptr, common_ptr, pick_ptr,
+                ell_ptr, count_ptr, barrier_ptr, begin, n, budget, width, longest, stride, trade, member, team,
+                RULE, HELD, D, PRECISION, EXACT, BLOCK_ALL, BLOCK_N, BLOCK_D, BLOCK_K, CANDIDATES, PICKS,
+            )  # fmt: skip
+        elif n <= threshold:
+            _lazy_greedy(
+                x_ptr, s_ptr, norm_ptr, state_ptr, r_ptr, c_ptr, order_ptr, candidate_ptr, common_ptr, pick_ptr,
+                ell_ptr, count_ptr, barrier_ptr, begin, n, budget, width, longest, stride, trade, member, team,
+                DPP, HELD, D, PRECISION, EXACT, BLOCK_ALL, BLOCK_N, BLOCK_D, BLOCK_K, CANDIDATES, PICKS,
+            )  # fmt: skip
+        else:
+            _lazy_greedy(
+                x_ptr, s_ptr, norm_ptr, state_ptr, r_ptr, c_ptr, order_ptr, candidate_ptr, common_ptr, pick_ptr,
+                ell_ptr, count_ptr, barrier_ptr, begin, n, budget, width, longest, stride, trade, member, team,
+                MMR, HELD, D, PRECISION, EXACT, BLOCK_ALL, BLOCK_N, BLOCK_D, BLOCK_K, CANDIDATES, PICKS,
+            )  # fmt: skip
+
+
+@triton.jit
+def _lazy_greedy(
+    x_ptr, s_ptr, norm_ptr, state_ptr, r_ptr, c_ptr, order_ptr, candidate_ptr, common_ptr, pick_ptr, ell_ptr, count_ptr,
+    barrier_ptr, begin, n, budget, width, longest, stride, trade, member, team,
+    RULE: tl.constexpr, HELD: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
+    BLOCK_ALL: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
+    CANDIDATES: tl.constexpr, PICKS: tl.constexpr,
+):  # fmt: skip
+    """Pick `budget` of the n tokens from `begin` on, as one of the team of programs that does."""
+    for tile in range(member, tl.cdiv(n, BLOCK_N), team):
+        j = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+        tl.store(state_ptr + begin + j, _initial(norm_ptr, state_ptr, begin + j, j < n, RULE), mask=j < n)
+        tl.store(order_ptr + begin + j, -1, mask=j < n)
+    arrived = team
+    _meet(barrier_ptr, arrived, team)
+    done = 0
+    while done < budget:
+        bound = 0.0
+        if member == 0:
+            found, bound = _candidates(
+                norm_ptr, state_ptr, r_ptr, order_ptr, candidate_ptr, begin, n, budget, done, trade,
+                RULE, BLOCK_ALL, CANDIDATES,
+            )  # fmt: skip
+            tl.store(count_ptr, found)
+        arrived += team
         _meet(barrier_ptr, arrived, team)
-        done = 0
-        while done < budget:
-            bound = 0.0
-            if member == 0:
-                found, bound = _candidates(
-                    norm_ptr, state_ptr, r_ptr, order_ptr, candidate_ptr, begin, n, budget, done, trade,
-                    RULE, BLOCK_ALL, CANDIDATES,
-                )  # fmt: skip
-                tl.store(count_ptr, found)
+        found = tl.load(count_ptr, cache_modifier=".cg")
+        if found == 0:
+            done = budget
+        else:
+            _common(
+                x_ptr, s_ptr, norm_ptr, c_ptr, candidate_ptr, common_ptr, begin, found, done,
+                longest, width, stride, member, team, RULE, HELD, D, BLOCK_D, CANDIDATES,
+            )  # fmt: skip
             arrived += team
             _meet(barrier_ptr, arrived, team)
-            found = tl.load(count_ptr, cache_modifier=".cg")
-            if found == 0:
-                done = budget
-            else:
-                _common(
-                    x_ptr, s_ptr, norm_ptr, c_ptr, candidate_ptr, common_ptr, begin, found, done,
-                    longest, width, stride, member, team, RULE, HELD, D, BLOCK_D, CANDIDATES,
+            if member == 0:
+                count = _pick(
+                    state_ptr, r_ptr, order_ptr, candidate_ptr, common_ptr, pick_ptr, ell_ptr,
+                    begin, budget, done, found, bound, trade, RULE, CANDIDATES, PICKS,
+                )  # fmt: skip
+                tl.store(count_ptr + 1, count)
+            arrived += team
+            _meet(barrier_ptr, arrived, team)
+            count = tl.load(count_ptr + 1, cache_modifier=".cg")
+            if done + count < budget:
+                _update(
+                    x_ptr, s_ptr, norm_ptr, state_ptr, c_ptr, pick_ptr, ell_ptr, begin, n, done, count,
+                    longest, width, stride, member, team,
+                    RULE, HELD, D, PRECISION, EXACT, BLOCK_N, BLOCK_D, BLOCK_K, PICKS,
                 )  # fmt: skip
                 arrived += team
                 _meet(barrier_ptr, arrived, team)
-                if member == 0:
-                    count = _pick(
-                        state_ptr, r_ptr, order_ptr, candidate_ptr, common_ptr, pick_ptr, ell_ptr,
-                        begin, budget, done, found, bound, trade, RULE, CANDIDATES, PICKS,
-                    )  # fmt: skip
-                    tl.store(count_ptr + 1, count)
-                arrived += team
-                _meet(barrier_ptr, arrived, team)
-                count = tl.load(count_ptr + 1, cache_modifier=".cg")
-                if done + count < budget:
-                    _update(
-                        x_ptr, s_ptr, norm_ptr, state_ptr, c_ptr, pick_ptr, ell_ptr, begin, n, done, count,
-                        longest, width, stride, member, team,
-                        RULE, HELD, D, PRECISION, EXACT, BLOCK_N, BLOCK_D, BLOCK_K, PICKS,
-                    )  # fmt: skip
-                    arrived += team
-                    _meet(barrier_ptr, arrived, team)
-                done += count
+            done += count

@@ -9,9 +9,23 @@ _NOISE: tl.constexpr = tl.constexpr(NOISE)
 
 
 @triton.jit
-def _column_sum_kernel(
+def _unit_kernel(
+    y_ptr,  # (M, D), rows `stride` apart
+    out_ptr,  # (M, D) float32: each row at length 1, or zero
+    stride,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,  # covers D
+):
+    i = tl.program_id(0).to(tl.int64)
+    d = tl.arange(0, BLOCK_D)
+    y = tl.load(y_ptr + i * stride + d, mask=d < D, other=0.0).to(tl.float32)
+    tl.store(out_ptr + i * D + d, y / tl.maximum(tl.sqrt_rn(tl.sum(y * y, 0)), 1e-30), mask=d < D)
+
+
+@triton.jit
+def _column_mean_kernel(
     x_ptr,  # (N, D), rows `stride` apart
-    out_ptr,  # (programs, D) float32: the sum of each program's rows
+    out_ptr,  # (programs, D) float32: the sum of each program's rows, over N
     n,
     stride,
     D: tl.constexpr,
@@ -22,7 +36,7 @@ def _column_sum_kernel(
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)  # (BLOCK_D,)
     inside = (i < n)[:, None] & (d < D)[None, :]
     x = tl.load(x_ptr + i.to(tl.int64)[:, None] * stride + d[None, :], mask=inside, other=0.0).to(tl.float32)
-    tl.store(out_ptr + tl.program_id(0).to(tl.int64) * D + d, tl.sum(x, 0), mask=d < D)
+    tl.store(out_ptr + tl.program_id(0).to(tl.int64) * D + d, tl.sum(x, 0) / n, mask=d < D)
 
 
 @triton.jit

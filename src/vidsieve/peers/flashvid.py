@@ -7,10 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vidsieve import ops
 from vidsieve.budget import Proportional
 from vidsieve.peers.attention import OwnAttention
-from vidsieve.reducer import Prune, Reducer, check_keep, kept_count
+from vidsieve.reducer import Prune, Reducer, check_keep, kept_count, refuse_non_finite, watched
 from vidsieve.relevance import Relevance, min_max
 from vidsieve.segment import PerFrame
 from vidsieve.timeline import stage
@@ -39,9 +38,9 @@ class FlashVid(Reducer):
         total = min(kept_count(self.keep, tokens.produced), len(tokens))
         if total == len(tokens):
             return Prune(self.keep).reduce(tokens, prompt)  # the identity, and the look for NaN
-        ops.check_finite(tokens.features)
+        refuse_non_finite(tokens)
         with stage("select"):
-            return self._reduce(tokens, prompt, total)
+            return watched(tokens, self._reduce(tokens, prompt, total))
 
     def _reduce(self, tokens: VideoTokens, prompt: Prompt | None, total: int) -> Reduction:
         unit = F.normalize(tokens.features.float(), dim=1)

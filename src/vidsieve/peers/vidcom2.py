@@ -9,7 +9,7 @@ from torch import Tensor
 from vidsieve import ops
 from vidsieve.reducer import Prune, Reducer
 from vidsieve.relevance import min_max
-from vidsieve.segment import PerFrame, Segments, segment_mean
+from vidsieve.segment import PerFrame, Segments
 from vidsieve.selection import TopRelevance
 from vidsieve.tokens import Prompt, VideoTokens
 
@@ -25,11 +25,16 @@ def closeness(tokens: VideoTokens) -> tuple[Tensor, Tensor]:
     x = tokens.features.float()
     calm = x.var(dim=0, unbiased=False).argsort(stable=True)[: max(1, x.shape[1] // 2)]
     unit = F.normalize(x[:, calm], dim=1)
-    sums = torch.zeros(len(tokens.frames), unit.shape[1], device=x.device).index_add_(0, tokens.frame, unit)
-    means = sums / tokens.offsets.diff()[:, None]
-    video, frame = ((unit - mean).square().sum(1) for mean in (unit.mean(0), means[tokens.frame]))
+    means = frame_mean(unit, tokens)[tokens.frame]
+    video, frame = ((unit - mean).square().sum(1) for mean in (unit.mean(0), means))
     near, nearer = (torch.stack([torch.exp(-d / (2 * a)) for a in WIDTHS]).sum(0) for d in (video, frame))
     return near, nearer
+
+
+def frame_mean(x: Tensor, tokens: VideoTokens) -> Tensor:
+    """The mean of x (N, ...) over each frame: (T, ...)."""
+    sums = x.new_zeros(len(tokens.frames), *x.shape[1:]).index_add_(0, tokens.frame, x)
+    return sums / tokens.offsets.diff().view(-1, *[1] * (x.ndim - 1))
 
 
 @dataclass(frozen=True)
@@ -46,9 +51,9 @@ class Uniqueness:
     """A frame's share is R (1 + s_t - 1 / T), s the softmax over frames of minus their mean closeness to the video."""
 
     def __call__(self, tokens: VideoTokens, segments: Segments, total: int) -> Tensor:
-        score = -segment_mean(closeness(tokens)[0], tokens.offsets)  # (T,)
+        score = -frame_mean(closeness(tokens)[0], tokens)  # (T,)
         share = 1 + torch.softmax(score / TEMPERATURE, 0) - 1 / len(score)
-        return ops.apportion((share * segments.lengths).double(), segments.lengths, total)
+        return ops.apportion(share * segments.lengths, segments.offsets, total)
 
 
 def vidcom2(keep: float) -> Reducer:

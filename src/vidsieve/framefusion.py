@@ -1,0 +1,65 @@
+"""The interface of the guide that this library began as an answer to, over the parts of this library.
+
+    with vidsieve.FrameFusion(cost=0.3)(model) as trace:
+        model.generate(**inputs)
+
+docs/method.md has a table from the guide's names to ours; `FrameFusion(...).method` is what it stands for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from vidsieve.budget import MarginalGain
+from vidsieve.merge import TemporalMerge
+from vidsieve.reducer import Prune, Staged
+from vidsieve.relevance import PromptAttention
+from vidsieve.segment import SceneCuts
+from vidsieve.selection import MMR, ConditionalDPP, Hybrid
+
+if TYPE_CHECKING:
+    from vidsieve.models import Attachment
+
+
+class FrameFusion(nn.Module):
+    """Merge look-alike tokens of neighbouring frames at layers 0 and 1, select among the rest by segment at layer 2.
+
+    cost: share of the decoder's prefill FLOPs to spend; sets how many the selection keeps.
+    similarity_lower_bound: least cosine at which a token joins the one before it.
+    ratio_lower_bound: a layer merges only where at least this share of its video tokens would join.
+    segment_threshold: a scene begins where neighbouring frames resemble each other less (`SceneCuts`).
+    use_ultra_fast_mode: exact selection for shorter segments only, up to 256 tokens rather than 512.
+    greedy_threshold: that length, if neither; longer segments are selected by MMR.
+    """
+
+    def __init__(
+        self,
+        cost: float = 0.3,
+        similarity_lower_bound: float = 0.6,
+        ratio_lower_bound: float = 0.1,
+        segment_threshold: float = 0.5,
+        use_ultra_fast_mode: bool = False,
+        greedy_threshold: int | None = None,
+    ) -> None:
+        super().__init__()
+        if greedy_threshold is None:
+            greedy_threshold = 256 if use_ultra_fast_mode else 512
+        cuts = SceneCuts(segment_threshold, max_frames=None)
+        merge = TemporalMerge(similarity_lower_bound, cuts, least=ratio_lower_bound)
+        select = Prune(
+            1.0,
+            SceneCuts(segment_threshold),
+            MarginalGain(),
+            PromptAttention(),
+            Hybrid(greedy_threshold, ConditionalDPP(), MMR()),
+        )
+        self.method = Staged({0: merge, 1: merge, 2: select}, cost)
+
+    def forward(self, model: object) -> Attachment:
+        """Attach to a Hugging Face video language model: `with FrameFusion()(model) as trace:`."""
+        return self.method(model)
+
+    def extra_repr(self) -> str:
+        return repr(self.method)

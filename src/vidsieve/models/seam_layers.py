@@ -1,0 +1,464 @@
+"""Inside the language model: the video tokens are reduced as they enter some of its layers.
+
+A hook on every decoder layer does it, for every family, with no model code copied. At a stage it reduces the hidden
+states; from there on each layer gets the positions of the tokens that are left and a mask of its cache's own length,
+also while decoding. What a `Pass` knows travels as one more keyword argument from the decoder to its layers, which
+every hook takes out: so threads cannot mix passes up, and a layer that is recomputed for its gradient finds its own.
+Attention for `PromptAttention` is read in the layer before the stage, through transformers' `AttentionInterface`: its
+own queries and keys after their rotation, no attention matrix beyond a few rows of it.
+"""
+
+import copy
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.masking_utils import create_causal_mask
+
+from vidsieve.errors import BudgetError, UnsupportedCall
+from vidsieve.models import flops
+from vidsieve.models.cache import Prefix, Switch, layer_bytes, physical_length, remember
+from vidsieve.models.gather import Fold, Kept, reduced, reduced_visual, staying
+from vidsieve.models.layout import Clip
+from vidsieve.models.trace import CallRecord, StageRecord, VideoRecord
+from vidsieve.reducer import Reducer
+from vidsieve.relevance import PromptAttention
+from vidsieve.timeline import Timeline, stage
+from vidsieve.tokens import Origin, Prompt, Reduction, VideoTokens
+
+Arguments = dict[str, Any]
+CONTEXT = "vidsieve_pass"  # the keyword argument
+_PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+_QUERIES = 16  # rows of attention computed at a time
+
+
+@dataclass(eq=False)
+class Video:
+    """One video of a pass, as it shrinks.
+
+    clip: its place in the prompt as it came.  whole: its tokens as they came.  at: int64 (n,), the columns of those
+    that are left in the sequence as it is.  stages: what each did.
+    reduction: from `whole` to what is left.  origin: of what is left.  timeline: of its reductions.
+    """
+
+    clip: Clip
+    whole: VideoTokens
+    at: Tensor
+    stages: list[StageRecord] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.timeline = Timeline(self.at.device)
+        self.reduction = Reduction.identity(len(self.whole), self.at.device)
+        self.origin = Origin(self.whole, self.reduction.kept, torch.ones_like(self.reduction.kept))
+
+    @property
+    def count(self) -> Tensor:
+        """How many tokens of `whole` each one that is left stands for: (n,)."""
+        return self.origin.count
+
+    def reduce(self, layer: int, reducer: Reducer, tokens: VideoTokens, prompt: Prompt | None) -> Reduction:
+        """Reduce `tokens`, what is left, as they enter `layer`."""
+        with torch.no_grad(), self.timeline:
+            reduction = reducer.reduce(tokens, prompt)
+            self.origin = tokens.origin_of(reduction)
+            self.reduction = reduction if tokens is self.whole else self.reduction.then(reduction)
+        self.stages.append(StageRecord(layer, len(tokens), len(reduction), reduction))
+        return reduction
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """The sequence from one stage on.
+
+    kept: what is left of the decoder's input.  step, folds: how it came from the sequence before the stage.
+    counts: tokens left in each row.  rope: the positions' cosines and sines of what is left.
+    """
+
+    kept: Kept
+    step: Kept
+    folds: tuple[Fold, ...]
+    counts: tuple[int, ...]
+    rope: Any
+
+    def replay(self, hidden: Tensor) -> Tensor:
+        """The hidden states (B, L, D) before the stage as they are after it."""
+        return reduced(hidden, self.folds, self.step)
+
+
+@dataclass(eq=False)
+class Pass:
+    """One pass through the decoder of a model with stages.
+
+    config: of the decoder.  mask: the logical mask (B, logical length) of all tokens so far, None for all ones.
+    start, length: logical, of the cache and of the prompt as it came.  held: tokens in the cache's first layer.
+    prefixes: what the cache remembered before.
+    Where the sequence just goes on, that is all. For a prompt with videos,
+    first: what the decoder's input is of the prompt as it came.  full, real: tokens in each row of the prompt, and of
+    the input.  padded: whether there is any padding, in the prompt or the cache.  questions: columns of the question in
+    each row, as the sequence is.  stages, share, costs: of the attached `Staged` and of the layers.  past: tokens that
+    the cache holds in each layer.
+    """
+
+    config: Any
+    mask: Tensor | None
+    start: int
+    length: int
+    held: int
+    prefixes: dict[int, Prefix]
+    attached: Switch
+    first: Kept | None = None
+    full: tuple[int, ...] = ()
+    real: tuple[int, ...] = ()
+    padded: bool = True
+    videos: tuple[Video, ...] = ()
+    questions: dict[int, Tensor] = field(default_factory=dict)
+    stages: Mapping[int, Reducer] = field(default_factory=dict)
+    costs: tuple[flops.LayerCost, ...] = ()
+    share: float | None = None
+    past: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.timeline = Timeline(self.videos[0].at.device if self.videos else None)
+        self.states: dict[int, State] = {}
+        self.attended: dict[int, dict[int, dict[str, Tensor]]] = {}  # by stage, row and kind of query: (L,)
+        self._masks: dict[int, Any] = {}
+        self._read_masks: dict[int, Tensor] = {}
+        self._orders: dict[int, Tensor] = {}
+
+    def begin(self) -> None:
+        """The decoder's input is settled: go on from there."""
+        if self.first is not None:
+            for video in self.videos:
+                video.at = self.first.places(video.clip.row, video.at[video.reduction.kept])
+            self.questions = {row: self.first.places(row, columns) for row, columns in self.questions.items()}
+        self._input = [Fold(v.clip.row, v.at, Reduction.identity(len(v.at), v.at.device), v.count) for v in self.videos]
+
+    def enter(self, layer: int, hidden: Tensor, arguments: Arguments) -> Tensor:
+        """What `layer` gets in place of `hidden` (B, L, D); its other `arguments` are adapted."""
+        if layer in self.stages and self.videos:
+            if layer in self.states:  # recomputed for its gradient
+                hidden = self.states[layer].replay(hidden)
+            else:
+                hidden = self._reduce(layer, hidden, arguments)
+        state = self.state(layer)
+        if state is not None:
+            arguments["position_embeddings"] = state.rope
+            if arguments.get("position_ids") is not None:
+                arguments["position_ids"] = self._order(layer, hidden, arguments.get("past_key_values"))
+            for name in _PACKING:
+                arguments.pop(name, None)
+        if layer + 1 in self.stages and _kinds(self.stages[layer + 1]):
+            cache = arguments.get("past_key_values")
+            self._read_masks[layer + 1] = self._seen(layer, cache, *hidden.shape[:2])
+        if state is not None or self._run(layer) > 0:
+            self._adapt_mask(layer, hidden, arguments, state)
+        return hidden
+
+    def _order(self, layer: int, hidden: Tensor, cache: Any) -> Tensor:
+        """Position ids (B, M) without gaps: the rotary part is done, and these only tell packed sequences apart."""
+        run = self._run(layer)
+        if run not in self._orders:
+            order = torch.arange(hidden.shape[1], device=hidden.device) + physical_length(cache, layer)
+            self._orders[run] = order[None].expand(len(hidden), -1)
+        return self._orders[run]
+
+    def state(self, layer: int) -> State | None:
+        """The sequence that `layer` sees, None where it is the decoder's input."""
+        begins = max((first for first in self.states if first <= layer), default=None)
+        return None if begins is None else self.states[begins]
+
+    def _run(self, layer: int) -> int:
+        """The first of the layers up to `layer` that share its cache length and its mask."""
+        return max((first for first in (*self.prefixes, *self.states) if first <= layer), default=0)
+
+    # --- reducing
+
+    def _reduce(self, layer: int, hidden: Tensor, arguments: Arguments) -> Tensor:
+        before = self.state(layer)
+        counts = list(before.counts if before else self.real)
+        home = self.videos[0].at.device
+        reducers = {row: self._affordable(layer, row, counts[row]) for row in {v.clip.row for v in self.videos}}
+        folds = []
+        for video in self.videos:
+            row, at = video.clip.row, video.at.to(hidden.device)
+            scores = self.attended.get(layer, {}).get(row)
+            attended = {kind: mass[video.at] for kind, mass in scores.items()} if scores else None
+            tokens = VideoTokens.left_of(video.origin, hidden.detach()[row, at].to(home), attended)
+            question = self.questions.get(row)
+            prompt = None
+            if question is not None:
+                prompt = Prompt(hidden.detach()[row, question.to(hidden.device)].to(home))
+            folds.append(Fold(row, video.at, video.reduce(layer, reducers[row], tokens, prompt), tokens.count))
+            counts[row] -= len(tokens) - len(folds[-1].reduction)
+        with self.timeline, stage("gather"):
+            kept = before.kept if before else Kept.all(self._valid(hidden).to(home))
+            longest, settled = max(counts), None
+            if not self.padded:
+                after = self.length - 1 - max(int(video.clip.at[-1]) for video in self.videos)
+                settled = hidden.shape[1] - after
+            step = Kept.of(staying(folds, kept.valid), longest, settled)
+            kept = kept.then(step)
+            rope = tuple(kept.gather(x.expand(len(hidden), *x.shape[1:])) for x in arguments["position_embeddings"])
+            state = self.states[layer] = State(kept, step, tuple(folds), tuple(counts), rope)
+            self.padded |= len(set(counts)) > 1
+            for video, fold in zip(self.videos, folds, strict=True):
+                video.at = step.places(fold.row, video.at[fold.reduction.kept])
+            self._input = [
+                replace(old, reduction=old.reduction.then(new.reduction))
+                for old, new in zip(self._input, folds, strict=True)
+            ]
+            self.questions = {row: step.places(row, columns) for row, columns in self.questions.items()}
+            return state.replay(hidden)
+
+    def _valid(self, hidden: Tensor) -> Tensor:
+        """The tokens of the decoder's input that are no padding: bool (B, L)."""
+        if self.first is not None:
+            return self.first.valid
+        if self.mask is None:
+            return torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+        return self.mask[:, -self.length :].bool()
+
+    def _affordable(self, layer: int, row: int, count: int) -> Reducer:
+        """The reducer of the stage at `layer`; if it is the last, with the keep that meets the budget of `row`.
+
+        count: tokens of the row that enter the stage.
+        """
+        reducer = self.stages[layer]
+        if self.share is None or layer != max(self.stages):
+            return reducer
+        budget = self.share * self._full(row)
+        spent = sum(self._took(i, row) for i in range(layer))
+        mine = [video for video in self.videos if video.clip.row == row]
+        text = count - sum(len(video.origin.kept) for video in mine)
+        left = flops.affordable(self.costs[layer:], budget - spent, self.past[layer:], count) - text
+        if left < len(mine):
+            least = spent + flops.total(self.costs[layer:], text + len(mine), self.past[layer:])
+            raise BudgetError(
+                f"cost={self.share} cannot be met: all before layer {layer}, where the last stage is, and the text "
+                f"alone take {self.share * least / budget:.3f} of the full prefill; raise cost, reduce more before, "
+                "or stage earlier"
+            )
+        own: float | None = reducer.keep  # type: ignore[attr-defined]  # Staged has seen to it
+        keep = left / sum(video.whole.produced for video in mine)
+        return replace(reducer, keep=min(keep, 1.0 if own is None else own))  # type: ignore[type-var]
+
+    def _full(self, row: int) -> float:
+        return flops.total(self.costs, self.full[row], [self.start] * len(self.costs))
+
+    def _took(self, layer: int, row: int) -> float:
+        state = self.state(layer)
+        return self.costs[layer].flops(state.counts[row] if state else self.real[row], self.past[layer])
+
+    def record(self, cache: Any) -> CallRecord:
+        """What became of the pass, now that the decoder has run."""
+        rows, layers = range(len(self.full)), range(len(self.costs))
+        videos = tuple(
+            VideoRecord(v.clip.row, v.clip.at, v.clip.frames, v.clip.grid, v.reduction, v.timeline, tuple(v.stages))
+            for v in self.videos
+        )
+        last = self.left(len(self.costs))
+        present = self.length if self.first is None else self.first.index.shape[1]
+        return CallRecord(
+            videos,
+            (self.length, self.length if last is None else last.index.shape[1]),
+            None if cache is None else self.held + present,
+            self.timeline,
+            () if cache is None else layer_bytes(cache),
+            (sum(self._full(row) for row in rows), sum(self._took(i, row) for i in layers for row in rows))
+            if self.costs
+            else None,
+        )
+
+    def stacked(self, visual: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """`visual` (B, L) of the decoder's input, and what is to be added to those tokens, (V, D), as they are now."""
+        if not self.states:
+            return visual, rows
+        return reduced_visual(rows, visual, self._input, self.states[max(self.states)].kept)
+
+    # --- attention
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def observe(self, layer: int, query: Tensor, key: Tensor, scaling: float | None, softcap: float | None) -> None:
+        """Note, for the stage at `layer`, the attention that tokens receive in the layer before.
+
+        query: (B, H, L, d) and key: (B, G, past + L, d) of that layer, rotated.
+        """
+        if layer in self.states:
+            return
+        home = self.videos[0].at.device
+        with torch.no_grad(), self.timeline, stage("attention"):
+            seen = self._read_masks[layer].to(query.device).bool()
+            place = torch.arange(query.shape[2], device=query.device)
+            for row in {video.clip.row for video in self.videos}:
+                last = torch.where(seen[row, -len(place) :], place, -1).argmax()  # padding may be on the right
+                queries = {"last": last[None]}
+                if row in self.questions:
+                    queries["question"] = self.questions[row].to(query.device)
+                self.attended.setdefault(layer, {})[row] = {
+                    kind: _received(query[row], key[row], queries[kind], seen[row], scaling, softcap).to(home)
+                    for kind in _kinds(self.stages[layer]) & queries.keys()
+                }
+
+    # --- masks
+
+    def _adapt_mask(self, layer: int, hidden: Tensor, arguments: Arguments, state: State | None) -> None:
+        """Give this layer the mask of what it sees, and let the cache remember it."""
+        cache, given, run = arguments.get("past_key_values"), arguments.get("attention_mask"), self._run(layer)
+        reduces = state is not None or self.first is not None
+        if layer == run and cache is not None and (left := self.left(layer)) is not None:
+            tail = left.length - left.settled
+            mask = self._seen(layer, cache, *hidden.shape[:2])
+            mask = mask[:, : mask.shape[1] - tail]
+            remember(cache, Prefix(self.start + left.settled, mask, self.padded, self.attached), layer)
+        if layer_type(self.config, layer) == "linear_attention":
+            if state is not None:
+                arguments["attention_mask"] = state.kept.valid.to(hidden.device).long() if self.padded else None
+            return
+        if not reduces and given is None and not self.prefixes[run].ragged:
+            return  # what needs no mask in layer 0 needs none here
+        if run not in self._masks:
+            full = reduces and not self.padded
+            self._masks[run] = create_causal_mask(
+                config=self.config,
+                inputs_embeds=hidden,
+                attention_mask=None if full else self._seen(layer, cache, *hidden.shape[:2]),
+                past_key_values=cache,
+                layer_idx=layer,
+            )
+        arguments["attention_mask"] = self._masks[run]
+
+    def left(self, layer: int) -> Kept | None:
+        """What `layer` sees of the prompt as it came; None where that is all of it."""
+        state = self.state(layer)
+        if state is None:
+            return self.first
+        return state.kept if self.first is None else self.first.then(state.kept)
+
+    def _seen(self, layer: int, cache: Any, batch: int, length: int) -> Tensor:
+        """The mask (batch, past + length) of all that this layer's cache holds after the pass: int64."""
+        past, left = physical_length(cache, layer), self.left(layer)
+        prefix = next((self.prefixes[first] for first in sorted(self.prefixes, reverse=True) if first <= layer), None)
+        if prefix is not None:
+            mask = prefix.filled(past + length, batch) if self.mask is None else prefix.physical(self.mask)
+        elif self.mask is not None:
+            mask = self.mask
+        else:
+            mask = torch.ones(batch, past + length, dtype=torch.long)
+        if left is None:
+            return mask.long()
+        valid = left.valid.long()
+        return torch.cat([mask[:, :past].to(valid), valid], 1)
+
+
+class Layers:
+    """Hooks on the layers of `decoder`, for as long as `undo` is open."""
+
+    def __init__(self, decoder: Any, stages: Mapping[int, Reducer], undo: ExitStack) -> None:
+        self.config = decoder.config
+        for i in range(min(stages), len(decoder.layers)):
+            if layer_type(self.config, i) not in ("full_attention", "linear_attention"):
+                raise UnsupportedCall(
+                    f"layer {i} has {layer_type(self.config, i)}, and what a reduced sequence should see of its window "
+                    "is not defined; stages serve full and linear attention only. Reduce before the language model"
+                )
+        for i, layer in enumerate(decoder.layers):
+            undo.callback(layer.register_forward_pre_hook(partial(self._before_layer, i), with_kwargs=True).remove)
+        self._read_by: dict[int, int] = {}  # the layer whose attention is read: the stage it is read for
+        for k, reducer in stages.items():
+            if _kinds(reducer):
+                self._read(decoder.layers[k - 1], k, undo)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # what it does depends on the data
+    def _before_layer(self, i: int, layer: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> Any:
+        current: Pass | None = kwargs.pop(CONTEXT, None)
+        if current is None:
+            return None
+        hidden = current.enter(i, args[0], kwargs)
+        if current.videos and i in self._read_by:
+            kwargs[CONTEXT] = current  # on to its attention, which takes it out
+        return (hidden, *args[1:]), kwargs
+
+    def _read(self, layer: Any, k: int, undo: ExitStack) -> None:
+        """Let the attention of `layer` tell the pass what it sees, for the stage at `k`."""
+        attention = getattr(layer, "self_attn", None)
+        if attention is None:
+            raise UnsupportedCall(
+                f"PromptAttention at layer {k} reads the attention of layer {k - 1}, which is linear and has none; "
+                "stage after a layer of full attention"
+            )
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface  # loaded with any model
+
+        plain = attention.config
+        eager = sys.modules[type(attention).__module__].eager_attention_forward
+
+        def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
+            current: Pass | None = kwargs.pop(CONTEXT, None)
+            if current is not None:
+                current.observe(k, query, key, kwargs.get("scaling"), kwargs.get("softcap"))
+            inner = ALL_ATTENTION_FUNCTIONS.get_interface(plain._attn_implementation, eager)
+            return inner(_As(module, plain), query, key, value, mask, **kwargs)
+
+        name = f"vidsieve-{id(attend)}"
+        AttentionInterface.register(name, attend)
+        undo.callback(AttentionInterface._global_mapping.pop, name)
+        undo.callback(setattr, attention, "config", plain)
+        attention.config = copy.copy(plain)
+        attention.config._attn_implementation_internal = name
+        self._read_by[k - 1] = k
+
+
+class _As:
+    """A module as an attention function sees it, with another config: its own names this file's function."""
+
+    def __init__(self, module: nn.Module, config: Any) -> None:
+        self._module, self.config = module, config
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+def layer_type(config: Any, layer: int) -> str:
+    """What kind of attention a layer has."""
+    kinds = getattr(config, "layer_types", None)
+    return kinds[layer] if kinds else "full_attention"
+
+
+def _kinds(reducer: Any) -> set[str]:
+    """The queries of every `PromptAttention` that a reducer is made of."""
+    if isinstance(reducer, PromptAttention):
+        return {reducer.queries}
+    if isinstance(reducer, tuple):
+        return set().union(*map(_kinds, reducer))
+    if is_dataclass(reducer):
+        return set().union(*(_kinds(getattr(reducer, part.name)) for part in fields(reducer)))
+    return set()
+
+
+def _received(
+    query: Tensor,  # (H, L, d)
+    key: Tensor,  # (G, past + L, d)
+    columns: Tensor,  # (M,), of the queries
+    seen: Tensor,  # (past + L,) bool, false on padding
+    scaling: float | None,
+    softcap: float | None,
+) -> Tensor:
+    """The attention each of L tokens receives, averaged over H heads and M queries: float32 (L,)."""
+    heads, length, width = query.shape
+    past = len(seen) - length
+    key = key.float()
+    place = torch.arange(len(seen), device=query.device)
+    mass = torch.zeros(length, device=query.device)
+    for begin in range(0, len(columns), _QUERIES):
+        some = columns[begin : begin + _QUERIES]
+        q = query[:, some].float().reshape(len(key), -1, width)  # (G, H / G * m, d)
+        scores = (q @ key.mT).view(heads, len(some), -1) * (width**-0.5 if scaling is None else scaling)
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        unseen = ~seen | (place > past + some[:, None])  # (m, past + L)
+        mass += scores.masked_fill(unseen, -torch.inf).softmax(-1).sum((0, 1))[past:]
+    return mass / (heads * len(columns))

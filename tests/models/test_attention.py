@@ -1,0 +1,118 @@
+"""The attention that `PromptAttention` reads is the model's own, and what is attended is kept."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+
+from tests.models import by_hand, fake_flash, tiny
+from tests.models.reducers import Loudest
+from tests.models.test_staged import attended, prompts
+from tests.models.truth import each_family, question_length
+from vidsieve import Prompt, Prune, Reducer, Reduction, Staged, VideoTokens
+from vidsieve.budget import Proportional
+from vidsieve.models import attach, seam_layers
+from vidsieve.models.seam_layers import _received
+from vidsieve.relevance import PromptAttention
+from vidsieve.segment import Whole
+from vidsieve.selection import TopRelevance
+
+
+@dataclass(frozen=True)
+class Note(Reducer):
+    """Keeps everything, and notes the attention it was given."""
+
+    parts: tuple[PromptAttention, ...] = (PromptAttention(), PromptAttention("last"))
+    seen: list[Any] = field(default_factory=list)
+
+    def reduce(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Reduction:
+        self.seen.append(tokens.attended)
+        return Reduction.identity(len(tokens), tokens.features.device)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "flash"])
+@each_family
+def test_it_equals_what_eager_attention_reports(family: str, attention: str) -> None:
+    eager = tiny.model(family, "eager")
+    model = tiny.fresh(family) if attention == "flash" else tiny.model(family, attention)
+    singles, note = prompts(family, 2), Note()
+    kernels = fake_flash.used_by(model) if attention == "flash" else nullcontext()
+    with torch.no_grad(), kernels, attach(model, Staged({2: note})):
+        model(**tiny.batch(*singles))
+    for row, single in enumerate(singles):
+        with torch.no_grad():
+            weights = eager(**single, output_attentions=True).attentions[1][0]  # (H, L, L)
+        video = by_hand.merge(eager, single).video
+        question = weights[:, -(question_length(family) + 5 * row) :].mean((0, 1))[video]
+        torch.testing.assert_close(note.seen[row]["question"], question, atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(note.seen[row]["last"], weights[:, -1].mean(0)[video], atol=1e-6, rtol=1e-4)
+
+
+def test_with_padding_on_the_right_the_last_token_is_still_the_prompts() -> None:
+    model, single, note = tiny.model("qwen2_5_vl"), tiny.prompt("qwen2_5_vl"), Note()
+    pads = {"input_ids": tiny.PAD, "attention_mask": 0, "mm_token_type_ids": 0}
+    right = {name: torch.nn.functional.pad(single[name], (0, 4), value=pad) for name, pad in pads.items()}
+    with torch.no_grad(), attach(model, Staged({1: note})):
+        model(**single)
+        model(**{**single, **right})
+    for kind, mass in note.seen[0].items():
+        torch.testing.assert_close(note.seen[1][kind], mass)
+
+
+def test_after_an_earlier_stage_it_is_of_what_is_left() -> None:
+    note = Note((PromptAttention("last"),))
+    with torch.no_grad(), attach(tiny.model("qwen2_5_vl"), Staged({0: Loudest(0.5), 1: Loudest(0.25), 2: note})):
+        tiny.model("qwen2_5_vl")(**tiny.prompt("qwen2_5_vl"))
+    [seen] = note.seen
+    assert set(seen) == {"last"}
+    assert seen["last"].shape == (6,)
+
+
+def test_a_stage_that_reads_none_costs_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(seam_layers, "_received", lambda *args: calls.append(1))
+    with torch.no_grad(), attach(tiny.model("qwen2_5_vl"), Staged({1: Loudest(0.5), 2: Loudest(0.25)})):
+        tiny.model("qwen2_5_vl")(**tiny.prompt("qwen2_5_vl"))
+    assert not calls
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("past", [0, 5])
+def test_grouped_heads_soft_caps_padding_and_many_queries(past: int, softcap: float | None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(heads, n, 8, generator=generator) for heads, n in ((6, 40), (2, 40 + past)))
+    seen = torch.ones(40 + past, dtype=torch.bool)
+    seen[:3] = False
+    columns = torch.arange(20, 40)
+    found = _received(query, key, columns, seen, 0.5, softcap)
+    mass = torch.zeros(40)
+    for head in range(6):
+        for column in columns.tolist():
+            scores = 0.5 * key[head // 3].double() @ query[head, column].double()
+            scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
+            scores[~seen] = scores[past + column + 1 :] = -torch.inf
+            mass += scores.softmax(0)[past:].float() / (6 * 20)
+    torch.testing.assert_close(found, mass)
+
+
+@pytest.mark.parametrize("queries", ["question", "last"])
+def test_the_most_attended_tokens_are_all_kept(queries: Any) -> None:
+    """Heavy-tailed attention: with the sign turned round, as some code has it, none of the top ones would stay."""
+    generator = torch.Generator().manual_seed(0)
+    mass = torch.rand(400, generator=generator) ** 8
+    tokens = VideoTokens(torch.randn(400, 16, generator=generator), (100,) * 4, attended={queries: mass})
+    top = set(mass.topk(20).indices.tolist())
+    exact = Prune(0.25, relevance=PromptAttention(queries))
+    plain = Prune(0.25, Whole(), Proportional(), PromptAttention(queries), TopRelevance())
+    for method in (exact, plain):
+        assert top <= set(method.reduce(tokens).kept.tolist())
+
+
+def test_it_says_where_it_can_be_used() -> None:
+    tokens = VideoTokens(torch.randn(4, 8), (4,))
+    with pytest.raises(ValueError, match="in a stage of Staged at layer 1 or later"):
+        attended(0.5).reduce(tokens)
+    with pytest.raises(ValueError, match='"question" or the "last"'):
+        PromptAttention("first")  # type: ignore[arg-type]
