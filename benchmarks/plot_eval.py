@@ -1,4 +1,4 @@
-"""Draw an evaluation: accuracy, and the share of the evidence kept, against the share of the tokens kept.
+"""Draw an evaluation: accuracy, and the share of the evidence kept, against the tokens that a layer sees on average.
 
     python benchmarks/plot_eval.py                                   every benchmarks/results/eval_*.json
     python benchmarks/plot_eval.py out/eval.json --out docs/images   one
@@ -37,7 +37,8 @@ def draw(path: Path, folder: Path) -> Path:
             "color": "#1d4e89" if name == OURS else COLOURS[others.index(name) % len(COLOURS)],
             "linewidth": 2.6 if name == OURS else 1.6,
         }  # fmt: skip
-        points = sorted((row["keep"], row) for row in rows if row["method"] == name)
+        mine = [row for row in rows if row["method"] == name]
+        points = sorted(((row["tokens"]["a_layer"] / card["tokens"], row) for row in mine), key=lambda point: point[0])
         for axes, measure in ((left, "accuracy"), (right, "recall")):
             _line(axes, points, measure, name, style)
     left.axhline(whole["accuracy"]["all"]["mean"], color="#333333", linewidth=1, linestyle="--")
@@ -48,7 +49,7 @@ def draw(path: Path, folder: Path) -> Path:
         axes.set_xticks(keeps, [f"{100 * keep:g} %" for keep in keeps])
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.tick_params(length=0, which="both")
-        axes.set_xlabel("video tokens kept")
+        axes.set_xlabel("video tokens in a layer of the language model, mean over its layers")
         axes.set_title(title, fontsize=11, loc="left")
         axes.grid(color="#e9e9e9", linewidth=0.8)
         axes.set_axisbelow(True)
@@ -69,13 +70,13 @@ def draw(path: Path, folder: Path) -> Path:
 
 def _line(axes: Axes, points: list[tuple[float, Any]], measure: str, name: str, style: dict[str, Any]) -> None:
     """One method: its means, and their band."""
-    values = [(keep, row[measure]["all"]) for keep, row in points if row[measure]["all"]["mean"] is not None]
+    values = [(share, row[measure]["all"]) for share, row in points if row[measure]["all"]["mean"] is not None]
     if not values:
         return
-    keeps = [keep for keep, _ in values]
+    shares = [share for share, _ in values]
     low, mean, high = ([value[edge] for _, value in values] for edge in ("low", "mean", "high"))
-    axes.plot(keeps, mean, marker="o", markersize=3.5, label=name, **style)
-    axes.fill_between(keeps, low, high, color=style["color"], alpha=0.13, linewidth=0)
+    axes.plot(shares, mean, marker="o", markersize=3.5, label=name, **style)
+    axes.fill_between(shares, low, high, color=style["color"], alpha=0.13, linewidth=0)
 
 
 def main() -> None:

@@ -135,6 +135,7 @@ def test_what_reduces_inside_the_model_is_asked_attached() -> None:
     rows = {row["method"]: row for row in evaluate_model(processor, model.eval(), plan)["rows"]}
     assert rows["fastv"]["path"] == "attached"
     assert rows["fastv"]["tokens"]["layers"] == [144, 144, 36, 36]
+    assert rows["fastv"]["tokens"]["a_layer"] == 90
     assert 0 < rows["fastv"]["recall"]["all"]["mean"] < 1
     assert "cost=0.25 cannot be met" in rows["framefusion"]["refused"]
 
@@ -296,7 +297,9 @@ def test_without_a_checkpoint_the_command_says_so(capsys: pytest.CaptureFixture[
     assert "no checkpoint of vidsieve-tiny is bundled" in capsys.readouterr().err
 
 
-def test_the_command(tiny: tuple[Any, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(
+    tiny: tuple[Any, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for part in tiny:
         part.save_pretrained(tmp_path / "model")
     arguments = ["eval", "-m", str(tmp_path / "model"), "--frames", "8", "--quick", "--videos", "2", "--keep", "0.25"]
@@ -306,6 +309,9 @@ def test_the_command(tiny: tuple[Any, Any], tmp_path: Path, capsys: pytest.Captu
     assert written["card"]["command"].startswith("vidsieve eval -m ")
     assert "no benchmark of video language models" in written["card"]["suite"]
     assert [row["keep"] for row in written["rows"]] == [1, *[0.25] * 5]
+    monkeypatch.setitem(evaluate.METHODS, "idle", lambda keep: Idle())
+    assert cli.main([*arguments, "--method", "idle"]) == 0
+    assert "refused: idle at 0.25: the last layer saw all 144 video tokens" in capsys.readouterr().out
     assert cli.main(["eval", "-m", "x", "--method", "magic"]) == 1
     assert "no method 'magic'; there are vidsieve" in capsys.readouterr().err
 

@@ -330,6 +330,9 @@ def _show_eval(found: Found) -> None:
         if name != "chance":
             console.print(f"[dim]{name:14}[/] {value}")
     console.print(table(found))
+    for row in found["rows"]:
+        if row["refused"]:
+            console.print(f"refused: {row['method']} at {row['keep']:g}: {row['refused']}", markup=False)
 
 
 def _methods(options: argparse.Namespace) -> Found:

@@ -195,6 +195,7 @@ def _summary(rows: list[_Row], videos: int) -> list[dict[str, Any]]:
                 "least": int(tokens.min()),
                 "most": int(tokens.max()),
                 "layers": list(row.layers),
+                "a_layer": round(sum(row.layers) / len(row.layers), 2),
             }
             entry |= {name: _intervals(bootstrap, row.by_kind(name)) for name in MEASURES}
             right = row.by_kind("accuracy")
@@ -267,10 +268,10 @@ def table(found: dict[str, Any]) -> Any:
     from rich.table import Table
 
     names = ("accuracy", "95 %", "relative", "agreement", "KL", "recall", "p uniform", "prefill ms", "selection ms")
-    out = Table("method", "keep", "tokens", *names, box=None)
+    out = Table("method", "keep", "tokens", "a layer", *names, box=None)
     for row in found["rows"]:
         if row["refused"]:
-            out.add_row(row["method"], f"{row['keep']:g}", "", f"refused: {row['refused']}")
+            out.add_row(row["method"], f"{row['keep']:g}", "refused")
             continue
         accuracy = row["accuracy"]["all"]
         p = row["against"].get("uniform", {}).get("all", {}).get("p")
@@ -279,6 +280,7 @@ def table(found: dict[str, Any]) -> Any:
             row["method"],
             f"{row['keep']:g}",
             f"{row['tokens']['mean']:g}",
+            f"{row['tokens']['a_layer']:g}",
             f"{accuracy['mean']:.3f}",
             f"{accuracy['low']:.3f} {accuracy['high']:.3f}",
             *("" if value is None else f"{value:.3f}" for value in rest),
