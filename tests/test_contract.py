@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from tests.synthetic import independent, video_like
-from vidsieve import Chain, Prompt, Prune, Reducer, VideoTokens, presets
+from vidsieve import Chain, Prompt, Prune, Reducer, VideoTokens, peers, presets
 from vidsieve.budget import Budget, MarginalGain, Proportional
 from vidsieve.errors import BudgetError, NonFiniteFeatures
+from vidsieve.evaluate import fewer_frames
 from vidsieve.merge import NearestKept, TemporalMerge
 from vidsieve.relevance import Flat, Given, PromptSimilarity, Relevance
 from vidsieve.segment import PerFrame, SceneCuts, Segmenter, Uniform, Whole
@@ -42,6 +43,8 @@ RELEVANCES: list[Relevance] = [Flat(), PromptSimilarity()]
 
 METHODS: dict[str, Callable[[float], Reducer]] = {
     **presets.METHODS,
+    **peers.METHODS,
+    "fewer_frames": fewer_frames,
     **{repr(s): lambda keep, s=s: Prune(keep, SceneCuts(), MarginalGain(), PromptSimilarity(), s) for s in SELECTORS},
     "with merging": lambda keep: Prune(keep, PerFrame(), Proportional(), merger=NearestKept()),
     "merging in time": lambda keep: TemporalMerge(keep=keep),

@@ -7,6 +7,7 @@
     vidsieve methods            what --method takes
     vidsieve env                what is installed, and what would run
     vidsieve bench ops          milliseconds and memory of a reduction, beside today's loops
+    vidsieve eval               what each method loses on the synthetic needle suite
 
 Exit codes: 0 done; 1 it failed, and standard error says why in one line; 2 a mistake in the command; 130 interrupted.
 With --json, standard output is one JSON document and nothing else. VIDSIEVE_TRACEBACK=1 shows where an error came from.
@@ -17,6 +18,7 @@ import inspect
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +33,7 @@ Found = Any  # what a command found out, as JSON knows it
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
     options = _parser().parse_args(arguments)
+    options.typed = list(sys.argv[1:] if arguments is None else arguments)
     try:
         _quiet_libraries()
         found = options.command(options)
@@ -123,6 +126,17 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--device", help="cpu, cuda, cuda:1, ... (cuda where there is one)")
     bench.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16", help="(bfloat16)")
     bench.add_argument("--out", type=Path, help="write the card and the rows to this JSON file")
+
+    eval_ = add("eval", _eval, _show_eval)
+    eval_.add_argument("--model", "-m", help="a checkpoint trained on the suite (the bundled one)")
+    eval_.add_argument("--split", choices=("dev", "test"), default="dev", help="dev to choose by, test to report (dev)")
+    eval_.add_argument("--videos", type=_count, default=500, help="16 questions each (500)")
+    eval_.add_argument("--keep", type=_fraction, action="append", dest="keeps", help="repeatable (0.05 0.1 0.25 0.5)")
+    eval_.add_argument("--method", action="append", dest="methods", metavar="NAME", help="repeatable (all there are)")
+    eval_.add_argument("--frames", type=_count, default=32, help="of a video, as the model was trained (32)")
+    eval_.add_argument("--quick", action="store_true", help="64 videos, keep 0.1, the default method and the floors")
+    eval_.add_argument("--device", help="cpu, cuda, cuda:1, ... (cuda where there is one)")
+    eval_.add_argument("--out", type=Path, help="write the card and the rows to this JSON file")
 
     add("methods", _methods, _show_methods)
     add("env", _env, _show_env)
@@ -315,6 +329,49 @@ def _show_bench(found: Found) -> None:
     for name, value in found["card"].items():
         console.print(f"[dim]{name:14}[/] {value}")
     console.print(table(found))
+
+
+def _eval(options: argparse.Namespace) -> Found:
+    """Accuracy, loyalty and kept evidence of each method on the synthetic needle suite."""
+    from vidsieve import evaluate
+    from vidsieve.needles.tiny import bundled
+
+    model = options.model or str(bundled())
+    names = options.methods or (["vidsieve"] if options.quick else list(evaluate.METHODS))
+    unknown = [name for name in names if name not in evaluate.METHODS]
+    if unknown:
+        raise ValueError(f"no method {unknown[0]!r}; there are {', '.join(evaluate.METHODS)}")
+    plan = evaluate.Plan(
+        model=model,
+        split=options.split,
+        videos=min(options.videos, 64) if options.quick else options.videos,
+        keeps=tuple(options.keeps or ((0.1,) if options.quick else evaluate.KEEPS)),
+        methods={name: evaluate.METHODS[name] for name in names},
+        device=options.device,
+        frames=options.frames,
+        command="vidsieve " + shlex.join(options.typed),
+    )
+    found = evaluate.evaluate(plan, lambda what: print(what, file=sys.stderr))
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def _show_eval(found: Found) -> None:
+    require("rich", "video")
+    from rich.console import Console
+
+    from vidsieve.evaluate import table
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
+    for name, value in found["card"].items():
+        if name != "chance":
+            console.print(f"[dim]{name:14}[/] {value}")
+    console.print(table(found))
+    for row in found["rows"]:
+        if row["refused"]:
+            console.print(f"refused: {row['method']} at {row['keep']:g}: {row['refused']}", markup=False)
 
 
 def _methods(options: argparse.Namespace) -> Found:

@@ -1,0 +1,92 @@
+"""Draw an evaluation: accuracy, and the share of the evidence kept, against the tokens that a layer sees on average.
+
+    python benchmarks/plot_eval.py                                   every benchmarks/results/eval_*.json
+    python benchmarks/plot_eval.py out/eval.json --out docs/images   one
+
+One line a method, bands are 95 % of bootstrap draws of the videos. Dashed: the unreduced model, and chance.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter
+
+HERE = Path(__file__).parent
+FLOOR = {"uniform": "-", "random": "--", "fewer_frames": ":", "lower_resolution": "-."}  # line style, in grey
+OURS = "vidsieve"
+COLOURS = ("#b24a3b", "#d9944a", "#7a9a3a", "#3a8f7a", "#6a5aa0", "#b0589a", "#8a6d4b")
+
+
+def draw(path: Path, folder: Path) -> Path:
+    """The figure of one JSON: folder / (stem of path).png."""
+    found: dict[str, Any] = json.loads(path.read_text())
+    card, rows = found["card"], [row for row in found["rows"] if not row["refused"]]
+    whole, rows = rows[0], rows[1:]
+    names = list(dict.fromkeys(row["method"] for row in rows))
+    others = [name for name in names if name not in FLOOR and name != OURS]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.8), layout="constrained")
+    for name in sorted(names, key=lambda name: name == OURS):  # ours on top
+        style: dict[str, Any] = {"color": "#8a8a8a", "linestyle": FLOOR[name], "linewidth": 1.3} if name in FLOOR else {
+            "color": "#1d4e89" if name == OURS else COLOURS[others.index(name) % len(COLOURS)],
+            "linewidth": 2.6 if name == OURS else 1.6,
+        }  # fmt: skip
+        mine = [row for row in rows if row["method"] == name]
+        points = sorted(((row["tokens"]["a_layer"] / card["tokens"], row) for row in mine), key=lambda point: point[0])
+        for axes, measure in ((left, "accuracy"), (right, "recall")):
+            _line(axes, points, measure, name, style)
+    left.axhline(whole["accuracy"]["all"]["mean"], color="#333333", linewidth=1, linestyle="--")
+    left.axhline(card["chance"]["all"], color="#bbbbbb", linewidth=1, linestyle="--")
+    keeps = sorted({row["keep"] for row in rows})
+    for axes, title in ((left, "accuracy, mean over kinds of questions"), (right, "share of the evidence kept")):
+        axes.set_xscale("log")
+        axes.set_xticks(keeps, [f"{100 * keep:g} %" for keep in keeps])
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.tick_params(length=0, which="both")
+        axes.set_xlabel("video tokens in a layer of the language model, mean over its layers")
+        axes.set_title(title, fontsize=11, loc="left")
+        axes.grid(color="#e9e9e9", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9)
+    figure.suptitle(
+        f"Synthetic needle suite, split {card['split']}: {card['videos']} videos, {card['questions']} questions, "
+        f"{card['tokens']} tokens a video",
+        fontsize=11,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    out = folder / f"{path.stem}.png"
+    figure.savefig(out, dpi=160)
+    plt.close(figure)
+    return out
+
+
+def _line(axes: Axes, points: list[tuple[float, Any]], measure: str, name: str, style: dict[str, Any]) -> None:
+    """One method: its means, and their band."""
+    values = [(share, row[measure]["all"]) for share, row in points if row[measure]["all"]["mean"] is not None]
+    if not values:
+        return
+    shares = [share for share, _ in values]
+    low, mean, high = ([value[edge] for _, value in values] for edge in ("low", "mean", "high"))
+    axes.plot(shares, mean, marker="o", markersize=3.5, label=name, **style)
+    axes.fill_between(shares, low, high, color=style["color"], alpha=0.13, linewidth=0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("json", nargs="*", type=Path, help="(every benchmarks/results/eval_*.json)")
+    parser.add_argument("--out", type=Path, default=HERE.parent / "docs" / "images", help="folder (docs/images)")
+    options = parser.parse_args()
+    for path in options.json or sorted((HERE / "results").glob("eval_*.json")):
+        print(draw(path, options.out))
+
+
+if __name__ == "__main__":
+    main()

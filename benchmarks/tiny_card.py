@@ -1,0 +1,107 @@
+"""The model card of vidsieve-tiny, with the figures of the run that made it: README.md beside each checkpoint.
+
+python -m benchmarks.tiny_card out/tiny     # again, from out/tiny/log.json; a training run does it by itself
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+PHASES = {
+    "full": "It was trained on whole videos only: a reduced video is something it has never seen.",
+    "dropped": (
+        "It was trained on whole videos first, then on videos of which a random 10 to 100 % of the visual tokens were\n"
+        "kept. What it gets wrong about a reduced video is therefore mostly evidence that was lost, and not the mere\n"
+        "strangeness of a shorter sequence."
+    ),
+}
+
+CARD = """---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: video-text-to-text
+---
+
+# vidsieve-tiny, `{phase}`
+
+A Qwen2.5-VL of {millions:.1f} million parameters that answers questions about the synthetic needle suite of the library
+vidsieve, and nothing else. It exists so that what a reduction of video tokens
+costs can be measured anywhere, on a model whose answers mean something, with evidence that is known token by token.
+
+{about}
+
+## What it is not
+
+It has never seen a natural picture, knows {words} words, and answers with one of them. Figures measured on it are no
+statement about any other model, and the suite is no benchmark of video language models.
+
+## Use
+
+```python
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+processor = AutoProcessor.from_pretrained(folder)
+model = AutoModelForImageTextToText.from_pretrained(folder)
+```
+
+Videos of the suite are 32 frames of 96 x 96 pixels at two frames a second, which the processor must be told
+(`video_metadata`): transformers rounds the seconds between two steps down to whole ones, and at a higher rate all steps
+would have the same position. `vidsieve.run.prepare` does it.
+
+## Accuracy
+
+{count} videos of the split `test`, whose textures were not in the training; the mean is over kinds of questions.
+Chance is that of a uniform guess; *words* is the most frequent answer to exactly these words in 20 000 other videos,
+the most that can be had without the video; *no video* is this model, shown none.
+
+{table}
+
+*Random 25 %* and *10 %* are this model on a random subset of the visual tokens.
+
+## Training
+
+`{command}`, seed {seed}, {videos:,} videos rendered while training, on one {device}, torch {torch}, transformers
+{transformers}. The history is in `log.json`.
+"""
+
+COLUMNS = {
+    "chance": "chance",
+    "words": "words",
+    "no video": "no video",
+    "test": "**all tokens**",
+    "train textures": "known textures",
+    "random 0.25": "random 25 %",
+    "random 0.1": "random 10 %",
+}
+
+
+def card(log: dict[str, Any], phase: str, words: int) -> str:
+    """The card of one checkpoint. log: what `train_tiny.py` wrote."""
+    results = log["results"][phase]
+    chance = dict(log["chance"])
+    chance["mean"] = sum(chance.values()) / len(chance)
+    columns = {"chance": chance, "words": log["results"]["words"]} | results
+    rows = ["| kind | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    rows += [f"| {kind} | " + " | ".join(f"{columns[name][kind]:.3f}" for name in COLUMNS) + " |" for kind in chance]
+    return CARD.format(
+        phase=phase,
+        about=PHASES[phase],
+        millions=log["parameters"] / 1e6,
+        words=words,
+        count=f"{log['test_videos']:,}",
+        table="\n".join(rows),
+        **{name: log[name] for name in ("command", "seed", "videos", "device", "torch", "transformers")},
+    )
+
+
+def write_cards(folder: Path) -> None:
+    """README.md for both checkpoints in `folder`."""
+    log = json.loads((folder / "log.json").read_text())
+    for phase in PHASES:
+        words = len(json.loads((folder / phase / "tokenizer.json").read_text())["model"]["vocab"])
+        (folder / phase / "README.md").write_text(card(log, phase, words))
+
+
+if __name__ == "__main__":
+    write_cards(Path(sys.argv[1]))
