@@ -22,6 +22,7 @@ HERE = Path(__file__).parent
 FLOOR = {"uniform": "-", "random": "--", "fewer_frames": ":", "lower_resolution": "-."}  # line style, in grey
 OURS = "vidsieve"
 COLOURS = ("#b24a3b", "#d9944a", "#7a9a3a", "#3a8f7a", "#6a5aa0", "#b0589a", "#8a6d4b")
+MARKERS = "osD^v"  # another one for each turn through the colours
 
 
 def draw(path: Path, folder: Path) -> Path:
@@ -36,6 +37,7 @@ def draw(path: Path, folder: Path) -> Path:
         style: dict[str, Any] = {"color": "#8a8a8a", "linestyle": FLOOR[name], "linewidth": 1.3} if name in FLOOR else {
             "color": "#1d4e89" if name == OURS else COLOURS[others.index(name) % len(COLOURS)],
             "linewidth": 2.6 if name == OURS else 1.6,
+            "marker": MARKERS[0 if name == OURS else others.index(name) // len(COLOURS)],
         }  # fmt: skip
         mine = [row for row in rows if row["method"] == name]
         points = sorted(((row["tokens"]["a_layer"] / card["tokens"], row) for row in mine), key=lambda point: point[0])
@@ -49,7 +51,7 @@ def draw(path: Path, folder: Path) -> Path:
         axes.set_xticks(keeps, [f"{100 * keep:g} %" for keep in keeps])
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.tick_params(length=0, which="both")
-        axes.set_xlabel("video tokens in a layer of the language model, mean over its layers")
+        axes.set_xlabel("video tokens a layer sees, mean over layers")
         axes.set_title(title, fontsize=11, loc="left")
         axes.grid(color="#e9e9e9", linewidth=0.8)
         axes.set_axisbelow(True)
@@ -75,7 +77,7 @@ def _line(axes: Axes, points: list[tuple[float, Any]], measure: str, name: str, 
         return
     shares = [share for share, _ in values]
     low, mean, high = ([value[edge] for _, value in values] for edge in ("low", "mean", "high"))
-    axes.plot(shares, mean, marker="o", markersize=3.5, label=name, **style)
+    axes.plot(shares, mean, **{"marker": "o", "markersize": 4, "label": name, **style})
     axes.fill_between(shares, low, high, color=style["color"], alpha=0.13, linewidth=0)
 
 
