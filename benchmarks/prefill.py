@@ -33,7 +33,7 @@ import transformers
 from torch import Tensor
 
 from vidsieve import presets
-from vidsieve.bench import _commit, _processor, _quantiles
+from vidsieve._card import commit, processor, quantiles
 from vidsieve.reducer import Attachable
 
 RESULTS = Path(__file__).parent / "results"
@@ -201,7 +201,7 @@ def measure(
     rows = []
     whole_flops = last["before-10"].trace.flops[0]
     for name, found in last.items():
-        low, middle, high = (None,) * 3 if wrong[name] else _quantiles(times[name])
+        low, middle, high = (None,) * 3 if wrong[name] else quantiles(times[name])
         trace = found.trace
         spent = trace.flops[1] if trace else whole_flops
         rows.append(
@@ -212,8 +212,8 @@ def measure(
                 "median_ms": middle,
                 "q20_ms": low,
                 "q80_ms": high,
-                "overhead_ms": _quantiles(hooks[name])[1],
-                "overhead_q80_ms": _quantiles(hooks[name])[2],
+                "overhead_ms": quantiles(hooks[name])[1],
+                "overhead_q80_ms": quantiles(hooks[name])[2],
                 "stages_ms": {stage: round(ms, 3) for stage, ms in trace.stages_ms.items()} if trace else {},
                 "flops": spent,
                 "flops_share": round(spent / whole_flops, 4),
@@ -236,7 +236,7 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     options.dtype = options.dtype or ("bfloat16" if device.type == "cuda" else "float32")
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
 
     torch.manual_seed(0)
     whole, given, video = model(options, device), inputs(options, device), features(options, device)
@@ -253,7 +253,7 @@ def main() -> None:
         "attention": "sdpa",
         "prompt": given["input_ids"].shape[1],
         **{package: version(package) for package in ("torch", "transformers", "vidsieve")},
-        "commit": _commit(),
+        "commit": commit(),
     }
     kind = "cpu" if device.type == "cpu" else name.split()[-1].lower()
     out = options.out or RESULTS / f"prefill_{kind}.json"

@@ -18,8 +18,6 @@ Variants take turns within a round, and input sets take turns too, so that neith
 import ctypes
 import math
 import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,6 +30,7 @@ import torch
 from torch import Tensor
 
 from vidsieve import baselines, ops
+from vidsieve._card import commit, processor, quantiles, version_of
 from vidsieve._regret import regret, relevance64, unit64
 from vidsieve.budget import MarginalGain, Proportional
 from vidsieve.reducer import Prune, kept_count
@@ -118,15 +117,15 @@ def card(load: Load) -> dict[str, Any]:
             f"vidsieve bench ops --frames {load.frames} --tokens {load.tokens} --dim {load.dim} --device {load.device} "
             f"--dtype {str(load.dtype).removeprefix('torch.')} --relevance {'flat' if load.flat else 'prompt'}"
         ),
-        "device": torch.cuda.get_device_name(load.device) if cuda else _processor(),
+        "device": torch.cuda.get_device_name(load.device) if cuda else processor(),
         "threads": torch.get_num_threads(),
         "dtype": str(load.dtype).removeprefix("torch."),
         "relevance": "flat" if load.flat else "prompt",
         "feature_bytes": load.frames * load.tokens * load.dim * load.dtype.itemsize,
         "torch": torch.__version__,
-        "triton": _version("triton"),
+        "triton": version_of("triton"),
         "vidsieve": version("vidsieve"),
-        "commit": _commit(),
+        "commit": commit(),
         "regret_allowed": REGRET,
     }
     return found | ({"copy_gb_s": round(_copy_bandwidth(load.device) / 1e9)} if cuda else {})
@@ -184,7 +183,7 @@ def _case(
     times = _times(right, rounds, len(sets), load.device)
     rows = []
     for name in variants:
-        low, median, high = _quantiles(times[name]) if name in times else (None, None, None)
+        low, median, high = quantiles(times[name]) if name in times else (None, None, None)
         rows.append(
             {"case": case, "variant": name, "median_ms": median, "q20_ms": low, "q80_ms": high,
              "peak_bytes": peaks.get(name), "regret": regrets.get(name)}
@@ -305,12 +304,6 @@ def _time(run: Callable[[int], object], which: int, device: torch.device) -> flo
     return 1e3 * (time.perf_counter() - start)
 
 
-def _quantiles(values: list[float]) -> tuple[float, float, float]:
-    q = torch.tensor(values, dtype=torch.float64).quantile(torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64))
-    low, median, high = (round(v, 4) for v in q.tolist())
-    return low, median, high
-
-
 def _peak(run: Callable[[int], object], device: torch.device) -> int | None:
     """Most bytes that one call holds beyond what was held before it; None where the system does not tell.
 
@@ -346,34 +339,6 @@ def _copy_bandwidth(device: torch.device) -> float:
     y = torch.empty_like(x)
     best = min(_time(lambda _: y.copy_(x), 0, device) for _ in range(10))
     return 2 * x.numel() / best * 1e3
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except ImportError:
-        return None
-
-
-def _commit() -> str | None:
-    if told := os.environ.get("GIT_COMMIT"):  # where the code runs without its repository
-        return told
-    here = Path(__file__).parent
-    try:
-        run = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return run.stdout.strip()
 
 
 def table(found: dict[str, Any]) -> Any:

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from vidsieve import peers, presets
-from vidsieve.bench import _commit as commit
-from vidsieve.bench import _processor as processor_name
+from vidsieve._card import commit
+from vidsieve._card import processor as processor_name
 from vidsieve.errors import VidsieveError
 from vidsieve.needles import CHANCE, KINDS, PLAN, generate, recall
 from vidsieve.needles.asking import Answers, Shown, Smaller, Suite, larger
