@@ -1,5 +1,6 @@
-"""Tiny checkpoints that vLLM loads like any other, and an engine around one. Weights are random, but not vLLM's dummies:
-attention is far from uniform, so an answer tells where tokens stand.
+"""Tiny checkpoints that vLLM loads like any other, and an engine around one.
+
+Weights are random, but not vLLM's dummies: attention is far from uniform, so an answer tells where tokens stand.
 """
 
 import functools
@@ -16,6 +17,7 @@ os.environ.update(
     VLLM_CPU_KVCACHE_SPACE="1",
     VLLM_CPU_OMP_THREADS_BIND="nobind",
     VLLM_ENABLE_V1_MULTIPROCESSING="0",
+    TORCHDYNAMO_DISABLE="1",  # a minute of compiling for a few layers
     HF_HUB_OFFLINE="1",
 )
 
@@ -39,10 +41,9 @@ def _config(family: str) -> Any:
     tower = {**_TOWER, "patch_size": 16, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
     text = {**_TEXT, "rope_parameters": tiny._mrope(6, 5, 5, mrope_interleaved=True)}
     if family == "qwen3_vl_moe":
-        config = transformers.Qwen3VLMoeConfig(text_config={**text, **tiny._EXPERTS}, vision_config=tower, **tiny._QWEN_IDS)
-    else:
-        config = transformers.Qwen3VLConfig(text_config=text, vision_config=tower, **tiny._QWEN_IDS)
-    return config
+        text |= tiny._EXPERTS
+        return transformers.Qwen3VLMoeConfig(text_config=text, vision_config=tower, **tiny._QWEN_IDS)
+    return transformers.Qwen3VLConfig(text_config=text, vision_config=tower, **tiny._QWEN_IDS)
 
 
 @functools.cache
@@ -60,12 +61,23 @@ def hugging_face(family: str) -> Any:
     return model
 
 
+@functools.cache
+def real_processor(family: str) -> Any:
+    """The processor of a family. Images are normalised like videos, as vLLM takes for granted."""
+    processor = processors.processor(family.removesuffix("_moe"))
+    processor.video_processor.size = {"shortest_edge": 56 * 56, "longest_edge": 112 * 112 * 1024}
+    for name in ("image_mean", "image_std"):
+        setattr(processor.image_processor, name, getattr(processor.video_processor, name))
+    return processor
+
+
 def checkpoint(family: str, folder: Path) -> Path:
     """A checkpoint of `hugging_face(family)` with its processor."""
     path = folder / family
     if not path.exists():
         hugging_face(family).save_pretrained(path)
-        processors.processor(family.removesuffix("_moe")).save_pretrained(path)
+        processor = real_processor(family)
+        processor.save_pretrained(path)
     return path
 
 
@@ -75,7 +87,7 @@ def clip(seed: int = 0, frames: int = 16, size: int = 112) -> tuple[Any, dict[st
     video = np.empty((frames, size, size, 3), dtype=np.uint8)
     for frame in range(frames):
         if frame % 5 == 0:
-            scene = random.integers(0, 255, (size // 8, size // 8, 3)).repeat(8, 0).repeat(8, 1)
+            scene = random.integers(0, 255, (size // 8 + 1,) * 2 + (3,)).repeat(8, 0).repeat(8, 1)[:size, :size]
         video[frame] = scene
         video[frame, 4 * frame % 64 :][:32, 20:60] = random.integers(0, 255, 3)
     return video, {
@@ -93,7 +105,7 @@ _MARK = {"video": tiny.VIDEO, "image": tiny.IMAGE}
 
 def prompt(family: str, *media: str, question: str = "What moves?", before: str = "You see:") -> str:
     """A prompt with `media`, each "video" or "image"."""
-    tokenizer = processors.processor(family.removesuffix("_moe")).tokenizer
+    tokenizer = real_processor(family).tokenizer
     marks = "".join(
         tokenizer.decode([tiny.START, _MARK[kind], tiny.END], skip_special_tokens=False) for kind in media or ("video",)
     )
@@ -126,6 +138,30 @@ class Engine:
         self.llm = LLM(model=str(path), **{**settled, **options})
         self.runner = self.llm.llm_engine.model_executor.driver_worker.worker.model_runner
         self.model = self.runner.get_model()
+        self.positions: dict[str, torch.Tensor] = {}  # of each request, as the last step with its prompt left them
+        self.kept: list[torch.Tensor] = []  # of each video encoded, in that order
+        self._watch()
+
+    def _watch(self) -> None:
+        gather, reduce = self.runner._gather_mm_embeddings, getattr(self.model, "_reduce", None)
+
+        def gathered(*args: Any, **kwargs: Any) -> Any:
+            out = gather(*args, **kwargs)
+            for name in self.runner.input_batch.req_ids:
+                self.positions[name.partition("-")[0]] = self.runner.requests[name].mrope_positions.clone()
+            return out
+
+        def reduced(*args: Any) -> Any:
+            out = reduce(*args)
+            self.kept.append(out.kept)
+            return out
+
+        self.runner._gather_mm_embeddings = gathered
+        if reduce is not None:
+            self.model._reduce = reduced
+        if not getattr(self.model, "sieves", False):
+            # vLLM's CPU runner forgets to look, and fails; on a GPU it does look.
+            self.runner.is_multimodal_pruning_enabled = self.model.is_multimodal_pruning_enabled
 
     def ask(self, requests: list[dict[str, Any]], tokens: int = 4) -> list[Any]:
         sampling = SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True, logprobs=3)
@@ -142,6 +178,7 @@ def _take_back() -> None:
     from vllm import ModelRegistry
     from vllm.model_executor.models.registry import _LazyRegisteredModel
 
+    vars(ModelRegistry).pop("resolve_model_cls", None)
     for architecture, module in {
         "Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl",
         "Qwen3VLForConditionalGeneration": "qwen3_vl",

@@ -88,8 +88,8 @@ class _Processor:
         pad = self.info.get_hf_config().video_token_id
 
         def sized(stock: Any, item: int) -> list[int]:
-            content = stock(item)
-            return _resized(list(getattr(content, "full", content)), pad, int(out_mm_kwargs["video"][item][KWARG].data[0]))
+            content, count = stock(item), int(out_mm_kwargs["video"][item][KWARG].data[0])
+            return _resized(list(getattr(content, "full", content)), pad, count)
 
         return [
             replace(update, replacement=lambda item, stock=update.replacement: sized(stock, item))
@@ -111,7 +111,7 @@ class _Processor:
         serving = _serving(self.info.ctx.model_config)
         if serving is not None and serving[0].asks:
             inputs.hf_processor_mm_kwargs = {KWARG: {"question": "?"}}
-        return inputs  # type: ignore[no-any-return]
+        return inputs
 
 
 def _without(kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -258,7 +258,8 @@ class Sieved:
         clean = [embeds[:, : -positions.CHANNELS] for embeds in multimodal_embeddings]
         if clean:
             channels = torch.cat([embeds[:, -positions.CHANNELS :] for embeds in multimodal_embeddings])
-            media = positions.unpack(channels.cpu()).split([len(embeds) for embeds in clean])  # the one wait
+            fields = positions.unpack(channels.cpu())  # the one wait
+            media = torch.split(fields, [len(embeds) for embeds in clean])
             ids = input_ids.tolist() if isinstance(input_ids, Tensor) else input_ids
             pads = (self.config.image_token_id, self.config.video_token_id)
             on_host = mrope_positions.cpu()

@@ -1,7 +1,7 @@
 """Where the tokens of a pruned prompt stand in M-RoPE. Plain tensors on the host, no vLLM.
 
-The rule is the one of this library: a kept token keeps the position it had in the unpruned prompt, and so does all text.
-So everything but the media themselves is known as soon as the prompt is: `initial` writes it, and marks each place of a
+The rule is this library's: a kept token keeps the position it had in the unpruned prompt, and so does all text. So
+everything but the media themselves is known as soon as the prompt is: `initial` writes it, and marks each place of a
 medium with -1 - base, where base is the position its medium begins at. The encoder sends each embedding with its
 position relative to that base, in channels (`pack`), and `fill` adds the two up for whatever part of the media a step
 brings. Nothing is walked, nothing is written twice, and a place that is filled stays as it is.
@@ -101,17 +101,16 @@ def leads(ids: Sequence[int], start: int, end: int) -> list[int]:
 
 def interleaved(leads: Sequence[int], kept: Tensor, rows: int, columns: int) -> Tensor:
     """Relative positions (n, 3) of a video with text between its frames, of which the tokens `kept` (K,) stay."""
-    lead = torch.tensor(leads)  # (T,)
-    height = max(rows, columns)
+    lead, height = torch.tensor(leads), max(rows, columns)  # (T,)
     begin = (lead + height + 1).cumsum(0) - (height + 1)  # (T,) where the patches of a frame begin
-    text = torch.cat([torch.cat([b - torch.arange(n, 0, -1), b[None] + height]) for n, b in zip(leads, begin, strict=True)])
+    text = [place for n, b in zip(leads, begin.tolist(), strict=True) for place in (*range(b - n, b), b + height)]
     frame, patch = kept // (rows * columns), kept % (rows * columns)
     row = torch.arange(len(kept)) + lead.cumsum(0)[frame] + frame  # (K,) of each kept token in the sequence
     positions = torch.empty(len(text) + len(kept), 3, dtype=torch.long)
     is_text = torch.ones(len(positions), dtype=torch.bool)
     is_text[row] = False
-    positions[is_text] = text[:, None]
-    positions[row] = begin[frame][:, None] + torch.stack([torch.zeros_like(patch), patch // columns, patch % columns], 1)
+    positions[is_text] = torch.tensor(text)[:, None]
+    positions[row] = begin[frame][:, None] + torch.stack([0 * patch, patch // columns, patch % columns], dim=1)
     return positions
 
 

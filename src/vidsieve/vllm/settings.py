@@ -67,8 +67,8 @@ class Method:
         reduction = self.build(count / len(tokens)).reduce(tokens, prompt)
         if len(reduction) != count:
             raise UnsupportedCall(
-                f"{VARIABLE}={self.name} kept {len(reduction)} of {len(tokens)} tokens where {count} were due; a server "
-                "has promised the prompt that many before it sees the video, so it needs a method of exact counts"
+                f"{VARIABLE}={self.name} kept {len(reduction)} of {len(tokens)} tokens where {count} were due; "
+                "a server needs a method of exact counts, for the prompt has its placeholders before the video is seen"
             )
         return reduction
 
@@ -118,7 +118,7 @@ class Wishes:
             )
         keep, question = given.get("keep"), given.get("question")
         if keep is not None:
-            if not isinstance(keep, int | float):
+            if isinstance(keep, bool) or not isinstance(keep, int | float):
                 raise UnsupportedCall(f"expected a number in (0, 1] for keep, got {keep!r}")
             check_keep(keep)
         if question is not None and not (isinstance(question, str) and question.strip()):
