@@ -41,7 +41,7 @@ def _config(family: str) -> Any:
     tower = {**_TOWER, "patch_size": 16, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
     text = {**_TEXT, "rope_parameters": tiny._mrope(6, 5, 5, mrope_interleaved=True)}
     if family == "qwen3_vl_moe":
-        text |= tiny._EXPERTS
+        text |= {**tiny._EXPERTS, "norm_topk_prob": True}
         return transformers.Qwen3VLMoeConfig(text_config=text, vision_config=tower, **tiny._QWEN_IDS)
     return transformers.Qwen3VLConfig(text_config=text, vision_config=tower, **tiny._QWEN_IDS)
 
