@@ -294,7 +294,7 @@ def test_without_a_rate_nothing_is_different(start: Start, family: str) -> None:
 
 
 def test_experts_are_served_too(start: Start) -> None:
-    served = start("qwen3_vl_moe", 0.75)
+    served = start("qwen3_vl_moe", 0.75, load_format="dummy")  # transformers saves experts in another layout
     assert type(served.model).__name__ == "SievedQwen3VLMoe"
     (out,) = served.ask([request("qwen3_vl_moe")])
     assert sum(token == tiny.VIDEO for token in out.prompt_token_ids) == 32
