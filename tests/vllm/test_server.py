@@ -24,7 +24,7 @@ from tests.vllm import engine, truth
 from vidsieve import VideoTokens, presets
 from vidsieve.errors import UnsupportedModel
 from vidsieve.tokens import Prompt
-from vidsieve.vllm import runner, settings
+from vidsieve.vllm import models, runner, settings
 
 pytestmark = pytest.mark.vllm
 each_family = pytest.mark.parametrize("family", engine.FAMILIES)
@@ -349,6 +349,14 @@ def test_vllm_finds_the_plug_in(monkeypatch: pytest.MonkeyPatch) -> None:
     settings.configured.cache_clear()
     load_plugins_by_group("vllm.general_plugins")["vidsieve"]()
     assert ModelRegistry.models["Qwen3VLForConditionalGeneration"].class_name == "SievedQwen3VL"
+
+
+def test_a_vllm_that_would_not_call_us_is_refused() -> None:
+    class Ours:
+        def _postprocess_by_another_name(self) -> None: ...
+
+    with pytest.raises(UnsupportedModel, match="_postprocess_by_another_name"):
+        models._check_hooks(Ours, models.qwen3_vl.Qwen3VLForConditionalGeneration)
 
 
 class _Registry:

@@ -22,7 +22,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.processing import ProcessorInputs
 
-from vidsieve.errors import NonFiniteFeatures, UnsupportedCall
+from vidsieve.errors import NonFiniteFeatures, UnsupportedCall, UnsupportedModel
 from vidsieve.presets import uniform
 from vidsieve.tokens import Prompt, Reduction, VideoTokens
 from vidsieve.vllm import positions
@@ -36,6 +36,19 @@ def _serving(model_config: Any) -> tuple[Method, float] | None:
     """The method and the pruning rate a server was started with; None where vLLM's own code is to run."""
     spec, method = pruning_spec(model_config), configured()
     return (method, spec[1]) if spec is not None and spec[0] == "evs" and method is not None else None
+
+
+def _check_hooks(ours: type, theirs: type) -> None:
+    """Raise `UnsupportedModel` where a method that we override is no longer vLLM's: nobody would call it."""
+    missing = [name for name, value in vars(ours).items() if callable(value) and name not in _OWN | set(dir(theirs))]
+    if missing:
+        raise UnsupportedModel(
+            f"this vLLM has no {theirs.__name__}.{', '.join(missing)}; vidsieve knows vLLM 0.32 and 0.33. "
+            "Install one of these, or set VIDSIEVE_VLLM=off to go on without vidsieve"
+        )
+
+
+_OWN = {"_tokens", "_batches", "_reduce", "_size", "_described", "_span"}
 
 
 class _Processor:
@@ -381,3 +394,10 @@ class SievedQwen3VL(_SievedInterleaved, qwen3_vl.Qwen3VLForConditionalGeneration
 )
 class SievedQwen3VLMoe(_SievedInterleaved, qwen3_vl_moe.Qwen3VLMoeForConditionalGeneration):
     """Qwen3-VL with a mixture of experts."""
+
+
+_check_hooks(_Processor, qwen2_5_vl.Qwen2_5_VLMultiModalProcessor)
+_check_hooks(_Processor, qwen3_vl.Qwen3VLMultiModalProcessor)
+_check_hooks(Sieved, qwen2_5_vl.Qwen2_5_VLForConditionalGeneration)
+_check_hooks(Sieved, qwen3_vl.Qwen3VLForConditionalGeneration)
+_check_hooks(_SievedInterleaved, qwen3_vl.Qwen3VLForConditionalGeneration)

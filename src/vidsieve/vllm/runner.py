@@ -10,7 +10,7 @@ from functools import wraps
 from typing import Any
 
 from vllm.logger import init_logger
-from vllm.model_executor.models.interfaces import supports_multimodal
+from vllm.model_executor.models.interfaces import supports_multimodal, supports_multimodal_pruning
 
 from vidsieve.errors import UnsupportedModel
 from vidsieve.vllm.settings import VARIABLE, insisted
@@ -71,12 +71,12 @@ def tell_when_unsupported(registry: Any) -> None:
         model, architecture = resolve(architectures, model_config)
         spec = pruning_spec(model_config)
         if spec is not None and supports_multimodal(model) and not hasattr(model, "sieves"):
-            served = "vLLM's own method runs" if getattr(model, "supports_multimodal_pruning", False) else "nothing is"
             from vidsieve.vllm import ARCHITECTURES
 
+            instead = "vLLM's own method runs" if supports_multimodal_pruning(model) else "nothing is pruned"
             text = (
-                f"vidsieve: NOT active in {architecture}: expected one of {', '.join(ARCHITECTURES)}. "
-                f"--video-pruning-rate {spec[1]} was given; {served}{'' if 'own' in served else ' pruned'} instead"
+                f"vidsieve: NOT active in {architecture}, expected one of {', '.join(ARCHITECTURES)}; "
+                f"with --video-pruning-rate {spec[1]} as given, {instead}"
             )
             if insisted():
                 raise UnsupportedModel(f"{text}. Unset {VARIABLE}, or set it to off, to go on without vidsieve")
