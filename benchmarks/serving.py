@@ -28,6 +28,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -204,6 +205,27 @@ def measure(name: str, load: Load, folder: Path, levels: list[int], rounds: int)
     return rows
 
 
+def walk(tokens: int) -> dict[str, float]:
+    """Milliseconds that one request costs vLLM's older runner in each step that only decodes, by prompt tokens."""
+    import torch
+    from vllm.model_executor.models.qwen3_vl import Qwen3VLForConditionalGeneration
+
+    from vidsieve.vllm.models import SievedQwen3VL
+
+    config = SimpleNamespace(image_token_id=1, video_token_id=2, vision_start_token_id=3)
+    ids, positions = [2] * tokens, torch.arange(tokens).repeat(3, 1)
+    found = {}
+    for name, model in (("evs", Qwen3VLForConditionalGeneration), ("vidsieve", SievedQwen3VL)):
+        me = SimpleNamespace(config=config, sieves=True, _recompute_mrope_positions=model._recompute_mrope_positions)
+        times = []
+        for _ in range(50):
+            start = time.process_time()
+            model.recompute_mrope_positions(me, ids, [], positions, tokens)
+            times.append(time.process_time() - start)
+        found[name] = round(1e3 * statistics.median(times), 4)
+    return found
+
+
 def _prompt(family: str) -> str:
     sys.path.insert(0, str(ROOT))
     from tests.vllm import engine
@@ -238,7 +260,13 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--load", choices=LOADS, nargs="+", default=list(LOADS)[:3])
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--walk", action="store_true", help="only what a decoding request costs the older runner")
     args = parser.parse_args()
+    if args.walk:
+        sizes = {tokens: walk(tokens) for tokens in (119, 1200, 12000)}
+        print(sizes)
+        args.out.write_text(json.dumps({"card": card(), "decode_step_ms_by_prompt_tokens": sizes}, indent=1) + "\n")
+        return
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name in args.load:
