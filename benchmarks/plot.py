@@ -71,7 +71,7 @@ def draw(path: Path, folder: Path) -> Path:
     axes.tick_params(length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     card = found["card"]
-    frames, tokens, dim = card["command"].split()[4::2][:3]  # --frames F --tokens P --dim D
+    frames, tokens, dim = (card[name] for name in ("frames", "tokens", "dim"))
     threads = "" if "copy_gb_s" in card else f", {card['threads']} threads"
     axes.set_title(
         f"Reducing {frames} x {tokens} tokens of {dim} features, {card['dtype']} on {card['device']}{threads}",

@@ -1,6 +1,7 @@
 """Hand-worked cases of the parts, and what they refuse."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,10 @@ import torch
 
 import vidsieve
 from tests.synthetic import independent, video_like
-from vidsieve import Chain, Prompt, Prune, Reduction, VideoTokens, ops, presets
+from vidsieve import Chain, Prompt, Prune, Reduction, Staged, VideoTokens, ops, presets
 from vidsieve.budget import MarginalGain, Proportional
 from vidsieve.errors import KernelUnavailable
-from vidsieve.merge import NearestKept
+from vidsieve.merge import NearestKept, TemporalMerge
 from vidsieve.relevance import Flat, Given, PromptSimilarity, min_max
 from vidsieve.segment import PerFrame, SceneCuts, Segments, Uniform, Whole
 from vidsieve.selection import MMR, ConditionalDPP, EvenlySpaced, Hybrid, LowRankDPP, MaxMin, TopRelevance, sketch
@@ -150,6 +151,23 @@ def test_low_rank_is_for_segments_that_are_too_long_or_too_much() -> None:
         order = selector(tokens, r, segments, budget, 12)
         assert not torch.equal(order, exact)
         assert sorted(order[order >= 0].tolist()) == list(range(12))
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: Prune("a"), "keep is the fraction"),  # type: ignore[arg-type]
+        (lambda: Prune(0.1, selector=ConditionalDPP), r"write ConditionalDPP\(\)"),  # type: ignore[arg-type]
+        (lambda: Prune(0.1, budget="even"), "expected a budget"),  # type: ignore[arg-type]
+        (lambda: LowRankDPP(1.5), "whole rank"),  # type: ignore[arg-type]
+        (lambda: Hybrid(-1), "whole number"),
+        (lambda: TemporalMerge(0.6, keep=0.3), "one of the two"),
+        (lambda: Staged([Prune(0.3)]), "layer: reducer"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_wrong_argument_is_refused_where_it_is_given(make: Callable[[], object], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        make()
 
 
 def test_hybrid_takes_each_segment_to_its_side() -> None:

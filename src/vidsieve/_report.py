@@ -22,12 +22,18 @@ def print_result(result: dict[str, Any]) -> None:
     )
     count = len(result["segments"] or ())
     segments = f" in {count} segment{'s' * (count > 1)}" if count else ""
-    console.print(f"[bold]{before} video tokens -> {after} kept ({100 * after / before:.1f} %)[/]{segments}\n")
+    console.print(f"[bold]{before} video tokens -> {after} kept ({100 * after / before:.1f} %)[/]{segments}")
+    inside = [stage for stage in result.get("stages", ()) if stage["layer"] > 0]
+    if inside:
+        left = ", ".join(f"{stage['tokens_after']} from layer {stage['layer']}" for stage in result["stages"])
+        console.print(f"{left}; {100 * result['cost']:.1f} % of the prefill's FLOPs")
+    console.print()
 
     whole = result["stages_ms_unreduced"]
+    of = "cost" if result.get("keep_of") == "FLOPs" else "keep"
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("")
-    for title in (("every token",) if whole else ()) + (f"{result['method']}, keep {result['keep']:g}",):
+    for title in (("every token",) if whole else ()) + (f"{result['method']}, {of} {result['keep']:g}",):
         table.add_column(title, justify="right")
     stages = result["stages_ms"]
     add = _adder(table, bool(whole))

@@ -96,10 +96,14 @@ def uniform_case(keep: float, frames: int) -> dict[str, Case]:
 
 
 def bench(
-    load: Load, cases: dict[str, Case], rounds: int, tell: Callable[[str], None] = lambda _: None
+    load: Load,
+    cases: dict[str, Case],
+    rounds: int,
+    tell: Callable[[str], None] = lambda _: None,
+    command: str = "vidsieve.bench.bench",
 ) -> dict[str, Any]:
     """The card and the rows of `cases`, each variant that can run on the device judged, then timed."""
-    found = card(load) | {"cases": list(cases), "rounds": rounds}
+    found = {"command": command, **card(load), "cases": list(cases), "rounds": rounds}
     rows: list[dict[str, Any]] = []
     for case, (method, share, videos) in cases.items():
         if load.flat:
@@ -113,10 +117,9 @@ def card(load: Load) -> dict[str, Any]:
     """Where and on what the figures were taken."""
     cuda = load.device.type == "cuda"
     found = {
-        "command": (
-            f"vidsieve bench ops --frames {load.frames} --tokens {load.tokens} --dim {load.dim} --device {load.device} "
-            f"--dtype {str(load.dtype).removeprefix('torch.')} --relevance {'flat' if load.flat else 'prompt'}"
-        ),
+        "frames": load.frames,
+        "tokens": load.tokens,
+        "dim": load.dim,
         "device": torch.cuda.get_device_name(load.device) if cuda else processor(),
         "threads": torch.get_num_threads(),
         "dtype": str(load.dtype).removeprefix("torch."),

@@ -14,6 +14,7 @@ With --json, standard output is one JSON document and nothing else. VIDSIEVE_TRA
 """
 
 import argparse
+import importlib.util
 import inspect
 import json
 import os
@@ -70,8 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--json", action="store_true", help="print one JSON document instead of text")
     method = argparse.ArgumentParser(add_help=False)
-    about = "fraction of the video tokens that stays; with framefusion, of the prefill's FLOPs (0.1)"
-    method.add_argument("--keep", type=_fraction, default=0.1, help=about)
+    about = "share of the video tokens that stays; with framefusion, of the prefill's FLOPs (0.1, or the paper's)"
+    method.add_argument("--keep", type=_fraction, help=about)
     method.add_argument("--method", type=_method, default="vidsieve", help="see `vidsieve methods` (vidsieve)")
     method.add_argument("--device", help="cpu, cuda, cuda:1, ... (cuda where there is one)")
     method.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="(auto; float32 on cpu)")
@@ -207,7 +208,7 @@ def _run(options: argparse.Namespace) -> Found:
         options.question,
         options.model,
         options.method,
-        options.keep,
+        _keep(options),
         options.frames,
         options.device,
         options.dtype,
@@ -233,7 +234,7 @@ def _demo(options: argparse.Namespace) -> Found:
         demo.QUESTION,
         str(model),
         options.method,
-        options.keep,
+        _keep(options),
         demo.FRAMES,
         options.device,
         options.dtype,
@@ -274,7 +275,7 @@ def _batch(options: argparse.Namespace) -> Found:
         model,
         str(options.out.resolve()),
         options.method,
-        options.keep,
+        _keep(options),
         options.frames,
         options.question or batch.QUESTION,
         options.device,
@@ -282,6 +283,13 @@ def _batch(options: argparse.Namespace) -> Found:
     )
     with _notes() as note:
         return batch.run(options.clips, job, options.address, options.workers, note)
+
+
+def _keep(options: argparse.Namespace) -> float:
+    """What was asked for, else what the method is known for."""
+    from vidsieve.presets import default_keep
+
+    return default_keep(options.method) if options.keep is None else float(options.keep)
 
 
 def _bench(options: argparse.Namespace) -> Found:
@@ -295,6 +303,10 @@ def _bench(options: argparse.Namespace) -> Found:
         raise ValueError(f"no case {unknown[0]!r}; there are {', '.join(bench.CASES)}")
     cases = {case: bench.CASES[case] for case in options.cases or bench.CASES}
     if options.keep is not None:
+        if options.cases:
+            raise ValueError("--keep describes a case of your own and --case names others; choose one of the two")
+        if (options.segments or 1) > options.frames:
+            raise ValueError(f"expected segments of at most {options.frames} frames, all there are")
         cases = bench.uniform_case(options.keep, options.segments or 1)
     elif options.segments is not None:
         raise ValueError("--segments describes a case of your own; say how much it keeps with --keep")
@@ -302,7 +314,8 @@ def _bench(options: argparse.Namespace) -> Found:
     dtype = getattr(torch, options.dtype)
     flat = options.relevance == "flat"
     load = bench.Load(options.frames, options.tokens, options.dim, device, dtype, flat)
-    found = bench.bench(load, cases, options.rounds, lambda case: print(case, file=sys.stderr))
+    command = "vidsieve " + shlex.join(options.typed)
+    found = bench.bench(load, cases, options.rounds, lambda case: print(case, file=sys.stderr), command)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(found, indent=1) + "\n")
@@ -325,7 +338,7 @@ def _show_bench(found: Found) -> None:
 
     from vidsieve.bench import table
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
     for name, value in found["card"].items():
         console.print(f"[dim]{name:14}[/] {value}")
     console.print(table(found))
@@ -376,16 +389,22 @@ def _show_eval(found: Found) -> None:
 
 def _methods(options: argparse.Namespace) -> Found:
     """List the methods, each with its paper."""
-    from vidsieve.presets import METHODS, STAGED
+    from vidsieve.presets import METHODS, STAGED, default_keep, keep_of
 
     return [
         {
             "name": name,
             "summary": (inspect.getdoc(method) or "").splitlines()[0],
+            "keep_of": keep_of(name),
+            "default_keep": default_keep(name),
             "paper": " ".join(re.findall(r"arXiv[: ]\d{4}\.\d{4,5}", method.__doc__ or "")) or None,
         }
         for name, method in (METHODS | STAGED).items()
     ]
+
+
+def _installed(*modules: str) -> bool:
+    return all(importlib.util.find_spec(module) is not None for module in modules)
 
 
 def _env(options: argparse.Namespace) -> Found:
@@ -410,6 +429,8 @@ def _env(options: argparse.Namespace) -> Found:
             "hf": bool(found["transformers"] and found["torchvision"]),
             "video": bool(found["av"] and found["rich"]),
             "viz": bool(found["pillow"] and found["av"]),
+            "ray": _installed("ray", "pyarrow"),
+            "lmms": _installed("lmms_eval"),
         },
         "model_types": models,
     }
@@ -428,7 +449,9 @@ def _show_pictures(found: Found) -> None:
 
 def _show_methods(found: Found) -> None:
     for method in found:
-        print(f"{method['name']:<12}{method['summary']}" + (f" [{method['paper']}]" if method["paper"] else ""))
+        share = f" --keep: share of the prefill's {method['keep_of']}." if method["keep_of"] != "tokens" else ""
+        paper = f" [{method['paper']}]" if method["paper"] else ""
+        print(f"{method['name']:<12}{method['summary']}{share}{paper}")
 
 
 def _show_env(found: Found) -> None:

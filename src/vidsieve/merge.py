@@ -44,13 +44,13 @@ class TemporalMerge(Reducer):
     border. The first of a run stays, and becomes the mean of the run, each token weighing as many as it stands for.
     method.md, eq. 14-15. FrameFusion (Fu et al., ICCV 2025, arXiv 2501.01986), whose merges cross cuts.
 
-    threshold: least cosine at which a token joins.
+    threshold: least cosine at which a token joins; 0.6 if `keep` is not given either.
     keep: instead of the threshold, exactly round(keep * N) tokens stay and the most alike join, without asking the
     device anything. Where all pairs together are not enough, whole runs are dropped, later ones first.
     least: with the threshold, leave the video as it is where fewer than this share of its tokens would join.
     """
 
-    threshold: float = 0.6
+    threshold: float | None = None
     segmenter: Segmenter = SceneCuts(max_frames=None)
     keep: float | None = None
     least: float = 0.0
@@ -58,7 +58,11 @@ class TemporalMerge(Reducer):
     def __post_init__(self) -> None:
         if self.keep is not None:
             check_keep(self.keep)
-        if not -1 <= self.threshold <= 1:
+            if self.threshold is not None:
+                raise ValueError("threshold and keep both say how many join; give one of the two")
+        elif self.threshold is None:
+            object.__setattr__(self, "threshold", 0.6)
+        if self.threshold is not None and not -1 <= self.threshold <= 1:
             raise ValueError(f"threshold is a cosine, in [-1, 1]; got {self.threshold}")
         if not 0 <= self.least <= 1:
             raise ValueError(f"least is a share of the tokens, in [0, 1]; got {self.least}")
@@ -75,7 +79,7 @@ class TemporalMerge(Reducer):
         with stage("merge"):
             order, first, cosine = _chains(tokens, segments)
             stays = torch.empty_like(first)
-            if self.keep is None:
+            if self.threshold is not None:
                 stays[order] = first | (cosine < self.threshold)
                 kept = stays.nonzero()[:, 0]
                 if n - len(kept) < max(1, self.least * n):

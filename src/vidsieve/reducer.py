@@ -60,8 +60,8 @@ def kept_count(keep: float, produced: int) -> int:
 
 def check_keep(keep: float) -> None:
     """Raise unless `keep` is a fraction in (0, 1]."""
-    if not 0 < keep <= 1:
-        raise ValueError(f"keep is the fraction of the video tokens that stays, in (0, 1]; got {keep}")
+    if not isinstance(keep, int | float) or not 0 < keep <= 1:
+        raise ValueError(f"keep is the fraction of the video tokens that stays, in (0, 1]; got {keep!r}")
 
 
 def refuse_non_finite(tokens: VideoTokens) -> None:
@@ -91,6 +91,12 @@ class Prune(Reducer):
 
     def __post_init__(self) -> None:
         check_keep(self.keep)
+        for name in ("segmenter", "budget", "relevance", "selector"):
+            part = getattr(self, name)
+            if isinstance(part, type):
+                raise ValueError(f"expected a {name}, got the class {part.__name__}; write {part.__name__}()")
+            if not callable(part):
+                raise ValueError(f"expected a {name} such as the parts of vidsieve, got {part!r}")
 
     def reduce(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Reduction:
         total = min(kept_count(self.keep, tokens.produced), len(tokens))
@@ -156,6 +162,8 @@ class Staged(Attachable):
     cost: float | None = None
 
     def __init__(self, stages: Mapping[int | float, Reducer], cost: float | None = None) -> None:
+        if not isinstance(stages, Mapping):
+            raise ValueError(f"expected stages as {{layer: reducer}}, got {stages!r}")
         object.__setattr__(self, "stages", dict(stages))
         object.__setattr__(self, "cost", cost)
         if not stages:
@@ -179,7 +187,10 @@ class Staged(Attachable):
             if layer >= depth:
                 raise ValueError(f"no layer {layer} to stage at: this model has {depth}, 0 to {depth - 1}")
             if layer in found:
-                raise ValueError(f"two stages at layer {layer} of {depth}; combine them: Chain(first, second)")
+                raise ValueError(
+                    f"two stages at layer {layer} of {depth}; give them layers of their own, or combine them: "
+                    "Chain(first, second)"
+                )
             found[layer] = reducer
         last = max(found)
         if self.cost is not None and not hasattr(found[last], "keep"):

@@ -74,6 +74,9 @@ def run(request: Request, note: Callable[[str], None] = lambda what: None) -> di
         "method": request.method,
         "reducer": repr(reducer),
         "keep": request.keep,
+        "keep_of": presets.keep_of(request.method),
+        "cost": trace.cost,
+        "stages": video.to_dict()["stages"],
         "tokens_before": video.before,
         "tokens_after": video.after,
         "prompt_before": inputs["input_ids"].shape[1],
@@ -146,7 +149,9 @@ def check(name: str) -> None:
 def _loading(name: str) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
+    except VidsieveError:
+        raise
+    except (OSError, ValueError) as error:
         raise VidsieveError(f"model {name!r} cannot be loaded: {' '.join(str(error).split())}") from error
 
 

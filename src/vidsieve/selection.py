@@ -62,8 +62,8 @@ class LowRankDPP:
     max_memory: int | None = None
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"expected a rank of at least 1, got {self.rank}")
+        if not isinstance(self.rank, int) or self.rank < 1:
+            raise ValueError(f"expected a whole rank of at least 1, got {self.rank!r}")
 
     def __call__(
         self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor, total: int
@@ -116,6 +116,10 @@ class Hybrid:
     threshold: int = 512
     small: Selector = ConditionalDPP()
     large: Selector = MMR()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.threshold, int) or self.threshold < 0:
+            raise ValueError(f"threshold is a whole number of tokens, at least 0; got {self.threshold!r}")
 
     def __call__(
         self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor, total: int

@@ -1,0 +1,7 @@
+"""`python -m vidsieve` is `vidsieve`."""
+
+import sys
+
+from vidsieve.cli import main
+
+sys.exit(main())
