@@ -14,24 +14,16 @@ import torch
 pytest.importorskip("transformers")
 
 import vidsieve
+from tests.needles.small import SIZE, TEXT, VISION
 from vidsieve import Prompt, Reduction, VideoTokens, cli, evaluate, peers, presets
 from vidsieve.errors import VidsieveError
 from vidsieve.evaluate import GROUPS, MEASURES, Plan, evaluate_model
-from vidsieve.needles import PLAN, Size, generate
+from vidsieve.needles import PLAN, generate
 from vidsieve.needles.asking import Refused, Shown, Smaller, Suite, difference
 from vidsieve.needles.clip import as_frames
 from vidsieve.needles.tiny import BUNDLED, build
 from vidsieve.run import prepare
 
-SIZE = Size(frames=8, token=8)
-TEXT = {
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-}
-VISION = {"hidden_size": 32, "intermediate_size": 48, "depth": 2, "num_heads": 2}
 METHODS = {name: method for name, method in evaluate.METHODS.items() if name not in presets.STAGED}
 FIRST = [PLAN.index(kind) for kind in ("colour", "order", "cuts")]
 

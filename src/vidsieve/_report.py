@@ -1,12 +1,13 @@
-"""The result of a run, printed for people."""
+"""What the commands found, printed for people. Nothing here is loaded before there is something to print."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
 from vidsieve.errors import require
 
 
-def print_result(result: dict[str, Any]) -> None:
+def show_result(result: dict[str, Any]) -> None:
     """Tokens, answers and times with and without the method; last of all, where the picture is."""
     require("rich", "video")
     from rich.console import Console
@@ -67,3 +68,67 @@ def _adder(table: Any, compared: bool) -> Any:
 
 def _ms(milliseconds: float) -> str:
     return f"{milliseconds:.1f} ms" if milliseconds < 100 else f"{milliseconds:,.0f} ms"
+
+
+def show_batch(found: Any) -> None:
+    print(f"{found['clips']} clips: {found['encoded']} encoded, {found['already_there']} were there", end="")
+    print(f", {len(found['failed'])} failed" if found["failed"] else "")
+    for row in found["failed"][:10]:
+        print(f"  {row['error']}")
+    if len(found["failed"]) > 10:
+        print(f"  and {len(found['failed']) - 10} more, in the table")
+    print(f"table: {found['table']}\nfeatures: {found['features']}")
+
+
+def show_bench(found: Any) -> None:
+    require("rich", "video")
+    from rich.console import Console
+
+    from vidsieve.bench import table
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
+    for name, value in found["card"].items():
+        console.print(f"[dim]{name:14}[/] {value}")
+    console.print(table(found))
+
+
+def show_eval(found: Any) -> None:
+    require("rich", "video")
+    from rich.console import Console
+
+    from vidsieve.evaluate import table
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
+    for name, value in found["card"].items():
+        if name != "chance":
+            console.print(f"[dim]{name:14}[/] {value}")
+    console.print(table(found))
+    for row in found["rows"]:
+        if row["refused"]:
+            console.print(f"refused: {row['method']} at {row['keep']:g}: {row['refused']}", markup=False)
+
+
+def show_pictures(found: Any) -> None:
+    for path in found["pictures"].values():
+        print(path)
+
+
+def show_methods(found: Any) -> None:
+    for method in found:
+        share = f" --keep: share of the prefill's {method['keep_of']}." if method["keep_of"] != "tokens" else ""
+        paper = f" [{method['paper']}]" if method["paper"] else ""
+        print(f"{method['name']:<12}{method['summary']}{share}{paper}")
+
+
+def show_env(found: Any) -> None:
+    for package, number in found["versions"].items():
+        print(f"{package:<14}{number or 'not installed'}")
+    print(f"{'devices':<14}{', '.join(found['devices'])}")
+    print(f"{'VIDSIEVE_OPS':<14}{found['ops']['asked']}")
+    for name, reason in found["ops"]["available"].items():
+        print(f"{'':<14}{name}: {reason or 'can run'}")
+    for extra, present in found["extras"].items():
+        print(f"{'extra ' + extra:<14}" + ("complete" if present else f"missing: pip install 'vidsieve[{extra}]'"))
+    print(f"{'models':<14}{', '.join(found['model_types']) if found['model_types'] else 'none without transformers'}")
+    print("\nDid it engage? `print(trace)` inside `with method(model) as trace:` says how many tokens each video lost;")
+    print("`vidsieve.verify(model, inputs)` compares your model with and without hooks, token for token.")

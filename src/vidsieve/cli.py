@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vidsieve import _report
 from vidsieve.errors import VidsieveError, require
 
 Found = Any  # what a command found out, as JSON knows it
@@ -89,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command, show=show)
         return sub
 
-    run = add("run", _run, _show_result, method)
+    run = add("run", _run, _report.show_result, method)
     run.add_argument("clip", help="a video file")
     run.add_argument("--question", "-q", required=True)
     run.add_argument("--model", "-m", required=True, help="Hub id or folder of a video language model")
@@ -98,14 +99,14 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--only-reduced", action="store_true", help="do not answer with every token too")
     run.add_argument("--out", type=Path, help="folder for result.json and the overlay as PNG, MP4 and GIF")
 
-    show = add("show", _redraw, _show_pictures)
+    show = add("show", _redraw, _report.show_pictures)
     show.add_argument("result", type=Path, help="result.json, or the folder it lies in")
     show.add_argument("--out", type=Path, help="folder for the pictures (beside result.json)")
 
-    demo = add("demo", _demo, _show_result, method)
+    demo = add("demo", _demo, _report.show_result, method)
     demo.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for everything (out/demo)")
 
-    batch = add("batch", _batch, _show_batch, method)
+    batch = add("batch", _batch, _report.show_batch, method)
     batch.add_argument("clips", help="a folder of clips, or a text file with one path a line")
     batch.add_argument("--model", "-m", required=True, help="Hub id or folder of a video language model")
     batch.add_argument("--out", type=Path, required=True, help="folder for the table and the features; resumes there")
@@ -114,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     batch.add_argument("--workers", type=_count, help="copies of the model (one a GPU, or one for four processors)")
     batch.add_argument("--address", help="of a Ray cluster (this machine)")
 
-    bench = add("bench", _bench, _show_bench)
+    bench = add("bench", _bench, _report.show_bench)
     bench.add_argument("what", choices=("ops",))
     bench.add_argument("--frames", type=_count, default=64, help="(64)")
     bench.add_argument("--tokens", type=_count, default=196, help="tokens a frame (196)")
@@ -128,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16", help="(bfloat16)")
     bench.add_argument("--out", type=Path, help="write the card and the rows to this JSON file")
 
-    eval_ = add("eval", _eval, _show_eval)
+    eval_ = add("eval", _eval, _report.show_eval)
     eval_.add_argument("--model", "-m", help="a checkpoint trained on the suite (the bundled one)")
     eval_.add_argument("--split", choices=("dev", "test"), default="dev", help="dev to choose by, test to report (dev)")
     eval_.add_argument("--videos", type=_count, default=500, help="16 questions each (500)")
@@ -139,8 +140,8 @@ def _parser() -> argparse.ArgumentParser:
     eval_.add_argument("--device", help="cpu, cuda, cuda:1, ... (cuda where there is one)")
     eval_.add_argument("--out", type=Path, help="write the card and the rows to this JSON file")
 
-    add("methods", _methods, _show_methods)
-    add("env", _env, _show_env)
+    add("methods", _methods, _report.show_methods)
+    add("env", _env, _report.show_env)
     return parser
 
 
@@ -322,28 +323,6 @@ def _bench(options: argparse.Namespace) -> Found:
     return found
 
 
-def _show_batch(found: Found) -> None:
-    print(f"{found['clips']} clips: {found['encoded']} encoded, {found['already_there']} were there", end="")
-    print(f", {len(found['failed'])} failed" if found["failed"] else "")
-    for row in found["failed"][:10]:
-        print(f"  {row['error']}")
-    if len(found["failed"]) > 10:
-        print(f"  and {len(found['failed']) - 10} more, in the table")
-    print(f"table: {found['table']}\nfeatures: {found['features']}")
-
-
-def _show_bench(found: Found) -> None:
-    require("rich", "video")
-    from rich.console import Console
-
-    from vidsieve.bench import table
-
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
-    for name, value in found["card"].items():
-        console.print(f"[dim]{name:14}[/] {value}")
-    console.print(table(found))
-
-
 def _eval(options: argparse.Namespace) -> Found:
     """Accuracy, loyalty and kept evidence of each method on the synthetic needle suite."""
     from vidsieve import evaluate
@@ -369,22 +348,6 @@ def _eval(options: argparse.Namespace) -> Found:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(found, indent=1) + "\n")
     return found
-
-
-def _show_eval(found: Found) -> None:
-    require("rich", "video")
-    from rich.console import Console
-
-    from vidsieve.evaluate import table
-
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
-    for name, value in found["card"].items():
-        if name != "chance":
-            console.print(f"[dim]{name:14}[/] {value}")
-    console.print(table(found))
-    for row in found["rows"]:
-        if row["refused"]:
-            console.print(f"refused: {row['method']} at {row['keep']:g}: {row['refused']}", markup=False)
 
 
 def _methods(options: argparse.Namespace) -> Found:
@@ -434,35 +397,3 @@ def _env(options: argparse.Namespace) -> Found:
         },
         "model_types": models,
     }
-
-
-def _show_result(result: dict[str, Any]) -> None:
-    from vidsieve._report import print_result
-
-    print_result(result)
-
-
-def _show_pictures(found: Found) -> None:
-    for path in found["pictures"].values():
-        print(path)
-
-
-def _show_methods(found: Found) -> None:
-    for method in found:
-        share = f" --keep: share of the prefill's {method['keep_of']}." if method["keep_of"] != "tokens" else ""
-        paper = f" [{method['paper']}]" if method["paper"] else ""
-        print(f"{method['name']:<12}{method['summary']}{share}{paper}")
-
-
-def _show_env(found: Found) -> None:
-    for package, number in found["versions"].items():
-        print(f"{package:<14}{number or 'not installed'}")
-    print(f"{'devices':<14}{', '.join(found['devices'])}")
-    print(f"{'VIDSIEVE_OPS':<14}{found['ops']['asked']}")
-    for name, reason in found["ops"]["available"].items():
-        print(f"{'':<14}{name}: {reason or 'can run'}")
-    for extra, present in found["extras"].items():
-        print(f"{'extra ' + extra:<14}" + ("complete" if present else f"missing: pip install 'vidsieve[{extra}]'"))
-    print(f"{'models':<14}{', '.join(found['model_types']) if found['model_types'] else 'none without transformers'}")
-    print("\nDid it engage? `print(trace)` inside `with method(model) as trace:` says how many tokens each video lost;")
-    print("`vidsieve.verify(model, inputs)` compares your model with and without hooks, token for token.")

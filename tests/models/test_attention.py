@@ -14,7 +14,7 @@ from tests.models.truth import each_family, question_length
 from vidsieve import Prompt, Prune, Reducer, Reduction, Staged, VideoTokens
 from vidsieve.budget import Proportional
 from vidsieve.models import attach, seam_layers
-from vidsieve.models.seam_layers import _received
+from vidsieve.models.attention import received
 from vidsieve.relevance import PromptAttention
 from vidsieve.segment import Whole
 from vidsieve.selection import TopRelevance
@@ -72,7 +72,7 @@ def test_after_an_earlier_stage_it_is_of_what_is_left() -> None:
 
 def test_a_stage_that_reads_none_costs_none(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    monkeypatch.setattr(seam_layers, "_received", lambda *args: calls.append(1))
+    monkeypatch.setattr(seam_layers, "received", lambda *args: calls.append(1))
     with torch.no_grad(), attach(tiny.model("qwen2_5_vl"), Staged({1: Loudest(0.5), 2: Loudest(0.25)})):
         tiny.model("qwen2_5_vl")(**tiny.prompt("qwen2_5_vl"))
     assert not calls
@@ -86,7 +86,7 @@ def test_grouped_heads_soft_caps_padding_and_many_queries(past: int, softcap: fl
     seen = torch.ones(40 + past, dtype=torch.bool)
     seen[:3] = False
     columns = torch.arange(20, 40)
-    found = _received(query, key, columns, seen, 0.5, softcap)
+    found = received(query, key, columns, seen, 0.5, softcap)
     mass = torch.zeros(40)
     for head in range(6):
         for column in columns.tolist():

@@ -9,8 +9,9 @@ import torch
 pytest.importorskip("transformers")
 
 import vidsieve
+from tests.needles.small import SIZE, TEXT, VISION
 from vidsieve import Reduction
-from vidsieve.needles import PLAN, Batch, Size, generate
+from vidsieve.needles import PLAN, Batch, generate
 from vidsieve.needles.clip import as_frames, write_clip
 from vidsieve.needles.packed import Packed, _attend_frames, fast, patchify
 from vidsieve.needles.questions import TEMPLATES, WORDS
@@ -18,16 +19,6 @@ from vidsieve.needles.tiny import UNKNOWN, build
 from vidsieve.run import load, prepare
 from vidsieve.tokens import Prompt, VideoTokens
 from vidsieve.video import read_video
-
-SIZE = Size(frames=8, token=8)
-TEXT = {
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-}
-VISION = {"hidden_size": 32, "intermediate_size": 48, "depth": 2, "num_heads": 2}
 
 
 @pytest.fixture(scope="module")

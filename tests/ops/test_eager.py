@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.synthetic import independent, video_like
-from vidsieve.ops import eager, reference
+from vidsieve.ops import eager, eager_greedy, reference
 
 OFFSETS = {
     "one segment": (0, 60),
@@ -126,7 +126,7 @@ def test_long_segments_compute_rows_as_they_go(monkeypatch: pytest.MonkeyPatch) 
     x, relevance = video_like(5, 12, 24, seed=1), torch.rand(60)
     offsets, budget = torch.tensor([0, 60]), torch.tensor([17])
     bounds = bounds_of(x, offsets, budget)
-    monkeypatch.setattr(eager, "GRAM_LIMIT", 16)
+    monkeypatch.setattr(eager_greedy, "GRAM_LIMIT", 16)
     expected = reference.conditional_dpp(x, relevance, offsets, budget)
     assert torch.equal(eager.conditional_dpp(x, relevance, offsets, budget, *bounds), expected)
     assert torch.equal(eager.max_min(x, offsets, budget, *bounds), reference.max_min(x, offsets, budget))

@@ -12,7 +12,7 @@ import copy
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -22,19 +22,18 @@ from transformers.masking_utils import create_causal_mask
 
 from vidsieve.errors import BudgetError, UnsupportedCall
 from vidsieve.models import flops
+from vidsieve.models.attention import As, kinds, received
 from vidsieve.models.cache import Prefix, Switch, layer_bytes, physical_length, remember
 from vidsieve.models.gather import Fold, Kept, reduced, reduced_visual, staying
 from vidsieve.models.layout import Clip
 from vidsieve.models.trace import CallRecord, StageRecord, VideoRecord
 from vidsieve.reducer import Reducer
-from vidsieve.relevance import PromptAttention
 from vidsieve.timeline import Timeline, stage
 from vidsieve.tokens import Origin, Prompt, Reduction, VideoTokens
 
 Arguments = dict[str, Any]
 CONTEXT = "vidsieve_pass"  # the keyword argument
 _PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
-_QUERIES = 16  # rows of attention computed at a time
 
 
 @dataclass(eq=False)
@@ -152,7 +151,7 @@ class Pass:
                 arguments["position_ids"] = self._order(layer, hidden, arguments.get("past_key_values"))
             for name in _PACKING:
                 arguments.pop(name, None)
-        if layer + 1 in self.stages and _kinds(self.stages[layer + 1]):
+        if layer + 1 in self.stages and kinds(self.stages[layer + 1]):
             cache = arguments.get("past_key_values")
             self._read_masks[layer + 1] = self._seen(layer, cache, *hidden.shape[:2])
         if state is not None or self._run(layer) > 0:
@@ -300,8 +299,8 @@ class Pass:
                 if row in self.questions:
                     queries["question"] = self.questions[row].to(query.device)
                 self.attended.setdefault(layer, {})[row] = {
-                    kind: _received(query[row], key[row], queries[kind], seen[row], scaling, softcap).to(home)
-                    for kind in _kinds(self.stages[layer]) & queries.keys()
+                    kind: received(query[row], key[row], queries[kind], seen[row], scaling, softcap).to(home)
+                    for kind in kinds(self.stages[layer]) & queries.keys()
                 }
 
     # --- masks
@@ -370,7 +369,7 @@ class Layers:
             undo.callback(layer.register_forward_pre_hook(partial(self._before_layer, i), with_kwargs=True).remove)
         self._read_by: dict[int, int] = {}  # the layer whose attention is read: the stage it is read for
         for k, reducer in stages.items():
-            if _kinds(reducer):
+            if kinds(reducer):
                 self._read(decoder.layers[k - 1], k, undo)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # what it does depends on the data
@@ -401,7 +400,7 @@ class Layers:
             if current is not None:
                 current.observe(k, query, key, kwargs.get("scaling"), kwargs.get("softcap"))
             inner = ALL_ATTENTION_FUNCTIONS.get_interface(plain._attn_implementation, eager)
-            return inner(_As(module, plain), query, key, value, mask, **kwargs)
+            return inner(As(module, plain), query, key, value, mask, **kwargs)
 
         name = f"vidsieve-{id(attend)}"
         AttentionInterface.register(name, attend)
@@ -412,53 +411,7 @@ class Layers:
         self._read_by[k - 1] = k
 
 
-class _As:
-    """A module as an attention function sees it, with another config: its own names this file's function."""
-
-    def __init__(self, module: nn.Module, config: Any) -> None:
-        self._module, self.config = module, config
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._module, name)
-
-
 def layer_type(config: Any, layer: int) -> str:
     """What kind of attention a layer has."""
     kinds = getattr(config, "layer_types", None)
     return kinds[layer] if kinds else "full_attention"
-
-
-def _kinds(reducer: Any) -> set[str]:
-    """The queries of every `PromptAttention` that a reducer is made of."""
-    if isinstance(reducer, PromptAttention):
-        return {reducer.queries}
-    if isinstance(reducer, tuple):
-        return set().union(*map(_kinds, reducer))
-    if is_dataclass(reducer):
-        return set().union(*(_kinds(getattr(reducer, part.name)) for part in fields(reducer)))
-    return set()
-
-
-def _received(
-    query: Tensor,  # (H, L, d)
-    key: Tensor,  # (G, past + L, d)
-    columns: Tensor,  # (M,), of the queries
-    seen: Tensor,  # (past + L,) bool, false on padding
-    scaling: float | None,
-    softcap: float | None,
-) -> Tensor:
-    """The attention each of L tokens receives, averaged over H heads and M queries: float32 (L,)."""
-    heads, length, width = query.shape
-    past = len(seen) - length
-    key = key.float()
-    place = torch.arange(len(seen), device=query.device)
-    mass = torch.zeros(length, device=query.device)
-    for begin in range(0, len(columns), _QUERIES):
-        some = columns[begin : begin + _QUERIES]
-        q = query[:, some].float().reshape(len(key), -1, width)  # (G, H / G * m, d)
-        scores = (q @ key.mT).view(heads, len(some), -1) * (width**-0.5 if scaling is None else scaling)
-        if softcap is not None:
-            scores = softcap * torch.tanh(scores / softcap)
-        unseen = ~seen | (place > past + some[:, None])  # (m, past + L)
-        mass += scores.masked_fill(unseen, -torch.inf).softmax(-1).sum((0, 1))[past:]
-    return mass / (heads * len(columns))

@@ -193,16 +193,16 @@ class Suite:
             video[reduction.kept] = reduction.apply(video)  # what was merged stands where it was kept
             reductions.append(reduction)
         counts = torch.tensor([len(reduction) for reduction in reductions], device=self.device)
-        said: Tensor | None = None
+        parts, where = [], []  # log-probabilities of the videos that kept as many tokens, and which those are
         layers: tuple[int, ...] = ()
         for count in sorted({len(reduction) for reduction in reductions}):
             rows = (counts == count).nonzero()[:, 0]
             kept = torch.stack([reductions[row].kept for row in rows.tolist()])
             some, seen = self._pass(_some(shown, rows), features[rows], kept)
-            said = some.new_empty(len(counts), *some.shape[1:]) if said is None else said
-            said[rows] = some
+            parts.append(some)
+            where.append(rows)
             layers = larger(layers, seen)
-        assert said is not None
+        said = torch.cat(parts)[torch.cat(where).argsort()]
         mask = _masks(reductions, self.size.tokens)[:, None].expand(-1, len(PLAN), -1)
         return Answers(said, mask, counts[:, None].expand(-1, len(PLAN)), layers, "packed")
 

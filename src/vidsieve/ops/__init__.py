@@ -26,7 +26,7 @@ from torch import Tensor
 
 from vidsieve.errors import KernelUnavailable, NonFiniteFeatures
 from vidsieve.ops import eager, reference
-from vidsieve.ops.eager import GRAM_LIMIT as GRAM_LIMIT
+from vidsieve.ops.eager_greedy import GRAM_LIMIT as GRAM_LIMIT
 from vidsieve.ops.reference import Measures as Measures
 
 _calls: ContextVar[list[tuple[str, str]] | None] = ContextVar("vidsieve_ops_calls", default=None)

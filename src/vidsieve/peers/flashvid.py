@@ -9,15 +9,15 @@ from torch import Tensor
 
 from vidsieve.budget import Proportional
 from vidsieve.peers.attention import OwnAttention
-from vidsieve.reducer import Prune, Reducer, check_keep, kept_count, refuse_non_finite, watched
+from vidsieve.peers.fixed import FixedSize
+from vidsieve.reducer import Reducer
 from vidsieve.relevance import Relevance, min_max
 from vidsieve.segment import PerFrame
-from vidsieve.timeline import stage
 from vidsieve.tokens import Prompt, Reduction, VideoTokens
 
 
 @dataclass(frozen=True)
-class FlashVid(Reducer):
+class FlashVid(FixedSize):
     """`selected` of each frame's budget is spent by attention and diversity, the rest of the budget on trees.
 
     attention: what scales the distances, beside how close a token is to the middle of its scene.
@@ -25,22 +25,10 @@ class FlashVid(Reducer):
     link: a token joins the most similar token of the previous frame above this cosine.
     """
 
-    keep: float
     selected: float = 0.7
     cut: float = 0.9
     link: float = 0.8
     attention: Relevance = OwnAttention()
-
-    def __post_init__(self) -> None:
-        check_keep(self.keep)
-
-    def reduce(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Reduction:
-        total = min(kept_count(self.keep, tokens.produced), len(tokens))
-        if total == len(tokens):
-            return Prune(self.keep).reduce(tokens, prompt)  # the identity, and the look for NaN
-        refuse_non_finite(tokens)
-        with stage("select"):
-            return watched(tokens, self._reduce(tokens, prompt, total))
 
     def _reduce(self, tokens: VideoTokens, prompt: Prompt | None, total: int) -> Reduction:
         unit = F.normalize(tokens.features.float(), dim=1)

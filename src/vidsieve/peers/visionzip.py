@@ -7,36 +7,24 @@ import torch.nn.functional as F
 
 from vidsieve.budget import Proportional
 from vidsieve.peers.attention import OwnAttention
-from vidsieve.reducer import Prune, Reducer, check_keep, kept_count, refuse_non_finite, watched
+from vidsieve.peers.fixed import FixedSize
+from vidsieve.reducer import Reducer
 from vidsieve.relevance import Relevance
 from vidsieve.segment import PerFrame
 from vidsieve.selection import TopRelevance
-from vidsieve.timeline import stage
 from vidsieve.tokens import Prompt, Reduction, VideoTokens
 
 
 @dataclass(frozen=True)
-class VisionZip(Reducer):
+class VisionZip(FixedSize):
     """In each frame `contextual` of the budget is spread evenly over what the dominant tokens leave, and every token
     that is still left is averaged into the one of these that it resembles most.
 
     attention: what the dominant tokens have most of.
     """
 
-    keep: float
     contextual: float = 10 / 64
     attention: Relevance = OwnAttention()
-
-    def __post_init__(self) -> None:
-        check_keep(self.keep)
-
-    def reduce(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Reduction:
-        total = min(kept_count(self.keep, tokens.produced), len(tokens))
-        if total == len(tokens):
-            return Prune(self.keep).reduce(tokens, prompt)  # the identity, and the look for NaN
-        refuse_non_finite(tokens)
-        with stage("select"):
-            return watched(tokens, self._reduce(tokens, prompt, total))
 
     def _reduce(self, tokens: VideoTokens, prompt: Prompt | None, total: int) -> Reduction:
         score = self.attention(tokens, prompt)
