@@ -4,10 +4,10 @@
     python -m benchmarks.train_tiny --profile            # twenty steps, where the time goes, nothing written
     python -m benchmarks.train_tiny --scale small --minutes 12 --device cpu --out out/small
 
-Two phases. `full` learns from whole videos; `dropped` goes on from there with a random 10 to 100 % of the visual
-tokens, so that a reduced video is nothing new to it. Videos are rendered where the model is, each seen once, and all
-questions about a video share a forward pass. Learning rate and curriculum follow the wall clock, so that a run ends on
-time on any device.
+Two phases. `full` learns from whole videos; `dropped` goes on from there with 10 to 100 % of the visual tokens, chosen
+at random and unevenly, so that a reduced video is nothing new to it, whatever reduced it. Videos are rendered where the
+model is, each seen once, and all questions about a video share a forward pass. Learning rate and curriculum follow the
+wall clock, so that a run ends on time on any device.
 
 A run can be cut in pieces: with `--call-minutes 9` it stops after nine minutes, and the same command again goes on from
 out/tiny/state.pt. Every minute the state and the log are written, with the accuracy on `dev`; at the end of each phase
@@ -32,7 +32,8 @@ import torch.nn.functional as F
 from benchmarks.tiny_card import write_cards
 from torch import Tensor
 
-from vidsieve.needles import CHANCE, KINDS, PLAN, Questions, Size, describe, generate
+from vidsieve.needles import CHANCE, KINDS, PLAN, Batch, Questions, Size, describe, generate
+from vidsieve.needles.layout import GRID
 from vidsieve.needles.packed import Packed, fast
 from vidsieve.needles.questions import WORDS
 from vidsieve.needles.tiny import build
@@ -60,7 +61,7 @@ class Scale:
 
 
 SCALES = {
-    "full": Scale(((0.1, Size(8, plain=True)), (0.3, Size(16)), (1.0, Size(32)))),
+    "full": Scale(((0.15, Size(8, plain=True)), (0.4, Size(16)), (1.0, Size(32)))),
     "small": Scale(
         ((1.0, Size(8, 8, plain=True)),),
         {
@@ -90,6 +91,7 @@ class Run:
         groups = [{"params": matrices, "weight_decay": 0.02}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=scale.rate, betas=(0.9, 0.98), fused=device.type == "cuda")
         self.packed = {size: Packed(self.processor, size, device) for _, size in scale.stages}
+        self.captured: dict[Size, tuple[Any, Tensor, Batch]] = {}
         self.state: dict[str, Any] = {"phase": 0, "step": 0, "seconds": 0.0, "history": [], "results": {}}
 
     def autocast(self) -> Any:
@@ -101,10 +103,26 @@ class Run:
             return self.scale.size
         return next(size for until, size in self.scale.stages if progress <= until)
 
-    def videos(self, size: Size) -> Any:
-        """The next batch; no video comes twice in a run, nor in a run of another seed."""
+    def videos(self, size: Size) -> Batch:
+        """The next batch; no video comes twice in a run, nor in a run of another seed.
+
+        On CUDA it is valid until the next call: rendering is a thousand small kernels, replayed from a graph.
+        """
         start = (self.seed << 40) + self.state["step"] * self.scale.batch
-        return generate("train", torch.arange(start, start + self.scale.batch), size, self.device)
+        numbers = torch.arange(start, start + self.scale.batch)
+        if self.device.type != "cuda":
+            return generate("train", numbers, size)
+        if size not in self.captured:
+            static = numbers.to(self.device)
+            generate("train", static, size, self.device)  # fills caches, which a capture must not do
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                batch = generate("train", static, size, self.device)
+            self.captured[size] = graph, static, batch
+        graph, static, batch = self.captured[size]
+        static.copy_(numbers)
+        graph.replay()
+        return batch
 
     def forward(self, size: Size, frames: Tensor, questions: Questions, keep: float) -> Tensor:
         """The loss; questions whose evidence was dropped do not count."""
@@ -113,7 +131,7 @@ class Run:
             features = packed.features(self.model, frames)
             kept, weight = None, None
             if keep < 1:
-                kept, weight = drop(questions.evidence, keep, self.state["step"])
+                kept, weight = drop(features.detach().float(), questions.evidence, keep, self.state["step"])
             said, after = packed.logits(self.model, features, questions.words, questions.answer, kept)
         answer = packed.token[questions.answer]
         end = torch.full_like(answer, packed.end)
@@ -200,14 +218,23 @@ def by_kind(values: list[float]) -> dict[str, float]:
     return {kind: round(mean, 4) for kind, mean in means.items()} | {"mean": round(sum(means.values()) / len(KINDS), 4)}
 
 
-def drop(evidence: Tensor, keep: float, seed: int) -> tuple[Tensor, Tensor]:
+def drop(features: Tensor, evidence: Tensor, keep: float, seed: int) -> tuple[Tensor, Tensor]:
     """A random share of the tokens (B, K), sorted, and whether each question can still be answered: float (B, Q).
 
+    features: (B, N, D), tokens in the order of time, GRID x GRID a step.  How uneven the choice is differs from video
+    to video: some steps are favoured over others, and what stands out over what does not, as any selection will.
     In every other video the evidence goes last, or at 10 % hardly any question could be answered.
     """
     batch, _, tokens = evidence.shape
     generator = torch.Generator(evidence.device).manual_seed(seed)
-    score = torch.rand(batch, tokens, generator=generator, device=evidence.device)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.rand(batch, *shape, generator=generator, device=evidence.device)
+
+    unit = F.normalize(features - features.mean(1, keepdim=True), dim=2)
+    alike = (unit * F.normalize(unit.sum(1, keepdim=True), dim=2)).sum(2)
+    plain = alike.argsort(1).argsort(1) / tokens  # rank in [0, 1)
+    score = draw(tokens) + draw(1) * draw(tokens // GRID**2).repeat_interleave(GRID**2, dim=1) - draw(1) * plain
     # Of a large group one token is enough: scenes and what stays for long need no protection.
     group = evidence.flatten(0, 1).long()
     sizes = torch.zeros(len(group), int(evidence.shape[2]) + 1, device=evidence.device).scatter_add_(
@@ -216,7 +243,7 @@ def drop(evidence: Tensor, keep: float, seed: int) -> tuple[Tensor, Tensor]:
     small = (sizes.gather(1, group) <= 4) & (group > 0)
     wanted = small.view_as(evidence).any(1)
     wanted[::2] = False
-    kept = (score + wanted).topk(round(keep * tokens), dim=1).indices.sort(dim=1).values
+    kept = (score + 3 * wanted).topk(round(keep * tokens), dim=1).indices.sort(dim=1).values
     mask = torch.zeros(batch, tokens, dtype=torch.bool, device=evidence.device).scatter_(1, kept, True)
     found = torch.zeros_like(sizes).scatter_add_(1, group, mask[:, None].expand_as(evidence).flatten(0, 1).float())
     answerable = ((found > 0) | (sizes == 0))[:, 1:].all(1)

@@ -132,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     eval_ = add("eval", _eval, _report.show_eval)
     eval_.add_argument("--model", "-m", help="a checkpoint trained on the suite (the bundled one)")
     eval_.add_argument("--split", choices=("dev", "test"), default="dev", help="dev to choose by, test to report (dev)")
-    eval_.add_argument("--videos", type=_count, default=500, help="16 questions each (500)")
+    eval_.add_argument("--videos", type=_count, default=500, help="17 questions each (500)")
     eval_.add_argument("--keep", type=_fraction, action="append", dest="keeps", help="repeatable (0.05 0.1 0.25 0.5)")
     eval_.add_argument("--method", action="append", dest="methods", metavar="NAME", help="repeatable (all there are)")
     eval_.add_argument("--frames", type=_count, default=32, help="of a video, as the model was trained (32)")

@@ -42,7 +42,7 @@ def test_videos_never_change() -> None:
     batch = generate("test", range(3))
     assert int(batch.frames.long().sum()) == 152_290_874
     assert batch.questions.text(0, 7) == "Which came first, the comb or the hourglass?"
-    replies = "blue purple red 8 0 3 3 comb ladder diamond yes blue 3 right east first"
+    replies = "blue purple red 8 0 3 3 comb ladder diamond yes blue 3 right up east first"
     assert [batch.questions.reply(0, question) for question in range(len(PLAN))] == replies.split()
 
 

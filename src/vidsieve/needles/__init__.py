@@ -4,7 +4,7 @@
     batch.frames                   # uint8 (64, 32, 3, 96, 96)
     batch.questions.text(0, 3)     # "Which digit is on the green card?"
     batch.questions.reply(0, 3)    # "1"
-    batch.questions.evidence       # int8 (64, 16, 576): which visual tokens hold each answer
+    batch.questions.evidence       # int8 (64, 17, 576): which visual tokens hold each answer
 
 It tells what a token reducer loses, exactly. It is no benchmark of video language models: what it shows is not natural
 video, and the model that answers it can answer nothing else.

@@ -27,7 +27,7 @@ class Draws:
     """
 
     def __init__(self, numbers: Tensor, stream: int) -> None:
-        origin = mix(torch.tensor(stream + 1, device=numbers.device) * GOLDEN)
+        origin = mix(torch.full_like(numbers[:1], stream + 1) * GOLDEN)
         self.key = mix(origin + numbers * GOLDEN)  # (B,)
         self.calls = 0
 

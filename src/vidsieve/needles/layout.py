@@ -34,7 +34,8 @@ class Size:
     """Of a video. frames: an even number, at least 8.  token: pixels of a visual token's side, a multiple of 8.
 
     plain: to begin learning with. Nothing that is never asked about (noise, grey movers), flat backgrounds, no
-    camouflage, every needle on one token and in both frames of its step.
+    camouflage, every needle on one token and in both frames of its step. The cards show the same digit and the balls go
+    the same way, so that reading them can be learned before telling them apart.
     """
 
     frames: int = 32
@@ -151,6 +152,8 @@ def plan(draws: Draws, size: Size, split: str) -> Layout:
     )
     copies = draws.below(MOST + 1, REPEATED)
     digits = draws.below(10, CARDS)
+    if size.plain:
+        digits = digits[:, :1].expand(-1, CARDS)
     needles = _hide(draws, size, scene, scene_colour, shapes, copies, digits, movers, lasting)
     return Layout(
         size=size,
@@ -197,6 +200,8 @@ def _move(draws: Draws, size: Size, scenes: Tensor, scene: Tensor) -> Movers:
     speed = torch.minimum(size.token // 8 + draws.below(2, many), room // (length - 1))
     way = speed * (length - 1)
     heading = draws.below(4, many)
+    if size.plain:
+        heading = heading[:, :1].expand(-1, many)
     backwards, vertical = heading % 2 == 0, heading >= 2
     begin = draws.below(LARGE, many) % (room - way + 1)
     across = draws.below(LARGE, many) % (room + 1)
@@ -277,8 +282,8 @@ def _hide(
     colour = torch.where(hidden, behind, colour)
     colour[:, before : before + CARDS] = draws.order(len(COLOURS))[:, :CARDS]
     tone = torch.where(hidden, 70, 85 + draws.below(16, items))
-    often = torch.tensor((3, 3, 3, 3, 3, 3, 3, 1, 1, 2), device=step.device)
-    shown = often[draws.below(10, items) * (not size.plain)]
+    often = draws.below(10, items) * (not size.plain)
+    shown = torch.where(often < 7, 3, torch.where(often < 9, 1, 2))  # bits
     shown[:, unique:before] = shown[:, unique:before] * many.flatten(1)
     shown[:, before + CARDS :] = 3 * (not size.plain)
     return Needles(

@@ -39,7 +39,7 @@ PLAN = tuple(
         ("appear", 1),
         ("scene", 1),
         ("cuts", 1),
-        ("direction", 1),
+        ("direction", BALLS),
         ("where", 1),
         ("when", 1),
     )
@@ -165,11 +165,10 @@ def ask(draws: Draws, layout: Layout, owner: Tensor) -> Questions:
     add("scene", COLOUR + pick(layout.scene_colour, index), until, ORDINAL + index)
     add("cuts", NUMBER + layout.scenes, scene.to(torch.int8))
 
-    index = draws.below(BALLS)
     over = ball_tokens(layout, owner.view(batch, size.steps, GRID, GRID)).flatten(2)  # (B, BALLS, N)
-    over = over.gather(1, index[:, None, None].expand(-1, 1, over.shape[2]))[:, 0]
-    ball = pick(layout.movers.colour, index)
-    add("direction", HEADING + pick(layout.movers.heading, index), over.to(torch.int8), COLOUR + ball)
+    for ball in range(BALLS):
+        heading, colour = layout.movers.heading[:, ball], layout.movers.colour[:, ball]
+        add("direction", HEADING + heading, over[:, ball].to(torch.int8), COLOUR + colour)
 
     index = anyone[:, 2]
     row, column = (pick(each, index) // 2 for each in (needles.row, needles.column))
