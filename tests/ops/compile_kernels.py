@@ -44,11 +44,14 @@ if __name__ == "__main__":
     compile_kernel(triton_layout._scene_cuts_kernel, sm, BLOCK=128, warps=1)
     compile_kernel(triton_layout._min_max_kernel, sm, BLOCK=16384, warps=32)
     compile_kernel(triton_layout._compact_kernel, sm, BLOCK=4096, warps=8)
-    compile_kernel(triton_gram._gram_kernel, sm, **FEATURES, TILES=4, BLOCK=64, BLOCK_D=64)
+    compile_kernel(triton_gram._gram_kernel, sm, **FEATURES, TILES=13, BLOCK=128, BLOCK_D=64, warps=8)
+    compile_kernel(
+        triton_gram._segment_gram_kernel, sm, **FEATURES, SHARE=1792, TWICE=True, BLOCK=128, BLOCK_D=64, warps=8
+    )
     compile_kernel(triton_gram._nearest_kept_kernel, sm, **FEATURES, BLOCK_N=64, BLOCK_K=64, BLOCK_D=32)
-    compile_kernel(triton_greedy._greedy_kernel, sm, RULE=0, BLOCK_N=256, BLOCK_K=16)
-    compile_kernel(triton_greedy._nearest_other_kernel, sm, BLOCK_N=256)
+    compile_kernel(triton_greedy._greedy_kernel, sm, RULE=0, PARTS=2, BLOCK_N=256, BLOCK_K=16)
+    compile_kernel(triton_greedy._nearest_other_kernel, sm, PARTS=2, BLOCK_N=256)
     compile_kernel(triton_lazy._lazy_greedy_kernel, sm, **LAZY, HELD=True, BLOCK_ALL=2048)
     compile_kernel(triton_lazy._lazy_greedy_kernel, sm, **LAZY, HELD=False, BLOCK_ALL=16384, warps=16)
-    compile_kernel(triton_greedy._greedy_kernel, sm, RULE=3, BLOCK_N=256, BLOCK_K=16)
+    compile_kernel(triton_greedy._greedy_kernel, sm, RULE=3, PARTS=2, BLOCK_N=256, BLOCK_K=16)
     compile_kernel(triton_lazy._lazy_greedy_kernel, sm, **LAZY | {"RULE": 3}, HELD=False, BLOCK_ALL=16384, warps=16)

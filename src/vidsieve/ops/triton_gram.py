@@ -1,4 +1,9 @@
-"""Cosines within each segment on tensor cores: S, one row a token, `longest` columns."""
+"""Cosines within each segment on tensor cores: S, one row a token, `longest` columns.
+
+What bounds a Gram matrix of many rows is how often a row is read. Segments of up to 256 tokens are read once, by one
+program that holds all of S; to have work for every multiprocessor, programs share the features of a segment, and S is
+the sum of what each found (`parts` planes). Longer segments go tile by tile.
+"""
 
 import triton
 import triton.language as tl
@@ -13,6 +18,63 @@ def _inverse(norm_ptr, i, mask):
     """1 / length of tokens i, 0 for a zero token."""
     norm = tl.load(norm_ptr + i, mask=mask, other=0.0)
     return tl.where(norm > 0, 1.0 / tl.where(norm > 0, norm, 1.0), 0.0)
+
+
+@triton.jit
+def _part(acc, scale_i, scale_j):
+    """Products as cosines; NaN features are reported elsewhere, here they must not spread."""
+    acc *= scale_i[:, None] * scale_j[None, :]
+    return tl.where(acc == acc, acc, 0.0)
+
+
+@triton.jit
+def _segment_gram_kernel(
+    x_ptr,  # (N, D) features, rows `stride` apart
+    norm_ptr,  # (N,) float32, length of each row
+    offsets_ptr,  # (S + 1,) int64
+    s_ptr,  # (parts, N, longest) float32 out: planes whose sum is S
+    longest,
+    stride,
+    plane,  # N * longest
+    D: tl.constexpr,
+    SHARE: tl.constexpr,  # features a program multiplies
+    TWICE: tl.constexpr,  # whether segments may have more than BLOCK tokens; they have at most twice as many
+    BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One program a segment and share of the features: rows in two halves, three products of theirs are all of S."""
+    begin = tl.load(offsets_ptr + tl.program_id(0))
+    n = (tl.load(offsets_ptr + tl.program_id(0) + 1) - begin).to(tl.int32)
+    part = tl.program_id(1)
+    s_ptr += part.to(tl.int64) * plane + begin * longest
+    i = tl.arange(0, BLOCK)  # (BLOCK,)
+    j = BLOCK + i
+    d = tl.arange(0, BLOCK_D)
+    xi_ptr = x_ptr + (begin + i)[:, None] * stride + d[None, :]
+    xj_ptr = x_ptr + (begin + j)[:, None] * stride + d[None, :]
+    ii = tl.zeros((BLOCK, BLOCK), tl.float32)
+    if TWICE:
+        ij = tl.zeros((BLOCK, BLOCK), tl.float32)
+        jj = tl.zeros((BLOCK, BLOCK), tl.float32)
+    for k in range(part * SHARE, part * SHARE + SHARE, BLOCK_D):
+        inside = d[None, :] < D - k
+        xi = tl.load(xi_ptr + k, mask=(i < n)[:, None] & inside, other=0.0)
+        ii = tl.dot(xi, xi.T, ii, input_precision=PRECISION)
+        if TWICE:
+            xj = tl.load(xj_ptr + k, mask=(j < n)[:, None] & inside, other=0.0)
+            ij = tl.dot(xi, xj.T, ij, input_precision=PRECISION)
+            jj = tl.dot(xj, xj.T, jj, input_precision=PRECISION)
+    scale_i = _inverse(norm_ptr, begin + i, i < n)
+    rows = s_ptr + i[:, None] * longest
+    tl.store(rows + i[None, :], _part(ii, scale_i, scale_i), mask=(i < n)[:, None] & (i < n)[None, :])
+    if TWICE:
+        scale_j = _inverse(norm_ptr, begin + j, j < n)
+        ij = _part(ij, scale_i, scale_j)
+        tl.store(rows + j[None, :], ij, mask=(i < n)[:, None] & (j < n)[None, :])
+        rows = s_ptr + j[:, None] * longest
+        tl.store(rows + i[None, :], ij.T, mask=(j < n)[:, None] & (i < n)[None, :])
+        tl.store(rows + j[None, :], _part(jj, scale_j, scale_j), mask=(j < n)[:, None] & (j < n)[None, :])
 
 
 @triton.jit
@@ -47,8 +109,7 @@ def _gram_kernel(
             xi = tl.load(xi_ptr + k, mask=(i < n)[:, None] & inside, other=0.0)
             xj = tl.load(xj_ptr + k, mask=(j < n)[:, None] & inside, other=0.0)
             acc = tl.dot(xi, xj.T, acc, input_precision=PRECISION)
-        acc *= _inverse(norm_ptr, begin + i, i < n)[:, None] * _inverse(norm_ptr, begin + j, j < n)[None, :]
-        acc = tl.where(acc == acc, acc, 0.0)  # NaN features are reported elsewhere; here they must not spread
+        acc = _part(acc, _inverse(norm_ptr, begin + i, i < n), _inverse(norm_ptr, begin + j, j < n))
         inside = (i < n)[:, None] & (j < n)[None, :]
         tl.store(s_ptr + (begin + i).to(tl.int64)[:, None] * longest + j[None, :], acc, mask=inside)
         if a != b:

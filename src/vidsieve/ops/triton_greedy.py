@@ -63,8 +63,18 @@ def _picks_before(budget_ptr, segment, UNIT: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _row(s_ptr, i, j, mask, longest, plane, PARTS: tl.constexpr):
+    """Row i of S, the sum of its planes, at columns j."""
+    row_ptr = s_ptr + i * longest + j
+    row = tl.load(row_ptr, mask=mask, other=0.0)
+    for part in tl.static_range(1, PARTS):
+        row += tl.load(row_ptr + part * plane, mask=mask, other=0.0)
+    return row
+
+
+@triton.jit
 def _greedy_kernel(
-    s_ptr,  # (N, longest) float32 cosines
+    s_ptr,  # (PARTS, N, longest) float32, planes whose sum are the cosines
     norm_ptr,  # (N,) float32 lengths of the tokens
     nearest_ptr,  # (N,) float32 cosine to the nearest other token; read by MAX_MIN
     r_ptr,  # (N,) float32 relevance
@@ -73,9 +83,11 @@ def _greedy_kernel(
     c_ptr,  # (K, longest) float32 scratch: rows c of eq. 6
     order_ptr,  # (N,) int32 out, -1 where never picked
     longest,
+    plane,  # N * longest
     trade,
     threshold,  # read by HYBRID
     RULE: tl.constexpr,
+    PARTS: tl.constexpr,
     BLOCK_N: tl.constexpr,  # a power of two that covers `longest`
     BLOCK_K: tl.constexpr,  # rows of c read at a time
 ):
@@ -86,25 +98,25 @@ def _greedy_kernel(
     c_ptr += _picks_before(budget_ptr, segment, 1, 128) * longest
     if RULE != HYBRID:
         _greedy(
-            s_ptr, norm_ptr, nearest_ptr, r_ptr, c_ptr, order_ptr, begin, n, budget, longest, trade,
-            RULE, BLOCK_N, BLOCK_K,
+            s_ptr, norm_ptr, nearest_ptr, r_ptr, c_ptr, order_ptr, begin, n, budget, longest, plane, trade,
+            RULE, PARTS, BLOCK_N, BLOCK_K,
         )  # fmt: skip
     elif n <= threshold:
         _greedy(
-            s_ptr, norm_ptr, nearest_ptr, r_ptr, c_ptr, order_ptr, begin, n, budget, longest, trade,
-            DPP, BLOCK_N, BLOCK_K,
+            s_ptr, norm_ptr, nearest_ptr, r_ptr, c_ptr, order_ptr, begin, n, budget, longest, plane, trade,
+            DPP, PARTS, BLOCK_N, BLOCK_K,
         )  # fmt: skip
     else:
         _greedy(
-            s_ptr, norm_ptr, nearest_ptr, r_ptr, c_ptr, order_ptr, begin, n, budget, longest, trade,
-            MMR, BLOCK_N, BLOCK_K,
+            s_ptr, norm_ptr, nearest_ptr, r_ptr, c_ptr, order_ptr, begin, n, budget, longest, plane, trade,
+            MMR, PARTS, BLOCK_N, BLOCK_K,
         )  # fmt: skip
 
 
 @triton.jit
 def _greedy(
-    s_ptr, norm_ptr, nearest_ptr, r_ptr, c_ptr, order_ptr, begin, n, budget, longest, trade,
-    RULE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    s_ptr, norm_ptr, nearest_ptr, r_ptr, c_ptr, order_ptr, begin, n, budget, longest, plane, trade,
+    RULE: tl.constexpr, PARTS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Pick `budget` of the n tokens from `begin` on."""
     j = tl.arange(0, BLOCK_N)  # (BLOCK_N,)
@@ -117,7 +129,7 @@ def _greedy(
         score = tl.where(inside & (order < 0), _score(state, r, trade, RULE), -float("inf"))
         pick = tl.min(tl.where(score >= _lowered(tl.max(score, 0)), j, BLOCK_N), 0)
         order = tl.where(j == pick, step, order)
-        e = tl.load(s_ptr + (begin + pick) * longest + j, mask=inside, other=0.0)
+        e = _row(s_ptr, begin + pick, j, inside, longest, plane, PARTS)
         if RULE == DPP:
             for at in range(0, step, BLOCK_K):
                 row = (at + u < step)[:, None] & inside[None, :]
@@ -137,11 +149,13 @@ def _greedy(
 
 @triton.jit
 def _nearest_other_kernel(
-    s_ptr,  # (N, longest) float32 cosines
+    s_ptr,  # (PARTS, N, longest) float32, planes whose sum are the cosines
     offsets_ptr,  # (S + 1,) int64
     segment_ptr,  # (N,) int64
     out_ptr,  # (N,) float32: cosine to the nearest other token of the segment, -2 where it is alone
     longest,
+    plane,
+    PARTS: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     i = tl.program_id(0).to(tl.int64)
@@ -149,5 +163,5 @@ def _nearest_other_kernel(
     begin = tl.load(offsets_ptr + segment)
     n = tl.load(offsets_ptr + segment + 1) - begin
     j = tl.arange(0, BLOCK_N)
-    row = tl.load(s_ptr + i * longest + j, mask=(j < n) & (j != i - begin), other=-2.0)
-    tl.store(out_ptr + i, tl.max(row, 0))
+    row = _row(s_ptr, i, j, j < n, longest, plane, PARTS)
+    tl.store(out_ptr + i, tl.max(tl.where((j < n) & (j != i - begin), row, -2.0), 0))

@@ -6,6 +6,7 @@ Longer: in blocks of picks (triton_lazy.py), with S in memory up to HELD tokens 
 
 import os
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import triton
@@ -14,7 +15,7 @@ from torch import Tensor
 from vidsieve.ops import eager
 from vidsieve.ops.eager import merge_mean, top
 from vidsieve.ops.reference import Measures
-from vidsieve.ops.triton_gram import _gram_kernel, _nearest_kept_kernel
+from vidsieve.ops.triton_gram import _gram_kernel, _nearest_kept_kernel, _segment_gram_kernel
 from vidsieve.ops.triton_greedy import DPP, HYBRID, MAX_MIN, MMR, _greedy_kernel, _nearest_other_kernel
 from vidsieve.ops.triton_layout import (
     _apportion_kernel,
@@ -26,6 +27,7 @@ from vidsieve.ops.triton_layout import (
 from vidsieve.ops.triton_lazy import _lazy_greedy_kernel
 from vidsieve.ops.triton_measure import _column_mean_kernel, _measure_kernel, _unit_kernel
 
+ONCE = 256  # tokens of a segment of which one program holds all of S
 SHORT = 512
 HELD = 2048
 SLOTS = 2048  # segments that one program apportions among
@@ -164,15 +166,36 @@ def compact(order: Tensor, offsets: Tensor, budget: Tensor, longest: int, total:
 
 
 def _gram(x: Tensor, norm: Tensor, offsets: Tensor, longest: int) -> Tensor:
-    s = torch.empty(len(x), longest, device=x.device, dtype=torch.float32)
-    block = 128 if longest > 256 else 64 if longest > 32 else 16
-    tiles = triton.cdiv(longest, block)
-    _gram_kernel[(tiles * tiles, len(offsets) - 1)](
-        x, norm, offsets, s, longest, x.stride(0),
-        D=x.shape[1], TILES=tiles, BLOCK=block, BLOCK_D=32 if x.dtype == torch.float32 else 64,
-        PRECISION=_precision(x), num_warps=8 if block == 128 else 4, num_stages=3 if block == 128 else 4,
-    )  # fmt: skip
+    """S in planes to be added: (parts, N, longest); one plane for segments of more than ONCE tokens."""
+    (n, d), segments = x.shape, len(offsets) - 1
+    common: dict[str, Any] = {"D": d, "BLOCK_D": 32 if x.dtype == torch.float32 else 64, "PRECISION": _precision(x)}
+    parts = _parts(x, segments) if longest <= min(ONCE, SHORT) else 0  # long selections read one plane
+    s = torch.empty(max(1, parts), n, longest, device=x.device, dtype=torch.float32)
+    if parts:
+        block = max(16, min(128, triton.next_power_of_2(longest)))
+        _segment_gram_kernel[(segments, parts)](
+            x, norm, offsets, s, longest, x.stride(0), n * longest, **common,
+            SHARE=triton.cdiv(d, parts * common["BLOCK_D"]) * common["BLOCK_D"], TWICE=longest > block, BLOCK=block,
+            num_warps=8 if block == 128 else 4, num_stages=4,
+        )  # fmt: skip
+    else:
+        block = 128 if longest > 256 else 64 if longest > 32 else 16
+        tiles = triton.cdiv(longest, block)
+        _gram_kernel[(tiles * tiles, segments)](
+            x, norm, offsets, s, longest, x.stride(0), TILES=tiles, BLOCK=block, **common,
+            num_warps=8 if block == 128 else 4, num_stages=3 if block == 128 else 4,
+        )  # fmt: skip
     return s
+
+
+def _parts(x: Tensor, segments: int) -> int:
+    """How many programs share a segment of which each holds all of S; 0 where tiles are the better way.
+
+    With few segments, the work of one is too long a wait; and before Hopper, what a program holds is lost to registers.
+    """
+    programs = _programs(x)
+    many = 3 * segments > programs and not (x.is_cuda and torch.cuda.get_device_capability(x.device) < (9, 0))
+    return min(2, max(1, programs // segments)) if many else 0
 
 
 def _programs(x: Tensor) -> int:
@@ -200,7 +223,7 @@ def _greedy(
     with _on(x):
         r = torch.ones_like(norm) if relevance is None else relevance.float()
         held = longest <= HELD
-        s = _gram(x, norm, offsets, longest) if held else norm
+        s = _gram(x, norm, offsets, longest) if held else norm[None]
         nearest = _nearest_other(x, s, norm, offsets, longest, held) if rule == MAX_MIN.value else norm
         if longest <= SHORT:
             block = triton.next_power_of_2(longest)
@@ -208,8 +231,9 @@ def _greedy(
                 total if rule in (DPP.value, HYBRID.value) else 1, longest, device=x.device, dtype=torch.float32
             )
             _greedy_kernel[(segments,)](
-                s, norm, nearest, r, offsets, budget, c, order, longest, trade, threshold,
-                RULE=rule, BLOCK_N=block, BLOCK_K=max(4, min(16, 4096 // block)), num_warps=4 if block <= 256 else 8,
+                s, norm, nearest, r, offsets, budget, c, order, longest, n * longest, trade, threshold,
+                RULE=rule, PARTS=len(s), BLOCK_N=block, BLOCK_K=max(4, min(16, 4096 // block)),
+                num_warps=4 if block <= 256 else 8,
             )  # fmt: skip
             return order
         picks, candidates = 32, 64
@@ -220,7 +244,7 @@ def _greedy(
         scratch = torch.empty(segments * (candidates + 2) + total + picks, dtype=torch.int32, device=x.device)
         count, candidate, pick = torch.split(scratch, [2 * segments, segments * candidates, total + picks])
         common = torch.empty(segments, candidates, candidates, device=x.device, dtype=torch.float32)
-        ell = torch.empty(segments, picks + 1, picks, device=x.device, dtype=torch.float32)
+        solve = torch.empty(segments, picks, picks, device=x.device, dtype=torch.float32)
         state = nearest if rule == MAX_MIN.value else torch.empty_like(norm)
         programs = _programs(x)
         shared = segments <= programs
@@ -228,14 +252,14 @@ def _greedy(
         together = {"launch_cooperative_grid": True} if shared and x.is_cuda else {}
         block_all = triton.next_power_of_2(longest)
         _lazy_greedy_kernel[(max(programs, segments),)](
-            x, s, norm, state, r, offsets, budget, c, order, candidate, common, pick, ell, count, barrier,
+            x, s, norm, state, r, offsets, budget, c, order, candidate, common, pick, solve, count, barrier,
             segments, longest, c_rows, x.stride(0), trade, threshold, SHARED=shared,
             RULE=rule, HELD=held, D=x.shape[1], PRECISION=_precision(x),
             BLOCK_S=triton.next_power_of_2(segments), BLOCK_ALL=block_all,
             CANDIDATES=candidates, PICKS=picks,
             EXACT="ieee" if INTERPRETED else "bf16x6",  # float32 products from six of bf16, on tensor cores
             BLOCK_N=128, BLOCK_D=128 if x.dtype != torch.float32 else 64, BLOCK_K=32,
-            num_warps=4 if block_all <= 2048 else 8 if block_all <= 4096 else 16, **together,
+            num_warps=8 if block_all <= 4096 else 16, **together,
         )  # fmt: skip
     return order
 
@@ -244,7 +268,9 @@ def _nearest_other(x: Tensor, s: Tensor, norm: Tensor, offsets: Tensor, longest:
     segment = torch.searchsorted(offsets[1:], torch.arange(len(x), device=x.device), right=True)
     out = torch.full((len(x),), -2.0, device=x.device)
     if held:
-        _nearest_other_kernel[(len(x),)](s, offsets, segment, out, longest, BLOCK_N=triton.next_power_of_2(longest))
+        _nearest_other_kernel[(len(x),)](
+            s, offsets, segment, out, longest, len(x) * longest, PARTS=len(s), BLOCK_N=triton.next_power_of_2(longest)
+        )
         return out
     # A block of columns at a time: never N x N, and it runs once, before the first pick.
     unit = x * torch.where(norm > 0, norm.reciprocal(), 0)[:, None].to(x.dtype)

@@ -56,7 +56,7 @@ def _explained(c_ptr, width, rows, mask, pick, done, BLOCK: tl.constexpr, BLOCK_
 
 @triton.jit
 def _update(
-    x_ptr, s_ptr, norm_ptr, state_ptr, c_ptr, pick_ptr, ell_ptr, begin, n, done, count, longest, width, stride,
+    x_ptr, s_ptr, norm_ptr, state_ptr, c_ptr, pick_ptr, solve_ptr, begin, n, done, count, longest, width, stride,
     member, team,
     RULE: tl.constexpr, HELD: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr, PICKS: tl.constexpr,
@@ -67,9 +67,8 @@ def _update(
     d = tl.arange(0, BLOCK_D)
     u = tl.arange(0, BLOCK_K)
     if RULE == DPP:
-        ell = tl.load(ell_ptr + p[:, None] * PICKS + p[None, :], cache_modifier=".cg")  # row i: zero from i on
-        ell = tl.where((p < count)[:, None], ell, 0.0)
-        scale = tl.load(ell_ptr + PICKS * PICKS + p, mask=p < count, other=0.0, cache_modifier=".cg")
+        solve = tl.load(solve_ptr + p[:, None] * PICKS + p[None, :], cache_modifier=".cg")  # (PICKS, PICKS)
+        solve = tl.where((p < count)[:, None], solve, 0.0)
     for tile in range(member, tl.cdiv(n, BLOCK_N), team):
         j = tile * BLOCK_N + tl.arange(0, BLOCK_N)  # (BLOCK_N,)
         both = (p < count)[:, None] & (j < n)[None, :]
@@ -99,14 +98,8 @@ def _update(
                     c_ptr + j.to(tl.int64)[:, None] * width + (at + u)[None, :], mask=(j < n)[:, None] & old, other=0.0
                 )
                 rows -= tl.dot(c_pick, c.T, input_precision=EXACT)
-            for i in range(count):
-                here = p == i
-                # Rows before i are finished rows c by now; ell holds their entries at pick i.
-                ell_i = tl.sum(tl.where(here[:, None], ell, 0.0), 0)  # (PICKS,)
-                e = tl.sum(tl.where(here[:, None], rows, -rows * ell_i[:, None]), 0)  # (BLOCK_N,)
-                e *= tl.sum(tl.where(here, scale, 0.0), 0)
-                rows = tl.where(here[:, None], e[None, :], rows)
-                state = tl.maximum(state - e * e, 0.0)
+            rows = tl.dot(solve, rows, input_precision=EXACT)  # rows c of eq. 6
+            state = tl.maximum(state - tl.sum(rows * rows, 0), 0.0)
             tl.store(c_ptr + j.to(tl.int64)[None, :] * width + (done + p)[:, None], rows, mask=both)
         else:
             best = tl.max(tl.where((p < count)[:, None], rows, -2.0), 0)
@@ -204,7 +197,7 @@ def _common(
 
 @triton.jit
 def _pick(
-    state_ptr, r_ptr, order_ptr, candidate_ptr, common_ptr, pick_ptr, ell_ptr,
+    state_ptr, r_ptr, order_ptr, candidate_ptr, common_ptr, pick_ptr, solve_ptr,
     begin, budget, done, found, bound, trade,
     RULE: tl.constexpr, CANDIDATES: tl.constexpr, PICKS: tl.constexpr,
 ):  # fmt: skip
@@ -216,6 +209,7 @@ def _pick(
     state = tl.load(state_ptr + begin + token, mask=open_m, other=0.0, cache_modifier=".cg")
     r = _relevance(r_ptr, begin + token, open_m)
     ell = tl.zeros((PICKS, CANDIDATES), tl.float32)  # rows c of this block's picks, at the candidates
+    solve = tl.zeros((PICKS, PICKS), tl.float32)  # what makes rows c of what S holds beyond the earlier picks
     # Before the first pick, max-min scores by another state than after it.
     most = tl.minimum(1 if (RULE == MAX_MIN and done == 0) else PICKS, budget - done)
     count = 0
@@ -235,8 +229,10 @@ def _pick(
                 scale = tl.rsqrt(tl.maximum(tl.sum(tl.where(here, state, 0.0), 0), _EXHAUSTED))
                 ell_pick = tl.sum(tl.where(here[None, :], ell, 0.0), 1)  # (PICKS,)
                 e = (e - tl.sum(ell_pick[:, None] * ell, 0)) * scale
-                tl.store(ell_ptr + count * PICKS + p, ell_pick)
-                tl.store(ell_ptr + PICKS * PICKS + count, scale)
+                # Eq. 6 is a triangular system; this is the next row of its inverse.
+                row = ((p == count).to(tl.float32) - tl.sum(ell_pick[:, None] * solve, 0)) * scale
+                tl.store(solve_ptr + count * PICKS + p, row)
+                solve = tl.where((p == count)[:, None], row[None, :], solve)
                 ell = tl.where((p == count)[:, None], e[None, :], ell)
                 state = tl.maximum(state - e * e, 0.0)
             else:
@@ -263,7 +259,7 @@ def _lazy_greedy_kernel(
     candidate_ptr,  # (S, CANDIDATES) int32 scratch
     common_ptr,  # (S, CANDIDATES, CANDIDATES) float32 scratch
     pick_ptr,  # (K + PICKS,) int32 scratch: picks in order, within their segment
-    ell_ptr,  # (S, PICKS + 1, PICKS) float32 scratch: earlier rows c of the block at each pick; its scales
+    solve_ptr,  # (S, PICKS, PICKS) float32 scratch: the inverse of the triangle of this block's rows c at its picks
     count_ptr,  # (S, 2) int32 scratch: candidates, picks of the block
     barrier_ptr,  # (S,) int32, zero on entry
     segments,
@@ -309,33 +305,33 @@ def _lazy_greedy_kernel(
         c_ptr += tl.multiple_of(_picks_before(budget_ptr, segment, 8, 128) * c_rows, 8)
         candidate_ptr += segment * CANDIDATES
         common_ptr += segment * CANDIDATES * CANDIDATES
-        ell_ptr += segment * (PICKS + 1) * PICKS
+        solve_ptr += segment * PICKS * PICKS
         count_ptr += segment * 2
         barrier_ptr += segment
         if RULE != HYBRID:
             _lazy_greedy(
                 x_ptr, s_ptr, norm_ptr, state_ptr, r_ptr, c_ptr, order_ptr, candidate_ptr, common_ptr, pick_ptr,
-                ell_ptr, count_ptr, barrier_ptr, begin, n, budget, width, longest, stride, trade, member, team,
+                solve_ptr, count_ptr, barrier_ptr, begin, n, budget, width, longest, stride, trade, member, team,
                 RULE, HELD, D, PRECISION, EXACT, BLOCK_ALL, BLOCK_N, BLOCK_D, BLOCK_K, CANDIDATES, PICKS,
             )  # fmt: skip
         elif n <= threshold:
             _lazy_greedy(
                 x_ptr, s_ptr, norm_ptr, state_ptr, r_ptr, c_ptr, order_ptr, candidate_ptr, common_ptr, pick_ptr,
-                ell_ptr, count_ptr, barrier_ptr, begin, n, budget, width, longest, stride, trade, member, team,
+                solve_ptr, count_ptr, barrier_ptr, begin, n, budget, width, longest, stride, trade, member, team,
                 DPP, HELD, D, PRECISION, EXACT, BLOCK_ALL, BLOCK_N, BLOCK_D, BLOCK_K, CANDIDATES, PICKS,
             )  # fmt: skip
         else:
             _lazy_greedy(
                 x_ptr, s_ptr, norm_ptr, state_ptr, r_ptr, c_ptr, order_ptr, candidate_ptr, common_ptr, pick_ptr,
-                ell_ptr, count_ptr, barrier_ptr, begin, n, budget, width, longest, stride, trade, member, team,
+                solve_ptr, count_ptr, barrier_ptr, begin, n, budget, width, longest, stride, trade, member, team,
                 MMR, HELD, D, PRECISION, EXACT, BLOCK_ALL, BLOCK_N, BLOCK_D, BLOCK_K, CANDIDATES, PICKS,
             )  # fmt: skip
 
 
 @triton.jit
 def _lazy_greedy(
-    x_ptr, s_ptr, norm_ptr, state_ptr, r_ptr, c_ptr, order_ptr, candidate_ptr, common_ptr, pick_ptr, ell_ptr, count_ptr,
-    barrier_ptr, begin, n, budget, width, longest, stride, trade, member, team,
+    x_ptr, s_ptr, norm_ptr, state_ptr, r_ptr, c_ptr, order_ptr, candidate_ptr, common_ptr, pick_ptr, solve_ptr,
+    count_ptr, barrier_ptr, begin, n, budget, width, longest, stride, trade, member, team,
     RULE: tl.constexpr, HELD: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
     BLOCK_ALL: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
     CANDIDATES: tl.constexpr, PICKS: tl.constexpr,
@@ -370,7 +366,7 @@ def _lazy_greedy(
             _meet(barrier_ptr, arrived, team)
             if member == 0:
                 count = _pick(
-                    state_ptr, r_ptr, order_ptr, candidate_ptr, common_ptr, pick_ptr, ell_ptr,
+                    state_ptr, r_ptr, order_ptr, candidate_ptr, common_ptr, pick_ptr, solve_ptr,
                     begin, budget, done, found, bound, trade, RULE, CANDIDATES, PICKS,
                 )  # fmt: skip
                 tl.store(count_ptr + 1, count)
@@ -379,7 +375,7 @@ def _lazy_greedy(
             count = tl.load(count_ptr + 1, cache_modifier=".cg")
             if done + count < budget:
                 _update(
-                    x_ptr, s_ptr, norm_ptr, state_ptr, c_ptr, pick_ptr, ell_ptr, begin, n, done, count,
+                    x_ptr, s_ptr, norm_ptr, state_ptr, c_ptr, pick_ptr, solve_ptr, begin, n, done, count,
                     longest, width, stride, member, team,
                     RULE, HELD, D, PRECISION, EXACT, BLOCK_N, BLOCK_D, BLOCK_K, PICKS,
                 )  # fmt: skip
