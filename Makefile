@@ -1,4 +1,4 @@
-# make demo    a picture of what is kept and what is dropped, from nothing, offline once installed
+# make demo    a question about a clip, answered from all tokens and from a tenth; a picture of what was kept
 # make test    every test that needs no GPU
 # make test-vllm   the vLLM plug-in in a vLLM engine on CPU, in an environment of its own (3.5 GB)
 # make lint    ruff and mypy

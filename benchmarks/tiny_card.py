@@ -11,8 +11,8 @@ from typing import Any
 PHASES = {
     "full": "It was trained on whole videos only: a reduced video is something it has never seen.",
     "dropped": (
-        "It was trained on whole videos first, then on videos of which a random 10 to 100 % of the visual tokens were\n"
-        "kept. What it gets wrong about a reduced video is therefore mostly evidence that was lost, and not the mere\n"
+        "It was trained on whole videos first, then on videos of which 10 to 100 % of the visual tokens were kept, chosen\n"
+        "at random and unevenly. What it gets wrong about a reduced video is therefore mostly evidence that was lost, and not the mere\n"
         "strangeness of a shorter sequence."
     ),
 }
@@ -61,8 +61,9 @@ the most that can be had without the video; *no video* is this model, shown none
 
 ## Training
 
-`{command}`, seed {seed}, {videos:,} videos rendered while training, on one {device}, torch {torch}, transformers
-{transformers}. The history is in `log.json`.
+`{command}`: {videos:,} videos, rendered while
+training on one {device} with torch {torch} and transformers {transformers}. The history is in `log.json`, in the
+repository benchmarks/results/train_tiny_h200.json.
 """
 
 COLUMNS = {

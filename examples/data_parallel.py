@@ -18,7 +18,13 @@ import vidsieve
 from vidsieve.run import load, prepare
 from vidsieve.video import read_video
 
-QUESTIONS = ("What moves?", "Which colours are there?", "How does it end?", "What comes first?", "Is there a clock?")
+QUESTIONS = (
+    "Which digit is on the yellow card?",
+    "What colour is the heart?",
+    "How many scenes are there?",
+    "Which came first, the heart or the moon?",
+    "Is the bolt shown?",
+)
 
 
 def main(clip: str = "out/demo/clip.mp4", checkpoint: str = "out/demo/model") -> None:
@@ -46,7 +52,7 @@ def main(clip: str = "out/demo/clip.mp4", checkpoint: str = "out/demo/model") ->
     if rank == 0:
         answers = {number: answer for share in shares for number, answer in share.items()}
         for number, question in enumerate(QUESTIONS):
-            print(f"{question:26}{answers[number]}")
+            print(f"{question:42}{answers[number]}")
 
 
 PLACE = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))

@@ -11,7 +11,7 @@ import torch
 
 from vidsieve import batch, stored
 
-QUESTION = "Which colours are there?"
+QUESTION = "How many scenes are there?"
 
 
 def main(clip: str = "out/demo/clip.mp4", checkpoint: str = "out/demo/model") -> None:

@@ -2,8 +2,8 @@
 
     python examples/one_line.py [CLIP [MODEL]]
 
-Without arguments it uses the clip and the tiny random model that `make demo` leaves in out/demo, whose answer means
-nothing. MODEL is a checkpoint folder or a Hub id of a supported family.
+Without arguments it uses the clip and the small model that `make demo` leaves in out/demo. MODEL is a checkpoint folder
+or a Hub id of a supported family.
 """
 
 import sys
@@ -18,7 +18,7 @@ def main(clip: str = "out/demo/clip.mp4", checkpoint: str = "out/demo/model") ->
     # is special to vidsieve.
     processor, model = load(checkpoint)
     frames = read_video(clip, num_frames=32)
-    inputs = prepare(processor, frames, "What happens in this video?").to(model.device, model.dtype)
+    inputs = prepare(processor, frames, "Which digit is on the yellow card?").to(model.device, model.dtype)
 
     with vidsieve.presets.vidsieve(keep=0.1)(model) as trace:
         out = model.generate(**inputs, max_new_tokens=32)

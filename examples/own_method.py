@@ -38,7 +38,9 @@ def main(clip: str = "out/demo/clip.mp4", checkpoint: str = "out/demo/model") ->
     print(method)
 
     processor, model = load(checkpoint)
-    inputs = prepare(processor, read_video(clip, num_frames=32), "What moves?").to(model.device, model.dtype)
+    inputs = prepare(processor, read_video(clip, num_frames=32), "Which digit is on the yellow card?").to(
+        model.device, model.dtype
+    )
     with method(model) as trace:
         model.generate(**inputs, max_new_tokens=8)
     print(trace)

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from tests import drawn
 from tests.models import processors, tiny
-from vidsieve import batch, demo, presets, stored
+from vidsieve import batch, presets, stored
 from vidsieve.batch import EncodeClips, Job
 from vidsieve.errors import MissingExtra, VidsieveError
 from vidsieve.models import attach
@@ -25,11 +26,11 @@ QUESTION = "What moves?"
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the demo's clip.mp4, half of it as cut.mp4, and model/."""
+    """A folder with a drawn clip.mp4, half of it as cut.mp4, and model/."""
     folder = tmp_path_factory.mktemp("batch")
-    clip = demo.render_clip(folder / "clip.mp4").read_bytes()
+    clip = drawn.render_clip(folder / "clip.mp4").read_bytes()
     (folder / "cut.mp4").write_bytes(clip[: len(clip) // 2])
-    demo.build_model(folder / "model")
+    drawn.build_model(folder / "model")
     return folder
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from vidsieve import demo
+from tests import drawn
 from vidsieve.batch import QUESTION
 from vidsieve.run import Request, run
 from vidsieve.stored import read
@@ -30,17 +30,17 @@ CLIPS = sorted(Path(os.environ.get("VIDSIEVE_CLIPS", "/nonexistent")).glob("*.mp
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with model/ and clips/: copies of three clips that differ, and three broken files."""
     folder = tmp_path_factory.mktemp("ray")
-    demo.build_model(folder / "model")
+    drawn.build_model(folder / "model")
     clips = folder / "clips"
     clips.mkdir()
-    scenes = demo.SCENES
+    scenes = drawn.SCENES
     with pytest.MonkeyPatch.context() as patch:
         for name, some in (("night", scenes[:2]), ("clock", scenes[2:4]), ("sea", scenes[4:])):
-            patch.setattr(demo, "SCENES", some)
-            drawn = demo.render_clip(folder / f"{name}.mp4").read_bytes()
+            patch.setattr(drawn, "SCENES", some)
+            clip = drawn.render_clip(folder / f"{name}.mp4").read_bytes()
             for copy in range(COPIES):
-                (clips / f"{name}{copy}.mp4").write_bytes(drawn)
-    (clips / "cut.mp4").write_bytes(drawn[: len(drawn) // 2])
+                (clips / f"{name}{copy}.mp4").write_bytes(clip)
+    (clips / "cut.mp4").write_bytes(clip[: len(clip) // 2])
     (clips / "empty.mp4").write_bytes(b"")
     (clips / "text.mp4").write_text("no video at all")
     return folder

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vidsieve import cli, demo
+from tests import drawn
+from vidsieve import cli
 from vidsieve.presets import METHODS, STAGED
 
 pytest.importorskip("av")
@@ -18,10 +19,10 @@ pytest.importorskip("rich")
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the demo's clip.mp4 and model/."""
+    """A folder with a drawn clip.mp4 and a random model/."""
     folder = tmp_path_factory.mktemp("cli")
-    demo.render_clip(folder / "clip.mp4")
-    demo.build_model(folder / "model")
+    drawn.render_clip(folder / "clip.mp4")
+    drawn.build_model(folder / "model")
     return folder
 
 
@@ -124,13 +125,10 @@ def test_show_refuses_what_is_no_result(
     assert err.count("\n") == 1
 
 
-def test_demo_ends_by_saying_where_the_picture_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(demo, "FRAMES", 10)
+def test_demo_ends_by_saying_where_the_picture_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["demo", "--out", str(tmp_path / "demo")]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert any(line.startswith("960 video tokens -> 96 kept (10.0 %)") for line in lines)
+    assert any(line.startswith("576 video tokens -> 58 kept (10.1 %)") for line in lines)
     assert lines[-1] == f"picture: {tmp_path / 'demo' / 'overlay.png'}"
     assert (tmp_path / "demo" / "overlay.png").exists()
 

@@ -92,5 +92,5 @@ def test_python_blocks_run_one_after_another(workplace: Path) -> None:
     script = workplace / "readme.py"
     script.write_text("\n".join(blocks(ENGLISH, "python")), encoding="utf-8")
     printed = run(sys.executable, str(script), cwd=workplace)
-    assert "3072 video tokens -> 307 kept" in printed
+    assert "576 video tokens -> 58 kept" in printed
     assert "Verification ok" in printed

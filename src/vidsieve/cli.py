@@ -2,7 +2,7 @@
 
     vidsieve run CLIP --question "What happens?" --model Qwen/Qwen2.5-VL-7B-Instruct --keep 0.1 --out out
     vidsieve show out           draw it again
-    vidsieve demo               the same, offline, on a clip and a model made here
+    vidsieve demo               the same, offline, on a generated clip and the model that comes with the package
     vidsieve batch CLIPS        reduced features of many clips, on one machine or a cluster
     vidsieve methods            what --method takes
     vidsieve env                what is installed, and what would run
@@ -220,7 +220,7 @@ def _run(options: argparse.Namespace) -> Found:
 
 
 def _demo(options: argparse.Namespace) -> Found:
-    """Try it offline: render a clip, build a tiny model of random weights, and run on them."""
+    """Try it offline: render a clip, and ask the small model that comes with the package about it."""
     from vidsieve import demo
     from vidsieve import run as pipeline
 
@@ -228,11 +228,11 @@ def _demo(options: argparse.Namespace) -> Found:
     with _notes() as note:
         note("rendering a clip")
         clip = demo.render_clip(options.out / "clip.mp4")
-        note("building a model")
-        model = demo.build_model(options.out / "model")
+        model = demo.copy_model(options.out / "model")
+        question, right = demo.question()
     request = pipeline.Request(
         str(clip),
-        demo.QUESTION,
+        question,
         str(model),
         options.method,
         _keep(options),
@@ -241,7 +241,7 @@ def _demo(options: argparse.Namespace) -> Found:
         options.dtype,
         max_new_tokens=16,
     )
-    return _carry_out(request, options.out) | {"note": demo.NOTE}
+    return _carry_out(request, options.out) | {"note": demo.NOTE.format(right)}
 
 
 def _carry_out(request: Any, out: Path | None) -> dict[str, Any]:
@@ -326,9 +326,9 @@ def _bench(options: argparse.Namespace) -> Found:
 def _eval(options: argparse.Namespace) -> Found:
     """Accuracy, loyalty and kept evidence of each method on the synthetic needle suite."""
     from vidsieve import evaluate
-    from vidsieve.needles.tiny import bundled
+    from vidsieve.needles.tiny import BUNDLED
 
-    model = options.model or str(bundled())
+    model = options.model or str(BUNDLED)
     names = options.methods or (["vidsieve"] if options.quick else list(evaluate.METHODS))
     unknown = [name for name in names if name not in evaluate.METHODS]
     if unknown:

@@ -14,13 +14,28 @@ from typing import Any
 import torch
 
 from vidsieve._torchvision import make_importable
-from vidsieve.demo import CHAT_TEMPLATE, SPECIALS
-from vidsieve.errors import VidsieveError, require
+from vidsieve.errors import require
 from vidsieve.needles.layout import Size
 from vidsieve.needles.questions import TEMPLATES, WORDS
 
+SPECIALS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] in ('video', 'image') %}<|vision_start|><|{{ part['type'] }}_pad|><|vision_end|>"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 UNKNOWN = "<|unknown|>"
-BUNDLED = Path(__file__).parent / "checkpoint"  # of vidsieve-tiny, in distributions that ship it
+BUNDLED = Path(__file__).parent / "checkpoint"  # of vidsieve-tiny
 MERGE = 2  # patches along each side of a visual token
 
 TEXT = {
@@ -35,16 +50,6 @@ VISION = {"hidden_size": 128, "intermediate_size": 352, "depth": 4, "num_heads":
 # one the slowest frequency of time, of half of all, turns once in 16 steps, and the slowest of all by 0.1 a column.
 ROPE_THETA = 10.0
 INITIAL = 0.04  # standard deviation of the first weights
-
-
-def bundled() -> Path:
-    """The checkpoint that came with the package, or `VidsieveError` where none did."""
-    if not (BUNDLED / "config.json").exists():
-        raise VidsieveError(
-            "no checkpoint of vidsieve-tiny is bundled with this installation; train one with "
-            "`python -m benchmarks.train_tiny --out out/tiny` in the repository, and pass --model out/tiny/full"
-        )
-    return BUNDLED
 
 
 def build_tokenizer() -> Any:

@@ -1,10 +1,10 @@
-"""demo.py: the clip is always the same, and the model loads as a real checkpoint does."""
+"""drawn.py: the clip is always the same, and the model loads as a real checkpoint does."""
 
 from pathlib import Path
 
 import pytest
 
-from vidsieve import demo
+from tests import drawn
 from vidsieve.errors import MissingExtra
 from vidsieve.run import load
 from vidsieve.video import read_video
@@ -14,30 +14,30 @@ pytest.importorskip("transformers")
 
 
 def test_the_clip_has_its_scenes_and_is_always_the_same(tmp_path: Path) -> None:
-    clip = demo.render_clip(tmp_path / "clip.mp4")
+    clip = drawn.render_clip(tmp_path / "clip.mp4")
     frames = read_video(clip, size=None, num_frames=1000)
-    assert frames.pixels.shape == (len(demo.SCENES) * demo.SCENE, demo.HEIGHT, demo.WIDTH, 3)
+    assert frames.pixels.shape == (len(drawn.SCENES) * drawn.SCENE, drawn.HEIGHT, drawn.WIDTH, 3)
     assert frames.duration == pytest.approx(12.5)
     change = frames.pixels.float().diff(dim=0).abs().mean((1, 2, 3))
-    cuts = sorted((change.topk(len(demo.SCENES) - 1).indices + 1).tolist())
+    cuts = sorted((change.topk(len(drawn.SCENES) - 1).indices + 1).tolist())
     assert cuts == [30, 60, 90, 120]
     assert (change > 0).float().mean() > 0.9  # something always moves
-    assert demo.render_clip(tmp_path / "again.mp4").read_bytes() == clip.read_bytes()
+    assert drawn.render_clip(tmp_path / "again.mp4").read_bytes() == clip.read_bytes()
 
 
-def test_no_token_frame_of_the_demo_joins_two_scenes(tmp_path: Path) -> None:
-    index = [round(i * (len(demo.SCENES) * demo.SCENE - 1) / (demo.FRAMES - 1)) for i in range(demo.FRAMES)]
-    scenes = [number // demo.SCENE for number in index]
+def test_no_token_frame_of_the_clip_joins_two_scenes(tmp_path: Path) -> None:
+    index = [round(i * (len(drawn.SCENES) * drawn.SCENE - 1) / (drawn.FRAMES - 1)) for i in range(drawn.FRAMES)]
+    scenes = [number // drawn.SCENE for number in index]
     assert scenes[::2] == scenes[1::2]
 
 
 def test_the_model_loads_as_a_checkpoint_and_is_always_the_same(tmp_path: Path) -> None:
-    first = demo.build_model(tmp_path / "model")
+    first = drawn.build_model(tmp_path / "model")
     processor, model = load(str(first))
     assert type(model).__name__ == "Qwen2_5_VLForConditionalGeneration"
     assert type(processor).__name__ == "Qwen2_5_VLProcessor"
     assert processor.tokenizer.decode(processor.tokenizer("héllo")["input_ids"]) == "héllo"
-    again = demo.build_model(tmp_path / "again")
+    again = drawn.build_model(tmp_path / "again")
     for name in ("model.safetensors", "tokenizer.json", "processor_config.json"):
         assert (first / name).read_bytes() == (again / name).read_bytes()
 
