@@ -1,6 +1,6 @@
 """Train vidsieve-tiny on the synthetic needle suite: out/tiny/{full,dropped}/ and out/tiny/log.json.
 
-    python -m benchmarks.train_tiny --minutes 12 --drop-minutes 5 --out out/tiny
+    python -m benchmarks.train_tiny --minutes 9 --drop-minutes 4 --out out/tiny
     python -m benchmarks.train_tiny --profile            # twenty steps, where the time goes, nothing written
     python -m benchmarks.train_tiny --scale small --minutes 12 --device cpu --out out/small
 
@@ -389,8 +389,8 @@ def profile(run: Run, steps: int = 20) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=12.0, help="of the first phase")
-    parser.add_argument("--drop-minutes", type=float, default=5.0, help="of the second phase")
+    parser.add_argument("--minutes", type=float, default=9.0, help="of the first phase")
+    parser.add_argument("--drop-minutes", type=float, default=4.0, help="of the second phase")
     parser.add_argument("--call-minutes", type=float, default=math.inf, help="stop after this long, to be continued")
     parser.add_argument("--scale", choices=SCALES, default="full")
     parser.add_argument("--batch", type=int, help="videos a step, if not those of the scale")

@@ -5,7 +5,8 @@
     python examples/data_parallel.py [CLIP [MODEL]]      one process, the same answers
 
 The defaults are what `make demo` leaves in out/demo. Without GPUs the processes share the processors. A model too large
-for one GPU is spread over several with `device_map="auto"` instead, and a reducer attaches to it all the same.
+for one GPU is spread over several with `device_map="auto"` instead, and a reducer attaches to it all the same. Tested
+with two processes on CPUs; not yet run on two GPUs.
 """
 
 import os

@@ -12,6 +12,7 @@ import torch
 from tests import drawn
 from tests.models import processors, tiny
 from vidsieve import batch, presets, stored
+from vidsieve._report import show_batch
 from vidsieve.batch import EncodeClips, Job
 from vidsieve.errors import MissingExtra, VidsieveError
 from vidsieve.models import attach
@@ -184,13 +185,47 @@ def test_a_folder_belongs_to_one_job(world: Path, tmp_path: Path) -> None:
         job(world, tmp_path, keep=0.2).claim()
 
 
+@pytest.mark.parametrize("content", ["", "no json", "7"])
+def test_a_folder_whose_job_nobody_knows_is_left_alone(world: Path, tmp_path: Path, content: str) -> None:
+    (tmp_path / "job.json").write_text(content)
+    with pytest.raises(VidsieveError, match=r"job\.json: is damaged.*choose another folder"):
+        job(world, tmp_path).claim()
+    assert (tmp_path / "job.json").read_text() == content
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[:-1], lambda data: b"x" * len(data)])
+def test_a_damaged_file_is_said_to_be_and_its_clip_encoded_again(world: Path, tmp_path: Path, damage: Any) -> None:
+    encoder = EncodeClips(job(world, tmp_path))
+    work = [(str(world / "clip.mp4"), QUESTION)]
+    (row,) = encoder.rows(work)
+    file = encoder.job.features / row["file"]
+    whole = file.read_bytes()
+    file.write_bytes(damage(whole))
+    (broken,) = encoder.rows(work)
+    assert f"{file}: is damaged" in broken["error"]
+    said: list[str] = []
+    encoder.job.sweep(said.append)
+    assert [f"{file}: is damaged" in what for what in said] == [True]
+    assert [path.name for path in encoder.job.features.iterdir()] == [f"{file.stem}.damaged"]
+    assert list(encoder.rows(work)) == [row]
+    assert file.read_bytes() == whole
+    encoder.job.sweep(said.append)
+    assert len(said) == 1
+
+
+def test_what_failed_is_listed_with_its_clip(capsys: pytest.CaptureFixture[str]) -> None:
+    failed = [{"clip": "/a.mp4", "error": "/a.mp4: is empty"}, {"clip": "/b.mp4", "error": "CUDA out of memory"}]
+    show_batch({"clips": 3, "encoded": 1, "already_there": 0, "failed": failed, "table": "t", "features": "f"})
+    assert capsys.readouterr().out.splitlines()[1:3] == ["  /a.mp4: is empty", "  /b.mp4: CUDA out of memory"]
+
+
 def test_find_walks_a_folder_and_reads_a_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("b.mp4", "a/c.MKV", "a/notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     clips = [str(tmp_path / "a/c.MKV"), str(tmp_path / "b.mp4")]
     assert batch.find(tmp_path) == clips
-    (tmp_path / "list.txt").write_text(f"# mine\n\nb.mp4\n{clips[0]}\nb.mp4\nabsent.mp4\n")
+    (tmp_path / "list.txt").write_text(f"\ufeff# mine\n\nb.mp4\n{clips[0]}\nb.mp4\nabsent.mp4\n")
     monkeypatch.chdir(tmp_path)
     assert batch.find("list.txt") == [clips[1], clips[0], str(tmp_path / "absent.mp4")]
 

@@ -28,7 +28,7 @@ CLIPS = sorted(Path(os.environ.get("VIDSIEVE_CLIPS", "/nonexistent")).glob("*.mp
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with model/ and clips/: copies of three clips that differ, and three broken files."""
+    """model/ and clips/: copies of three clips that differ, three broken files, and a name that is no text."""
     folder = tmp_path_factory.mktemp("ray")
     drawn.build_model(folder / "model")
     clips = folder / "clips"
@@ -43,6 +43,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (clips / "cut.mp4").write_bytes(clip[: len(clip) // 2])
     (clips / "empty.mp4").write_bytes(b"")
     (clips / "text.mp4").write_text("no video at all")
+    (clips / os.fsdecode(b"caf\xe9.mp4")).write_bytes(drawn)
     return folder
 
 
@@ -85,7 +86,7 @@ def test_killed_in_the_middle_and_resumed(world: Path, tmp_path: Path) -> None:
         (tmp_path / "features" / leftover).write_bytes(b"half")
 
     found = outcome(arguments)
-    assert found["clips"] == 3 * COPIES + 3
+    assert found["clips"] == 3 * COPIES + 4
     assert found["already_there"] >= len(before)
     assert found["already_there"] + found["encoded"] == 3 * COPIES
     after = written(tmp_path)
@@ -96,7 +97,8 @@ def test_killed_in_the_middle_and_resumed(world: Path, tmp_path: Path) -> None:
     rows = table(tmp_path)
     assert len(rows) == found["clips"] == len({row["clip"] for row in rows})  # nothing lost
     errors = {Path(row["clip"]).name: row["error"] for row in rows if row["error"]}
-    assert set(errors) == {"cut.mp4", "empty.mp4", "text.mp4"}
+    assert set(errors) == {"cut.mp4", "empty.mp4", "text.mp4", r"caf\xe9.mp4"}
+    assert "is not a name in UTF-8" in errors[r"caf\xe9.mp4"]
     assert "is empty (0 bytes)" in errors["empty.mp4"]
     assert {Path(row["clip"]).name for row in found["failed"]} == set(errors)
     for row in rows:
@@ -109,8 +111,16 @@ def test_killed_in_the_middle_and_resumed(world: Path, tmp_path: Path) -> None:
         assert row == {"error": None, **stored}
 
     again = outcome(arguments)  # only what is broken is tried again
-    assert (again["already_there"], again["encoded"], len(again["failed"])) == (3 * COPIES, 0, 3)
+    assert (again["already_there"], again["encoded"], len(again["failed"])) == (3 * COPIES, 0, 4)
     assert written(tmp_path) == after
+    assert table(tmp_path) == rows
+
+    damaged = tmp_path / "features" / min(after)
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    assert outcome(arguments)["encoded"] == 1
+    assert {name: at for name, at in written(tmp_path).items() if name != min(after)} == {
+        name: at for name, at in after.items() if name != min(after)
+    }
     assert table(tmp_path) == rows
 
 

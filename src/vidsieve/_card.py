@@ -34,14 +34,13 @@ def version_of(package: str) -> str | None:
 
 
 def commit() -> str | None:
-    """The commit this code is at, None where nobody knows."""
+    """The commit this code is at, with "-dirty" where files differ from it; None where nobody knows."""
     if told := os.environ.get("GIT_COMMIT"):  # where the code runs without its repository
         return told
     here = Path(__file__).parent
     try:
-        run = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=True
-        )
+        describe = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+        run = subprocess.run(describe, cwd=here, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return run.stdout.strip()

@@ -74,7 +74,8 @@ def show_batch(found: Any) -> None:
     print(f"{found['clips']} clips: {found['encoded']} encoded, {found['already_there']} were there", end="")
     print(f", {len(found['failed'])} failed" if found["failed"] else "")
     for row in found["failed"][:10]:
-        print(f"  {row['error']}")
+        named = row["clip"] in row["error"]
+        print(f"  {row['error']}" if named else f"  {row['clip']}: {row['error']}")
     if len(found["failed"]) > 10:
         print(f"  and {len(found['failed']) - 10} more, in the table")
     print(f"table: {found['table']}\nfeatures: {found['features']}")

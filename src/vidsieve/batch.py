@@ -85,19 +85,35 @@ class Job:
         self.features.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             _write(path, (json.dumps(settings, indent=1) + "\n").encode())
-        found = json.loads(path.read_text())
+        try:
+            found = dict(json.loads(path.read_text()))
+        except (TypeError, ValueError) as error:
+            raise VidsieveError(
+                f"{path}: is damaged, so nobody knows what job {self.out} holds; choose another folder"
+            ) from error
         for name, value in settings.items():
             if found.get(name) != value:
                 raise VidsieveError(
                     f"{self.out} holds a job whose {name} is {found.get(name)!r}, not {value!r}; choose another folder"
                 )
 
+    def sweep(self, note: Callable[[str], None]) -> None:
+        """Take away what a run that was killed left half done, and put aside what is damaged: both are to be done."""
+        for left in (*self.features.glob("*.part"), *self.features.glob("*.trying")):
+            left.unlink(missing_ok=True)
+        for file in self.features.glob("*.safetensors"):
+            try:
+                read_row(file)
+            except VidsieveError:
+                file.replace(file.with_suffix(".damaged"))
+                note(f"{file}: is damaged; its clip is encoded again, and it is now called {file.stem}.damaged")
+
 
 def find(source: str | os.PathLike[str]) -> list[str]:
     """Absolute paths of the clips of a folder, its folders included, or of a text file that names one a line.
 
-    In a text file, empty lines and lines that begin with # are passed over; what it names need not exist (the clip
-    becomes a row with its error). Raises `VidsieveError` where there is no clip.
+    In a text file, empty lines and lines that begin with # are passed over, and relative paths begin where one is;
+    what it names need not exist (the clip becomes a row with its error). Raises `VidsieveError` where there is no clip.
     """
     path = Path(source)
     if path.is_dir():
@@ -107,7 +123,7 @@ def find(source: str | os.PathLike[str]) -> list[str]:
         raise VidsieveError(f"{path}: no such file; expected a folder of clips, or a text file with one path a line")
     else:
         try:
-            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+            lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
         except UnicodeDecodeError as error:
             raise VidsieveError(
                 f"{path}: is no text; expected a folder of clips, or a text file with one path a line"
@@ -215,13 +231,13 @@ def run(
     require("pyarrow.parquet", "ray")
     if job.device not in (None, "cpu", "cuda"):
         raise VidsieveError(f"expected device cpu or cuda, got {job.device!r}: Ray chooses which GPU a worker sees")
-    clips = find(source)
+    found = find(source)
     check(job.model)
     job.claim()
-    for left in (*job.features.glob("*.part"), *job.features.glob("*.trying")):  # by a run that was killed
-        left.unlink(missing_ok=True)
+    job.sweep(lambda what: print(what, file=sys.stderr))
+    clips = [clip for clip in found if _is_name(clip)]
     todo = [clip for clip in clips if not job.file(clip, job.question).exists()]
-    failed: list[Row] = []
+    broken: list[Row] = []
     if todo:
         note("starting Ray")
         with _cluster(ray, address):
@@ -229,29 +245,40 @@ def run(
             note("loading the model")
             progress = _Progress(len(todo), note)
             for rows in _batches(ray, dataset):
-                broken = [row for row in rows if row["error"] is not None]
-                failed += broken
-                progress.add(len(rows), len(broken))
+                failed = [row for row in rows if row["error"] is not None]
+                broken += failed
+                progress.add(len(rows), len(failed))
     order = {clip: number for number, clip in enumerate(clips)}
-    failed.sort(key=lambda row: order[row["clip"]])
-    missing = {clip for clip in clips if not job.file(clip, job.question).exists()} - {row["clip"] for row in failed}
+    broken.sort(key=lambda row: order[row["clip"]])
+    missing = {clip for clip in clips if not job.file(clip, job.question).exists()} - {row["clip"] for row in broken}
     if missing:
         raise VidsieveError(
             f"{job.features} lacks the features of {len(missing)} clips that workers say they wrote; "
             "the output folder has to be one that all machines of the cluster share"
         )
+    failed = [*(_nameless(clip, job) for clip in found if not _is_name(clip)), *broken]
     note("writing the table")
     table = write_table(job, failed)
-    if len(failed) == len(clips):
-        raise VidsieveError(f"none of {len(clips)} clips could be encoded; the first says: {failed[0]['error']}")
+    if len(failed) == len(found):
+        raise VidsieveError(f"none of {len(found)} clips could be encoded; the first says: {failed[0]['error']}")
     return {
-        "clips": len(clips),
-        "encoded": len(todo) - len(failed),
+        "clips": len(found),
+        "encoded": len(todo) - len(broken),
         "already_there": len(clips) - len(todo),
         "failed": [{"clip": row["clip"], "error": row["error"]} for row in failed],
         "table": str(table),
         "features": str(job.features),
     }
+
+
+def _is_name(path: str) -> bool:
+    """Whether Ray and Parquet can carry a path: they take text, and a file system may hold what is none."""
+    return not any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in path)
+
+
+def _nameless(clip: str, job: Job) -> Row:
+    shown = os.fsencode(clip).decode(errors="backslashreplace").replace("\0", "\\x00")
+    return {"clip": shown, "question": job.question, "error": f"{shown}: is not a name in UTF-8; rename the file"}
 
 
 def write_table(job: Job, failed: Sequence[Row] = ()) -> Path:
@@ -283,7 +310,7 @@ def _cluster(ray: Any, address: str | None) -> Iterator[None]:
     with redirect_stdout(sys.stderr), ExitStack() as stack:  # Ray tells of dead workers there, up to its very end
         stack.callback(ray.shutdown)
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         except ConnectionError as error:
             raise VidsieveError(f"no Ray cluster answers at {address!r}: {str(error).splitlines()[0]}") from error
         yield

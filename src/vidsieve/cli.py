@@ -394,6 +394,7 @@ def _env(options: argparse.Namespace) -> Found:
             "viz": bool(found["pillow"] and found["av"]),
             "ray": _installed("ray", "pyarrow"),
             "lmms": _installed("lmms_eval"),
+            "vllm": _installed("vllm"),
         },
         "model_types": models,
     }

@@ -134,9 +134,15 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Row]:
 
 
 def read_row(path: str | os.PathLike[str]) -> Row:
-    """The row of one features file; its tensors are not read."""
-    with require("safetensors", "hf").safe_open(path, "pt") as file:
-        return dict(json.loads(file.metadata()["vidsieve"]))
+    """The row of one features file; its tensors are not read. Raises `VidsieveError` for one that is not whole."""
+    safetensors = require("safetensors", "hf")
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return dict(json.loads(file.metadata()["vidsieve"]))
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise VidsieveError(
+            f"{path}: is damaged, or vidsieve did not write it ({error}); move it away, and its clip is encoded again"
+        ) from error
 
 
 def schema() -> Any:

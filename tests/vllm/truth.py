@@ -24,18 +24,17 @@ def inputs(family: str, request: dict[str, Any]) -> Any:
     )
 
 
-def answer(family: str, request: dict[str, Any], reducer: Reducer | None, tokens: int = 4) -> tuple[list[int], Any]:
-    """The ids of the answer, and the log probabilities (tokens, V) at each of its steps."""
+def answer(
+    family: str, request: dict[str, Any], reducer: Reducer, tokens: int = 4
+) -> tuple[list[int], Any, list[list[int]]]:
+    """The ids of the answer, log probabilities (tokens, V) at each of its steps, and what was kept of each video."""
     model = engine.hugging_face(family)
     given = inputs(family, request)
     options = {"max_new_tokens": tokens, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
-    if reducer is None:
+    with attach(model, reducer) as trace:
         out = model.generate(**given, **options)
-    else:
-        with attach(model, reducer):
-            out = model.generate(**given, **options)
     ids = out.sequences[0, given["input_ids"].shape[1] :].tolist()
-    return ids, torch.cat(out.logits).log_softmax(-1)
+    return ids, torch.cat(out.logits).log_softmax(-1), [video.kept for video in trace.videos]
 
 
 def positions(family: str, request: dict[str, Any]) -> torch.Tensor:
