@@ -219,7 +219,7 @@ def _question(
 
     What a chat template appends without closing the turn first is indistinguishable from the question, and included.
     """
-    seen = visual.nonzero()
+    last = int(torch.where(visual, torch.arange(len(visual)), -1).max())
 
     def asked(begin: int, ends: frozenset[int]) -> list[int]:
         tokens = repeat(None) if ids is None else ids[begin:].tolist()
@@ -231,5 +231,5 @@ def _question(
                 found.append(column)
         return found
 
-    after = asked(int(seen[-1]) + 1 if len(seen) else 0, end_of_turn)
+    after = asked(last + 1, end_of_turn)
     return torch.tensor(after or asked(0, frozenset()), dtype=torch.int64)

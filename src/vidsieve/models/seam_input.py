@@ -38,7 +38,8 @@ from vidsieve.models.cache import (
 from vidsieve.models.families import adapter_for
 from vidsieve.models.flops import LayerCost, layer_costs
 from vidsieve.models.gather import Fold, Kept, reduce_arguments, staying
-from vidsieve.models.seam_layers import CONTEXT, Layers, Pass, Video
+from vidsieve.models.remains import Video
+from vidsieve.models.seam_layers import CONTEXT, Layers, Pass
 from vidsieve.models.trace import Trace
 from vidsieve.reducer import Attachable, Reducer, Staged, kept_count
 from vidsieve.timeline import stage

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,89 +24,16 @@ from vidsieve.errors import BudgetError, UnsupportedCall
 from vidsieve.models import flops
 from vidsieve.models.attention import As, kinds, received
 from vidsieve.models.cache import Prefix, Switch, layer_bytes, physical_length, remember
-from vidsieve.models.gather import Fold, Kept, reduced, reduced_visual, staying
-from vidsieve.models.layout import Clip
-from vidsieve.models.trace import CallRecord, StageRecord, VideoRecord
+from vidsieve.models.gather import Fold, Kept, reduced_visual, staying
+from vidsieve.models.remains import State, Video
+from vidsieve.models.trace import CallRecord, VideoRecord
 from vidsieve.reducer import Reducer
 from vidsieve.timeline import Timeline, stage
-from vidsieve.tokens import Origin, Prompt, Reduction, VideoTokens
+from vidsieve.tokens import Prompt, VideoTokens
 
 Arguments = dict[str, Any]
 CONTEXT = "vidsieve_pass"  # the keyword argument
 _PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
-
-
-@dataclass(eq=False)
-class Video:
-    """One video of a pass, as it shrinks.
-
-    clip: its place in the prompt as it came.  whole: its tokens as they came.  at: int64 (n,), the columns of those
-    that are left in the sequence as it is.  stages: what each did.  timeline: of its reductions.
-    """
-
-    clip: Clip
-    whole: VideoTokens
-    at: Tensor
-    stages: list[StageRecord] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.timeline = Timeline(self.at.device)
-        self._origin: Origin | None = None
-
-    @property
-    def origin(self) -> Origin:
-        """Of what is left."""
-        if self._origin is None:
-            everything = torch.arange(len(self.whole), device=self.at.device)
-            self._origin = Origin(self.whole, everything, torch.ones_like(everything))
-        return self._origin
-
-    @property
-    def count(self) -> Tensor | None:
-        """How many tokens of `whole` each one that is left stands for: (n,); None where each is itself alone."""
-        return None if self._origin is None else self._origin.count
-
-    @property
-    def after(self) -> int:
-        """How many tokens are left."""
-        return self.stages[-1].after if self.stages else len(self.whole)
-
-    @property
-    def reduction(self) -> Reduction:
-        """From `whole` to what is left."""
-        return self.since(0)
-
-    def since(self, layer: int) -> Reduction:
-        """What the stages from `layer` on did together."""
-        done = [record.reduction for record in self.stages if record.layer >= layer]
-        return reduce(Reduction.then, done) if done else Reduction.identity(self.after, self.at.device)
-
-    def reduce(self, layer: int, reducer: Reducer, tokens: VideoTokens, prompt: Prompt | None) -> Reduction:
-        """Reduce `tokens`, what is left, as they enter `layer`."""
-        with torch.no_grad(), self.timeline:
-            reduction = reducer.reduce(tokens, prompt)
-            self._origin = tokens.origin_of(reduction)
-        self.stages.append(StageRecord(layer, len(tokens), len(reduction), reduction))
-        return reduction
-
-
-@dataclass(frozen=True, eq=False)
-class State:
-    """The sequence from one stage on.
-
-    kept: what is left of the decoder's input.  step, folds: how it came from the sequence before the stage.
-    counts: tokens left in each row.  rope: the positions' cosines and sines of what is left.
-    """
-
-    kept: Kept
-    step: Kept
-    folds: tuple[Fold, ...]
-    counts: tuple[int, ...]
-    rope: Any
-
-    def replay(self, hidden: Tensor) -> Tensor:
-        """The hidden states (B, L, D) before the stage as they are after it."""
-        return reduced(hidden, self.folds, self.step)
 
 
 @dataclass(eq=False)
@@ -151,7 +78,6 @@ class Pass:
         self._masks: dict[int, Any] = {}
         self._read_masks: dict[int, Tensor] = {}
         self._orders: dict[int, Tensor] = {}
-
         self._input = [(video.at, video.count) for video in self.videos]  # where the tokens are, and their counts
 
     def enters(self, first: Kept, folds: Sequence[Fold]) -> None:
