@@ -12,8 +12,8 @@ PHASES = {
     "full": "It was trained on whole videos only: a reduced video is something it has never seen.",
     "dropped": (
         "It was trained on whole videos first, then on videos of which 10 to 100 % of the visual tokens were kept,\n"
-        "chosen at random and unevenly. What it gets wrong about a reduced video is therefore mostly evidence that was\n"
-        "lost, and not the mere strangeness of a shorter sequence."
+        "chosen at random and unevenly. What it gets wrong about a reduced video is therefore mostly evidence\n"
+        "that was lost, and not the mere strangeness of a shorter sequence."
     ),
 }
 

@@ -78,23 +78,22 @@ class TemporalMerge(Reducer):
         refuse_non_finite(tokens)
         with stage("merge"):
             order, first, cosine = _chains(tokens, segments)
-            stays = torch.empty_like(first)
             if self.threshold is not None:
-                stays[order] = first | (cosine < self.threshold)
-                kept = stays.nonzero()[:, 0]
-                if n - len(kept) < max(1, self.least * n):
-                    return watched(tokens, Reduction.identity(n, tokens.features.device))
-                row = torch.where(stays, stays.cumsum(0) - 1, -1)
+                begins = first | (cosine < self.threshold)  # a run, in the order of the chains
+                stays = torch.empty_like(begins).index_copy_(0, order, begins)
+                row = stays.cumsum(0) - 1  # of those that stay
             else:
                 novelty = torch.empty_like(cosine)
                 novelty[order] = torch.where(first, 2.0, -cosine)
                 whole, budget = torch.arange(2, device=order.device) * n, torch.full((1,), total, device=order.device)
                 kept, row = ops.compact(ops.top(novelty, whole, budget), whole, budget, n, total)
-                stays = row >= 0
-            begins = first | stays[order]  # of a run, in the order of the chains
+                begins = first | (row >= 0)[order]
             head = torch.where(begins, torch.arange(n, device=order.device), 0).cummax(0).values
-            source = torch.empty_like(row)
-            source[order] = row[order[head]]
+            source = torch.empty_like(row).index_copy_(0, order, row[order[head]])
+            if self.threshold is not None:
+                kept = stays.nonzero()[:, 0]  # waits for the device, with nothing left to do but this
+                if n - len(kept) < max(1, self.least * n):
+                    return watched(tokens, Reduction.identity(n, tokens.features.device))
         return watched(tokens, Reduction(kept, source, merges=True))
 
 
@@ -114,10 +113,11 @@ def _chains(tokens: VideoTokens, segments: Segments) -> tuple[Tensor, Tensor, Te
     first = torch.ones(n, dtype=torch.bool, device=x.device)
     first[1:] = chain[1:] != chain[:-1]
     cosine = torch.zeros(n, device=x.device)
-    for begin in range(1, n, _ROWS):
-        this, that = order[begin : begin + _ROWS], order[begin - 1 : begin - 1 + _ROWS][: n - begin]
-        dot = (x[this].float() * x[that].float()).sum(-1)
-        lengths = norm[this] * norm[that]
-        alike = (norm[this] == norm[that]).float()  # where one of them is zero: whether both are
-        cosine[begin : begin + _ROWS] = torch.where(lengths > 0, dot / lengths.where(lengths > 0, 1.0), alike)
+    for begin in range(0, n - 1, _ROWS):
+        y = x[order[begin : begin + _ROWS + 1]].float()
+        torch.sum(y[1:] * y[:-1], -1, out=cosine[begin + 1 : begin + _ROWS + 1])
+    norm = norm[order]
+    lengths = norm[1:] * norm[:-1]
+    alike = (norm[1:] == norm[:-1]).float()  # where one of them is zero: whether both are
+    cosine[1:] = torch.where(lengths > 0, cosine[1:] / lengths.where(lengths > 0, 1.0), alike)
     return order, first, cosine.where(cosine < 1 - NOISE, 1.0)  # so that rounding does not rank duplicates

@@ -166,8 +166,10 @@ class VideoTokens:
         """What two tokens share if they lie at the same place in frames of the same size: int64 (N,)."""
         if self.origin is not None:
             return self.origin.whole.place[self.origin.kept]
-        within = torch.arange(len(self), device=self.features.device) - self.offsets[self.frame]
-        return within if self.regular else self.offsets.diff()[self.frame] * max(self.frames) + within
+        at = torch.arange(len(self), device=self.features.device)
+        if self.regular:
+            return at % self.frames[0]
+        return self.offsets.diff()[self.frame] * max(self.frames) + at - self.offsets[self.frame]
 
     @property
     def count(self) -> Tensor | None:

@@ -3,6 +3,7 @@
 import copy
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from vidsieve.models import attach, verify
 from vidsieve.relevance import PromptAttention
 from vidsieve.segment import Whole
 from vidsieve.selection import TopRelevance
+from vidsieve.tokens import Prompt, Reduction, VideoTokens
 
 TOLERANCE = 1e-4  # float32
 
@@ -374,3 +376,22 @@ def test_fractions_of_the_depth() -> None:
     stages = Staged({0: Loudest(0.9), 0.25: Loudest(0.8), 0.5: Loudest(0.7), 0.75: Loudest(0.6)})
     assert [tuple(stages.layers(depth)) for depth in (4, 28, 80)] == [(0, 1, 2, 3), (0, 7, 14, 21), (0, 20, 40, 60)]
     assert stages.layers(28)[21] == Loudest(0.6)
+
+
+@dataclass(frozen=True)
+class Nothing(Reducer):
+    """Removes nothing, as a merge that finds too little to join."""
+
+    def reduce(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Reduction:
+        return Reduction.identity(len(tokens), tokens.features.device)
+
+
+def test_a_stage_that_removes_nothing_leaves_the_sequence_alone() -> None:
+    model, inputs = tiny.model("qwen2_5_vl"), tiny.prompt("qwen2_5_vl")
+    with attach(model, Staged({1: Nothing(), 2: Loudest()})) as trace, torch.no_grad():
+        found = model(**inputs).logits
+    with attach(model, Staged({2: Loudest()})), torch.no_grad():
+        assert torch.equal(model(**inputs).logits, found)
+    [video] = trace.videos
+    assert [stage.layer for stage in video.stages] == [1, 2]
+    assert video.stages[0].after == video.before

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vidsieve.relevance import PromptAttention
 
-_QUERIES = 16  # rows of attention computed at a time
+_QUERIES = 64  # rows of attention computed at a time
 
 
 class As:
@@ -36,22 +36,23 @@ def received(
     query: Tensor,  # (H, L, d)
     key: Tensor,  # (G, past + L, d)
     columns: Tensor,  # (M,), of the queries
-    seen: Tensor,  # (past + L,) bool, false on padding
+    seen: Tensor | None,  # (past + L,) bool, false on padding; None where there is none
     scaling: float | None,
     softcap: float | None,
 ) -> Tensor:
     """The attention each of L tokens receives, averaged over H heads and M queries: float32 (L,)."""
     heads, length, width = query.shape
-    past = len(seen) - length
+    past = key.shape[1] - length
     key = key.float()
-    place = torch.arange(len(seen), device=query.device)
+    place = torch.arange(past + length, device=query.device)
     mass = torch.zeros(length, device=query.device)
-    for begin in range(0, len(columns), _QUERIES):
-        some = columns[begin : begin + _QUERIES]
-        q = query[:, some].float().reshape(len(key), -1, width)  # (G, H / G * m, d)
-        scores = (q @ key.mT).view(heads, len(some), -1) * (width**-0.5 if scaling is None else scaling)
+    for some in torch.split(columns, _QUERIES):
+        q = query.index_select(1, some).float() * (width**-0.5 if scaling is None else scaling)
+        scores = (q.reshape(len(key), -1, width) @ key.mT).view(heads, len(some), -1)  # (H, m, past + L)
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
-        unseen = ~seen | (place > past + some[:, None])  # (m, past + L)
-        mass += scores.masked_fill(unseen, -torch.inf).softmax(-1).sum((0, 1))[past:]
+        unseen = place > past + some[:, None]  # (m, past + L)
+        if seen is not None:
+            unseen |= ~seen
+        mass += scores.masked_fill_(unseen, -torch.inf).softmax(-1).sum((0, 1))[past:]
     return mass / (heads * len(columns))

@@ -5,6 +5,7 @@ B rows of L tokens become B rows of M, the kept ones right-aligned; a row that k
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -24,46 +25,40 @@ class Kept:
     """Which tokens of B rows of L stay.
 
     index: int64 (B, M), the column each new place takes its token from.  valid: bool (B, M), false on padding.
-    length: L.  settled: the columns from here on stay in every row, one for one.
+    slot: int64 (B, L), the new place of each column that stays.
     """
 
     index: Tensor
     valid: Tensor
-    length: int
-    settled: int
+    slot: Tensor
 
     @classmethod
-    def of(cls, stays: Tensor, longest: int | None = None, settled: int | None = None) -> "Kept":
-        """From `stays` (B, L), true on each token that stays.
-
-        Waits for the device, unless it is told how many stay in the `longest` row and from where on all do, `settled`.
-        """
-        length = stays.shape[1]
-        if longest is None or settled is None:
-            gone = (~stays).any(0).nonzero()  # (G, 1) columns
-            settled = int(gone[-1]) + 1 if len(gone) else 0
-            longest = int(stays.sum(1).max())
-        order = stays.int().argsort(dim=1, stable=True)  # (B, L) what goes first, what stays last and in its order
-        index = order[:, length - longest :]
-        return cls(index, stays.gather(1, index), length, settled)
+    def of(cls, stays: Tensor, longest: int) -> "Kept":
+        """From `stays` (B, L), true on each token that stays, `longest` of them in the row that keeps most."""
+        seen = stays.cumsum(1)  # (B, L)
+        shift = longest - seen[:, -1:]  # (B, 1) padding of each row
+        rank = torch.arange(1, longest + 1, device=stays.device) - shift  # (B, M) from 1 on, what is below is padding
+        return cls(torch.searchsorted(seen, rank), rank > 0, seen + (shift - 1))
 
     @classmethod
     def all(cls, real: Tensor) -> "Kept":
         """Every token, those that are no padding being `real` (B, L)."""
         index = torch.arange(real.shape[1], device=real.device).expand(real.shape)
-        return cls(index, real, real.shape[1], 0)
+        return cls(index, real, index)
+
+    @property
+    def length(self) -> int:
+        """L."""
+        return self.slot.shape[1]
 
     def then(self, later: "Kept") -> "Kept":
         """This followed by `later`, which saw the M tokens this one left."""
-        tail = min(self.length - self.settled, later.length - later.settled)
-        return Kept(self.index.gather(1, later.index), later.valid, self.length, self.length - tail)
+        slot = later.slot.gather(1, self.slot.clamp(min=0))
+        return Kept(self.index.gather(1, later.index), later.valid, slot)
 
     def places(self, row: int, columns: Tensor) -> Tensor:
         """Where the kept tokens at `columns` (n,) of a row went: (n,)."""
-        order = torch.arange(self.index.shape[1], device=self.index.device)
-        return torch.zeros(self.length, dtype=torch.int64, device=order.device).scatter_(0, self.index[row], order)[
-            columns
-        ]
+        return self.slot[row].index_select(0, columns)
 
     def gather(self, x: Tensor) -> Tensor:
         """`x` (B, L, ...) at the kept tokens: (B, M, ...)."""
@@ -94,22 +89,32 @@ class Fold:
     reduction: Reduction
     count: Tensor | None = None
 
+    @cached_property
+    def left(self) -> Tensor:
+        """The columns of the tokens that stay: (K,)."""
+        return self.at.index_select(0, self.reduction.kept)
 
-def staying(folds: Sequence[Fold], real: Tensor) -> Tensor:
-    """The tokens that stay, given those that are no padding, `real` (B, L): bool (B, L)."""
-    stays = real.clone()
+    def merged(self, x: Tensor) -> Tensor:
+        """`x` (N, D), a row for each of the tokens, with the mean of all that was absorbed for each that stays."""
+        count = None if self.count is None else self.count.to(x.device)
+        return _on(self.reduction, x.device).apply(x, count)
+
+
+def staying(folds: Sequence[Fold], stays: Tensor) -> Tensor:
+    """The tokens that stay, given those that are no padding, `stays` (B, L), which is overwritten: bool (B, L)."""
     for fold in folds:
-        at = fold.at.to(real.device)
-        stays[fold.row, at] = False
-        stays[fold.row, at[fold.reduction.kept.to(real.device)]] = True
+        stays[fold.row].index_fill_(0, fold.at, False).index_fill_(0, fold.left, True)
     return stays
 
 
 def reduced(x: Tensor, folds: Sequence[Fold], kept: Kept) -> Tensor:
     """`x` (B, L, D) reduced to (B, M, D): gathered, and averaged where a reduction merges."""
-    length, width = x.shape[1:]
-    places = [fold.row * length + fold.at for fold in folds]  # of each video in (B * L)
-    return kept.gather(_fold(x.reshape(-1, width), places, folds).view_as(x))
+    out = kept.gather(x)
+    for fold in folds:
+        if fold.reduction.merges:
+            places = kept.places(fold.row, fold.left).to(x.device)
+            out[fold.row].index_copy_(0, places, fold.merged(x[fold.row, fold.at.to(x.device)]))
+    return out
 
 
 def reduce_arguments(
@@ -172,21 +177,15 @@ def reduce_arguments(
 def reduced_visual(x: Tensor, visual: Tensor, folds: Sequence[Fold], kept: Kept) -> tuple[Tensor, Tensor]:
     """`visual` (B, L) at the kept tokens, (B, M), and the rows of `x` (V, D), one a true place, reduced alike."""
     visual = visual.to(x.device)
-    rank = visual.flatten().cumsum(0) - 1  # (B * L) row of x
-    x = _fold(x, [rank[fold.row * visual.shape[1] + fold.at.to(rank.device)] for fold in folds], folds)
-    stays = torch.zeros_like(visual).scatter_(1, kept.index.to(visual.device), kept.valid.to(visual))
-    return kept.gather(visual) & kept.valid.to(visual.device), x[stays[visual]]
-
-
-def _fold(x: Tensor, places: Sequence[Tensor], folds: Sequence[Fold]) -> Tensor:
-    """`x` (R, D) with the mean of all that it absorbed in each row that a merging reduction keeps."""
-    for place, fold in zip(places, folds, strict=True):
+    rank = (visual.flatten().cumsum(0) - 1).view_as(visual)  # (B, L) row of x
+    now = kept.gather(visual) & kept.valid.to(x.device)
+    out = x[kept.gather(rank)[now]]
+    rank_now = (now.flatten().cumsum(0) - 1).view_as(now)  # (B, M) row of what is left of x
+    for fold in folds:
         if fold.reduction.merges:
-            place = place.to(x.device)
-            reduction = _on(fold.reduction, x.device)
-            count = None if fold.count is None else fold.count.to(x.device)
-            x = x.index_copy(0, place[reduction.kept], reduction.apply(x[place], count))
-    return x
+            places = rank_now[fold.row, kept.places(fold.row, fold.left).to(x.device)]
+            out.index_copy_(0, places, fold.merged(x[rank[fold.row, fold.at.to(x.device)]]))
+    return now, out
 
 
 def _on(reduction: Reduction, device: torch.device) -> Reduction:

@@ -6,7 +6,7 @@ Everything here happens on the host, on a copy of the token ids: B rows of L tok
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, repeat
 from types import MappingProxyType
 from typing import Any
 
@@ -36,12 +36,27 @@ class Clip:
 class Layout:
     """What a batch of prompts holds.
 
-    shape: (B, L).  clips: its videos, row after row.  questions: for each row, int64 (M,) columns of the question.
+    real: bool (B, L), the tokens that are no padding.  clips: its videos, row after row.  questions: for each row,
+    int64 (M,) columns of the question.
     """
 
-    shape: tuple[int, int]
+    real: Tensor
     clips: tuple[Clip, ...]
     questions: tuple[Tensor, ...]
+
+
+def placed(columns: Tensor, device: torch.device) -> Tensor:
+    """`columns` (n,), which the host knows, on `device`, without waiting for it."""
+    first, n = int(columns[0]), len(columns)
+    if int(columns[-1]) - first == n - 1:
+        return torch.arange(first, first + n, device=device)
+    return columns.to(device, non_blocking=True)
+
+
+def taken(x: Tensor, columns: Tensor, at: Tensor) -> Tensor:
+    """The rows of x (L, D) at `columns` (n,), which are `at` on its device: a view where they follow one another."""
+    first, n = int(columns[0]), len(columns)
+    return x[first : first + n] if int(columns[-1]) - first == n - 1 else x[at]
 
 
 def find(
@@ -68,14 +83,14 @@ def find(
     if copies > 1:
         clips = tuple(replace(clip, row=copies * clip.row + n) for clip in clips for n in range(copies))
     questions: tuple[Tensor, ...] = ()
+    real = _real(placeholder, arguments.get("attention_mask")) if clips else placeholder
     if clips:
-        real = _real(placeholder, arguments.get("attention_mask"))
-        if answer is not None:
-            real &= ~answer
         visual = placeholder if ids is None else placeholder | (ids == getattr(config, "image_token_id", -1))
+        text = real & ~visual if answer is None else real & ~visual & ~answer
         rows = [None] * len(visual) if ids is None else list(ids)
-        questions = tuple(_question(config, *row, end_of_turn) for row in zip(rows, visual, real, strict=True))
-    return Layout((placeholder.shape[0], placeholder.shape[1]), clips, questions)
+        marks = {mark for name, mark in vars(config).items() if name.endswith("_token_id") and isinstance(mark, int)}
+        questions = tuple(_question(*row, end_of_turn, marks) for row in zip(rows, visual, text, strict=True))
+    return Layout(real, clips, questions)
 
 
 def description(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,26 +209,27 @@ def _square(adapter: Adapter, size: int) -> tuple[int, int] | None:
 
 
 def _question(
-    config: Any,
     ids: Tensor | None,  # (L,)
     visual: Tensor,  # (L,) bool
-    real: Tensor,  # (L,) bool
+    text: Tensor,  # (L,) bool, what may be asked with
     end_of_turn: frozenset[int],
+    marks: set[int],  # ids that mark something, and ask nothing
 ) -> Tensor:
     """Columns of the question: the text after the last visual token up to the end of the turn, else all text.
 
     What a chat template appends without closing the turn first is indistinguishable from the question, and included.
     """
-    text = real & ~visual
-    if ids is None:
-        closed = torch.zeros_like(text)
-    else:
-        closed = torch.isin(ids, torch.tensor(sorted(end_of_turn), dtype=ids.dtype))
-        marks = [mark for name, mark in vars(config).items() if name.endswith("_token_id") and isinstance(mark, int)]
-        text &= ~torch.isin(ids, torch.tensor(marks, dtype=ids.dtype)) & ~closed
-    seen = visual.nonzero().flatten()
-    last = int(seen[-1]) if len(seen) else -1
-    after = torch.zeros_like(text)
-    after[last + 1 :] = closed[last + 1 :].cumsum(0) == 0
-    asked = (text & after).nonzero().flatten()
-    return asked if len(asked) else text.nonzero().flatten()
+    last = int(torch.where(visual, torch.arange(len(visual)), -1).max())
+
+    def asked(begin: int, ends: frozenset[int]) -> list[int]:
+        tokens = repeat(None) if ids is None else ids[begin:].tolist()
+        found = []
+        for column, (token, said) in enumerate(zip(tokens, text[begin:].tolist(), strict=False), begin):
+            if token in ends:
+                break
+            if said and token not in marks and token not in end_of_turn:
+                found.append(column)
+        return found
+
+    after = asked(last + 1, end_of_turn)
+    return torch.tensor(after or asked(0, frozenset()), dtype=torch.int64)

@@ -16,6 +16,7 @@ import warnings
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import reduce
 from types import TracebackType
 from typing import Any
 
@@ -37,7 +38,8 @@ from vidsieve.models.cache import (
 from vidsieve.models.families import adapter_for
 from vidsieve.models.flops import LayerCost, layer_costs
 from vidsieve.models.gather import Fold, Kept, reduce_arguments, staying
-from vidsieve.models.seam_layers import CONTEXT, Layers, Pass, Video
+from vidsieve.models.remains import Video
+from vidsieve.models.seam_layers import CONTEXT, Layers, Pass
 from vidsieve.models.trace import Trace
 from vidsieve.reducer import Attachable, Reducer, Staged, kept_count
 from vidsieve.timeline import stage
@@ -176,7 +178,7 @@ class Attachment:
         if given is None or given.shape[1] == 1:
             return
         here = self._here.__dict__
-        here.pop("kept", None)
+        here.pop("left", None)
         answer = here.pop("answer", None)
         if answer is not None and answer.shape != given.shape[:2]:
             answer = None  # of a call that failed before it came here
@@ -213,7 +215,7 @@ class Attachment:
             here = self._here.__dict__
             here.pop("current", None)
             found = here.pop("found", None)
-            if found is not None and found.clips and found.shape == tuple(embeds.shape[:2]):
+            if found is not None and found.clips and found.real.shape == embeds.shape[:2]:
                 return args, self._reduce(found, kwargs)
         new = _continued(kwargs)
         if self.stages and any(layer > 0 for layer in prefixes_of(kwargs.get("past_key_values"))):
@@ -246,48 +248,51 @@ class Attachment:
         batch, length = embeds.shape[:2]
         prefix, past = prefix_of(cache), physical_length(cache)
         start = past + (prefix.removed if prefix else 0)
-        if mask is None:
-            before = prefix.filled(past, batch) if prefix else torch.ones(batch, past, dtype=torch.long)
-            real = embeds.new_ones(batch, length, dtype=torch.bool)
-        else:
+        if mask is not None:
             _check_length(mask, start + length)
             before = (prefix.physical(mask) if prefix else mask)[:, :past]
-            real = mask[:, start:].to(embeds.device).bool()
+        else:
+            before = prefix.filled(past, batch) if prefix else torch.ones(batch, past)
         before = before.to(embeds.device, torch.long)  # (B, past)
 
         videos = self._videos(found, embeds)
-        full = tuple(real.sum(1).tolist())
+        full = tuple(found.real.sum(1).tolist())
         now = list(full)
         for video in videos:
-            now[video.clip.row] -= len(video.whole) - len(video.reduction)
+            now[video.clip.row] -= len(video.whole) - video.after
+        uneven = len(set(now)) > 1 or (past > 0 and not before.all())
+        gaps = [int(clip.at[-1]) for clip in found.clips] + (~found.real.all(0)).nonzero()[-1:, 0].tolist()
+        tail = length - 1 - max(gaps)
         current = self._pass(
             kwargs,
             full=full,
             real=tuple(now),
-            padded=not (len({length, *full}) == 1 == len(set(now)) and bool(before.all())),
+            padded=uneven or set(full) != {length},
+            tail=tail,
             videos=videos,
-            questions={row: asked.to(embeds.device) for row, asked in enumerate(found.questions) if len(asked)},
+            questions={
+                row: layout.placed(asked, embeds.device) for row, asked in enumerate(found.questions) if len(asked)
+            },
             stages=self.stages,
             costs=self.costs,
             share=self.share,
             past=tuple(physical_length(cache, i) if self.stages else past for i in range(len(self.costs))),
         )
-        if any(len(v.reduction) < len(v.whole) for v in videos):
+        if any(v.after < len(v.whole) for v in videos):
             with current.timeline, stage("gather"):
-                folds = [Fold(v.clip.row, v.at, v.reduction) for v in videos]
-                kept = Kept.of(staying(folds, real))
+                folds = [Fold(v.clip.row, v.at, v.stages[0].reduction) for v in videos]
+                real = found.real.to(embeds.device, non_blocking=True, copy=True)
+                kept = Kept.of(staying(folds, real), max(now))
                 kwargs = reduce_arguments(self.adapter, self.decoder.config, kwargs, folds, kept, before, start)
-            current.first = kept
-            present = kept.index.shape[1]
+            current.enters(kept, folds)
             if cache is None and _uses_cache(self.decoder, kwargs):
                 cache = kwargs["past_key_values"] = DynamicCache(config=self.decoder.config)
             if cache is not None:
-                whole = kwargs["attention_mask"][:, : past + present - (length - kept.settled)]
-                ragged = bool((whole == 0).any())
-                remember(cache, Prefix(start + kept.settled, whole.clone(), ragged, self._attached))
+                whole = kwargs["attention_mask"]
+                whole = whole[:, : whole.shape[1] - tail].clone()
+                remember(cache, Prefix(start + length - tail, whole, uneven, self._attached))
         else:
             kwargs = _continued(kwargs)
-        current.begin()
         self._here.current = current
         return {**kwargs, CONTEXT: current} if self.stages else kwargs
 
@@ -298,29 +303,27 @@ class Attachment:
         current: Pass | None = self._here.__dict__.pop("current", None)
         if current is None:
             return
-        for video in current.videos:
-            for record in video.stages:
-                record.reduction.check()
-        last = current.left(len(self.costs))
-        if last is not None:
-            self._here.kept = last
+        self._here.left = current.left()
         cache = kwargs.get("past_key_values")
-        self.trace.add(current.record(getattr(output, "past_key_values", None) if cache is None else cache))
+        record = current.record(getattr(output, "past_key_values", None) if cache is None else cache)
+        current.check()  # last: where this waits for the device, it has nothing to wait for from here
+        self.trace.add(record)
 
     def _videos(self, found: layout.Layout, embeds: Tensor) -> tuple[Video, ...]:
         """Every video of the call, reduced on its own if there is a reducer before the language model."""
         embeds = embeds.detach()
         videos = []
         for clip in found.clips:
-            at = clip.at.to(embeds.device)
-            whole = VideoTokens(embeds[clip.row, at], clip.frames, clip.grid)
+            at = layout.placed(clip.at, embeds.device)
+            whole = VideoTokens(layout.taken(embeds[clip.row], clip.at, at), clip.frames, clip.grid)
             video = Video(clip, whole, at)
             if self.first is not None:
-                question = found.questions[clip.row].to(embeds.device)
-                prompt = Prompt(embeds[clip.row, question]) if len(question) else None
-                reduction = video.reduce(0, self.first, whole, prompt)
-                reduction.check()
-                self._check(whole, reduction)
+                asked = found.questions[clip.row]
+                prompt = None
+                if len(asked):
+                    question = layout.placed(asked, embeds.device)
+                    prompt = Prompt(layout.taken(embeds[clip.row], asked, question))
+                self._check(whole, video.reduce(0, self.first, whole, prompt))
             videos.append(video)
         return tuple(videos)
 
@@ -335,9 +338,10 @@ class Attachment:
         return inner(hidden, *((visual, rows) if current is None else current.stacked(visual, rows)))
 
     def _loss(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        kept, labels = self._here.__dict__.pop("kept", None), kwargs.get("labels")
-        if kept is not None and labels is not None and labels.shape[1] == kept.length:
-            kwargs["labels"] = kept.labels(labels)
+        left: tuple[Kept, ...] = self._here.__dict__.pop("left", ())
+        labels = kwargs.get("labels")
+        if left and labels is not None and labels.shape[1] == left[0].length:
+            kwargs["labels"] = reduce(lambda x, kept: kept.labels(x), left, labels)
         return inner(*args, **kwargs)
 
 

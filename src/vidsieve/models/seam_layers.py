@@ -10,7 +10,7 @@ own queries and keys after their rotation, no attention matrix beyond a few rows
 
 import copy
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,69 +24,16 @@ from vidsieve.errors import BudgetError, UnsupportedCall
 from vidsieve.models import flops
 from vidsieve.models.attention import As, kinds, received
 from vidsieve.models.cache import Prefix, Switch, layer_bytes, physical_length, remember
-from vidsieve.models.gather import Fold, Kept, reduced, reduced_visual, staying
-from vidsieve.models.layout import Clip
-from vidsieve.models.trace import CallRecord, StageRecord, VideoRecord
+from vidsieve.models.gather import Fold, Kept, reduced_visual, staying
+from vidsieve.models.remains import State, Video
+from vidsieve.models.trace import CallRecord, VideoRecord
 from vidsieve.reducer import Reducer
 from vidsieve.timeline import Timeline, stage
-from vidsieve.tokens import Origin, Prompt, Reduction, VideoTokens
+from vidsieve.tokens import Prompt, VideoTokens
 
 Arguments = dict[str, Any]
 CONTEXT = "vidsieve_pass"  # the keyword argument
 _PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
-
-
-@dataclass(eq=False)
-class Video:
-    """One video of a pass, as it shrinks.
-
-    clip: its place in the prompt as it came.  whole: its tokens as they came.  at: int64 (n,), the columns of those
-    that are left in the sequence as it is.  stages: what each did.
-    reduction: from `whole` to what is left.  origin: of what is left.  timeline: of its reductions.
-    """
-
-    clip: Clip
-    whole: VideoTokens
-    at: Tensor
-    stages: list[StageRecord] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.timeline = Timeline(self.at.device)
-        self.reduction = Reduction.identity(len(self.whole), self.at.device)
-        self.origin = Origin(self.whole, self.reduction.kept, torch.ones_like(self.reduction.kept))
-
-    @property
-    def count(self) -> Tensor:
-        """How many tokens of `whole` each one that is left stands for: (n,)."""
-        return self.origin.count
-
-    def reduce(self, layer: int, reducer: Reducer, tokens: VideoTokens, prompt: Prompt | None) -> Reduction:
-        """Reduce `tokens`, what is left, as they enter `layer`."""
-        with torch.no_grad(), self.timeline:
-            reduction = reducer.reduce(tokens, prompt)
-            self.origin = tokens.origin_of(reduction)
-            self.reduction = reduction if tokens is self.whole else self.reduction.then(reduction)
-        self.stages.append(StageRecord(layer, len(tokens), len(reduction), reduction))
-        return reduction
-
-
-@dataclass(frozen=True, eq=False)
-class State:
-    """The sequence from one stage on.
-
-    kept: what is left of the decoder's input.  step, folds: how it came from the sequence before the stage.
-    counts: tokens left in each row.  rope: the positions' cosines and sines of what is left.
-    """
-
-    kept: Kept
-    step: Kept
-    folds: tuple[Fold, ...]
-    counts: tuple[int, ...]
-    rope: Any
-
-    def replay(self, hidden: Tensor) -> Tensor:
-        """The hidden states (B, L, D) before the stage as they are after it."""
-        return reduced(hidden, self.folds, self.step)
 
 
 @dataclass(eq=False)
@@ -97,6 +44,7 @@ class Pass:
     start, length: logical, of the cache and of the prompt as it came.  held: tokens in the cache's first layer.
     prefixes: what the cache remembered before.
     Where the sequence just goes on, that is all. For a prompt with videos,
+    tail: how many of the last columns stay in every row, whatever is dropped.
     first: what the decoder's input is of the prompt as it came.  full, real: tokens in each row of the prompt, and of
     the input.  padded: whether there is any padding, in the prompt or the cache.  questions: columns of the question in
     each row, as the sequence is.  stages, share, costs: of the attached `Staged` and of the layers.  past: tokens that
@@ -110,6 +58,7 @@ class Pass:
     held: int
     prefixes: dict[int, Prefix]
     attached: Switch
+    tail: int = 0
     first: Kept | None = None
     full: tuple[int, ...] = ()
     real: tuple[int, ...] = ()
@@ -124,25 +73,31 @@ class Pass:
     def __post_init__(self) -> None:
         self.timeline = Timeline(self.videos[0].at.device if self.videos else None)
         self.states: dict[int, State] = {}
+        self._done: set[int] = set()  # the stages that have been, also those that removed nothing
         self.attended: dict[int, dict[int, dict[str, Tensor]]] = {}  # by stage, row and kind of query: (L,)
         self._masks: dict[int, Any] = {}
         self._read_masks: dict[int, Tensor] = {}
         self._orders: dict[int, Tensor] = {}
+        self._input = [(video.at, video.count) for video in self.videos]  # where the tokens are, and their counts
 
-    def begin(self) -> None:
-        """The decoder's input is settled: go on from there."""
-        if self.first is not None:
-            for video in self.videos:
-                video.at = self.first.places(video.clip.row, video.at[video.reduction.kept])
-            self.questions = {row: self.first.places(row, columns) for row, columns in self.questions.items()}
-        self._input = [Fold(v.clip.row, v.at, Reduction.identity(len(v.at), v.at.device), v.count) for v in self.videos]
+    def enters(self, first: Kept, folds: Sequence[Fold]) -> None:
+        """The decoder's input is `first` of the prompt, by `folds`."""
+        self.first = first
+        self._move(folds, first)
+        self._input = [(video.at, video.count) for video in self.videos]
+
+    def _move(self, folds: Sequence[Fold], step: Kept) -> None:
+        """Follow what is left of the videos and the questions to their new places."""
+        for video, fold in zip(self.videos, folds, strict=True):
+            video.at = step.places(fold.row, fold.left)
+        self.questions = {row: step.places(row, columns) for row, columns in self.questions.items()}
 
     def enter(self, layer: int, hidden: Tensor, arguments: Arguments) -> Tensor:
         """What `layer` gets in place of `hidden` (B, L, D); its other `arguments` are adapted."""
         if layer in self.stages and self.videos:
             if layer in self.states:  # recomputed for its gradient
                 hidden = self.states[layer].replay(hidden)
-            else:
+            elif layer not in self._done:
                 hidden = self._reduce(layer, hidden, arguments)
         state = self.state(layer)
         if state is not None:
@@ -153,7 +108,8 @@ class Pass:
                 arguments.pop(name, None)
         if layer + 1 in self.stages and kinds(self.stages[layer + 1]):
             cache = arguments.get("past_key_values")
-            self._read_masks[layer + 1] = self._seen(layer, cache, *hidden.shape[:2])
+            if self.padded:
+                self._read_masks[layer + 1] = self._seen(layer, cache, hidden)
         if state is not None or self._run(layer) > 0:
             self._adapt_mask(layer, hidden, arguments, state)
         return hidden
@@ -194,30 +150,25 @@ class Pass:
                 prompt = Prompt(hidden.detach()[row, question.to(hidden.device)].to(home))
             folds.append(Fold(row, video.at, video.reduce(layer, reducers[row], tokens, prompt), tokens.count))
             counts[row] -= len(tokens) - len(folds[-1].reduction)
+        self._done.add(layer)
+        if all(len(fold.reduction) == len(fold.at) for fold in folds):
+            return hidden
         with self.timeline, stage("gather"):
-            kept = before.kept if before else Kept.all(self._valid(hidden).to(home))
-            longest, settled = max(counts), None
-            if not self.padded:
-                after = self.length - 1 - max(int(video.clip.at[-1]) for video in self.videos)
-                settled = hidden.shape[1] - after
-            step = Kept.of(staying(folds, kept.valid), longest, settled)
-            kept = kept.then(step)
-            rope = tuple(kept.gather(x.expand(len(hidden), *x.shape[1:])) for x in arguments["position_embeddings"])
+            valid = self._valid(layer, hidden).to(home)
+            step = Kept.of(staying(folds, valid.clone()), max(counts))
+            kept = (before.kept if before else Kept.all(valid)).then(step)
+            rope = before.rope if before else [x.expand(len(hidden), -1, -1) for x in arguments["position_embeddings"]]
+            rope = tuple(step.gather(x) for x in rope)
             state = self.states[layer] = State(kept, step, tuple(folds), tuple(counts), rope)
             self.padded |= len(set(counts)) > 1
-            for video, fold in zip(self.videos, folds, strict=True):
-                video.at = step.places(fold.row, video.at[fold.reduction.kept])
-            self._input = [
-                replace(old, reduction=old.reduction.then(new.reduction))
-                for old, new in zip(self._input, folds, strict=True)
-            ]
-            self.questions = {row: step.places(row, columns) for row, columns in self.questions.items()}
+            self._move(folds, step)
             return state.replay(hidden)
 
-    def _valid(self, hidden: Tensor) -> Tensor:
-        """The tokens of the decoder's input that are no padding: bool (B, L)."""
-        if self.first is not None:
-            return self.first.valid
+    def _valid(self, layer: int, hidden: Tensor) -> Tensor:
+        """What is no padding of the prompt as it enters the stage at `layer`: bool (B, L)."""
+        present = self._present(layer)
+        if present is not None:
+            return present.valid
         if self.mask is None:
             return torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
         return self.mask[:, -self.length :].bool()
@@ -233,7 +184,7 @@ class Pass:
         budget = self.share * self._full(row)
         spent = sum(self._took(i, row) for i in range(layer))
         mine = [video for video in self.videos if video.clip.row == row]
-        text = count - sum(len(video.origin.kept) for video in mine)
+        text = count - sum(video.after for video in mine)
         left = flops.affordable(self.costs[layer:], budget - spent, self.past[layer:], count) - text
         if left < len(mine):
             least = spent + flops.total(self.costs[layer:], text + len(mine), self.past[layer:])
@@ -253,6 +204,19 @@ class Pass:
         state = self.state(layer)
         return self.costs[layer].flops(state.counts[row] if state else self.real[row], self.past[layer])
 
+    def check(self) -> None:
+        """Raise `NonFiniteFeatures` for NaN or inf in what a stage saw. Waits for the device, once."""
+        done = [record.reduction for video in self.videos for record in video.stages]
+        bad = [reduction.bad.max() for reduction in done if reduction.bad is not None]
+        if bad and torch.stack(bad).any():
+            for reduction in done:
+                reduction.check()
+
+    def left(self) -> tuple[Kept, ...]:
+        """What the decoder's input is of the prompt as it came, and what the last layer saw of that; where less."""
+        last = self.state(len(self.costs))
+        return tuple(kept for kept in (self.first, None if last is None else last.kept) if kept is not None)
+
     def record(self, cache: Any) -> CallRecord:
         """What became of the pass, now that the decoder has run."""
         rows, layers = range(len(self.full)), range(len(self.costs))
@@ -260,11 +224,11 @@ class Pass:
             VideoRecord(v.clip.row, v.clip.at, v.clip.frames, v.clip.grid, v.reduction, v.timeline, tuple(v.stages))
             for v in self.videos
         )
-        last = self.left(len(self.costs))
         present = self.length if self.first is None else self.first.index.shape[1]
+        last = self.state(len(self.costs))
         return CallRecord(
             videos,
-            (self.length, self.length if last is None else last.index.shape[1]),
+            (self.length, present if last is None else last.kept.index.shape[1]),
             None if cache is None else self.held + present,
             self.timeline,
             () if cache is None else layer_bytes(cache),
@@ -277,7 +241,11 @@ class Pass:
         """`visual` (B, L) of the decoder's input, and what is to be added to those tokens, (V, D), as they are now."""
         if not self.states:
             return visual, rows
-        return reduced_visual(rows, visual, self._input, self.states[max(self.states)].kept)
+        folds = [
+            Fold(video.clip.row, at, video.since(1), count)
+            for video, (at, count) in zip(self.videos, self._input, strict=True)
+        ]
+        return reduced_visual(rows, visual, folds, self.states[max(self.states)].kept)
 
     # --- attention
 
@@ -287,20 +255,23 @@ class Pass:
 
         query: (B, H, L, d) and key: (B, G, past + L, d) of that layer, rotated.
         """
-        if layer in self.states:
+        if layer in self._done:
             return
         home = self.videos[0].at.device
         with torch.no_grad(), self.timeline, stage("attention"):
-            seen = self._read_masks[layer].to(query.device).bool()
-            place = torch.arange(query.shape[2], device=query.device)
+            seen = self._read_masks.get(layer)
+            seen = None if seen is None else seen.to(query.device).bool()
             for row in {video.clip.row for video in self.videos}:
-                last = torch.where(seen[row, -len(place) :], place, -1).argmax()  # padding may be on the right
-                queries = {"last": last[None]}
-                if row in self.questions:
-                    queries["question"] = self.questions[row].to(query.device)
+                real = None if seen is None else seen[row]
+                queries = {}
+                for kind in kinds(self.stages[layer]):
+                    if kind == "last":
+                        queries[kind] = _last(real, query.shape[2], query.device)
+                    elif row in self.questions:
+                        queries[kind] = self.questions[row].to(query.device)
                 self.attended.setdefault(layer, {})[row] = {
-                    kind: received(query[row], key[row], queries[kind], seen[row], scaling, softcap).to(home)
-                    for kind in kinds(self.stages[layer]) & queries.keys()
+                    kind: received(query[row], key[row], columns, real, scaling, softcap).to(home)
+                    for kind, columns in queries.items()
                 }
 
     # --- masks
@@ -309,11 +280,11 @@ class Pass:
         """Give this layer the mask of what it sees, and let the cache remember it."""
         cache, given, run = arguments.get("past_key_values"), arguments.get("attention_mask"), self._run(layer)
         reduces = state is not None or self.first is not None
-        if layer == run and cache is not None and (left := self.left(layer)) is not None:
-            tail = left.length - left.settled
-            mask = self._seen(layer, cache, *hidden.shape[:2])
-            mask = mask[:, : mask.shape[1] - tail]
-            remember(cache, Prefix(self.start + left.settled, mask, self.padded, self.attached), layer)
+        if layer == run and cache is not None and reduces:
+            mask = self._seen(layer, cache, hidden)
+            mask = mask[:, : mask.shape[1] - self.tail]
+            settled = self.start + self.length - self.tail
+            remember(cache, Prefix(settled, mask, self.padded, self.attached), layer)
         if layer_type(self.config, layer) == "linear_attention":
             if state is not None:
                 arguments["attention_mask"] = state.kept.valid.to(hidden.device).long() if self.padded else None
@@ -325,33 +296,33 @@ class Pass:
             self._masks[run] = create_causal_mask(
                 config=self.config,
                 inputs_embeds=hidden,
-                attention_mask=None if full else self._seen(layer, cache, *hidden.shape[:2]),
+                attention_mask=None if full else self._seen(layer, cache, hidden),
                 past_key_values=cache,
                 layer_idx=layer,
             )
         arguments["attention_mask"] = self._masks[run]
 
-    def left(self, layer: int) -> Kept | None:
-        """What `layer` sees of the prompt as it came; None where that is all of it."""
+    def _present(self, layer: int) -> Kept | None:
+        """Where the sequence that `layer` sees last changed: the stage's, or the decoder's input; None for neither."""
         state = self.state(layer)
-        if state is None:
-            return self.first
-        return state.kept if self.first is None else self.first.then(state.kept)
+        return self.first if state is None else state.kept
 
-    def _seen(self, layer: int, cache: Any, batch: int, length: int) -> Tensor:
-        """The mask (batch, past + length) of all that this layer's cache holds after the pass: int64."""
-        past, left = physical_length(cache, layer), self.left(layer)
+    def _seen(self, layer: int, cache: Any, hidden: Tensor) -> Tensor:
+        """The mask (B, past + L) of all that this layer's cache holds after the pass over `hidden` (B, L, D): int64."""
+        past, present = physical_length(cache, layer), self._present(layer)
+        if present is not None and not past:
+            return present.valid.long()
+        batch, length = hidden.shape[:2]
         prefix = next((self.prefixes[first] for first in sorted(self.prefixes, reverse=True) if first <= layer), None)
         if prefix is not None:
             mask = prefix.filled(past + length, batch) if self.mask is None else prefix.physical(self.mask)
         elif self.mask is not None:
             mask = self.mask
         else:
-            mask = torch.ones(batch, past + length, dtype=torch.long)
-        if left is None:
+            mask = torch.ones(batch, past + length, dtype=torch.long, device=hidden.device)
+        if present is None:
             return mask.long()
-        valid = left.valid.long()
-        return torch.cat([mask[:, :past].to(valid), valid], 1)
+        return torch.cat([mask[:, :past].to(present.valid), present.valid], 1).long()
 
 
 class Layers:
@@ -409,6 +380,12 @@ class Layers:
         attention.config = copy.copy(plain)
         attention.config._attn_implementation_internal = name
         self._read_by[k - 1] = k
+
+
+def _last(real: Tensor | None, length: int, device: torch.device) -> Tensor:
+    """The last of `length` columns, with `real` (past + length,) the last that is no padding: (1,)."""
+    place = torch.arange(length, device=device)
+    return place[-1:] if real is None else torch.where(real[-length:], place, -1).argmax()[None]
 
 
 def layer_type(config: Any, layer: int) -> str:

@@ -1,0 +1,88 @@
+"""What is left of a prompt on its way through the layers: of each video, and of the sequence from one stage on."""
+
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vidsieve.models.gather import Fold, Kept, reduced
+from vidsieve.models.layout import Clip
+from vidsieve.models.trace import StageRecord
+from vidsieve.reducer import Reducer
+from vidsieve.timeline import Timeline
+from vidsieve.tokens import Origin, Prompt, Reduction, VideoTokens
+
+
+@dataclass(eq=False)
+class Video:
+    """One video of a pass, as it shrinks.
+
+    clip: its place in the prompt as it came.  whole: its tokens as they came.  at: int64 (n,), the columns of those
+    that are left in the sequence as it is.  stages: what each did.  timeline: of its reductions.
+    """
+
+    clip: Clip
+    whole: VideoTokens
+    at: Tensor
+    stages: list[StageRecord] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.timeline = Timeline(self.at.device)
+        self._origin: Origin | None = None
+
+    @property
+    def origin(self) -> Origin:
+        """Of what is left."""
+        if self._origin is None:
+            everything = torch.arange(len(self.whole), device=self.at.device)
+            self._origin = Origin(self.whole, everything, torch.ones_like(everything))
+        return self._origin
+
+    @property
+    def count(self) -> Tensor | None:
+        """How many tokens of `whole` each one that is left stands for: (n,); None where each is itself alone."""
+        return None if self._origin is None else self._origin.count
+
+    @property
+    def after(self) -> int:
+        """How many tokens are left."""
+        return self.stages[-1].after if self.stages else len(self.whole)
+
+    @property
+    def reduction(self) -> Reduction:
+        """From `whole` to what is left."""
+        return self.since(0)
+
+    def since(self, layer: int) -> Reduction:
+        """What the stages from `layer` on did together."""
+        done = [record.reduction for record in self.stages if record.layer >= layer]
+        return reduce(Reduction.then, done) if done else Reduction.identity(self.after, self.at.device)
+
+    def reduce(self, layer: int, reducer: Reducer, tokens: VideoTokens, prompt: Prompt | None) -> Reduction:
+        """Reduce `tokens`, what is left, as they enter `layer`."""
+        with torch.no_grad(), self.timeline:
+            reduction = reducer.reduce(tokens, prompt)
+            self._origin = tokens.origin_of(reduction)
+        self.stages.append(StageRecord(layer, len(tokens), len(reduction), reduction))
+        return reduction
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """The sequence from one stage on.
+
+    kept: what is left of the decoder's input.  step, folds: how it came from the sequence before the stage.
+    counts: tokens left in each row.  rope: the positions' cosines and sines of what is left.
+    """
+
+    kept: Kept
+    step: Kept
+    folds: tuple[Fold, ...]
+    counts: tuple[int, ...]
+    rope: Any
+
+    def replay(self, hidden: Tensor) -> Tensor:
+        """The hidden states (B, L, D) before the stage as they are after it."""
+        return reduced(hidden, self.folds, self.step)
