@@ -12,8 +12,8 @@ from vidsieve.budget import Budget, MarginalGain, Proportional
 from vidsieve.errors import BudgetError, NonFiniteFeatures
 from vidsieve.evaluate import fewer_frames
 from vidsieve.merge import NearestKept, TemporalMerge
-from vidsieve.relevance import Flat, Given, PromptSimilarity, Relevance
-from vidsieve.segment import PerFrame, SceneCuts, Segmenter, Uniform, Whole
+from vidsieve.relevance import Flat, Given, Novelty, PromptSimilarity, Relevance
+from vidsieve.segment import PerFrame, SceneCuts, Segmenter, Uniform, Whole, Within
 from vidsieve.selection import (
     MMR,
     ConditionalDPP,
@@ -37,9 +37,9 @@ SELECTORS: list[Selector] = [
     EvenlySpaced(),
     Random(7),
 ]
-SEGMENTERS: list[Segmenter] = [Whole(), PerFrame(), Uniform(2), SceneCuts(), SceneCuts(max_frames=None)]
+SEGMENTERS: list[Segmenter] = [Whole(), PerFrame(), Uniform(2), Within(30), SceneCuts(), SceneCuts(max_frames=None)]
 BUDGETS: list[Budget] = [Proportional(), MarginalGain()]
-RELEVANCES: list[Relevance] = [Flat(), PromptSimilarity()]
+RELEVANCES: list[Relevance] = [Flat(), Novelty(), PromptSimilarity()]
 
 METHODS: dict[str, Callable[[float], Reducer]] = {
     **presets.METHODS,

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 
 from vidsieve import ops
 from vidsieve.budget import Budget, MarginalGain
-from vidsieve.relevance import Flat, Relevance
-from vidsieve.segment import SceneCuts, Segmenter, cut
+from vidsieve.relevance import Novelty, Relevance
+from vidsieve.segment import Segmenter, Within, cut
 from vidsieve.selection import ConditionalDPP, Selector
 from vidsieve.timeline import stage
 from vidsieve.tokens import Prompt, Reduction, VideoTokens
@@ -83,9 +83,9 @@ class Prune(Reducer):
     """
 
     keep: float
-    segmenter: Segmenter = SceneCuts()
+    segmenter: Segmenter = Within()
     budget: Budget = MarginalGain()
-    relevance: Relevance = Flat()
+    relevance: Relevance = Novelty()
     selector: Selector = ConditionalDPP()
     merger: Merger | None = None
 
@@ -103,7 +103,7 @@ class Prune(Reducer):
         if total == len(tokens):
             refuse_non_finite(tokens)
             return watched(tokens, Reduction.identity(total, tokens.features.device))
-        if any(getattr(part, "needs_persistence", False) for part in (self.segmenter, self.budget)):
+        if any(getattr(part, "needs_persistence", False) for part in (self.segmenter, self.budget, self.relevance)):
             tokens.expect_persistence()
         with stage("relevance"):
             relevance = self.relevance(tokens, prompt)  # (N,) in [0, 1]

@@ -5,7 +5,7 @@ no token is ruled out by a relevance of exactly 0.
 """
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -52,6 +52,26 @@ class PromptSimilarity:
                 f"{tokens.features.shape[1]} in the video"
             )
         return min_max(tokens.similarity(prompt))
+
+
+@dataclass(frozen=True)
+class Novelty:
+    """What is new at its place weighs 1, what was there a frame before weighs `floor`: still the video alone.
+
+    r = floor + (1 - floor) * (1 - persistence), with the persistence of method.md eq. 1 where it is above 0. Something
+    shown for a moment differs from what was there before it even where it resembles other tokens of the video. Ours.
+    """
+
+    needs_persistence: ClassVar[bool] = True
+
+    floor: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not 0 < self.floor <= 1:
+            raise ValueError(f"floor is the weight of what is not new, in (0, 1]; got {self.floor}")
+
+    def __call__(self, tokens: VideoTokens, prompt: Prompt | None) -> Tensor:
+        return 1 - (1 - self.floor) * tokens.persistence.clamp(0, 1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -84,6 +84,26 @@ class Uniform:
 
 
 @dataclass(frozen=True)
+class Within:
+    """Runs of whole frames of at most `tokens` tokens, the fewest that are enough: segments for the sake of cost alone.
+
+    A selection by diversity needs no cuts, it sees for itself what is alike; but what it costs grows with the square of
+    a segment. A frame of more tokens is a segment.
+    """
+
+    tokens: int = 8 * 196
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1:
+            raise ValueError(f"expected at least one token a segment, got {self.tokens}")
+
+    def __call__(self, tokens: VideoTokens) -> Segments:
+        frames = len(tokens.frames)
+        most = max(1, self.tokens // max(tokens.frames))
+        return Uniform(-(-frames // -(-frames // most)))(tokens)
+
+
+@dataclass(frozen=True)
 class PerFrame:
     """Every frame is a segment."""
 
