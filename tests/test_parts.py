@@ -13,8 +13,8 @@ from vidsieve import Chain, Prompt, Prune, Reduction, Staged, VideoTokens, ops, 
 from vidsieve.budget import MarginalGain, Proportional
 from vidsieve.errors import KernelUnavailable
 from vidsieve.merge import NearestKept, TemporalMerge
-from vidsieve.relevance import Flat, Given, PromptSimilarity, min_max
-from vidsieve.segment import PerFrame, SceneCuts, Segments, Uniform, Whole
+from vidsieve.relevance import Flat, Given, Novelty, PromptSimilarity, min_max
+from vidsieve.segment import PerFrame, SceneCuts, Segments, Uniform, Whole, Within
 from vidsieve.selection import MMR, ConditionalDPP, EvenlySpaced, Hybrid, LowRankDPP, MaxMin, TopRelevance, sketch
 from vidsieve.video import read_video
 
@@ -268,3 +268,41 @@ def test_exported_names_are_sorted_and_exist() -> None:
 def test_a_configuration_is_its_repr() -> None:
     method = presets.cdpruner(0.2)
     assert eval(repr(method), vars(vidsieve) | {type(p).__name__: type(p) for p in vars(method).values()}) == method
+
+
+def test_what_is_shown_for_a_moment_weighs_most() -> None:
+    still, moment, lasts = independent(3, 8, 0, torch.float32)
+    place = torch.stack([still] * 6)  # (T, D) at each of three places
+    blink, begins = place.clone(), place.clone()
+    blink[2], begins[3:] = moment, lasts
+    x = torch.stack([place, blink, begins], dim=1)  # (T, 3, D)
+    weight = Novelty(0.3)(VideoTokens(x.flatten(0, 1), (3,) * 6), None).view(6, 3)
+    seen = torch.zeros(6, 3, dtype=torch.bool)
+    seen[range(6), [0, 1, 2, 0, 1, 2]] = True  # one token of every frame, whatever it shows
+    assert (weight[seen] == 1).all()
+    assert weight[2, 1] > 0.9
+    rest = ~seen
+    rest[2, 1] = False
+    torch.testing.assert_close(weight[rest], torch.full_like(weight[rest], 0.3), atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match=r"in \(0, 1\]"):
+        Novelty(0)
+
+
+def test_novelty_of_frames_of_different_sizes_looks_ahead_where_it_can() -> None:
+    x = independent(11, 8, 1, torch.float32)
+    x[5:8] = x[2:5]  # frames of 2, 3, 3 and 3 tokens; the second and third are alike
+    tokens = VideoTokens(x, (2, 3, 3, 3))
+    weight = Novelty(0.3)(tokens, None)
+    assert weight[[0, 3, 7, 8]].tolist() == [1, 1, 1, 1]  # one of each frame
+    torch.testing.assert_close(weight[[2, 4, 5, 6]], torch.full((4,), 0.3), atol=1e-4, rtol=0)
+
+
+def test_runs_of_frames_within_a_bound_of_tokens() -> None:
+    video = VideoTokens(independent(130, 8, 0, torch.float32), (10,) * 13)
+    for bound, frames in ((1000, 13), (130, 13), (129, 7), (50, 5), (9, 1)):
+        segments = Within(bound)(video)
+        assert segments.longest == 10 * frames
+        assert int(segments.lengths.max()) == 10 * frames
+        assert int(segments.lengths.sum()) == 130
+    with pytest.raises(ValueError, match="at least one token"):
+        Within(0)

@@ -101,8 +101,12 @@ def bench(
     rounds: int,
     tell: Callable[[str], None] = lambda _: None,
     command: str = "vidsieve.bench.bench",
+    save: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """The card and the rows of `cases`, each variant that can run on the device judged, then timed."""
+    """The card and the rows of `cases`, each variant that can run on the device judged, then timed.
+
+    `save` gets what there is after every case, so that a run that is broken off leaves the cases it did.
+    """
     found = {"command": command, **card(load), "cases": list(cases), "rounds": rounds}
     rows: list[dict[str, Any]] = []
     for case, (method, share, videos) in cases.items():
@@ -110,6 +114,7 @@ def bench(
             method = replace(method, relevance=Flat())
         tell(case)
         rows += _case(case, method, load, max(1, round(load.frames * share)), videos, rounds, found)
+        save({"card": found, "rows": rows})
     return {"card": found, "rows": rows}
 
 

@@ -316,11 +316,13 @@ def _bench(options: argparse.Namespace) -> Found:
     flat = options.relevance == "flat"
     load = bench.Load(options.frames, options.tokens, options.dim, device, dtype, flat)
     command = "vidsieve " + shlex.join(options.typed)
-    found = bench.bench(load, cases, options.rounds, lambda case: print(case, file=sys.stderr), command)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(found, indent=1) + "\n")
-    return found
+
+    def save(found: Found) -> None:
+        if options.out:
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            options.out.write_text(json.dumps(found, indent=1) + "\n")
+
+    return bench.bench(load, cases, options.rounds, lambda case: print(case, file=sys.stderr), command, save)
 
 
 def _eval(options: argparse.Namespace) -> Found:

@@ -1,6 +1,6 @@
 """What each method loses on the synthetic needle suite, at each keep ratio, for each kind of question.
 
-    found = evaluate(Plan("out/tiny/full"))     # a plain dictionary; docs/evaluation.md says what is in it
+    found = evaluate(Plan(str(BUNDLED)))        # a plain dictionary; docs/evaluation.md says what is in it
 
 Every row is one method at one keep ratio, on the same videos: accuracy, and accuracy relative to the unreduced model;
 loyalty, how often it gives the unreduced answer (agreement) and how far its distribution is from the unreduced one
