@@ -25,6 +25,7 @@ from vidsieve._card import processor as processor_name
 from vidsieve.errors import VidsieveError
 from vidsieve.needles import CHANCE, KINDS, PLAN, generate, recall
 from vidsieve.needles.asking import Answers, Shown, Smaller, Suite, larger
+from vidsieve.needles.tiny import BUNDLED
 from vidsieve.reducer import Prune, Reducer, check_keep
 from vidsieve.relevance import Flat
 from vidsieve.run import load
@@ -246,7 +247,7 @@ def _card(plan: Plan, suite: Suite) -> dict[str, Any]:
     return {
         "suite": "the synthetic needle suite, which is no benchmark of video language models (docs/needles.md)",
         "command": plan.command,
-        "model": plan.model,
+        "model": "vidsieve-tiny, as bundled" if plan.model == str(BUNDLED) else plan.model,
         "parameters": sum(p.numel() for p in model.parameters()),
         "split": plan.split,
         "videos": plan.videos,
