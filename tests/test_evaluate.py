@@ -21,7 +21,7 @@ from vidsieve.evaluate import GROUPS, MEASURES, Plan, evaluate_model
 from vidsieve.needles import PLAN, generate
 from vidsieve.needles.asking import Refused, Shown, Smaller, Suite, difference
 from vidsieve.needles.clip import as_frames
-from vidsieve.needles.tiny import BUNDLED, build
+from vidsieve.needles.tiny import build
 from vidsieve.run import prepare
 
 METHODS = {name: method for name, method in evaluate.METHODS.items() if name not in presets.STAGED}
@@ -283,12 +283,6 @@ def test_another_model_is_refused(tiny: tuple[Any, Any]) -> None:
         Suite(other, model)
 
 
-@pytest.mark.skipif((BUNDLED / "config.json").exists(), reason="there is a bundled checkpoint")
-def test_without_a_checkpoint_the_command_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["eval", "--quick"]) == 1
-    assert "no checkpoint of vidsieve-tiny is bundled" in capsys.readouterr().err
-
-
 def test_the_command(
     tiny: tuple[Any, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,7 +316,6 @@ def test_the_figure_is_drawn_from_the_json(found: dict[str, Any], tmp_path: Path
     assert draw(tmp_path / "eval_dev.json", tmp_path / "images").stat().st_size > 10_000
 
 
-@pytest.mark.skipif(not (BUNDLED / "config.json").exists(), reason="there is no bundled checkpoint yet")
 def test_the_bundled_model_orders_the_methods(tmp_path: Path) -> None:
     assert cli.main(["eval", "--quick", "--out", str(tmp_path / "eval.json")]) == 0
     rows = {row["method"]: row for row in json.loads((tmp_path / "eval.json").read_text())["rows"]}
