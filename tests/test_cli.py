@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import drawn
-from vidsieve import cli
+from vidsieve import cli, demo
 from vidsieve.presets import METHODS, STAGED
 
 pytest.importorskip("av")
@@ -129,6 +129,8 @@ def test_demo_ends_by_saying_where_the_picture_is(tmp_path: Path, capsys: pytest
     assert cli.main(["demo", "--out", str(tmp_path / "demo")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("576 video tokens -> 58 kept (10.1 %)") for line in lines)
+    _, right = demo.question()
+    assert [line.split()[-1] for line in lines if line.startswith(("every token", "reduced"))] == [right, right]
     assert lines[-1] == f"picture: {tmp_path / 'demo' / 'overlay.png'}"
     assert (tmp_path / "demo" / "overlay.png").exists()
 

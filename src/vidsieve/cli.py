@@ -313,16 +313,10 @@ def _bench(options: argparse.Namespace) -> Found:
         raise ValueError("--segments describes a case of your own; say how much it keeps with --keep")
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = getattr(torch, options.dtype)
-    flat = options.relevance == "flat"
-    load = bench.Load(options.frames, options.tokens, options.dim, device, dtype, flat)
+    load = bench.Load(options.frames, options.tokens, options.dim, device, dtype, options.relevance == "flat")
     command = "vidsieve " + shlex.join(options.typed)
-
-    def save(found: Found) -> None:
-        if options.out:
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            options.out.write_text(json.dumps(found, indent=1) + "\n")
-
-    return bench.bench(load, cases, options.rounds, lambda case: print(case, file=sys.stderr), command, save)
+    tell, save = lambda case: print(case, file=sys.stderr), lambda found: _save(found, options.out)
+    return bench.bench(load, cases, options.rounds, tell, command, save)
 
 
 def _eval(options: argparse.Namespace) -> Found:
@@ -330,13 +324,12 @@ def _eval(options: argparse.Namespace) -> Found:
     from vidsieve import evaluate
     from vidsieve.needles.tiny import BUNDLED
 
-    model = options.model or str(BUNDLED)
     names = options.methods or (["vidsieve"] if options.quick else list(evaluate.METHODS))
     unknown = [name for name in names if name not in evaluate.METHODS]
     if unknown:
         raise ValueError(f"no method {unknown[0]!r}; there are {', '.join(evaluate.METHODS)}")
     plan = evaluate.Plan(
-        model=model,
+        model=options.model or str(BUNDLED),
         split=options.split,
         videos=min(options.videos, 64) if options.quick else options.videos,
         keeps=tuple(options.keeps or ((0.1,) if options.quick else evaluate.KEEPS)),
@@ -346,10 +339,15 @@ def _eval(options: argparse.Namespace) -> Found:
         command="vidsieve " + shlex.join(options.typed),
     )
     found = evaluate.evaluate(plan, lambda what: print(what, file=sys.stderr))
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(found, indent=1) + "\n")
+    _save(found, options.out)
     return found
+
+
+def _save(found: Found, path: Path | None) -> None:
+    """The card and the rows as JSON, where a file was asked for."""
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def _methods(options: argparse.Namespace) -> Found:
