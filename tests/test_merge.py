@@ -4,10 +4,9 @@ import pytest
 import torch
 
 from tests.synthetic import independent, video_like
-from vidsieve import Chain, Prune, Reduction, VideoTokens
+from vidsieve import Chain, Prune, Reduction, VideoTokens, ops
 from vidsieve.budget import MarginalGain, Proportional
 from vidsieve.merge import NearestKept, TemporalMerge
-from vidsieve.ops import reference
 from vidsieve.segment import PerFrame, SceneCuts, Segmenter, Uniform, Whole, cut
 from vidsieve.tokens import Origin
 
@@ -77,16 +76,36 @@ def test_a_fixed_size_merges_the_most_alike_and_drops_late_runs_only_when_it_mus
 @pytest.mark.parametrize("keep", [None, 0.1, 0.5, 0.9])
 @pytest.mark.parametrize("segmenter", [Whole(), Uniform(3), SceneCuts()], ids=repr)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_it_equals_the_truth(segmenter: Segmenter, keep: float | None, dtype: torch.dtype) -> None:
+def test_it_equals_the_truth(
+    segmenter: Segmenter, keep: float | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for seed, motion in ((0, 0.3), (1, 0.8), (2, 0.0)):
-        tokens = VideoTokens.from_grid(video_like(9, 6, 32, seed, dtype, cuts=(4,), motion=motion), 9, 2, 3)
-        segments = segmenter(tokens)
-        segment = torch.bucketize(torch.arange(54), segments.offsets[1:], right=True)
-        total = None if keep is None else round(54 * keep)
-        kept, source = reference.temporal_merge(tokens.features, tokens.place, segment, 0.9, total)
-        found = TemporalMerge(0.9 if keep is None else None, segmenter, keep).reduce(tokens)
-        assert torch.equal(found.kept, kept)
-        assert torch.equal(found.source, source)
+        check_against_the_truth("eager", segmenter, keep, video_like(9, 6, 32, seed, dtype, (4,), motion), monkeypatch)
+
+
+@pytest.mark.skipif(bool(ops.available()["triton"]), reason="Triton cannot run here")
+@pytest.mark.parametrize(("segmenter", "keep"), [(SceneCuts(), None), (Uniform(3), 0.5)], ids=repr)
+def test_on_kernels_too(segmenter: Segmenter, keep: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = video_like(9, 6, 32, 0, torch.bfloat16, (4,), 0.6).to("cuda" if torch.cuda.is_available() else "cpu")
+    check_against_the_truth("triton", segmenter, keep, x, monkeypatch)
+
+
+def check_against_the_truth(
+    implementation: str, segmenter: Segmenter, keep: float | None, x: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A merge, and another of what it left, as the reference has them."""
+    method = TemporalMerge(0.9 if keep is None else None, segmenter, keep)
+    again = TemporalMerge(0.8 if keep is None else None, segmenter, None if keep is None else keep / 2)
+    found = []
+    for name in ("reference", implementation):
+        monkeypatch.setenv("VIDSIEVE_OPS", name)
+        tokens = VideoTokens.from_grid(x, 9, 2, 3)
+        once = method.reduce(tokens)
+        found.append((once, once.then(again.reduce(tokens.reduced(once)))))
+    for true, ours in zip(*found, strict=True):
+        assert torch.equal(ours.kept, true.kept)
+        assert torch.equal(ours.source, true.source)
+        torch.testing.assert_close(ours.apply(x), true.apply(x))
 
 
 def test_a_later_merge_weighs_tokens_by_what_they_stand_for() -> None:
@@ -108,7 +127,6 @@ def test_what_was_dropped_leaves_a_gap_that_a_later_merge_reaches_over() -> None
     x = line(0, 90, 0, 45)
     tokens = VideoTokens(x, (1,) * 4).reduced(Reduction.select(torch.tensor([0, 2, 3]), 4))
     assert TemporalMerge(0.9, Whole()).reduce(tokens).source.tolist() == [0, 0, 1]
-    assert tokens.place.tolist() == [0, 0, 0]
 
 
 def test_segments_of_a_reduced_video_are_those_of_the_video_as_it_came() -> None:

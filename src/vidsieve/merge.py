@@ -7,16 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from vidsieve import ops
-from vidsieve.ops.reference import NOISE
 from vidsieve.reducer import Reducer, check_keep, kept_count, refuse_non_finite, watched
 from vidsieve.segment import SceneCuts, Segmenter, Segments, cut
 from vidsieve.timeline import stage
 from vidsieve.tokens import Prompt, Reduction, VideoTokens
-
-_ROWS = 4096  # token pairs compared at a time: bounds the float32 copies
 
 
 class Merger(Protocol):
@@ -77,47 +73,23 @@ class TemporalMerge(Reducer):
             segments = cut(tokens, self.segmenter)
         refuse_non_finite(tokens)
         with stage("merge"):
-            order, first, cosine = _chains(tokens, segments)
+            whole, at = (tokens, None) if tokens.origin is None else (tokens.origin.whole, tokens.origin.kept)
+            frames = tuple(whole.frames)
+            before, cosine = ops.temporal(tokens.features, tokens.norm, segments.offsets, frames, at)
             if self.threshold is not None:
-                begins = first | (cosine < self.threshold)  # a run, in the order of the chains
-                stays = torch.empty_like(begins).index_copy_(0, order, begins)
-                row = stays.cumsum(0) - 1  # of those that stay
+                begins = cosine < self.threshold  # where there is none before, the cosine is below any
+                row = begins.cumsum(0) - 1
+                kept = torch.nonzero_static(begins, size=n)[:, 0]  # and then -1
             else:
-                novelty = torch.empty_like(cosine)
-                novelty[order] = torch.where(first, 2.0, -cosine)
-                whole, budget = torch.arange(2, device=order.device) * n, torch.full((1,), total, device=order.device)
-                kept, row = ops.compact(ops.top(novelty, whole, budget), whole, budget, n, total)
-                begins = first | (row >= 0)[order]
-            head = torch.where(begins, torch.arange(n, device=order.device), 0).cummax(0).values
-            source = torch.empty_like(row).index_copy_(0, order, row[order[head]])
+                bounds, budget = (
+                    torch.arange(2, device=cosine.device) * n,
+                    torch.full((1,), total, device=cosine.device),
+                )
+                kept, row = ops.compact(ops.top(-cosine, bounds, budget), bounds, budget, n, total)
+                begins = (before < 0) | (row >= 0)
+            source = row[ops.heads(begins, before, len(frames))]
             if self.threshold is not None:
-                kept = stays.nonzero()[:, 0]  # waits for the device, with nothing left to do but this
+                kept = kept[: int(row[-1]) + 1]  # waits for the device, with nothing left to do
                 if n - len(kept) < max(1, self.least * n):
                     return watched(tokens, Reduction.identity(n, tokens.features.device))
         return watched(tokens, Reduction(kept, source, merges=True))
-
-
-def _chains(tokens: VideoTokens, segments: Segments) -> tuple[Tensor, Tensor, Tensor]:
-    """The tokens by segment, place and time.
-
-    order: (N,) the tokens.  first: bool (N,), in that order, whether a token has none before it at its place in its
-    segment.  cosine: float32 (N,), in that order, to the token before. Two zero vectors are alike, and so are vectors
-    within rounding of each other.
-    """
-    n, x, norm = len(tokens), tokens.features, tokens.norm
-    segment = torch.searchsorted(segments.offsets[1:], torch.arange(n, device=x.device), right=True)  # (N,)
-    whole = tokens if tokens.origin is None else tokens.origin.whole
-    largest = max(whole.frames)
-    chain = segment * (largest * (largest + 1)) + tokens.place  # (N,)
-    chain, order = chain.sort(stable=True)
-    first = torch.ones(n, dtype=torch.bool, device=x.device)
-    first[1:] = chain[1:] != chain[:-1]
-    cosine = torch.zeros(n, device=x.device)
-    for begin in range(0, n - 1, _ROWS):
-        y = x[order[begin : begin + _ROWS + 1]].float()
-        torch.sum(y[1:] * y[:-1], -1, out=cosine[begin + 1 : begin + _ROWS + 1])
-    norm = norm[order]
-    lengths = norm[1:] * norm[:-1]
-    alike = (norm[1:] == norm[:-1]).float()  # where one of them is zero: whether both are
-    cosine[1:] = torch.where(lengths > 0, cosine[1:] / lengths.where(lengths > 0, 1.0), alike)
-    return order, first, cosine.where(cosine < 1 - NOISE, 1.0)  # so that rounding does not rank duplicates

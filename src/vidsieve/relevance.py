@@ -74,21 +74,7 @@ class Novelty:
     def __call__(self, tokens: VideoTokens, prompt: Prompt | None) -> Tensor:
         if tokens.origin is not None:
             return self(tokens.origin.whole, prompt)[tokens.origin.kept]
-        stays = torch.maximum(tokens.persistence, _next(tokens)).clamp(0, 1)
-        lengths = tokens.offsets.diff()
-        seen = tokens.offsets[:-1] + torch.arange(len(lengths), device=lengths.device) % lengths
-        return (1 - (1 - self.floor) * stays).index_fill_(0, seen, 1.0)
-
-
-def _next(tokens: VideoTokens) -> Tensor:
-    """The persistence of the token at the same place in the next frame, 0 where there is none: float32 (N,)."""
-    persistence, size = tokens.persistence, tokens.frames[0]
-    if tokens.regular:
-        return torch.cat([persistence[size:], persistence.new_zeros(size)])
-    lengths = tokens.offsets.diff()
-    alike = torch.cat([lengths[1:] == lengths[:-1], lengths.new_zeros(1, dtype=torch.bool)])
-    place = torch.arange(len(tokens), device=lengths.device) + lengths[tokens.frame]
-    return persistence[place.clamp(max=len(tokens) - 1)].where(alike[tokens.frame], 0)
+        return ops.passing(tokens.persistence, tuple(tokens.frames), self.floor)
 
 
 @dataclass(frozen=True, eq=False)

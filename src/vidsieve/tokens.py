@@ -161,16 +161,6 @@ class VideoTokens:
             return torch.arange(0, len(self) + 1, self.frames[0], device=device)
         return torch.tensor((0, *self.frames), device=device).cumsum(0)
 
-    @cached_property
-    def place(self) -> Tensor:
-        """What two tokens share if they lie at the same place in frames of the same size: int64 (N,)."""
-        if self.origin is not None:
-            return self.origin.whole.place[self.origin.kept]
-        at = torch.arange(len(self), device=self.features.device)
-        if self.regular:
-            return at % self.frames[0]
-        return self.offsets.diff()[self.frame] * max(self.frames) + at - self.offsets[self.frame]
-
     @property
     def count(self) -> Tensor | None:
         """How many tokens of the video as it came each one stands for: int64 (N,), None where each is itself alone."""
@@ -240,10 +230,8 @@ class VideoTokens:
             whole, kept = self.origin.whole, self.origin.kept[reduction.kept]
         if reduction.merges:
             ones = torch.ones_like(reduction.source) if count is None else count
-            dropped = reduction.source < 0
-            count = ones.new_zeros(len(reduction)).index_add_(
-                0, reduction.source.clamp(min=0), ones.masked_fill(dropped, 0)
-            )
+            # What was dropped has source -1, and is counted in a place of its own.
+            count = ones.new_zeros(1 + len(reduction)).index_add_(0, reduction.source + 1, ones)[1:]
         else:
             count = torch.ones_like(kept) if count is None else count[reduction.kept]
         return Origin(whole, kept, count)
@@ -338,13 +326,7 @@ class Reduction:
         count: (N,), how many tokens each row already stands for, which is its weight; None where each is one.
         The mean is taken in float32 and returned in the dtype of `x`.
         """
-        if not self.merges:
-            return self.gather(x)
-        if count is None:
-            return ops.merge_mean(x, self.source, len(self.kept))
-        weight = count.to(torch.promote_types(x.dtype, torch.float32)).view(-1, *[1] * (x.ndim - 1))  # (N, 1, ...)
-        total, weight = (ops.merge_mean(y, self.source, len(self.kept)) for y in (x * weight, weight))
-        return (total / weight).to(x.dtype)
+        return ops.merge_mean(x, self.source, len(self.kept), count) if self.merges else self.gather(x)
 
     def then(self, later: "Reduction") -> "Reduction":
         """This reduction followed by `later`, which saw the K tokens this one kept."""

@@ -7,12 +7,14 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from vidsieve.ops import triton_gram, triton_greedy, triton_layout, triton_lazy, triton_measure
+from vidsieve.ops import triton_gram, triton_greedy, triton_layout, triton_lazy, triton_measure, triton_merge
 
 TYPES = {
     "x_ptr": "*bf16", "offsets_ptr": "*i64", "budget_ptr": "*i64", "segment_ptr": "*i64", "rows_ptr": "*i64",
     "kept_ptr": "*i64", "source_ptr": "*i64", "frame_ptr": "*i64", "order_ptr": "*i32",
     "candidate_ptr": "*i32", "pick_ptr": "*i32", "count_ptr": "*i32", "barrier_ptr": "*i32", "bad_ptr": "*i32",
+    "at_ptr": "*i64", "by_ptr": "*i64", "before_ptr": "*i64", "head_ptr": "*i64", "index_ptr": "*i64",
+    "slot_ptr": "*i32", "begins_ptr": "*i1", "stays_ptr": "*i1", "valid_ptr": "*i1",
     "trade": "fp32", "epsilon": "fp32", "threshold": "fp32",
 }  # fmt: skip
 FEATURES: dict[str, Any] = {"D": 3584, "PRECISION": "ieee"}
@@ -22,13 +24,21 @@ LAZY: dict[str, Any] = FEATURES | {
 }  # fmt: skip
 
 
+OWN: dict[Any, dict[str, str]] = {  # where a name has another type than elsewhere
+    triton_layout._apportion_kernel: {"out_ptr": "*i64"},
+    triton_layout._scene_cuts_kernel: {"out_ptr": "*i64"},
+    triton_layout._compact_rows_kernel: {"slot_ptr": "*i64"},
+    triton_layout._passing_kernel: {"floor": "fp32"},
+    triton_merge._mean_kernel: {"bounds_ptr": "*i64", "weight_ptr": "*i64", "out_ptr": "*bf16"},
+}
+
+
 def compile_kernel(kernel: Any, architecture: int, warps: int = 4, **constants: Any) -> None:
+    known = TYPES | OWN.get(kernel, {})
     types = {
-        name: "constexpr" if name in constants else TYPES.get(name, "*fp32" if name.endswith("_ptr") else "i32")
+        name: "constexpr" if name in constants else known.get(name, "*fp32" if name.endswith("_ptr") else "i32")
         for name in kernel.arg_names
     }
-    if kernel in (triton_layout._apportion_kernel, triton_layout._scene_cuts_kernel):
-        types["out_ptr"] = "*i64"
     source = ASTSource(kernel, types, constants)
     triton.compile(source, target=GPUTarget("cuda", architecture, 32), options={"num_warps": warps})
     print(kernel.__name__)
@@ -55,3 +65,8 @@ if __name__ == "__main__":
     compile_kernel(triton_lazy._lazy_greedy_kernel, sm, **LAZY, HELD=False, BLOCK_ALL=16384, warps=16)
     compile_kernel(triton_greedy._greedy_kernel, sm, RULE=3, PARTS=2, BLOCK_N=256, BLOCK_K=16)
     compile_kernel(triton_lazy._lazy_greedy_kernel, sm, **LAZY | {"RULE": 3}, HELD=False, BLOCK_ALL=16384, warps=16)
+    compile_kernel(triton_layout._compact_rows_kernel, sm, BLOCK=4096, warps=8)
+    compile_kernel(triton_layout._passing_kernel, sm, BLOCK=1024)
+    compile_kernel(triton_merge._temporal_kernel, sm, WHOLE=False, D=3584, BLOCK_S=64, BLOCK_T=64, BLOCK_D=1024)
+    compile_kernel(triton_merge._heads_kernel, sm, BLOCK=128)
+    compile_kernel(triton_merge._mean_kernel, sm, D=3584, WEIGHTED=True, BLOCK_D=1024)

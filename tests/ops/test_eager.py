@@ -195,3 +195,38 @@ def test_apportion_equals_the_reference_and_always_sums() -> None:
             assert (budget >= 0).all()
             if total >= (lengths > 0).sum():
                 assert (budget[lengths > 0] >= 1).all()
+
+
+@pytest.mark.parametrize("frames", [(4,) * 15, (3, 3, 5, 3, 3, 5, 5, 1, 1, 31), (60,)])
+def test_merging_along_time_equals_the_reference(frames: tuple[int, ...]) -> None:
+    for seed in range(3):
+        whole = features("degenerate", seed, torch.float32)
+        persistence = torch.rand(60) * 2.4 - 1.2
+        torch.testing.assert_close(
+            eager.passing(persistence, frames, 0.3), reference.passing(persistence, frames, 0.3), atol=1e-6, rtol=0
+        )
+        for at in (None, (torch.rand(60) < 0.6).nonzero()[:, 0]):
+            x = whole if at is None else whole[at]
+            n = len(x)
+            offsets = torch.tensor([0, n // 4, n // 4, n // 2, n])
+            arguments = x, x.norm(dim=1), offsets, frames, at
+            (before, cosine), (true, cosine_true) = (m.temporal(*arguments) for m in (eager, reference))
+            assert torch.equal(before, true)
+            torch.testing.assert_close(cosine, cosine_true, atol=1e-5, rtol=0)
+            begins = (before < 0) | (torch.rand(n) < 0.3)
+            assert torch.equal(eager.heads(begins, before, len(frames)), reference.heads(begins, before, len(frames)))
+
+
+def test_weighted_means_and_compacted_rows_equal_the_reference() -> None:
+    x, source = independent(60, 24, 0, torch.float32), torch.randint(-1, 9, (60,))
+    source[:9] = torch.arange(9)
+    for weight in (None, torch.randint(1, 5, (60,))):
+        ours, true = (m.merge_mean(x, source, 9, weight) for m in (eager, reference))
+        torch.testing.assert_close(ours, true)
+    stays = torch.rand(4, 33) < 0.5
+    stays[:, 0] = True
+    longest = int(stays.sum(1).max())
+    ours, true = (m.compact_rows(stays, longest) for m in (eager, reference))
+    assert torch.equal(ours[0] * ours[1], true[0])
+    assert torch.equal(ours[1], true[1])
+    assert torch.equal(ours[2][stays], true[2][stays])

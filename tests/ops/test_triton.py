@@ -204,6 +204,66 @@ def test_nearest_kept_equals_the_reference() -> None:
     assert torch.equal(triton_launch.nearest_kept(x, offsets, kept), reference.nearest_kept(x, offsets, kept))
 
 
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("left", [None, 0.1, 0.9])
+def test_the_token_before_and_runs_equal_the_reference(left: float | None) -> None:
+    generator = torch.Generator().manual_seed(7)
+    frames = (2,) * 70
+    x = video_like(70, 2, 24, seed=4, dtype=torch.bfloat16, motion=0.6)
+    x[40], x[42], x[44] = 0, 0, x[46]
+    at = None if left is None else (torch.rand(140, generator=generator) < left).nonzero()[:, 0]
+    if at is not None:
+        at = torch.cat([torch.zeros(1, dtype=torch.int64), at[at >= 130]]) if left == 0.1 else at  # a long way back
+    x = x if at is None else x[at]
+    n = len(x)
+    offsets = torch.tensor([0, n // 5, n // 5, n // 2, n])
+    x, offsets, at = x.to(DEVICE), offsets.to(DEVICE), None if at is None else at.to(DEVICE)
+    norm = triton_launch.measure(x, (n,), None, False).norm
+    arguments = x, norm, offsets, frames, at
+    (before, cosine), (true, cosine_true) = (m.temporal(*arguments) for m in (triton_launch, reference))
+    assert torch.equal(before, true)
+    torch.testing.assert_close(cosine, cosine_true, atol=2e-5, rtol=0)
+    begins = (before < 0) | (torch.rand(n, generator=generator).to(DEVICE) < 0.2)
+    assert torch.equal(triton_launch.heads(begins, before, 70), reference.heads(begins, before, 70))
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("kept", [1, 40, 33_000])
+def test_means_of_what_merged_equal_the_reference(kept: int, weighted: bool) -> None:
+    generator = torch.Generator().manual_seed(kept)
+    source = torch.cat([torch.arange(kept), torch.randint(-1, kept, (50,), generator=generator)])
+    if kept > 40 and DEVICE == "cpu":
+        pytest.skip("too long for the interpreter")
+    source = source[torch.randperm(len(source), generator=generator)].to(DEVICE)
+    x = independent(len(source), 24, 1, torch.float16).to(DEVICE)
+    weight = torch.randint(1, 9, (len(source),), generator=generator).to(DEVICE) if weighted else None
+    for y in (x, x.unflatten(1, (2, 12)), x[:, :1]):
+        ours, true = (m.merge_mean(y, source, kept, weight) for m in (triton_launch, reference))
+        torch.testing.assert_close(ours, true, atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("length", [1, 63, 5000])
+def test_rows_are_compacted_to_the_right(length: int) -> None:
+    stays = torch.rand(3, length, generator=torch.Generator().manual_seed(length)).to(DEVICE) < 0.4
+    stays[0] = True
+    stays[1, -1] = True
+    longest = int(stays.sum(1).max())
+    ours, true = (m.compact_rows(stays, longest) for m in (triton_launch, reference))
+    assert torch.equal(ours[0], true[0])
+    assert torch.equal(ours[1], true[1])
+    assert torch.equal(ours[2][stays], true[2][stays])
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (9, 4), (40, 33)])
+def test_what_passes_weighs_more_as_in_the_reference(shape: tuple[int, int]) -> None:
+    persistence = 2.4 * torch.rand(shape[0] * shape[1], generator=torch.Generator().manual_seed(1)).to(DEVICE) - 1.2
+    arguments = persistence, (shape[1],) * shape[0], 0.3
+    torch.testing.assert_close(triton_launch.passing(*arguments), reference.passing(*arguments), atol=1e-6, rtol=0)
+
+
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy, in the interpreter
 def test_nan_breaks_no_kernel_and_is_reported(path: str) -> None:
     x = independent(40, 24, 0, torch.float32).to(DEVICE)
@@ -250,7 +310,7 @@ def test_kernels_compile_without_a_gpu(architecture: int) -> None:
     command = [sys.executable, str(script), str(architecture)]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-2000:]
-    assert len(run.stdout.split()) == 17, run.stdout
+    assert len(run.stdout.split()) == 22, run.stdout
 
 
 @pytest.mark.gpu

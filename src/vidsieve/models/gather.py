@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers.utils.generic import is_flash_attention_requested
 
+from vidsieve import ops
 from vidsieve.errors import UnsupportedCall
 from vidsieve.models.families import Adapter
 from vidsieve.tokens import Reduction
@@ -35,10 +36,7 @@ class Kept:
     @classmethod
     def of(cls, stays: Tensor, longest: int) -> "Kept":
         """From `stays` (B, L), true on each token that stays, `longest` of them in the row that keeps most."""
-        seen = stays.cumsum(1)  # (B, L)
-        shift = longest - seen[:, -1:]  # (B, 1) padding of each row
-        rank = torch.arange(1, longest + 1, device=stays.device) - shift  # (B, M) from 1 on, what is below is padding
-        return cls(torch.searchsorted(seen, rank), rank > 0, seen + (shift - 1))
+        return cls(*ops.compact_rows(stays, longest))
 
     @classmethod
     def all(cls, real: Tensor) -> "Kept":
@@ -113,7 +111,7 @@ def reduced(x: Tensor, folds: Sequence[Fold], kept: Kept) -> Tensor:
     for fold in folds:
         if fold.reduction.merges:
             places = kept.places(fold.row, fold.left).to(x.device)
-            out[fold.row].index_copy_(0, places, fold.merged(x[fold.row, fold.at.to(x.device)]))
+            out[fold.row].index_copy_(0, places, fold.merged(x[fold.row].index_select(0, fold.at.to(x.device))))
     return out
 
 

@@ -281,8 +281,7 @@ class Attachment:
         if any(v.after < len(v.whole) for v in videos):
             with current.timeline, stage("gather"):
                 folds = [Fold(v.clip.row, v.at, v.stages[0].reduction) for v in videos]
-                real = found.real.to(embeds.device, non_blocking=True, copy=True)
-                kept = Kept.of(staying(folds, real), max(now))
+                kept = Kept.of(staying(folds, _on(found.real, embeds.device)), max(now))
                 kwargs = reduce_arguments(self.adapter, self.decoder.config, kwargs, folds, kept, before, start)
             current.enters(kept, folds)
             if cache is None and _uses_cache(self.decoder, kwargs):
@@ -343,6 +342,13 @@ class Attachment:
         if left and labels is not None and labels.shape[1] == left[0].length:
             kwargs["labels"] = reduce(lambda x, kept: kept.labels(x), left, labels)
         return inner(*args, **kwargs)
+
+
+def _on(real: Tensor, device: torch.device) -> Tensor:
+    """A copy of `real`, which the host knows, on `device`; made there if it is all true, which needs no transfer."""
+    if real.all():
+        return torch.ones(real.shape, dtype=torch.bool, device=device)
+    return real.to(device, non_blocking=True, copy=True)
 
 
 def _continued(kwargs: Arguments) -> Arguments:

@@ -203,6 +203,45 @@ def compact(order: Tensor, offsets: Tensor, budget: Tensor, longest: int, total:
     return module.compact(order, offsets, budget, longest, total)  # type: ignore[no-any-return]
 
 
-def merge_mean(x: Tensor, source: Tensor, kept: int) -> Tensor:
-    """Mean over the rows of x (N, ...) that share a source in [0, kept): (kept, ...), rows with source -1 left out."""
-    return _implementation("merge_mean", source).merge_mean(x, source, kept)  # type: ignore[no-any-return]
+def compact_rows(stays: Tensor, longest: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What stays of every row, on the right of rows of `longest`: stays bool (B, L), the most that a row has known.
+
+    index: the column each new place takes, 0 on padding, int64 (B, M).  valid: what is no padding, bool (B, M).
+    slot: the new place of each column that stays, int64 (B, L); of others it is undefined.
+    """
+    return _implementation("compact_rows", stays).compact_rows(stays, longest)  # type: ignore[no-any-return]
+
+
+def passing(persistence: Tensor, frames: tuple[int, ...], floor: float) -> Tensor:
+    """1 for tokens that nothing before or after resembles, `floor` for those that stay: float32 (N,). Eq. 4b."""
+    module = _implementation("passing", persistence, kernel=min(frames) == max(frames))
+    return module.passing(persistence, frames, floor)  # type: ignore[no-any-return]
+
+
+def temporal(
+    x: Tensor, norm: Tensor, offsets: Tensor, frames: tuple[int, ...], at: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Of each token, the one before it at its place in its segment: int64 (N,), -1 if none; method.md eq. 14.
+
+    And the cosine of the two, float32 (N,), -2 if none. Two zero vectors are alike, and so are vectors within rounding
+    of each other. frames: of the whole video, of which x are the tokens `at` (N,), or all where that is None.
+    """
+    module = _implementation("temporal", x, kernel=min(frames) == max(frames))
+    return module.temporal(x, norm, offsets, frames, at)  # type: ignore[no-any-return]
+
+
+def heads(begins: Tensor, before: Tensor, longest: int) -> Tensor:
+    """The last token that `begins` (N,), going back from each by `before` (N,): int64 (N,).
+
+    Where there is none before, it begins. longest: a bound on the tokens from a head to the end of its run.
+    """
+    return _implementation("heads", before).heads(begins, before, longest)  # type: ignore[no-any-return]
+
+
+def merge_mean(x: Tensor, source: Tensor, kept: int, weight: Tensor | None = None) -> Tensor:
+    """Mean over the rows of x (N, ...) that share a source in [0, kept): (kept, ...), rows with source -1 left out.
+
+    weight: (N,) of each row, 1 if None. Accumulated in float32, or better. method.md eq. 12 and 15.
+    """
+    module = _implementation("merge_mean", x, kernel=not x.requires_grad)  # the torch version has a gradient
+    return module.merge_mean(x, source, kept, weight)  # type: ignore[no-any-return]

@@ -165,10 +165,72 @@ def top(score: Tensor, offsets: Tensor, budget: Tensor) -> Tensor:
     return torch.empty_like(picked).scatter_(0, ranked, picked)
 
 
-def merge_mean(x: Tensor, source: Tensor, kept: int) -> Tensor:
+def merge_mean(x: Tensor, source: Tensor, kept: int, weight: Tensor | None = None) -> Tensor:
     # Summed in a fixed order, so that the same input gives the same bits on every run.
     ordered, by = source.sort(stable=True)
     bounds = torch.searchsorted(ordered, torch.arange(kept + 1, device=x.device))
     flat = x[by].reshape(len(x), -1).to(_working(x))
-    mean = torch.segment_reduce(flat, "mean", offsets=bounds, axis=0, unsafe=True)
+    if weight is None:
+        mean = torch.segment_reduce(flat, "mean", offsets=bounds, axis=0, unsafe=True)
+    else:
+        w = weight[by].to(flat.dtype)[:, None]
+        total, of = (torch.segment_reduce(y, "sum", offsets=bounds, axis=0, unsafe=True) for y in (flat * w, w))
+        mean = total / of
     return mean.reshape(kept, *x.shape[1:]).to(x.dtype)
+
+
+def temporal(
+    x: Tensor, norm: Tensor, offsets: Tensor, frames: tuple[int, ...], at: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    position = torch.arange(len(x), device=x.device)
+    segment = torch.searchsorted(offsets[1:], position, right=True)
+    chain = segment * ((max(frames) + 1) * max(frames)) + _place(frames, position if at is None else at)
+    chain, order = chain.sort(stable=True)  # by segment, place and time
+    before = torch.full_like(order, -1)
+    before.index_copy_(0, order[1:], order[:-1].where(chain[1:] == chain[:-1], -1))
+    that = before.clamp(min=0)
+    dot = norm.new_empty(len(x))
+    rows = max(1, PIECE_BYTES // (8 * x.shape[1]))
+    for begin in range(0, len(x), rows):
+        piece = slice(begin, begin + rows)
+        torch.linalg.vecdot(x[piece].to(norm.dtype), x[that[piece]].to(norm.dtype), out=dot[piece])
+    lengths = norm * norm[that]
+    alike = (norm == norm[that]).to(norm.dtype)  # where one of them is zero: whether both are
+    cosine = torch.where(lengths > 0, dot / lengths.where(lengths > 0, 1.0), alike)
+    cosine = cosine.where(cosine < 1 - NOISE, 1.0).masked_fill(before < 0, -2.0)
+    return before, cosine.float()
+
+
+def _place(frames: tuple[int, ...], at: Tensor) -> Tensor:
+    """What two tokens of a video share if they lie at the same place in frames of the same size: int64 (n,)."""
+    if min(frames) == max(frames):
+        return at % frames[0]
+    lengths = torch.tensor(frames, device=at.device)
+    size = torch.repeat_interleave(lengths, lengths, output_size=sum(frames))
+    begin = torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths, output_size=sum(frames))
+    return size[at] * max(frames) + at - begin[at]
+
+
+def heads(begins: Tensor, before: Tensor, longest: int) -> Tensor:
+    head = before.where(~begins, torch.arange(len(before), device=before.device))
+    for _ in range((longest - 1).bit_length()):  # each doubles how far back it reaches
+        head = head[head]
+    return head
+
+
+def passing(persistence: Tensor, frames: tuple[int, ...], floor: float) -> Tensor:
+    at = torch.arange(len(persistence), device=persistence.device)
+    lengths = torch.tensor(frames, device=at.device)
+    frame = torch.repeat_interleave(lengths, output_size=len(at))
+    within = at - (lengths.cumsum(0) - lengths)[frame]
+    alike = torch.cat([lengths[1:] == lengths[:-1], lengths.new_zeros(1, dtype=torch.bool)])
+    later = persistence[(at + lengths[frame]).clamp(max=len(at) - 1)].where(alike[frame], 0)
+    stays = torch.maximum(persistence, later).clamp(0, 1)
+    return (1 - (1 - floor) * stays).masked_fill(within == frame % lengths[frame], 1.0)
+
+
+def compact_rows(stays: Tensor, longest: int) -> tuple[Tensor, Tensor, Tensor]:
+    seen = stays.cumsum(1)  # (B, L)
+    shift = longest - seen[:, -1:]  # (B, 1) padding of each row
+    rank = torch.arange(1, longest + 1, device=stays.device) - shift  # (B, M) from 1 on, what is below is padding
+    return torch.searchsorted(seen, rank), rank > 0, seen + (shift - 1)

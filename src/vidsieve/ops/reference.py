@@ -231,45 +231,71 @@ def top(score: Tensor, offsets: Tensor, budget: Tensor) -> Tensor:
     return order
 
 
-def merge_mean(x: Tensor, source: Tensor, kept: int) -> Tensor:
-    """Eq. 12."""
-    return torch.stack([x[source == row].double().mean(0) for row in range(kept)]).to(x.dtype)
+def merge_mean(x: Tensor, source: Tensor, kept: int, weight: Tensor | None = None) -> Tensor:
+    """Eq. 12, and 15 where tokens have weights."""
+    w = torch.ones(len(x), dtype=torch.float64, device=x.device) if weight is None else weight.double()
+    weighted = x.double() * w.view(-1, *[1] * (x.ndim - 1))
+    means = [weighted[source == row].sum(0) / w[source == row].sum() for row in range(kept)]
+    return torch.stack(means).to(x.dtype)
 
 
-def temporal_merge(
-    x: Tensor, place: Tensor, segment: Tensor, threshold: float, total: int | None = None
+def temporal(
+    x: Tensor, norm: Tensor, offsets: Tensor, frames: tuple[int, ...], at: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Eq. 14-15: kept (K,) and source (N,) of merging tokens that stand in the order of time.
-
-    place, segment (N,) of each token.  total: how many stay, in place of the threshold.
-    """
+    """The token before each, and the cosine to it: eq. 14."""
     unit = _unit(x)
-    before: dict[tuple[int, int], int] = {}  # the last token so far at each place of each segment
-    cosine: list[float | None] = []  # to the token before at the same place, None where there is none
-    previous: list[int | None] = []
-    for i in range(len(x)):
-        chain = (int(segment[i]), int(place[i]))
-        j = before.get(chain)
-        previous.append(j)
-        before[chain] = i
-        if j is None:
-            cosine.append(None)
-        elif bool(unit[i].any()) != bool(unit[j].any()):
-            cosine.append(0.0)
-        else:
-            c = float(unit[i] @ unit[j]) if unit[i].any() else 1.0
-            cosine.append(c if c < 1 - NOISE else 1.0)
-    if total is None:
-        stays = [c is None or c < threshold for c in cosine]
-    else:
-        ranked = sorted(range(len(x)), key=lambda i: (-2.0 if cosine[i] is None else cosine[i], i))
-        stays = [i in set(ranked[:total]) for i in range(len(x))]
-    kept = [i for i, stay in enumerate(stays) if stay]
-    row = {i: k for k, i in enumerate(kept)}
-    source: list[int] = []
-    for i, j in enumerate(previous):
-        source.append(row[i] if i in row else -1 if j is None else source[j])
-    return torch.tensor(kept, dtype=torch.int64, device=x.device), torch.tensor(source, device=x.device)
+    places = [(size, place) for size in frames for place in range(size)]  # of every token of the whole video
+    where = range(len(x)) if at is None else at.tolist()
+    before = torch.full((len(x),), -1, dtype=torch.int64, device=x.device)
+    cosine = torch.full((len(x),), -2.0, device=x.device)
+    for begin, end in pairwise(offsets.tolist()):
+        latest: dict[tuple[int, int], int] = {}
+        for i in range(begin, end):
+            j = latest.get(places[where[i]])
+            latest[places[where[i]]] = i
+            if j is None:
+                continue
+            before[i] = j
+            if bool(unit[i].any()) and bool(unit[j].any()):
+                c = float(unit[i] @ unit[j])
+                cosine[i] = c if c < 1 - NOISE else 1.0
+            else:
+                cosine[i] = float(bool(unit[i].any()) == bool(unit[j].any()))
+    return before, cosine
+
+
+def heads(begins: Tensor, before: Tensor, longest: int) -> Tensor:
+    """Where each run of eq. 14 begins."""
+    head: list[int] = []
+    for i, (here, j) in enumerate(zip(begins.tolist(), before.tolist(), strict=True)):
+        head.append(i if here else head[j])
+    return torch.tensor(head, dtype=torch.int64, device=begins.device)
+
+
+def passing(persistence: Tensor, frames: tuple[int, ...], floor: float) -> Tensor:
+    """Eq. 4b."""
+    out = torch.empty(len(persistence), device=persistence.device)
+    begin = 0
+    for t, (now, later) in enumerate(pairwise([*frames, 0])):
+        for i in range(now):
+            after = float(persistence[begin + now + i]) if now == later else 0.0
+            stays = min(1.0, max(0.0, float(persistence[begin + i]), after))
+            out[begin + i] = 1.0 if i == t % now else 1 - (1 - floor) * stays
+        begin += now
+    return out
+
+
+def compact_rows(stays: Tensor, longest: int) -> tuple[Tensor, Tensor, Tensor]:
+    index = torch.zeros(len(stays), longest, dtype=torch.int64, device=stays.device)
+    valid = torch.zeros_like(index, dtype=torch.bool)
+    slot = torch.zeros(stays.shape, dtype=torch.int64, device=stays.device)
+    for row, columns in enumerate(stays):
+        at = columns.nonzero()[:, 0]
+        new = torch.arange(longest - len(at), longest, device=at.device)
+        index[row, new] = at
+        valid[row, new] = True
+        slot[row, at] = new
+    return index, valid, slot
 
 
 def log_det(x: Tensor, relevance: Tensor, kept: Tensor) -> float:

@@ -13,19 +13,22 @@ import triton
 from torch import Tensor
 
 from vidsieve.ops import eager
-from vidsieve.ops.eager import merge_mean, top
+from vidsieve.ops.eager import top
 from vidsieve.ops.reference import Measures
 from vidsieve.ops.triton_gram import _gram_kernel, _nearest_kept_kernel, _segment_gram_kernel
 from vidsieve.ops.triton_greedy import DPP, HYBRID, MAX_MIN, MMR, _greedy_kernel, _nearest_other_kernel
 from vidsieve.ops.triton_layout import (
     _apportion_kernel,
     _compact_kernel,
+    _compact_rows_kernel,
     _min_max_kernel,
+    _passing_kernel,
     _scene_cuts_kernel,
     _segment_mean_kernel,
 )
 from vidsieve.ops.triton_lazy import _lazy_greedy_kernel
 from vidsieve.ops.triton_measure import _column_mean_kernel, _measure_kernel, _unit_kernel
+from vidsieve.ops.triton_merge import _heads_kernel, _mean_kernel, _temporal_kernel
 
 ONCE = 256  # tokens of a segment of which one program holds all of S
 SHORT = 512
@@ -44,7 +47,9 @@ def unavailable() -> str:
 __all__ = [
     "apportion",
     "compact",
+    "compact_rows",
     "conditional_dpp",
+    "heads",
     "hybrid",
     "max_min",
     "measure",
@@ -53,8 +58,10 @@ __all__ = [
     "mmr",
     "nearest_kept",
     "novelty",
+    "passing",
     "scene_cuts",
     "segment_mean",
+    "temporal",
     "top",
     "unavailable",
 ]
@@ -163,6 +170,26 @@ def compact(order: Tensor, offsets: Tensor, budget: Tensor, longest: int, total:
             order, offsets, budget, kept, source, total, BLOCK=block, num_warps=8 if block > 1024 else 4
         )
     return kept, source
+
+
+def compact_rows(stays: Tensor, longest: int) -> tuple[Tensor, Tensor, Tensor]:
+    stays = stays.contiguous()
+    index = torch.empty(len(stays), longest, dtype=torch.int64, device=stays.device)
+    valid = torch.empty_like(index, dtype=torch.bool)
+    slot = torch.empty_like(stays, dtype=torch.int64)
+    block = min(4096, triton.next_power_of_2(stays.shape[1]))
+    with _on(stays):
+        _compact_rows_kernel[(len(stays),)](
+            stays, index, valid, slot, stays.shape[1], longest, BLOCK=block, num_warps=8 if block > 1024 else 4
+        )
+    return index, valid, slot
+
+
+def passing(persistence: Tensor, frames: tuple[int, ...], floor: float) -> Tensor:
+    out = torch.empty_like(persistence)
+    with _on(persistence):
+        _passing_kernel[(triton.cdiv(len(out), 1024),)](persistence, out, len(out), frames[0], floor, BLOCK=1024)
+    return out
 
 
 def _gram(x: Tensor, norm: Tensor, offsets: Tensor, longest: int) -> Tensor:
@@ -319,3 +346,48 @@ def nearest_kept(x: Tensor, offsets: Tensor, kept: Tensor) -> Tensor:
             D=x.shape[1], PRECISION=_precision(x), BLOCK_N=64, BLOCK_K=64, BLOCK_D=32,
         )  # fmt: skip
     return source.scatter_(0, kept, torch.arange(len(kept), device=x.device))
+
+
+def temporal(
+    x: Tensor, norm: Tensor, offsets: Tensor, frames: tuple[int, ...], at: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    x = _rows(x)
+    n, d = x.shape
+    before = torch.empty(n, dtype=torch.int64, device=x.device)
+    cosine = torch.empty(n, dtype=torch.float32, device=x.device)
+    slot = before
+    if at is not None:
+        slot = torch.full((sum(frames),), -1, dtype=torch.int32, device=x.device)
+        slot.index_copy_(0, at, torch.arange(n, dtype=torch.int32, device=x.device))
+    segments = len(offsets) - 1
+    with _on(x):
+        _temporal_kernel[(n,)](
+            x, norm, offsets, before if at is None else at, slot, before, cosine, segments, frames[0], x.stride(0),
+            WHOLE=at is None, D=d, BLOCK_S=min(1024, triton.next_power_of_2(segments)),
+            BLOCK_T=min(64, triton.next_power_of_2(len(frames))), BLOCK_D=min(1024, triton.next_power_of_2(d)),
+        )  # fmt: skip
+    return before, cosine
+
+
+def heads(begins: Tensor, before: Tensor, longest: int) -> Tensor:
+    head = torch.empty_like(before)
+    with _on(before):
+        _heads_kernel[(triton.cdiv(len(before), 128),)](begins, before, head, len(before), BLOCK=128)
+    return head
+
+
+def merge_mean(x: Tensor, source: Tensor, kept: int, weight: Tensor | None = None) -> Tensor:
+    # A radix sort passes over the keys once a byte, so short ones are sorted sooner.
+    ordered, by = source.to(torch.int16 if kept < 1 << 15 else torch.int32).sort(stable=True)
+    bounds = torch.searchsorted(ordered, torch.arange(kept + 1, dtype=ordered.dtype, device=x.device))
+    rows = x.reshape(len(x), -1)
+    rows = rows if rows.stride(-1) == 1 else rows.contiguous()
+    d = rows.shape[1]
+    out = torch.empty(kept, d, dtype=x.dtype, device=x.device)
+    block = min(1024, triton.next_power_of_2(d))
+    with _on(x):
+        _mean_kernel[(kept, triton.cdiv(d, block))](
+            rows, by, bounds, by if weight is None else weight, out, rows.stride(0),
+            D=d, WEIGHTED=weight is not None, BLOCK_D=block,
+        )  # fmt: skip
+    return out.view(kept, *x.shape[1:])

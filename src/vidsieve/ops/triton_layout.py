@@ -161,3 +161,54 @@ def _compact_kernel(
         tl.store(kept_ptr + row, begin + i, mask=picked & (row < total))
         tl.store(source_ptr + begin + i, tl.where(picked, row, -1), mask=i < n)
         before += tl.sum(picked.to(tl.int32), 0)
+
+
+@triton.jit
+def _compact_rows_kernel(
+    stays_ptr,  # (B, L) bool
+    index_ptr,  # (B, M) int64 out
+    valid_ptr,  # (B, M) bool out
+    slot_ptr,  # (B, L) int64 out
+    length,
+    longest,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    stays_ptr += row * length
+    slot_ptr += row * length
+    index_ptr += row * longest
+    valid_ptr += row * longest
+    total = 0
+    for at in range(0, length, BLOCK):
+        j = at + tl.arange(0, BLOCK)
+        total += tl.sum((tl.load(stays_ptr + j, mask=j < length, other=0) != 0).to(tl.int32), 0)
+    done = longest - total
+    for at in range(0, done, BLOCK):  # padding
+        j = at + tl.arange(0, BLOCK)
+        tl.store(index_ptr + j, tl.zeros((BLOCK,), tl.int64), mask=j < done)
+        tl.store(valid_ptr + j, tl.zeros((BLOCK,), tl.int1), mask=j < done)
+    for at in range(0, length, BLOCK):
+        j = at + tl.arange(0, BLOCK)
+        stays = tl.load(stays_ptr + j, mask=j < length, other=0) != 0
+        new = done + tl.cumsum(stays.to(tl.int32), 0) - 1
+        tl.store(slot_ptr + j, new, mask=j < length)
+        tl.store(index_ptr + new, j.to(tl.int64), mask=stays)
+        tl.store(valid_ptr + new, stays, mask=stays)
+        done += tl.sum(stays.to(tl.int32), 0)
+
+
+@triton.jit
+def _passing_kernel(
+    persistence_ptr,  # (N,) float32
+    out_ptr,  # (N,) float32 out: eq. 4b
+    n,
+    per_frame,
+    floor,
+    BLOCK: tl.constexpr,
+):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    stays = tl.load(persistence_ptr + i, mask=i < n, other=0.0)
+    later = tl.load(persistence_ptr + i + per_frame, mask=i + per_frame < n, other=0.0)
+    stays = tl.minimum(tl.maximum(tl.maximum(stays, later), 0.0), 1.0)
+    seen = i % per_frame == (i // per_frame) % per_frame
+    tl.store(out_ptr + i, tl.where(seen, 1.0, 1.0 - (1.0 - floor) * stays), mask=i < n)

@@ -52,9 +52,8 @@ class FlashVid(FixedSize):
     def _event(self, tokens: VideoTokens, scene: Tensor) -> Tensor:
         """How much each token has in common with the frames of its scene, in (0, 1]: (N,)."""
         x = tokens.features.float()
-        scenes = int(scene.max()) + 1
-        sums = torch.zeros(scenes, x.shape[1], device=x.device).index_add_(0, scene, x)
-        means = sums / torch.bincount(scene, minlength=scenes)[:, None]
+        # Added up in a fixed order, so that near-ties fall alike on every run.
+        means = torch.segment_reduce(x, "mean", lengths=torch.bincount(scene))
         return min_max(F.cosine_similarity(x, means[scene], dim=1))
 
     def _trees(self, unit: Tensor, kept: Tensor, bounds: list[int], scene: list[int], total: int) -> Tensor:
