@@ -45,6 +45,7 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
         "versions": {name: found for name in PACKAGES if (found := version_of(name))},
         "python": platform.python_version(),
         "device": f"{os.cpu_count()} cores of {processor()}",
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "seconds": round(time.monotonic() - began),
         "exit_status": int(exitstatus),
         "counts": {outcome: len(found) for outcome, found in reports.items() if found},

@@ -81,10 +81,8 @@ class TemporalMerge(Reducer):
                 row = begins.cumsum(0) - 1
                 kept = torch.nonzero_static(begins, size=n)[:, 0]  # and then -1
             else:
-                bounds, budget = (
-                    torch.arange(2, device=cosine.device) * n,
-                    torch.full((1,), total, device=cosine.device),
-                )
+                bounds = torch.arange(2, device=cosine.device) * n
+                budget = torch.full((1,), total, device=cosine.device)
                 kept, row = ops.compact(ops.top(-cosine, bounds, budget), bounds, budget, n, total)
                 begins = (before < 0) | (row >= 0)
             source = row[ops.heads(begins, before, len(frames))]
