@@ -42,7 +42,7 @@ class MarginalGain:
     by marginal gain is that of MMG-Vid (Ma et al. 2025, arXiv 2508.21044); this measure of the gain is ours.
     """
 
-    needs_persistence: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset({"persistence"})
 
     def __call__(self, tokens: VideoTokens, segments: Segments, total: int) -> Tensor:
         return _apportion(ops.novelty(tokens.persistence, segments.offsets), tokens, segments, total)

@@ -103,12 +103,14 @@ class Prune(Reducer):
         if total == len(tokens):
             refuse_non_finite(tokens)
             return watched(tokens, Reduction.identity(total, tokens.features.device))
-        if any(getattr(part, "needs_persistence", False) for part in (self.segmenter, self.budget, self.relevance)):
-            tokens.expect_persistence()
-        with stage("relevance"):
-            relevance = self.relevance(tokens, prompt)  # (N,) in [0, 1]
+        parts = self.segmenter, self.budget, self.relevance, self.selector
+        needs = frozenset().union(*(getattr(part, "needs", ()) for part in parts))  # of one pass over the features
+        tokens.expect(needs, prompt)
         with stage("segment"):
             segments = cut(tokens, self.segmenter)  # S contiguous runs of frames
+        tokens.expect(needs & {"products"}, segments=segments)
+        with stage("relevance"):
+            relevance = self.relevance(tokens, prompt)  # (N,) in [0, 1]
         refuse_non_finite(tokens)  # here, where the norms are known most often: it costs nothing then
         with stage("budget"):
             budget = self.budget(tokens, segments, total)  # (S,), sums to total

@@ -43,6 +43,8 @@ class PromptSimilarity:
     projected visual tokens, and where CDPruner uses this score (with CLIP's text tower) they are.
     """
 
+    needs: ClassVar[frozenset[str]] = frozenset({"similarity"})
+
     def __call__(self, tokens: VideoTokens, prompt: Prompt | None) -> Tensor:
         if prompt is None:
             raise ValueError("PromptSimilarity weighs tokens by the question; pass a Prompt, or use Flat()")
@@ -63,7 +65,7 @@ class Novelty:
     in any case, along a diagonal, so that no stretch of time goes unseen. Ours, chosen on the synthetic needle suite.
     """
 
-    needs_persistence: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset({"persistence"})
 
     floor: float = 0.3
 

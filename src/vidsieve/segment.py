@@ -122,7 +122,7 @@ class SceneCuts:
     selection; None leaves them whole.
     """
 
-    needs_persistence: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset({"persistence"})
 
     threshold: float = 0.5
     max_frames: int | None = 8

@@ -7,7 +7,7 @@ the rank included.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -33,11 +33,13 @@ class ConditionalDPP:
     conditioned on relevance as in CDPruner (Zhang et al., NeurIPS 2025). O(k^2 n + k n D) for k of n tokens.
     """
 
+    needs: ClassVar[frozenset[str]] = frozenset({"products"})
+
     def __call__(
         self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor, total: int
     ) -> Tensor:
         return ops.conditional_dpp(
-            tokens.features, relevance, segments.offsets, budget, segments.longest, total, tokens.norm
+            tokens.features, relevance, segments.offsets, budget, segments.longest, total, tokens.known(segments)
         )
 
 
@@ -68,13 +70,13 @@ class LowRankDPP:
     def __call__(
         self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor, total: int
     ) -> Tensor:
-        x, norm, longest = tokens.features, tokens.norm, segments.longest
+        x, longest = tokens.features, segments.longest
         if longest > self.above and self.rank < x.shape[1]:
             exact = 4 * longest * (total + (len(x) if longest <= ops.GRAM_LIMIT else 0))
             if self.max_memory is None or exact > self.max_memory:
                 x = sketch(x, self.rank)
-                norm = VideoTokens(x, tokens.frames).norm
-        return ops.conditional_dpp(x, relevance, segments.offsets, budget, longest, total, norm)
+                tokens = VideoTokens(x, tokens.frames)
+        return ops.conditional_dpp(x, relevance, segments.offsets, budget, longest, total, tokens.known(segments))
 
 
 def sketch(x: Tensor, rank: int) -> Tensor:
@@ -95,6 +97,8 @@ class MMR:
     trade: weight of relevance; the rest is on novelty. Carbonell & Goldstein, SIGIR 1998.
     """
 
+    needs: ClassVar[frozenset[str]] = frozenset({"products"})
+
     trade: float = 0.5
 
     def __post_init__(self) -> None:
@@ -105,13 +109,22 @@ class MMR:
         self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor, total: int
     ) -> Tensor:
         return ops.mmr(
-            tokens.features, relevance, segments.offsets, budget, segments.longest, total, tokens.norm, self.trade
+            tokens.features,
+            relevance,
+            segments.offsets,
+            budget,
+            segments.longest,
+            total,
+            tokens.known(segments),
+            self.trade,
         )
 
 
 @dataclass(frozen=True)
 class Hybrid:
     """`small` for segments of up to `threshold` tokens, `large` for longer ones."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"products"})
 
     threshold: int = 512
     small: Selector = ConditionalDPP()
@@ -127,7 +140,7 @@ class Hybrid:
         if segments.longest <= self.threshold:
             return self.small(tokens, relevance, segments, budget, total)
         if isinstance(self.small, ConditionalDPP) and isinstance(self.large, MMR):
-            more = segments.longest, total, tokens.norm, self.large.trade, self.threshold
+            more = segments.longest, total, tokens.known(segments), self.large.trade, self.threshold
             return ops.hybrid(tokens.features, relevance, segments.offsets, budget, *more)
         is_small = segments.lengths <= self.threshold  # (S,)
         return torch.maximum(
@@ -143,10 +156,12 @@ class MaxMin:
     Max-min diversity by cosine distance, DivPrune (Alvar et al., CVPR 2025, arXiv 2503.02175).
     """
 
+    needs: ClassVar[frozenset[str]] = frozenset({"products"})
+
     def __call__(
         self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor, total: int
     ) -> Tensor:
-        return ops.max_min(tokens.features, segments.offsets, budget, segments.longest, total, tokens.norm)
+        return ops.max_min(tokens.features, segments.offsets, budget, segments.longest, total, tokens.known(segments))
 
 
 @dataclass(frozen=True)

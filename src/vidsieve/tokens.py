@@ -3,15 +3,18 @@
 N tokens, T frames, P tokens per frame, S segments, K kept, D features.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 
 from vidsieve import ops
+
+if TYPE_CHECKING:
+    from vidsieve.segment import Segments
 
 
 def _show(tensor: Tensor) -> str:
@@ -167,27 +170,36 @@ class VideoTokens:
         return None if self.origin is None else self.origin.count
 
     @cached_property
-    def _known(self) -> dict[str, Tensor]:
+    def _known(self) -> dict[str, Any]:
         return {}
 
     @cached_property
-    def _expected(self) -> set[str]:
-        return set()
+    def _expected(self) -> dict[str, Any]:
+        return {}
 
-    def expect_persistence(self) -> None:
-        """Say that persistence will be asked for: the first pass over the features, whoever asks, measures it too."""
-        if self.origin is None:
-            self._expected.add("persistence")
+    def expect(self, needs: Set[str], prompt: "Prompt | None" = None, segments: "Segments | None" = None) -> None:
+        """Say what will be asked for: the first pass over the features, whoever makes it, finds out all of it.
 
-    def _measure(self, prompt: "Prompt | None" = None, persistence: bool = False) -> ops.Measures:
-        """One pass over the features; what does not depend on the prompt is kept."""
-        persistence |= "persistence" in self._expected and "persistence" not in self._known
+        needs: of "persistence", "similarity" (to `prompt`) and "products" (for a selection within `segments`).
+        """
+        if "persistence" in needs and self.origin is None:
+            self._expected["persistence"] = True
+        if "similarity" in needs and prompt is not None and prompt.embeddings.shape[1] == self.features.shape[1]:
+            self._expected["prompt"] = prompt
+        if "products" in needs and segments is not None:
+            self._expected["segments"] = segments
+
+    def _measure(self) -> None:
+        """One pass over the features for all that is expected and not known yet."""
+        persistence = bool(self._expected.pop("persistence", False)) and "persistence" not in self._known
         frames = tuple(self.frames) if persistence else (len(self),)  # which nothing else depends on
-        measures = ops.measure(self.features, frames, None if prompt is None else prompt.embeddings, persistence)
-        self._known.update(norm=measures.norm, bad=measures.bad)
-        if measures.persistence is not None:
-            self._known["persistence"] = measures.persistence
-        return measures
+        prompt, segments = self._expected.get("prompt"), self._expected.get("segments")
+        embeddings = None if prompt is None else prompt.embeddings
+        within = None if segments is None else (segments.offsets, segments.longest)
+        found = ops.measure(self.features, frames, embeddings, persistence, within)._asdict()
+        self._known.update({name: value for name, value in found.items() if value is not None})
+        self._known.update(self._expected)  # what similarity and products are of
+        self._expected.clear()
 
     @property
     def persistence(self) -> Tensor:
@@ -198,26 +210,41 @@ class VideoTokens:
         if self.origin is not None:
             return self.origin.whole.persistence[self.origin.kept]
         if "persistence" not in self._known:
-            self._measure(persistence=True)
-        return self._known["persistence"]
+            self._expected["persistence"] = True
+            self._measure()
+        persistence: Tensor = self._known["persistence"]
+        return persistence
 
     @property
     def norm(self) -> Tensor:
         """Length of each token's feature vector: (N,)."""
         if "norm" not in self._known:
             self._measure()
-        return self._known["norm"]
+        norm: Tensor = self._known["norm"]
+        return norm
 
     def similarity(self, prompt: "Prompt") -> Tensor:
         """Mean cosine of each token to the tokens of the prompt: float32 (N,)."""
-        return self._measure(prompt).cosine  # type: ignore[return-value]  # given a prompt, it is there
+        if self._known.get("prompt") is not prompt:
+            self._expected["prompt"] = prompt
+            self._measure()
+        cosine: Tensor = self._known["cosine"]
+        return cosine
+
+    def known(self, segments: "Segments") -> ops.Measures:
+        """What a selection within `segments` is told of the features; large, so it is told once."""
+        self.expect({"products"}, segments=segments)
+        measures = ops.Measures(self.norm, self.bad)
+        products, of = self._known.pop("products", None), self._known.get("segments")
+        return measures._replace(products=products) if of is not None and of.offsets is segments.offsets else measures
 
     @property
     def bad(self) -> Tensor:
         """NaN or inf entries of each token: int32 (N,), counted on the device."""
         if "bad" not in self._known:
             self._measure()
-        return self._known["bad"]
+        bad: Tensor = self._known["bad"]
+        return bad
 
     def check(self) -> None:
         """Raise `NonFiniteFeatures`, saying how many of how many, if features hold NaN or inf. Waits for the device."""

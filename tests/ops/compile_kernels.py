@@ -10,7 +10,7 @@ from triton.compiler import ASTSource
 from vidsieve.ops import triton_gram, triton_greedy, triton_layout, triton_lazy, triton_measure, triton_merge
 
 TYPES = {
-    "x_ptr": "*bf16", "offsets_ptr": "*i64", "budget_ptr": "*i64", "segment_ptr": "*i64", "rows_ptr": "*i64",
+    "x_ptr": "*bf16", "split_ptr": "*bf16", "offsets_ptr": "*i64", "budget_ptr": "*i64", "segment_ptr": "*i64", "rows_ptr": "*i64",
     "kept_ptr": "*i64", "source_ptr": "*i64", "frame_ptr": "*i64", "order_ptr": "*i32",
     "candidate_ptr": "*i32", "pick_ptr": "*i32", "count_ptr": "*i32", "barrier_ptr": "*i32", "bad_ptr": "*i32",
     "at_ptr": "*i64", "by_ptr": "*i64", "before_ptr": "*i64", "head_ptr": "*i64", "index_ptr": "*i64",
@@ -56,14 +56,24 @@ if __name__ == "__main__":
     compile_kernel(triton_layout._compact_kernel, sm, BLOCK=4096, warps=8)
     compile_kernel(triton_gram._gram_kernel, sm, **FEATURES, TILES=13, BLOCK=128, BLOCK_D=64, warps=8)
     compile_kernel(
-        triton_gram._segment_gram_kernel, sm, **FEATURES, SHARE=1792, TWICE=True, BLOCK=128, BLOCK_D=64, warps=8
+        triton_gram._segment_gram_kernel,
+        sm,
+        **FEATURES,
+        COSINE=True,
+        SHARE=1792,
+        TWICE=True,
+        BLOCK=128,
+        BLOCK_D=64,
+        warps=8,
     )
+    compile_kernel(triton_measure._direction_kernel, sm, D=3584, SPLIT=True, BLOCK_D=128)
+    compile_kernel(triton_measure._settle_kernel, sm, PARTS=2, COSINE=True, BLOCK=256)
     compile_kernel(triton_gram._nearest_kept_kernel, sm, **FEATURES, BLOCK_N=64, BLOCK_K=64, BLOCK_D=32)
-    compile_kernel(triton_greedy._greedy_kernel, sm, RULE=0, PARTS=2, BLOCK_N=256, BLOCK_K=16)
+    compile_kernel(triton_greedy._greedy_kernel, sm, RULE=0, PARTS=2, ROWS=32, BLOCK_N=256, BLOCK_K=16)
     compile_kernel(triton_greedy._nearest_other_kernel, sm, PARTS=2, BLOCK_N=256)
     compile_kernel(triton_lazy._lazy_greedy_kernel, sm, **LAZY, HELD=True, BLOCK_ALL=2048)
     compile_kernel(triton_lazy._lazy_greedy_kernel, sm, **LAZY, HELD=False, BLOCK_ALL=16384, warps=16)
-    compile_kernel(triton_greedy._greedy_kernel, sm, RULE=3, PARTS=2, BLOCK_N=256, BLOCK_K=16)
+    compile_kernel(triton_greedy._greedy_kernel, sm, RULE=3, PARTS=2, ROWS=16, BLOCK_N=256, BLOCK_K=16)
     compile_kernel(triton_lazy._lazy_greedy_kernel, sm, **LAZY | {"RULE": 3}, HELD=False, BLOCK_ALL=16384, warps=16)
     compile_kernel(triton_layout._compact_rows_kernel, sm, BLOCK=4096, warps=8)
     compile_kernel(triton_layout._passing_kernel, sm, BLOCK=1024)

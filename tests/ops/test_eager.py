@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.synthetic import independent, video_like
-from vidsieve.ops import eager, eager_greedy, reference
+from vidsieve.ops import Measures, eager, eager_greedy, reference
 
 OFFSETS = {
     "one segment": (0, 60),
@@ -34,10 +34,10 @@ def offsets_and_budget(name: str, seed: int) -> tuple[Tensor, Tensor]:
     return offsets, reference.apportion(torch.rand(len(offsets) - 1), offsets, total)
 
 
-def bounds_of(x: Tensor, offsets: Tensor, budget: Tensor) -> tuple[int, int, Tensor]:
-    """What an operation is told beside its operands: longest segment, total budget, lengths of the tokens."""
+def bounds_of(x: Tensor, offsets: Tensor, budget: Tensor) -> tuple[int, int, Measures]:
+    """What an operation is told beside its operands: longest segment, total budget, what is known of the tokens."""
     norm = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32).norm(dim=-1)
-    return int(offsets.diff().max()), int(budget.sum()), norm
+    return int(offsets.diff().max()), int(budget.sum()), Measures(norm, torch.zeros_like(norm))
 
 
 def regret(x: Tensor, relevance: Tensor, offsets: Tensor, order: Tensor) -> float:

@@ -14,13 +14,13 @@ from torch import Tensor
 from tests.ops.test_eager import bounds_of, regret
 from tests.synthetic import independent, video_like
 from vidsieve import Prompt, Prune, VideoTokens, ops
-from vidsieve.budget import MarginalGain
+from vidsieve.budget import MarginalGain, Proportional
 from vidsieve.errors import KernelUnavailable, NonFiniteFeatures
 from vidsieve.merge import NearestKept
 from vidsieve.ops import reference
 from vidsieve.relevance import PromptSimilarity
 from vidsieve.segment import PerFrame, SceneCuts
-from vidsieve.selection import MMR, ConditionalDPP
+from vidsieve.selection import MMR, ConditionalDPP, MaxMin
 
 triton_launch = pytest.importorskip("vidsieve.ops.triton_launch", reason="Triton is not installed")
 
@@ -98,14 +98,38 @@ def test_programs_that_share_the_features_of_a_segment_find_its_cosines(
     monkeypatch.setattr(triton_launch, "_programs", lambda x: 4)
     for dtype, dim in ((torch.float32, 72), (torch.float16, 200)):
         more = min(11, longest)
-        x = independent(longest + more, dim, longest, dtype).to(DEVICE)
-        offsets = torch.tensor([0, longest, longest + more], device=DEVICE)
-        planes = triton_launch._gram(x, x.float().norm(dim=1), offsets, longest)
-        assert len(planes) == 2
-        unit = torch.nn.functional.normalize(x.double(), dim=1)
+        n = longest + more
+        x = independent(n, dim, longest, dtype).to(DEVICE)
+        y = independent(3, dim, 1, dtype).to(DEVICE)
+        offsets = torch.tensor([0, longest, n], device=DEVICE)
+        found = triton_launch.measure(x, (n,), y, False, (offsets, longest))
+        true = reference.measure(x, (n,), y, False)
+        torch.testing.assert_close(found.norm, true.norm, atol=0, rtol=1e-5)
+        torch.testing.assert_close(found.cosine, true.cosine, atol=2e-5, rtol=0)
+        assert not found.bad.any()
+        assert len(found.products) == 2
         for begin, end in pairwise(offsets.tolist()):
-            ours = planes[:, begin:end, : end - begin].double().sum(0)
-            torch.testing.assert_close(ours, unit[begin:end] @ unit[begin:end].T, atol=2e-6, rtol=0)
+            ours = found.products[:, begin:end, : end - begin].double().sum(0)
+            some = x[begin:end].double()
+            torch.testing.assert_close(ours, some @ some.T, atol=2e-5 * dim, rtol=2e-6)
+        x[3, 2] = float("nan")
+        assert triton_launch.measure(x, (n,), y, False, (offsets, longest)).bad.nonzero().tolist() == [[3]]
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("kind", ["video-like", "zero rows"])
+def test_a_selection_from_products_is_the_one_from_cosines(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIDSIEVE_OPS", "triton")
+    x = degenerate(120, kind).float().to(DEVICE)
+    prompt = Prompt(independent(3, 24, 1, torch.float32).to(DEVICE))
+    for selector in (ConditionalDPP(), MMR(), MaxMin()):
+        method = Prune(0.4, PerFrame(), Proportional(), PromptSimilarity(), selector)
+        monkeypatch.setattr(triton_launch, "_programs", lambda x: 4)
+        with ops.spy() as calls:
+            ours = method.reduce(VideoTokens(x, (40,) * 3), prompt)
+        assert [name for name, _ in calls].count("measure") == 1
+        monkeypatch.setattr(triton_launch, "_programs", lambda x: 1000)
+        assert torch.equal(ours.kept, method.reduce(VideoTokens(x, (40,) * 3), prompt).kept)
 
 
 @pytest.mark.usefixtures("path", "poisoned")
@@ -269,9 +293,9 @@ def test_nan_breaks_no_kernel_and_is_reported(path: str) -> None:
     x = independent(40, 24, 0, torch.float32).to(DEVICE)
     x[7, 3] = float("nan")
     offsets, budget = torch.tensor([0, 40], device=DEVICE), torch.tensor([9], device=DEVICE)
-    norm = triton_launch.measure(x, (40,), None, False).norm
+    known = triton_launch.measure(x, (40,), None, False)
     relevance = torch.full((40,), float("nan"), device=DEVICE)
-    order = triton_launch.conditional_dpp(x, relevance, offsets, budget, 40, 9, norm)
+    order = triton_launch.conditional_dpp(x, relevance, offsets, budget, 40, 9, known)
     assert int((order >= 0).sum()) == 9
     with pytest.raises(NonFiniteFeatures, match="1 of 40 video tokens"):
         Prune(0.5, PerFrame()).reduce(VideoTokens(x, (10,) * 4)).check()
@@ -310,7 +334,7 @@ def test_kernels_compile_without_a_gpu(architecture: int) -> None:
     command = [sys.executable, str(script), str(architecture)]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-2000:]
-    assert len(run.stdout.split()) == 22, run.stdout
+    assert len(run.stdout.split()) == 24, run.stdout
 
 
 @pytest.mark.gpu

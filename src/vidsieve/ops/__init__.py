@@ -8,7 +8,7 @@
 `triton`. An implementation that was asked for and cannot run raises `KernelUnavailable`. `spy()` shows what ran.
 
 Operations know tensors only. `offsets` (S + 1,) are the bounds of S contiguous segments, `longest` bounds their length,
-`budget` (S,) is the picks each may make and `total` their sum; `norm` (N,) are the lengths of the tokens. The greedy
+`budget` (S,) is the picks each may make and `total` their sum; `known` is what `measure` found of x. The greedy
 selections return the *order* of the picks, int32 (N,): the step at which a token was picked in its segment, -1 where it
 was not.
 """
@@ -93,16 +93,25 @@ def raise_if_bad(bad: int, total: int) -> None:
         )
 
 
-def measure(x: Tensor, frames: tuple[int, ...], y: Tensor | None, persistence: bool) -> Measures:
-    """What the later stages need to know of each token of x (N, D) alone, in one pass where there is a kernel.
+def measure(
+    x: Tensor,
+    frames: tuple[int, ...],
+    y: Tensor | None,
+    persistence: bool,
+    segments: tuple[Tensor, int] | None = None,
+) -> Measures:
+    """What the later stages need to know of the tokens x (N, D), in one pass where there is a kernel.
 
-    norm: lengths (N,).  bad: NaN or inf entries (N,).  persistence, if asked for: the centred cosine of each token to
-    the one at its place in the previous frame (N,), 0 in the first frame; where two neighbouring frames differ in size,
-    to the mean of the previous frame; method.md, eq. 1.  cosine, given y (M, D): the mean cosine to its vectors (N,).
+    norm: lengths (N,).  bad: above 0 where a token holds NaN or inf (N,).  persistence, if asked for: the centred
+    cosine of each token to the one at its place in the previous frame (N,), 0 in the first frame; where two
+    neighbouring frames differ in size, to the mean of the previous frame; method.md, eq. 1.
+    cosine, given y (M, D): the mean cosine to its vectors (N,).
+    products, given (offsets, longest) of the segments that a greedy selection will run in: what that implementation
+    would have to read the features again for, where it can be had from the same pass.
     """
     regular = min(frames) == max(frames)
     module = _implementation("measure", x, kernel=regular or not persistence)
-    return module.measure(x, frames, y, persistence)  # type: ignore[no-any-return]
+    return module.measure(x, frames, y, persistence, segments)  # type: ignore[no-any-return]
 
 
 def segment_mean(values: Tensor, offsets: Tensor) -> Tensor:
@@ -135,25 +144,32 @@ def apportion(weights: Tensor | None, offsets: Tensor, total: int) -> Tensor:
 
 
 def conditional_dpp(
-    x: Tensor, relevance: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int, norm: Tensor
+    x: Tensor, relevance: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int, known: Measures
 ) -> Tensor:
     """Greedy MAP of the DPP with kernel L = diag(r) S diag(r) in every segment: order int32 (N,).
 
     x (N, D).  relevance (N,) in [0, 1].  Chen, Zhang & Zhou 2018, algorithm 1; method.md eq. 5-8.
     """
     module = _implementation("conditional_dpp", x)
-    return module.conditional_dpp(x, relevance, offsets, budget, longest, total, norm)  # type: ignore[no-any-return]
+    return module.conditional_dpp(x, relevance, offsets, budget, longest, total, known)  # type: ignore[no-any-return]
 
 
 def mmr(
-    x: Tensor, relevance: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int, norm: Tensor, trade: float
+    x: Tensor,
+    relevance: Tensor,
+    offsets: Tensor,
+    budget: Tensor,
+    longest: int,
+    total: int,
+    known: Measures,
+    trade: float,
 ) -> Tensor:
     """Maximal marginal relevance in every segment, `trade` on relevance, the rest on novelty: order int32 (N,).
 
     Carbonell & Goldstein 1998; method.md eq. 9.
     """
     module = _implementation("mmr", x)
-    return module.mmr(x, relevance, offsets, budget, longest, total, norm, trade)  # type: ignore[no-any-return]
+    return module.mmr(x, relevance, offsets, budget, longest, total, known, trade)  # type: ignore[no-any-return]
 
 
 def hybrid(
@@ -163,20 +179,20 @@ def hybrid(
     budget: Tensor,
     longest: int,
     total: int,
-    norm: Tensor,
+    known: Measures,
     trade: float,
     threshold: int,
 ) -> Tensor:
     """`conditional_dpp` in segments of up to `threshold` tokens, `mmr` in longer ones: order int32 (N,)."""
     module = _implementation("hybrid", x)
-    arguments = x, relevance, offsets, budget, longest, total, norm, trade, threshold
+    arguments = x, relevance, offsets, budget, longest, total, known, trade, threshold
     return module.hybrid(*arguments)  # type: ignore[no-any-return]
 
 
-def max_min(x: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int, norm: Tensor) -> Tensor:
+def max_min(x: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int, known: Measures) -> Tensor:
     """Farthest-first selection by cosine distance in every segment (DivPrune): order int32 (N,). method.md eq. 10."""
     module = _implementation("max_min", x)
-    return module.max_min(x, offsets, budget, longest, total, norm)  # type: ignore[no-any-return]
+    return module.max_min(x, offsets, budget, longest, total, known)  # type: ignore[no-any-return]
 
 
 def nearest_kept(x: Tensor, offsets: Tensor, kept: Tensor) -> Tensor:

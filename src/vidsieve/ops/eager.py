@@ -16,7 +16,7 @@ from vidsieve.ops.reference import NOISE, TIE, Measures
 STREAM_BYTES = 2 << 20  # of a piece that is read once, element by element: stays in a core's cache
 
 
-def measure(x: Tensor, frames: tuple[int, ...], y: Tensor | None, persistence: bool) -> Measures:
+def measure(x: Tensor, frames: tuple[int, ...], y: Tensor | None, persistence: bool, *segments: object) -> Measures:
     norm, cosine = _norm_and_cosine(x, y)
     if x.is_cuda or not torch.isfinite(norm).all():
         bad = (~torch.isfinite(x)).sum(1, dtype=torch.int32)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from vidsieve.ops.reference import EXHAUSTED, TIE
+from vidsieve.ops.reference import EXHAUSTED, TIE, Measures
 
 PIECE_BYTES = 32 << 20  # float32 working set of one piece of a batch: bounds the peak memory
 BLOCK_BYTES = 24 << 20  # of a piece that is multiplied twice: stays in the cache that cores share
@@ -202,7 +202,7 @@ _MakeRule = Callable[[Tensor, Tensor, Tensor, int], _Rule]
 
 
 def _greedy(
-    x: Tensor, relevance: Tensor | None, offsets: Tensor, budget: Tensor, norm: Tensor, make_rule: _MakeRule
+    x: Tensor, relevance: Tensor | None, offsets: Tensor, budget: Tensor, known: Measures, make_rule: _MakeRule
 ) -> Tensor:
     """The skeleton that the greedy selections share: batch equal segments, pick the best, look at its row of S."""
     order = torch.full((len(x),), -1, dtype=torch.int32, device=x.device)
@@ -223,7 +223,7 @@ def _greedy(
             r = torch.ones(index.shape, dtype=_working(x), device=x.device)
             if relevance is not None:
                 r = relevance[index].to(r.dtype)
-            lengths = norm[index].to(r.dtype)
+            lengths = known.norm[index].to(r.dtype)
             similarities = _Similarities(batch, lengths, r, picks[0])
             order[index] = _greedy_batch(similarities, picks, make_rule(batch, lengths, r, picks[0]))
     return order
@@ -247,25 +247,26 @@ def _greedy_batch(similarities: _Similarities, picks: list[int], rule: _Rule) ->
 
 
 def conditional_dpp(
-    x: Tensor, relevance: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int, norm: Tensor
+    x: Tensor, relevance: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int, known: Measures
 ) -> Tensor:
-    return _greedy(x, relevance, offsets, budget, norm, lambda _, norm, r, steps: _ConditionalDPP(norm, r, steps))
+    return _greedy(x, relevance, offsets, budget, known, lambda _, norm, r, steps: _ConditionalDPP(norm, r, steps))
 
 
 def mmr(
-    x: Tensor, relevance: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int, norm: Tensor, trade: float
-) -> Tensor:
-    return _greedy(x, relevance, offsets, budget, norm, lambda x, norm, r, steps: _MMR(r, trade))
+    x: Tensor, relevance: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int, known: Measures,
+    trade: float,
+) -> Tensor:  # fmt: skip
+    return _greedy(x, relevance, offsets, budget, known, lambda x, norm, r, steps: _MMR(r, trade))
 
 
 def hybrid(
-    x: Tensor, relevance: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int, norm: Tensor,
+    x: Tensor, relevance: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int, known: Measures,
     trade: float, threshold: int,
 ) -> Tensor:  # fmt: skip
     small = offsets.diff() <= threshold
-    exact = conditional_dpp(x, relevance, offsets, budget.where(small, 0), longest, total, norm)
-    return torch.maximum(exact, mmr(x, relevance, offsets, budget.where(~small, 0), longest, total, norm, trade))
+    exact = conditional_dpp(x, relevance, offsets, budget.where(small, 0), longest, total, known)
+    return torch.maximum(exact, mmr(x, relevance, offsets, budget.where(~small, 0), longest, total, known, trade))
 
 
-def max_min(x: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int, norm: Tensor) -> Tensor:
-    return _greedy(x, None, offsets, budget, norm, lambda x, norm, r, steps: _MaxMin(x))
+def max_min(x: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int, known: Measures) -> Tensor:
+    return _greedy(x, None, offsets, budget, known, lambda x, norm, r, steps: _MaxMin(x))

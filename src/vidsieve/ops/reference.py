@@ -23,12 +23,13 @@ NOISE = 1e-5
 
 
 class Measures(NamedTuple):
-    """What is known of each token alone: see `ops.measure`."""
+    """What one pass over the features finds out: see `ops.measure`."""
 
     norm: Tensor
     bad: Tensor
-    persistence: Tensor | None
-    cosine: Tensor | None
+    persistence: Tensor | None = None
+    cosine: Tensor | None = None
+    products: Tensor | None = None
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -48,7 +49,7 @@ def _segments(offsets: Tensor, budget: Tensor) -> list[tuple[int, int, int]]:
     return [(begin, end, k) for (begin, end), k in zip(pairwise(bounds), budget.tolist(), strict=True) if k]
 
 
-def measure(x: Tensor, frames: tuple[int, ...], y: Tensor | None, persistence: bool) -> Measures:
+def measure(x: Tensor, frames: tuple[int, ...], y: Tensor | None, persistence: bool, *segments: object) -> Measures:
     return Measures(
         x.double().norm(dim=-1).float(),
         (~torch.isfinite(x)).sum(1, dtype=torch.int32),
@@ -152,8 +153,9 @@ def conditional_dpp(x: Tensor, relevance: Tensor, offsets: Tensor, budget: Tenso
 
 
 def mmr(
-    x: Tensor, relevance: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int, norm: Tensor, trade: float
-) -> Tensor:
+    x: Tensor, relevance: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int, known: Measures,
+    trade: float,
+) -> Tensor:  # fmt: skip
     """Eq. 9."""
     order = torch.full((len(x),), -1, dtype=torch.int32, device=x.device)
     for begin, end, k in _segments(offsets, budget):
@@ -169,12 +171,12 @@ def mmr(
 
 
 def hybrid(
-    x: Tensor, relevance: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int, norm: Tensor,
+    x: Tensor, relevance: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int, known: Measures,
     trade: float, threshold: int,
 ) -> Tensor:  # fmt: skip
     small = offsets.diff() <= threshold
     exact = conditional_dpp(x, relevance, offsets, budget.where(small, 0))
-    return torch.maximum(exact, mmr(x, relevance, offsets, budget.where(~small, 0), longest, total, norm, trade))
+    return torch.maximum(exact, mmr(x, relevance, offsets, budget.where(~small, 0), longest, total, known, trade))
 
 
 def max_min(x: Tensor, offsets: Tensor, budget: Tensor, *bounds: object) -> Tensor:

@@ -1,8 +1,10 @@
 """Cosines within each segment on tensor cores: S, one row a token, `longest` columns.
 
 What bounds a Gram matrix of many rows is how often a row is read. Segments of up to 256 tokens are read once, by one
-program that holds all of S; to have work for every multiprocessor, programs share the features of a segment, and S is
-the sum of what each found (`parts` planes). Longer segments go tile by tile.
+program that holds all their products; to have work for every multiprocessor, programs share the features of a segment,
+and the products are the sum of what each found (`parts` planes). Lengths, and cosines to the prompt, come of the same
+reading, so these are products of features as they are, made cosines where they are used. Longer segments go tile by
+tile.
 """
 
 import triton
@@ -21,39 +23,40 @@ def _inverse(norm_ptr, i, mask):
 
 
 @triton.jit
-def _part(acc, scale_i, scale_j):
-    """Products as cosines; NaN features are reported elsewhere, here they must not spread."""
-    acc *= scale_i[:, None] * scale_j[None, :]
-    return tl.where(acc == acc, acc, 0.0)
-
-
-@triton.jit
 def _segment_gram_kernel(
     x_ptr,  # (N, D) features, rows `stride` apart
-    norm_ptr,  # (N,) float32, length of each row
+    split_ptr,  # (D, 16) columns that add up to a direction; read if COSINE
     offsets_ptr,  # (S + 1,) int64
-    s_ptr,  # (parts, N, longest) float32 out: planes whose sum is S
+    product_ptr,  # (parts, N, longest) float32 out: planes whose sum are the products within each segment
+    square_ptr,  # (parts, N) float32 out: their diagonals
+    along_ptr,  # (parts, N) float32 out: products with the direction; written if COSINE
     longest,
     stride,
-    plane,  # N * longest
+    tokens,  # N
     D: tl.constexpr,
+    COSINE: tl.constexpr,
     SHARE: tl.constexpr,  # features a program multiplies
     TWICE: tl.constexpr,  # whether segments may have more than BLOCK tokens; they have at most twice as many
     BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One program a segment and share of the features: rows in two halves, three products of theirs are all of S."""
+    """One program a segment and share of the features: rows in two halves, whose three products are all there are."""
     begin = tl.load(offsets_ptr + tl.program_id(0))
     n = (tl.load(offsets_ptr + tl.program_id(0) + 1) - begin).to(tl.int32)
     part = tl.program_id(1)
-    s_ptr += part.to(tl.int64) * plane + begin * longest
+    product_ptr += (part.to(tl.int64) * tokens + begin) * longest
+    square_ptr += part.to(tl.int64) * tokens + begin
+    along_ptr += part.to(tl.int64) * tokens + begin
     i = tl.arange(0, BLOCK)  # (BLOCK,)
     j = BLOCK + i
     d = tl.arange(0, BLOCK_D)
     xi_ptr = x_ptr + (begin + i)[:, None] * stride + d[None, :]
     xj_ptr = x_ptr + (begin + j)[:, None] * stride + d[None, :]
+    w = tl.arange(0, 16)
     ii = tl.zeros((BLOCK, BLOCK), tl.float32)
+    along_i = tl.zeros((BLOCK, 16), tl.float32)
+    along_j = tl.zeros((BLOCK, 16), tl.float32)
     if TWICE:
         ij = tl.zeros((BLOCK, BLOCK), tl.float32)
         jj = tl.zeros((BLOCK, BLOCK), tl.float32)
@@ -65,16 +68,24 @@ def _segment_gram_kernel(
             xj = tl.load(xj_ptr + k, mask=(j < n)[:, None] & inside, other=0.0)
             ij = tl.dot(xi, xj.T, ij, input_precision=PRECISION)
             jj = tl.dot(xj, xj.T, jj, input_precision=PRECISION)
-    scale_i = _inverse(norm_ptr, begin + i, i < n)
-    rows = s_ptr + i[:, None] * longest
-    tl.store(rows + i[None, :], _part(ii, scale_i, scale_i), mask=(i < n)[:, None] & (i < n)[None, :])
+        if COSINE:
+            split = tl.load(split_ptr + (k + d)[:, None] * 16 + w[None, :], mask=(d < D - k)[:, None], other=0.0)
+            along_i = tl.dot(xi, split, along_i, input_precision=PRECISION)
+            if TWICE:
+                along_j = tl.dot(xj, split, along_j, input_precision=PRECISION)
+    rows = product_ptr + i[:, None] * longest
+    tl.store(rows + i[None, :], ii, mask=(i < n)[:, None] & (i < n)[None, :])
+    tl.store(square_ptr + i, tl.sum(tl.where(i[:, None] == i[None, :], ii, 0.0), 1), mask=i < n)
+    if COSINE:
+        tl.store(along_ptr + i, tl.sum(along_i, 1), mask=i < n)
     if TWICE:
-        scale_j = _inverse(norm_ptr, begin + j, j < n)
-        ij = _part(ij, scale_i, scale_j)
         tl.store(rows + j[None, :], ij, mask=(i < n)[:, None] & (j < n)[None, :])
-        rows = s_ptr + j[:, None] * longest
+        rows = product_ptr + j[:, None] * longest
         tl.store(rows + i[None, :], ij.T, mask=(j < n)[:, None] & (i < n)[None, :])
-        tl.store(rows + j[None, :], _part(jj, scale_j, scale_j), mask=(j < n)[:, None] & (j < n)[None, :])
+        tl.store(rows + j[None, :], jj, mask=(j < n)[:, None] & (j < n)[None, :])
+        tl.store(square_ptr + j, tl.sum(tl.where(i[:, None] == i[None, :], jj, 0.0), 1), mask=j < n)
+        if COSINE:
+            tl.store(along_ptr + j, tl.sum(along_j, 1), mask=j < n)
 
 
 @triton.jit
@@ -109,7 +120,8 @@ def _gram_kernel(
             xi = tl.load(xi_ptr + k, mask=(i < n)[:, None] & inside, other=0.0)
             xj = tl.load(xj_ptr + k, mask=(j < n)[:, None] & inside, other=0.0)
             acc = tl.dot(xi, xj.T, acc, input_precision=PRECISION)
-        acc = _part(acc, _inverse(norm_ptr, begin + i, i < n), _inverse(norm_ptr, begin + j, j < n))
+        acc *= _inverse(norm_ptr, begin + i, i < n)[:, None] * _inverse(norm_ptr, begin + j, j < n)[None, :]
+        acc = tl.where(acc == acc, acc, 0.0)  # NaN features are reported elsewhere, here they must not spread
         inside = (i < n)[:, None] & (j < n)[None, :]
         tl.store(s_ptr + (begin + i).to(tl.int64)[:, None] * longest + j[None, :], acc, mask=inside)
         if a != b:

@@ -1,4 +1,4 @@
-"""The greedy selections for short segments: one program a segment, everything but S and C in registers.
+"""The greedy selections for short segments: one program a segment, all but S and what does not fit of C in registers.
 
 Long segments: triton_lazy.py. Meaning: reference.py; `rule` names which selection it is.
 """
@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from vidsieve.ops.reference import EXHAUSTED, TIE
+from vidsieve.ops.triton_gram import _inverse
 
 DPP: tl.constexpr = tl.constexpr(0)
 MMR: tl.constexpr = tl.constexpr(1)
@@ -64,7 +65,7 @@ def _picks_before(budget_ptr, segment, UNIT: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def _row(s_ptr, i, j, mask, longest, plane, PARTS: tl.constexpr):
-    """Row i of S, the sum of its planes, at columns j."""
+    """Row i of S, or of the planes of products that add up to it before they are scaled, at columns j."""
     row_ptr = s_ptr + i * longest + j
     row = tl.load(row_ptr, mask=mask, other=0.0)
     for part in tl.static_range(1, PARTS):
@@ -73,8 +74,15 @@ def _row(s_ptr, i, j, mask, longest, plane, PARTS: tl.constexpr):
 
 
 @triton.jit
+def _scaled(row, scale_i, scale_j):
+    """Products of token i with tokens j as cosines; NaN features are reported elsewhere, here they must not spread."""
+    row *= scale_i * scale_j
+    return tl.where(row == row, row, 0.0)
+
+
+@triton.jit
 def _greedy_kernel(
-    s_ptr,  # (PARTS, N, longest) float32, planes whose sum are the cosines
+    s_ptr,  # (N, longest) float32 cosines; if PARTS > 0, that many planes whose sum are products
     norm_ptr,  # (N,) float32 lengths of the tokens
     nearest_ptr,  # (N,) float32 cosine to the nearest other token; read by MAX_MIN
     r_ptr,  # (N,) float32 relevance
@@ -88,6 +96,7 @@ def _greedy_kernel(
     threshold,  # read by HYBRID
     RULE: tl.constexpr,
     PARTS: tl.constexpr,
+    ROWS: tl.constexpr,  # rows of c in registers: of the first picks
     BLOCK_N: tl.constexpr,  # a power of two that covers `longest`
     BLOCK_K: tl.constexpr,  # rows of c read at a time
 ):
@@ -99,24 +108,24 @@ def _greedy_kernel(
     if RULE != HYBRID:
         _greedy(
             s_ptr, norm_ptr, nearest_ptr, r_ptr, c_ptr, order_ptr, begin, n, budget, longest, plane, trade,
-            RULE, PARTS, BLOCK_N, BLOCK_K,
+            RULE, PARTS, ROWS, BLOCK_N, BLOCK_K,
         )  # fmt: skip
     elif n <= threshold:
         _greedy(
             s_ptr, norm_ptr, nearest_ptr, r_ptr, c_ptr, order_ptr, begin, n, budget, longest, plane, trade,
-            DPP, PARTS, BLOCK_N, BLOCK_K,
+            DPP, PARTS, ROWS, BLOCK_N, BLOCK_K,
         )  # fmt: skip
     else:
         _greedy(
             s_ptr, norm_ptr, nearest_ptr, r_ptr, c_ptr, order_ptr, begin, n, budget, longest, plane, trade,
-            MMR, PARTS, BLOCK_N, BLOCK_K,
+            MMR, PARTS, ROWS, BLOCK_N, BLOCK_K,
         )  # fmt: skip
 
 
 @triton.jit
 def _greedy(
     s_ptr, norm_ptr, nearest_ptr, r_ptr, c_ptr, order_ptr, begin, n, budget, longest, plane, trade,
-    RULE: tl.constexpr, PARTS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    RULE: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Pick `budget` of the n tokens from `begin` on."""
     j = tl.arange(0, BLOCK_N)  # (BLOCK_N,)
@@ -124,23 +133,35 @@ def _greedy(
     r = _relevance(r_ptr, begin + j, inside)
     state = _initial(norm_ptr, nearest_ptr, begin + j, inside, RULE)
     order = tl.full((BLOCK_N,), -1, tl.int32)
+    scale = _inverse(norm_ptr, begin + j, inside)
     u = tl.arange(0, BLOCK_K)  # (BLOCK_K,)
+    v = tl.arange(0, ROWS)  # (ROWS,)
+    first = tl.zeros((ROWS, BLOCK_N), tl.float32)  # rows c
     for step in range(budget):
         score = tl.where(inside & (order < 0), _score(state, r, trade, RULE), -float("inf"))
         pick = tl.min(tl.where(score >= _lowered(tl.max(score, 0)), j, BLOCK_N), 0)
-        order = tl.where(j == pick, step, order)
+        here = j == pick
+        order = tl.where(here, step, order)
         e = _row(s_ptr, begin + pick, j, inside, longest, plane, PARTS)
+        norm = tl.load(norm_ptr + begin + pick)
+        if PARTS > 0:
+            e = _scaled(e, tl.where(norm > 0, 1.0 / tl.where(norm > 0, norm, 1.0), 0.0), scale)
         if RULE == DPP:
-            for at in range(0, step, BLOCK_K):
+            # From memory, for every thread needs them all and knows those of its own tokens only.
+            first_pick = tl.load(c_ptr + v * longest + pick, mask=v < step, other=0.0)  # (ROWS,)
+            e -= tl.sum(first * first_pick[:, None], 0)
+            residual = (norm > 0).to(tl.float32) - tl.sum(first_pick * first_pick, 0)  # eq. 8 for the pick
+            for at in range(ROWS, step, BLOCK_K):
                 row = (at + u < step)[:, None] & inside[None, :]
                 c = tl.load(c_ptr + (at + u)[:, None] * longest + j[None, :], mask=row, other=0.0)
                 c_pick = tl.load(c_ptr + (at + u) * longest + pick, mask=at + u < step, other=0.0)
                 e -= tl.sum(c * c_pick[:, None], 0)
-            residual = tl.sum(tl.where(j == pick, state, 0.0), 0)
+                residual -= tl.sum(c_pick * c_pick, 0)
             # An exhausted pick spans nothing new; its row would be rounding divided by rounding.
             e = tl.where(residual > _EXHAUSTED, e * tl.rsqrt(tl.maximum(residual, _EXHAUSTED)), 0.0)
-            tl.store(c_ptr + step * longest + j, e, mask=inside)
             state = tl.maximum(state - e * e, 0.0)
+            first = tl.where((v == step)[:, None], e[None, :], first)
+            tl.store(c_ptr + step * longest + j, e, mask=inside)
             tl.debug_barrier()  # the row just stored is read by other threads in the next step
         else:
             state = e if (RULE == MAX_MIN and step == 0) else tl.maximum(state, e)
@@ -149,7 +170,8 @@ def _greedy(
 
 @triton.jit
 def _nearest_other_kernel(
-    s_ptr,  # (PARTS, N, longest) float32, planes whose sum are the cosines
+    s_ptr,  # (N, longest) float32 cosines; if PARTS > 0, that many planes whose sum are products
+    norm_ptr,  # (N,) float32 lengths of the tokens
     offsets_ptr,  # (S + 1,) int64
     segment_ptr,  # (N,) int64
     out_ptr,  # (N,) float32: cosine to the nearest other token of the segment, -2 where it is alone
@@ -164,4 +186,7 @@ def _nearest_other_kernel(
     n = tl.load(offsets_ptr + segment + 1) - begin
     j = tl.arange(0, BLOCK_N)
     row = _row(s_ptr, i, j, j < n, longest, plane, PARTS)
+    if PARTS > 0:
+        scale = _inverse(norm_ptr, i + tl.arange(0, 1), tl.arange(0, 1) < 1)
+        row = _scaled(row, tl.sum(scale, 0), _inverse(norm_ptr, begin + j, j < n))
     tl.store(out_ptr + i, tl.max(tl.where((j < n) & (j != i - begin), row, -2.0), 0))

@@ -23,6 +23,60 @@ def _unit_kernel(
 
 
 @triton.jit
+def _direction_kernel(
+    unit_ptr,  # (M, D) float32
+    mean_ptr,  # (D,) float32 out: the mean of the rows; written if not SPLIT
+    split_ptr,  # (D, 16) out, of the features' type: columns that add up to the mean; written if SPLIT
+    m,
+    D: tl.constexpr,
+    SPLIT: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
+    mean = tl.zeros((BLOCK_D,), tl.float32)
+    for i in range(m):
+        mean += tl.load(unit_ptr + i * D + d, mask=d < D, other=0.0)
+    mean /= m
+    if SPLIT:  # three numbers of 8 bits or more hold one of 24
+        w = tl.arange(0, 16)[None, :]
+        high = mean.to(split_ptr.dtype.element_ty)
+        rest = mean - high.to(tl.float32)
+        middle = rest.to(split_ptr.dtype.element_ty)
+        low = (rest - middle.to(tl.float32)).to(split_ptr.dtype.element_ty)
+        columns = tl.where(w == 0, high[:, None], tl.where(w == 1, middle[:, None], low[:, None]))
+        columns = tl.where(w < 3, columns, tl.zeros_like(columns))
+        tl.store(split_ptr + d[:, None] * 16 + w, columns, mask=(d < D)[:, None])
+    else:
+        tl.store(mean_ptr + d, mean, mask=d < D)
+
+
+@triton.jit
+def _settle_kernel(
+    square_ptr,  # (PARTS, N) float32: what each part of the features adds to the squared length
+    along_ptr,  # (PARTS, N) float32: and to the product with the direction; read if COSINE
+    norm_ptr,  # (N,) float32 out
+    bad_ptr,  # (N,) int32 out: 1 where the length is not finite
+    cosine_ptr,  # (N,) float32 out, eq. 4 before normalisation; written if COSINE
+    n,
+    PARTS: tl.constexpr,
+    COSINE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    square = tl.zeros((BLOCK,), tl.float32)
+    along = tl.zeros((BLOCK,), tl.float32)
+    for part in tl.static_range(PARTS):
+        square += tl.load(square_ptr + part * n + i, mask=i < n, other=0.0)
+        if COSINE:
+            along += tl.load(along_ptr + part * n + i, mask=i < n, other=0.0)
+    norm = tl.sqrt_rn(square)
+    tl.store(norm_ptr + i, norm, mask=i < n)
+    tl.store(bad_ptr + i, (~(norm < float("inf"))).to(tl.int32), mask=i < n)
+    if COSINE:
+        tl.store(cosine_ptr + i, along / tl.maximum(norm, 1e-30), mask=i < n)
+
+
+@triton.jit
 def _column_mean_kernel(
     x_ptr,  # (N, D), rows `stride` apart
     out_ptr,  # (programs, D) float32: the sum of each program's rows, over N
