@@ -1,6 +1,6 @@
 """Where a prompt's videos are, how they fall into frames, and which tokens ask the question.
 
-Everything here happens on the host, on a copy of the token ids: B rows of L tokens.
+Everything here happens on the host, on copies of the token ids and of what describes them: B rows of L tokens.
 """
 
 import math
@@ -17,6 +17,7 @@ from vidsieve.errors import UnsupportedCall
 from vidsieve.models.families import Adapter
 
 _DESCRIBING = ("video_grid_thw", "video_merge_sizes", "video_compression_mask")
+_READ = (*_DESCRIBING, "attention_mask", "mm_token_type_ids")  # of the body's arguments, what is looked at
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +78,9 @@ def find(
     Raises `UnsupportedCall` where the placeholders do not fit the arguments that describe the videos.
     """
     arguments = {**described, **{name: value for name, value in arguments.items() if value is not None}}
+    read = [name for name in _READ if isinstance(arguments.get(name), Tensor) and arguments[name].ndim <= 2]
+    ids, placeholder, answer, *values = _on_host(ids, placeholder, answer, *(arguments[name] for name in read))
+    arguments |= dict(zip(read, values, strict=True))
     video = _video_mask(adapter, placeholder, arguments)
     cut = {"grid": _by_grid, "clips": _by_clip, "runs": _by_run}[adapter.layout]
     clips = tuple(cut(adapter, config, video[::copies], arguments)) if video.any() else ()
@@ -91,6 +95,14 @@ def find(
         marks = {mark for name, mark in vars(config).items() if name.endswith("_token_id") and isinstance(mark, int)}
         questions = tuple(_question(*row, end_of_turn, marks) for row in zip(rows, visual, text, strict=True))
     return Layout(real, clips, questions)
+
+
+def _on_host(*tensors: Any) -> list[Any]:
+    """Copies of `tensors` on the host, with one wait for all of them; None stays None."""
+    copies = [x.to("cpu", non_blocking=True) if x is not None and x.is_cuda else x for x in tensors]
+    for device in {x.device for x in tensors if x is not None and x.is_cuda}:
+        torch.cuda.current_stream(device).synchronize()
+    return copies
 
 
 def description(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,7 +122,7 @@ def encodings(arguments: Mapping[str, Any]) -> int:
 def _real(placeholder: Tensor, attention_mask: object) -> Tensor:
     """Which of the tokens are no padding: bool (B, L)."""
     if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
-        return attention_mask[:, -placeholder.shape[1] :].cpu().bool()
+        return attention_mask[:, -placeholder.shape[1] :].bool()
     return torch.ones_like(placeholder)
 
 
@@ -120,7 +132,7 @@ def _video_mask(adapter: Adapter, placeholder: Tensor, arguments: Mapping[str, A
         return placeholder
     kinds = arguments.get("mm_token_type_ids")  # 0 text, 1 image, 2 video
     if kinds is not None:
-        in_video: Tensor = kinds[:, -placeholder.shape[1] :].cpu() == 2
+        in_video: Tensor = kinds[:, -placeholder.shape[1] :] == 2
         if adapter.layout == "grid" or in_video.any():
             return placeholder & in_video
     elif adapter.layout == "grid" and arguments.get("video_grid_thw") is None:

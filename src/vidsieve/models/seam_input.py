@@ -186,12 +186,11 @@ class Attachment:
 
     def _find(self, body: Any, ids: Tensor | None, kwargs: Arguments, answer: Tensor | None) -> layout.Layout:
         if ids is not None:
-            ids = ids.cpu()
             placeholder = ids == self.token
         else:
             embeds = kwargs["inputs_embeds"]  # (B, L, D)
             embedding = body.get_input_embeddings()(torch.tensor(self.token, device=embeds.device))  # (D,)
-            placeholder = (embeds == embedding).all(-1).cpu()
+            placeholder = (embeds == embedding).all(-1)
             if not placeholder.any():
                 warnings.warn(
                     "inputs_embeds without a video placeholder: if video features were already merged into them, "
@@ -200,7 +199,6 @@ class Attachment:
                 )
         end = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
         ends = frozenset(end if isinstance(end, list) else [] if end is None else [end])
-        answer = None if answer is None else answer.cpu()
         described, once = self._here.__dict__.get("described", ({}, 0))
         encoded = layout.encodings(kwargs)
         if not (encoded and once):

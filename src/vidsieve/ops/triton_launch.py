@@ -39,6 +39,7 @@ from vidsieve.ops.triton_merge import _heads_kernel, _mean_kernel, _temporal_ker
 ONCE = 256  # tokens of a segment of which one program holds all of S
 SHORT = 512
 HELD = 2048
+PICKS, CANDIDATES = 32, 64  # most picks of a block of a long selection, and the tokens it is among
 SLOTS = 2048  # segments that one program apportions among
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _compiled: dict[tuple[object, ...], tuple[Any, list[Any]]] = {}  # and the constants each takes after its arguments
@@ -343,15 +344,14 @@ def _greedy(
             BLOCK_K=max(4, min(16, 4096 // block)), num_warps=4 if block <= 256 else 8,
         )  # fmt: skip
         return order
-    picks, candidates = 32, 64
     c_rows = {DPP.value: longest, HYBRID.value: threshold}.get(rule, 0)
     c = torch.empty((total + 7 * segments) * c_rows, device=x.device, dtype=torch.float32)
     order.fill_(-1)  # of segments with no budget, which no program visits
     barrier = torch.zeros(segments, dtype=torch.int32, device=x.device)
-    scratch = torch.empty(segments * (candidates + 2) + total + picks, dtype=torch.int32, device=x.device)
-    count, candidate, pick = torch.split(scratch, [2 * segments, segments * candidates, total + picks])
-    common = torch.empty(segments, candidates, candidates, device=x.device, dtype=torch.float32)
-    solve = torch.empty(segments, picks, picks, device=x.device, dtype=torch.float32)
+    scratch = torch.empty(segments * (CANDIDATES + 2) + total + PICKS, dtype=torch.int32, device=x.device)
+    count, candidate, pick = torch.split(scratch, [2 * segments, segments * CANDIDATES, total + PICKS])
+    common = torch.empty(segments, CANDIDATES, CANDIDATES, device=x.device, dtype=torch.float32)
+    solve = torch.empty(segments, PICKS, PICKS, device=x.device, dtype=torch.float32)
     state = nearest if rule == MAX_MIN.value else torch.empty_like(norm)
     programs = _programs(x)
     shared = segments <= programs
@@ -364,7 +364,7 @@ def _greedy(
         segments, longest, c_rows, x.stride(0), trade, threshold, SHARED=shared,
         RULE=rule, HELD=held, D=x.shape[1], PRECISION=_precision(x),
         BLOCK_S=triton.next_power_of_2(segments), BLOCK_ALL=block_all,
-        CANDIDATES=candidates, PICKS=picks,
+        CANDIDATES=CANDIDATES, PICKS=PICKS,
         EXACT="ieee" if INTERPRETED else "bf16x6",  # float32 products from six of bf16, on tensor cores
         BLOCK_N=128, BLOCK_D=128 if x.dtype != torch.float32 else 64, BLOCK_K=32,
         num_warps=8 if block_all <= 4096 else 16, **together,
