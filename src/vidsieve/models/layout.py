@@ -6,6 +6,7 @@ Everything here happens on the host, on copies of the token ids and of what desc
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise, repeat
 from types import MappingProxyType
 from typing import Any
@@ -44,6 +45,17 @@ class Layout:
     real: Tensor
     clips: tuple[Clip, ...]
     questions: tuple[Tensor, ...]
+
+    @cached_property
+    def whole(self) -> bool:
+        """Whether there is no padding."""
+        return bool(self.real.all())
+
+    def real_on(self, device: torch.device) -> Tensor:
+        """A copy of `real` on `device`; made there if it is all true, which needs no transfer."""
+        if self.whole:
+            return torch.ones(self.real.shape, dtype=torch.bool, device=device)
+        return self.real.to(device, non_blocking=True, copy=True)
 
 
 def placed(columns: Tensor, device: torch.device) -> Tensor:

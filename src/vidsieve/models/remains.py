@@ -35,7 +35,9 @@ class Video:
     @property
     def origin(self) -> Origin:
         """Of what is left."""
-        if self._origin is None:
+        if self._origin is None and self.stages:
+            self._origin = self.whole.origin_of(self.stages[0].reduction)
+        elif self._origin is None:
             everything = torch.arange(len(self.whole), device=self.at.device)
             self._origin = Origin(self.whole, everything, torch.ones_like(everything))
         return self._origin
@@ -43,7 +45,7 @@ class Video:
     @property
     def count(self) -> Tensor | None:
         """How many tokens of `whole` each one that is left stands for: (n,); None where each is itself alone."""
-        return None if self._origin is None else self._origin.count
+        return self.origin.count if self.stages else None
 
     @property
     def after(self) -> int:
@@ -64,7 +66,8 @@ class Video:
         """Reduce `tokens`, what is left, as they enter `layer`."""
         with torch.no_grad(), self.timeline:
             reduction = reducer.reduce(tokens, prompt)
-            self._origin = tokens.origin_of(reduction)
+            if tokens is not self.whole:  # else nobody may ask
+                self._origin = tokens.origin_of(reduction)
         self.stages.append(StageRecord(layer, len(tokens), len(reduction), reduction))
         return reduction
 

@@ -250,16 +250,18 @@ class Attachment:
             _check_length(mask, start + length)
             before = (prefix.physical(mask) if prefix else mask)[:, :past]
         else:
-            before = prefix.filled(past, batch) if prefix else torch.ones(batch, past)
+            before = prefix.filled(past, batch) if prefix else torch.ones(batch, past, device=embeds.device)
         before = before.to(embeds.device, torch.long)  # (B, past)
 
         videos = self._videos(found, embeds)
-        full = tuple(found.real.sum(1).tolist())
+        full = (length,) * batch if found.whole else tuple(found.real.sum(1).tolist())
         now = list(full)
         for video in videos:
             now[video.clip.row] -= len(video.whole) - video.after
         uneven = len(set(now)) > 1 or (past > 0 and not before.all())
-        gaps = [int(clip.at[-1]) for clip in found.clips] + (~found.real.all(0)).nonzero()[-1:, 0].tolist()
+        gaps = [int(clip.at[-1]) for clip in found.clips]
+        if not found.whole:
+            gaps += (~found.real.all(0)).nonzero()[-1:, 0].tolist()
         tail = length - 1 - max(gaps)
         current = self._pass(
             kwargs,
@@ -279,7 +281,7 @@ class Attachment:
         if any(v.after < len(v.whole) for v in videos):
             with current.timeline, stage("gather"):
                 folds = [Fold(v.clip.row, v.at, v.stages[0].reduction) for v in videos]
-                kept = Kept.of(staying(folds, _on(found.real, embeds.device)), max(now))
+                kept = Kept.of(staying(folds, found.real_on(embeds.device)), max(now))
                 kwargs = reduce_arguments(self.adapter, self.decoder.config, kwargs, folds, kept, before, start)
             current.enters(kept, folds)
             if cache is None and _uses_cache(self.decoder, kwargs):
@@ -340,13 +342,6 @@ class Attachment:
         if left and labels is not None and labels.shape[1] == left[0].length:
             kwargs["labels"] = reduce(lambda x, kept: kept.labels(x), left, labels)
         return inner(*args, **kwargs)
-
-
-def _on(real: Tensor, device: torch.device) -> Tensor:
-    """A copy of `real`, which the host knows, on `device`; made there if it is all true, which needs no transfer."""
-    if real.all():
-        return torch.ones(real.shape, dtype=torch.bool, device=device)
-    return real.to(device, non_blocking=True, copy=True)
 
 
 def _continued(kwargs: Arguments) -> Arguments:

@@ -78,13 +78,15 @@ class Pass:
         self._masks: dict[int, Any] = {}
         self._read_masks: dict[int, Tensor] = {}
         self._orders: dict[int, Tensor] = {}
-        self._input = [(video.at, video.count) for video in self.videos]  # where the tokens are, and their counts
+        # Where the tokens of each video are, and how many each stands for.
+        self._input: list[tuple[Tensor, Tensor | None]] = [(video.at, None) for video in self.videos]
 
     def enters(self, first: Kept, folds: Sequence[Fold]) -> None:
         """The decoder's input is `first` of the prompt, by `folds`."""
         self.first = first
-        self._move(folds, first)
-        self._input = [(video.at, video.count) for video in self.videos]
+        if self.stages:
+            self._move(folds, first)
+            self._input = [(video.at, video.count) for video in self.videos]
 
     def _move(self, folds: Sequence[Fold], step: Kept) -> None:
         """Follow what is left of the videos and the questions to their new places."""
