@@ -240,7 +240,7 @@ class VideoTokens:
 
     @property
     def bad(self) -> Tensor:
-        """NaN or inf entries of each token: int32 (N,), counted on the device."""
+        """Above 0 where a token holds NaN or inf: int32 (N,), on the device."""
         if "bad" not in self._known:
             self._measure()
         bad: Tensor = self._known["bad"]
@@ -290,7 +290,7 @@ class Reduction:
     source: int64 (N,), the row of `kept` that absorbed each token, -1 where it was dropped.
     merges: whether any token was folded, so that `apply` averages rather than gathers.
     offsets, budget: the segments (S + 1,) and their budgets (S,) that led here, for reports.
-    bad: NaN or inf entries (N,) of the features it was made from, where nobody has looked yet: see `check`.
+    bad: above 0 for NaN or inf in the features (N,) it was made from, where nobody has looked yet: see `check`.
     """
 
     kept: Tensor

@@ -10,7 +10,8 @@ from triton.compiler import ASTSource
 from vidsieve.ops import triton_gram, triton_greedy, triton_layout, triton_lazy, triton_measure, triton_merge
 
 TYPES = {
-    "x_ptr": "*bf16", "split_ptr": "*bf16", "offsets_ptr": "*i64", "budget_ptr": "*i64", "segment_ptr": "*i64", "rows_ptr": "*i64",
+    "x_ptr": "*bf16", "split_ptr": "*bf16",
+    "offsets_ptr": "*i64", "budget_ptr": "*i64", "segment_ptr": "*i64", "rows_ptr": "*i64",
     "kept_ptr": "*i64", "source_ptr": "*i64", "frame_ptr": "*i64", "order_ptr": "*i32",
     "candidate_ptr": "*i32", "pick_ptr": "*i32", "count_ptr": "*i32", "barrier_ptr": "*i32", "bad_ptr": "*i32",
     "at_ptr": "*i64", "by_ptr": "*i64", "before_ptr": "*i64", "head_ptr": "*i64", "index_ptr": "*i64",

@@ -23,6 +23,7 @@ from vidsieve.segment import PerFrame, SceneCuts
 from vidsieve.selection import MMR, ConditionalDPP, MaxMin
 
 triton_launch = pytest.importorskip("vidsieve.ops.triton_launch", reason="Triton is not installed")
+triton_select = pytest.importorskip("vidsieve.ops.triton_select", reason="Triton is not installed")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 REGRET = {torch.float32: 1e-5, torch.float16: 1e-5, torch.bfloat16: 1e-5}  # of a squared length, as in test_eager
@@ -43,8 +44,8 @@ PATHS = {"short": (512, 2048), "lazy, S held": (0, 2048), "lazy, from features":
 @pytest.fixture(params=PATHS)
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     short, held = PATHS[request.param]
-    monkeypatch.setattr(triton_launch, "SHORT", short)
-    monkeypatch.setattr(triton_launch, "HELD", held)
+    monkeypatch.setattr(triton_select, "SHORT", short)
+    monkeypatch.setattr(triton_select, "HELD", held)
     return request.param
 
 
@@ -95,7 +96,7 @@ def test_dpp_has_no_regret_beyond_rounding(layout: str) -> None:
 def test_programs_that_share_the_features_of_a_segment_find_its_cosines(
     longest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(triton_launch, "_programs", lambda x: 4)
+    monkeypatch.setattr(triton_select, "_programs", lambda x: 4)
     for dtype, dim in ((torch.float32, 72), (torch.float16, 200)):
         more = min(11, longest)
         n = longest + more
@@ -124,11 +125,11 @@ def test_a_selection_from_products_is_the_one_from_cosines(kind: str, monkeypatc
     prompt = Prompt(independent(3, 24, 1, torch.float32).to(DEVICE))
     for selector in (ConditionalDPP(), MMR(), MaxMin()):
         method = Prune(0.4, PerFrame(), Proportional(), PromptSimilarity(), selector)
-        monkeypatch.setattr(triton_launch, "_programs", lambda x: 4)
+        monkeypatch.setattr(triton_select, "_programs", lambda x: 4)
         with ops.spy() as calls:
             ours = method.reduce(VideoTokens(x, (40,) * 3), prompt)
         assert [name for name, _ in calls].count("measure") == 1
-        monkeypatch.setattr(triton_launch, "_programs", lambda x: 1000)
+        monkeypatch.setattr(triton_select, "_programs", lambda x: 1000)
         assert torch.equal(ours.kept, method.reduce(VideoTokens(x, (40,) * 3), prompt).kept)
 
 

@@ -155,15 +155,9 @@ def conditional_dpp(
 
 
 def mmr(
-    x: Tensor,
-    relevance: Tensor,
-    offsets: Tensor,
-    budget: Tensor,
-    longest: int,
-    total: int,
-    known: Measures,
+    x: Tensor, relevance: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int, known: Measures,
     trade: float,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Maximal marginal relevance in every segment, `trade` on relevance, the rest on novelty: order int32 (N,).
 
     Carbonell & Goldstein 1998; method.md eq. 9.
@@ -173,16 +167,9 @@ def mmr(
 
 
 def hybrid(
-    x: Tensor,
-    relevance: Tensor,
-    offsets: Tensor,
-    budget: Tensor,
-    longest: int,
-    total: int,
-    known: Measures,
-    trade: float,
-    threshold: int,
-) -> Tensor:
+    x: Tensor, relevance: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int, known: Measures,
+    trade: float, threshold: int,
+) -> Tensor:  # fmt: skip
     """`conditional_dpp` in segments of up to `threshold` tokens, `mmr` in longer ones: order int32 (N,)."""
     module = _implementation("hybrid", x)
     arguments = x, relevance, offsets, budget, longest, total, known, trade, threshold
