@@ -1,8 +1,11 @@
 """needles.tiny and needles.packed: files that load as any checkpoint, and a fast forward with the stock numbers."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 
@@ -15,7 +18,7 @@ from vidsieve.needles import PLAN, Batch, generate
 from vidsieve.needles.clip import as_frames, write_clip
 from vidsieve.needles.packed import Packed, _attend_frames, fast, patchify
 from vidsieve.needles.questions import TEMPLATES, WORDS
-from vidsieve.needles.tiny import UNKNOWN, build
+from vidsieve.needles.tiny import BUNDLED, UNKNOWN, build
 from vidsieve.run import load, prepare
 from vidsieve.tokens import Prompt, VideoTokens
 from vidsieve.video import read_video
@@ -129,6 +132,38 @@ def test_a_saved_checkpoint_answers_through_the_plain_api(tiny: tuple[Any, Any],
     output = again.generate(**inputs, max_new_tokens=2)
     assert torch.equal(output, model.generate(**inputs, max_new_tokens=2))
     assert load(str(tmp_path))[1].config.model_type == "qwen2_5_vl"
+
+
+PLAIN = """
+import sys
+from vidsieve._torchvision import make_importable
+make_importable()
+for name in [name for name in sys.modules if name.partition(".")[0] == "vidsieve"]:
+    del sys.modules[name]
+sys.modules["vidsieve"] = None  # an import of it fails from here on
+import numpy, torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+folder, frames, question = sys.argv[1:]
+processor, model = AutoProcessor.from_pretrained(folder), AutoModelForImageTextToText.from_pretrained(folder)
+video = torch.from_numpy(numpy.load(frames))
+content = [{"type": "video"}, {"type": "text", "text": question}]
+text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+metadata = {"total_num_frames": 32, "fps": 2.0, "duration": 16.0, "frames_indices": list(range(32))}
+inputs = processor(
+    text=[text], videos=[video], video_metadata=[metadata], do_sample_frames=False, return_tensors="pt"
+)
+out = model.generate(**inputs, max_new_tokens=4)[0, inputs["input_ids"].shape[1]:]
+print(processor.tokenizer.decode(out, skip_special_tokens=True).strip())
+"""
+
+
+def test_the_bundled_model_answers_where_this_library_is_not(tmp_path: Path) -> None:
+    shown = generate("test", [11])
+    numpy.save(tmp_path / "frames.npy", shown.frames[0].numpy())
+    for number in range(2):
+        command = [sys.executable, "-c", PLAIN, str(BUNDLED), str(tmp_path / "frames.npy")]
+        run = subprocess.run([*command, shown.questions.text(0, number)], capture_output=True, text=True, check=False)
+        assert run.stdout.strip() == shown.questions.reply(0, number), run.stderr[-1000:]
 
 
 def test_a_reducer_finds_the_suite_s_tokens(tiny: tuple[Any, Any], batch: Batch) -> None:
