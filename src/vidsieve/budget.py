@@ -23,7 +23,7 @@ class Budget(Protocol):
 def _apportion(weights: Tensor | None, tokens: VideoTokens, segments: Segments, total: int) -> Tensor:
     if not 0 <= total <= len(tokens):
         raise BudgetError(f"cannot keep {total} of {len(tokens)} tokens")
-    return ops.apportion(weights, segments.offsets, total)
+    return ops.apportion(weights, segments.offsets, total, tokens.videos)
 
 
 @dataclass(frozen=True)

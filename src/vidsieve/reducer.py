@@ -14,15 +14,18 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
+
 from vidsieve import ops
-from vidsieve.budget import Budget, MarginalGain
-from vidsieve.relevance import Novelty, Relevance
-from vidsieve.segment import Segmenter, Within, cut
-from vidsieve.selection import ConditionalDPP, Selector
+from vidsieve.budget import Budget, MarginalGain, Proportional
+from vidsieve.relevance import Flat, Novelty, PromptSimilarity, Relevance
+from vidsieve.segment import PerFrame, SceneCuts, Segmenter, Segments, Uniform, Whole, Within, cut
+from vidsieve.selection import MMR, ConditionalDPP, EvenlySpaced, LowRankDPP, MaxMin, Selector, TopRelevance
 from vidsieve.timeline import stage
 from vidsieve.tokens import Prompt, Reduction, VideoTokens
 
@@ -52,6 +55,15 @@ class Reducer(Attachable, ABC):
         here, on an accelerator from `Reduction.check`, so that nothing here waits for the device.
         """
 
+    def reduce_each(
+        self, videos: Sequence[VideoTokens], prompts: Sequence[Prompt | None] | None = None
+    ) -> list[Reduction]:
+        """The reduction of each of several videos, each with a prompt of its own where there are prompts.
+
+        Videos of one layout go through the kernels together where the method allows it: a launch for all of them.
+        """
+        return [self.reduce(*pair) for pair in zip(videos, prompts or [None] * len(videos), strict=True)]
+
 
 def kept_count(keep: float, produced: int) -> int:
     """How many of `produced` tokens a fraction `keep` leaves: round(keep * produced), and never none."""
@@ -73,6 +85,15 @@ def refuse_non_finite(tokens: VideoTokens) -> None:
 def watched(tokens: VideoTokens, reduction: Reduction) -> Reduction:
     """`reduction` with what `Reduction.check` needs on an accelerator, where nobody has looked for NaN or inf yet."""
     return reduction if tokens.features.device.type == "cpu" else replace(reduction, bad=tokens.bad)
+
+
+# The parts that take several videos of one layout as one `VideoTokens`.
+_TOGETHER = {
+    *(PerFrame, Uniform, Within, Whole, SceneCuts),
+    *(Proportional, MarginalGain),
+    *(Flat, PromptSimilarity, Novelty),
+    *(ConditionalDPP, LowRankDPP, MMR, MaxMin, TopRelevance, EvenlySpaced),
+}
 
 
 @dataclass(frozen=True)
@@ -99,10 +120,55 @@ class Prune(Reducer):
                 raise ValueError(f"expected a {name} such as the parts of vidsieve, got {part!r}")
 
     def reduce(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Reduction:
-        total = min(kept_count(self.keep, tokens.produced), len(tokens))
-        if total == len(tokens):
+        if self._keeps(tokens) == len(tokens):
             refuse_non_finite(tokens)
-            return watched(tokens, Reduction.identity(total, tokens.features.device))
+            return watched(tokens, Reduction.identity(len(tokens), tokens.features.device))
+        segments, budget, kept, source = self._select(tokens, prompt)
+        reduction = Reduction(kept, source, offsets=segments.offsets, budget=budget)
+        return watched(tokens, self._merged(tokens, segments, reduction))
+
+    def reduce_each(
+        self, videos: Sequence[VideoTokens], prompts: Sequence[Prompt | None] | None = None
+    ) -> list[Reduction]:
+        given = [prompt for prompt in prompts or () if prompt is not None]
+        if not self._takes_together(videos) or len(given) not in (0, len(videos)):
+            return super().reduce_each(videos, prompts)
+        tokens = VideoTokens.together(videos)
+        segments, *found = self._select(tokens, Prompt.together(given) if given else None)
+        slots = len(segments) // len(videos)
+        begins = torch.arange(0, len(tokens), tokens.each, device=tokens.features.device)
+        offsets = segments.offsets.unfold(0, slots + 1, slots) - begins[:, None]  # (V, slots + 1)
+        reductions = []
+        for video, bounds, budget, kept, source, bad in zip(
+            videos, offsets, *(x.view(len(videos), -1) for x in (*found, tokens.bad)), strict=True
+        ):
+            unseen = None if bad.device.type == "cpu" else bad
+            reduction = Reduction(kept, source, offsets=bounds, budget=budget, bad=unseen)
+            reductions.append(self._merged(video, Segments(bounds, segments.longest), reduction))
+        return reductions
+
+    def _takes_together(self, videos: Sequence[VideoTokens]) -> bool:
+        """Whether the videos are of one layout, as they came, and every part of the method takes several at once."""
+        if len(videos) < 2 or any(video.origin is not None for video in videos):
+            return False
+        first = videos[0]
+        layouts = {(tuple(v.frames), v.grid, v.features.dtype, v.features.device, v.features.shape) for v in videos}
+        parts = {type(part) for part in (self.segmenter, self.budget, self.relevance, self.selector)}
+        return (
+            len(layouts) == 1
+            and first.regular
+            and self._keeps(first) < len(first)
+            and parts <= _TOGETHER
+            and ops.together(first.features, len(first.frames))
+        )
+
+    def _keeps(self, tokens: VideoTokens) -> int:
+        """How many tokens stay of each video."""
+        return min(kept_count(self.keep, tokens.produced), tokens.each)
+
+    def _select(self, tokens: VideoTokens, prompt: Prompt | None) -> tuple[Segments, Tensor, Tensor, Tensor]:
+        """The segments, their budgets (S,), the tokens that stay (K,) and the row of each among those (N,)."""
+        total = tokens.videos * self._keeps(tokens)
         parts = self.segmenter, self.budget, self.relevance, self.selector
         needs = frozenset().union(*(getattr(part, "needs", ()) for part in parts))  # of one pass over the features
         tokens.expect(needs, prompt)
@@ -118,12 +184,15 @@ class Prune(Reducer):
             order = self.selector(
                 tokens, relevance, segments, budget, total
             )  # (N,) step of each pick, -1 if not picked
-            kept, source = ops.compact(order, segments.offsets, budget, segments.longest, total)  # (K,) sorted, (N,)
+            bounds = segments.offsets, budget, segments.longest
+            kept, source = ops.compact(order, *bounds, total, tokens.videos)  # (K,) sorted, (N,)
+        return segments, budget, kept, source
+
+    def _merged(self, tokens: VideoTokens, segments: Segments, reduction: Reduction) -> Reduction:
+        if self.merger is None:
+            return reduction
         with stage("merge"):
-            reduction = Reduction(kept, source, offsets=segments.offsets, budget=budget)
-            if self.merger:
-                reduction = self.merger(tokens, segments, reduction)
-        return watched(tokens, reduction)
+            return self.merger(tokens, segments, reduction)
 
 
 @dataclass(frozen=True, init=False)

@@ -22,9 +22,9 @@ class Relevance(Protocol):
     def __call__(self, tokens: VideoTokens, prompt: Prompt | None) -> Tensor: ...
 
 
-def min_max(scores: Tensor) -> Tensor:
-    """Scores (N,) brought to (0, 1], the highest to 1; constant scores all to 1. method.md, eq. 4."""
-    return ops.min_max(scores, EPSILON)
+def min_max(scores: Tensor, videos: int = 1) -> Tensor:
+    """Scores (N,) of each video brought to (0, 1], the highest to 1; constant scores all to 1. method.md, eq. 4."""
+    return ops.min_max(scores, EPSILON, videos)
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class PromptSimilarity:
                 f"prompt and video must share a space: {prompt.embeddings.shape[1]} features in the prompt, "
                 f"{tokens.features.shape[1]} in the video"
             )
-        return min_max(tokens.similarity(prompt))
+        return min_max(tokens.similarity(prompt), tokens.videos)
 
 
 @dataclass(frozen=True)

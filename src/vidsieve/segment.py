@@ -53,7 +53,7 @@ def cut(tokens: VideoTokens, segmenter: Segmenter) -> Segments:
 
 def _longest(tokens: VideoTokens, frames: int | None) -> int:
     """A bound on the tokens of segments of at most so many frames."""
-    return len(tokens) if frames is None else min(len(tokens), max(tokens.frames) * frames)
+    return tokens.each if frames is None else min(tokens.each, max(tokens.frames) * frames)
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Whole:
 
     def __call__(self, tokens: VideoTokens) -> Segments:
         device = tokens.features.device
-        return Segments(torch.arange(0, 2 * len(tokens), len(tokens), device=device), len(tokens))
+        return Segments(torch.arange(0, len(tokens) + 1, tokens.each, device=device), tokens.each)
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,9 @@ class Uniform:
             raise ValueError(f"expected at least one frame a segment, got {self.frames}")
 
     def __call__(self, tokens: VideoTokens) -> Segments:
-        # A slice, not an index: every `frames`-th bound and the last one, without a look at the device.
-        offsets = tokens.offsets[:: self.frames]
-        if len(tokens.frames) % self.frames:
-            offsets = torch.cat([offsets, tokens.offsets[-1:]])
-        return Segments(offsets.contiguous(), _longest(tokens, self.frames))
+        # A slice, not an index: every `frames`-th bound of a video and the last one, without a look at the device.
+        begins = tokens.offsets[:-1].view(tokens.videos, -1)[:, :: self.frames]
+        return Segments(torch.cat([begins.flatten(), tokens.offsets[-1:]]), _longest(tokens, self.frames))
 
 
 @dataclass(frozen=True)
@@ -133,5 +131,5 @@ class SceneCuts:
 
     def __call__(self, tokens: VideoTokens) -> Segments:
         similarity = ops.segment_mean(tokens.persistence, tokens.offsets)  # (T,)
-        offsets = ops.scene_cuts(similarity, tokens.offsets, self.threshold, self.max_frames)
+        offsets = ops.scene_cuts(similarity, tokens.offsets, self.threshold, self.max_frames, tokens.videos)
         return Segments(offsets, _longest(tokens, self.max_frames))

@@ -75,7 +75,7 @@ class LowRankDPP:
             exact = 4 * longest * (total + (len(x) if longest <= ops.GRAM_LIMIT else 0))
             if self.max_memory is None or exact > self.max_memory:
                 x = sketch(x, self.rank)
-                tokens = VideoTokens(x, tokens.frames)
+                tokens = VideoTokens(x, tokens.frames, videos=tokens.videos)
         return ops.conditional_dpp(x, relevance, segments.offsets, budget, longest, total, tokens.known(segments))
 
 

@@ -21,6 +21,15 @@ def _show(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')}{tuple(tensor.shape)}"
 
 
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Tensors (n, D) one after another; a view where that is how they lie in memory."""
+    first = parts[0]
+    one = len({part.untyped_storage().data_ptr() for part in parts}) == 1 and all(p.is_contiguous() for p in parts)
+    if one and all(part.data_ptr() == first.data_ptr() + i * first.nbytes for i, part in enumerate(parts)):
+        return first.as_strided((len(parts) * len(first), first.shape[1]), first.stride())
+    return torch.cat(list(parts))
+
+
 @dataclass(frozen=True, eq=False)
 class Frames:
     """Frames sampled from one video file.
@@ -99,6 +108,7 @@ class VideoTokens:
     origin: what these tokens are left of; None for a video as it came.
     attended: the attention each token received in the layer before, (N,) for each kind of query (relevance.py); None
     where there is no layer before.
+    videos: how many of one layout these are, one after another: frames, grid and produced are then of each.
     """
 
     features: Tensor
@@ -107,20 +117,22 @@ class VideoTokens:
     produced: int = field(default=0)
     origin: Origin | None = None
     attended: Mapping[str, Tensor] | None = None
+    videos: int = 1
 
     def __post_init__(self) -> None:
         if self.features.ndim != 2 or not self.features.is_floating_point():
             raise ValueError(f"expected floating-point features (N, D), got {_show(self.features)}")
         if self.origin is not None:
             return  # its frames follow from it, and counting them now would wait for the device
-        if not self.frames or min(self.frames) < 1 or sum(self.frames) != len(self.features):
+        if not self.frames or min(self.frames) < 1 or sum(self.frames) * self.videos != len(self.features):
+            each = f" / {self.videos}" if self.videos > 1 else ""
             raise ValueError(
-                f"expected tokens per frame, all positive, summing to N = {len(self.features)}, got {self.frames}"
+                f"expected tokens per frame, all positive, summing to N = {len(self.features)}{each}, got {self.frames}"
             )
         if self.grid is not None and any(n != self.grid[0] * self.grid[1] for n in self.frames):
             raise ValueError(f"expected {self.grid[0]} x {self.grid[1]} tokens in each frame, got {self.frames}")
         if not self.produced:
-            object.__setattr__(self, "produced", len(self.features))
+            object.__setattr__(self, "produced", self.each)
 
     @classmethod
     def from_grid(cls, features: Tensor, frames: int, rows: int, columns: int) -> Self:
@@ -135,8 +147,19 @@ class VideoTokens:
         frames = whole.frames if untouched else _FramesLeft(origin)
         return cls(features, frames, whole.grid if untouched else None, whole.produced, origin, attended)
 
+    @classmethod
+    def together(cls, videos: Sequence["VideoTokens"]) -> Self:
+        """Several videos of one layout as one; copies their features where they are not neighbours in memory."""
+        x = _joined([video.features for video in videos])
+        return cls(x, videos[0].frames, videos[0].grid, videos=len(videos))
+
     def __len__(self) -> int:
         return len(self.features)
+
+    @property
+    def each(self) -> int:
+        """Tokens of one video: N, unless these are several."""
+        return len(self.features) // self.videos
 
     def __repr__(self) -> str:
         shape = f"{len(self.frames)} frames" + (f" of {self.grid[0]} x {self.grid[1]}" if self.grid else "")
@@ -192,11 +215,11 @@ class VideoTokens:
     def _measure(self) -> None:
         """One pass over the features for all that is expected and not known yet."""
         persistence = bool(self._expected.pop("persistence", False)) and "persistence" not in self._known
-        frames = tuple(self.frames) if persistence else (len(self),)  # which nothing else depends on
+        frames = tuple(self.frames) if persistence else (self.each,)  # which nothing else depends on
         prompt, segments = self._expected.get("prompt"), self._expected.get("segments")
-        embeddings = None if prompt is None else prompt.embeddings
+        embeddings, lengths = (None, ()) if prompt is None else (prompt.embeddings, prompt.lengths)
         within = None if segments is None else (segments.offsets, segments.longest)
-        found = ops.measure(self.features, frames, embeddings, persistence, within)._asdict()
+        found = ops.measure(self.features, frames, embeddings, persistence, within, lengths)._asdict()
         self._known.update({name: value for name, value in found.items() if value is not None})
         self._known.update(self._expected)  # what similarity and products are of
         self._expected.clear()
@@ -270,13 +293,23 @@ class VideoTokens:
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """The question, in the language model's input space: embeddings (M, D) of its text tokens."""
+    """The question, in the language model's input space: embeddings (M, D) of its text tokens.
+
+    lengths: of the questions to several videos, one after another, the tokens of each; empty for one.
+    """
 
     embeddings: Tensor
+    lengths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.embeddings.ndim != 2 or not len(self.embeddings):
             raise ValueError(f"expected embeddings (M, D) of at least one token, got {_show(self.embeddings)}")
+
+    @classmethod
+    def together(cls, prompts: Sequence["Prompt"]) -> Self:
+        """The questions to several videos as one."""
+        parts = [prompt.embeddings for prompt in prompts]
+        return cls(torch.cat(parts), tuple(map(len, parts)))
 
     def __repr__(self) -> str:
         return f"Prompt({_show(self.embeddings)})"

@@ -11,6 +11,9 @@ Operations know tensors only. `offsets` (S + 1,) are the bounds of S contiguous 
 `budget` (S,) is the picks each may make and `total` their sum; `known` is what `measure` found of x. The greedy
 selections return the *order* of the picks, int32 (N,): the step at which a token was picked in its segment, -1 where it
 was not.
+
+Where `together` says so, the tokens may be those of several `videos` of one layout, one after another, and what is of a
+video (its cuts, budgets, scale) is found for each: as many segments and picks in each. Only kernels do that.
 """
 
 import importlib
@@ -73,6 +76,17 @@ def _implementation(operation: str, x: Tensor, kernel: bool = True) -> ModuleTyp
     return module
 
 
+def together(x: Tensor, frames: int) -> bool:
+    """Whether operations take several videos like x, of so many frames, at once; elsewhere nothing would be gained."""
+    asked, kernels = os.environ.get("VIDSIEVE_OPS", "auto"), _kernels()
+    chosen = asked == "triton" or (asked == "auto" and x.is_cuda)
+    return chosen and x.dtype != torch.float64 and not isinstance(kernels, str) and frames < kernels.SLOTS
+
+
+def _videos(videos: int) -> dict[str, int]:
+    return {} if videos == 1 else {"videos": videos}
+
+
 @contextmanager
 def spy() -> Iterator[list[tuple[str, str]]]:
     """Record (operation, implementation) of every call made inside the block, in this thread."""
@@ -99,6 +113,7 @@ def measure(
     y: Tensor | None,
     persistence: bool,
     segments: tuple[Tensor, int] | None = None,
+    questions: tuple[int, ...] = (),
 ) -> Measures:
     """What the later stages need to know of the tokens x (N, D), in one pass where there is a kernel.
 
@@ -108,10 +123,12 @@ def measure(
     cosine, given y (M, D): the mean cosine to its vectors (N,).
     products, given (offsets, longest) of the segments that a greedy selection will run in: what that implementation
     would have to read the features again for, where it can be had from the same pass.
+    questions: of several videos of `frames` each, how many rows of y are of each.
     """
     regular = min(frames) == max(frames)
     module = _implementation("measure", x, kernel=regular or not persistence)
-    return module.measure(x, frames, y, persistence, segments)  # type: ignore[no-any-return]
+    more = (questions,) if len(questions) > 1 else ()
+    return module.measure(x, frames, y, persistence, segments, *more)  # type: ignore[no-any-return]
 
 
 def segment_mean(values: Tensor, offsets: Tensor) -> Tensor:
@@ -119,14 +136,16 @@ def segment_mean(values: Tensor, offsets: Tensor) -> Tensor:
     return _implementation("segment_mean", values).segment_mean(values, offsets)  # type: ignore[no-any-return]
 
 
-def scene_cuts(similarity: Tensor, offsets: Tensor, threshold: float, max_frames: int | None) -> Tensor:
+def scene_cuts(
+    similarity: Tensor, offsets: Tensor, threshold: float, max_frames: int | None, videos: int = 1
+) -> Tensor:
     """Bounds of the scenes of T frames, the unused rest of the T slots empty at the end: int64 (T + 1,).
 
     A frame begins a scene where similarity (T,) is below `threshold`; scenes of more than `max_frames` frames are split
     evenly. offsets (T + 1,) are the bounds of the frames.
     """
     module = _implementation("scene_cuts", similarity)
-    return module.scene_cuts(similarity, offsets, threshold, max_frames)  # type: ignore[no-any-return]
+    return module.scene_cuts(similarity, offsets, threshold, max_frames, **_videos(videos))  # type: ignore[no-any-return]
 
 
 def novelty(persistence: Tensor, offsets: Tensor) -> Tensor:
@@ -134,13 +153,14 @@ def novelty(persistence: Tensor, offsets: Tensor) -> Tensor:
     return _implementation("novelty", persistence).novelty(persistence, offsets)  # type: ignore[no-any-return]
 
 
-def apportion(weights: Tensor | None, offsets: Tensor, total: int) -> Tensor:
+def apportion(weights: Tensor | None, offsets: Tensor, total: int, videos: int = 1) -> Tensor:
     """Share `total` picks among segments by weight: int64 (S,), sums to `total`, method.md eq. 3.
 
     weights (S,) non-negative, or None for a share by length. No segment gets more picks than it has tokens, and every
     non-empty one gets at least one where `total`, of at most offsets[-1], allows.
     """
-    return _implementation("apportion", offsets).apportion(weights, offsets, total)  # type: ignore[no-any-return]
+    module = _implementation("apportion", offsets)
+    return module.apportion(weights, offsets, total, **_videos(videos))  # type: ignore[no-any-return]
 
 
 def conditional_dpp(
@@ -192,18 +212,22 @@ def top(score: Tensor, offsets: Tensor, budget: Tensor) -> Tensor:
     return _implementation("top", offsets).top(score, offsets, budget)  # type: ignore[no-any-return]
 
 
-def min_max(scores: Tensor, epsilon: float) -> Tensor:
+def min_max(scores: Tensor, epsilon: float, videos: int = 1) -> Tensor:
     """Scores (N,) brought to (0, 1], the highest to 1; constant scores all to 1: float32 (N,). method.md, eq. 4."""
-    return _implementation("min_max", scores).min_max(scores, epsilon)  # type: ignore[no-any-return]
+    module = _implementation("min_max", scores)
+    return module.min_max(scores, epsilon, **_videos(videos))  # type: ignore[no-any-return]
 
 
-def compact(order: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int) -> tuple[Tensor, Tensor]:
+def compact(
+    order: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int, videos: int = 1
+) -> tuple[Tensor, Tensor]:
     """The `total` tokens that order (N,) says were picked, sorted (total,), and each one's row among them or -1 (N,).
 
-    Every segment has made exactly its budget (S,) of picks. Does not ask the device how many there are.
+    Every segment has made exactly its budget (S,) of picks. Does not ask the device how many there are. Of several
+    videos, both count from each one's first.
     """
     module = _implementation("compact", order)
-    return module.compact(order, offsets, budget, longest, total)  # type: ignore[no-any-return]
+    return module.compact(order, offsets, budget, longest, total, **_videos(videos))  # type: ignore[no-any-return]
 
 
 def compact_rows(stays: Tensor, longest: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -25,7 +25,7 @@ def _inverse(norm_ptr, i, mask):
 @triton.jit
 def _segment_gram_kernel(
     x_ptr,  # (N, D) features, rows `stride` apart
-    split_ptr,  # (D, 16) columns that add up to a direction; read if COSINE
+    split_ptr,  # (V, D, 16) columns that add up to a direction; read if COSINE
     offsets_ptr,  # (S + 1,) int64
     product_ptr,  # (parts, N, longest) float32 out: planes whose sum are the products within each segment
     square_ptr,  # (parts, N) float32 out: their diagonals
@@ -33,6 +33,7 @@ def _segment_gram_kernel(
     longest,
     stride,
     tokens,  # N
+    segments,  # of each video
     D: tl.constexpr,
     COSINE: tl.constexpr,
     SHARE: tl.constexpr,  # features a program multiplies
@@ -44,6 +45,7 @@ def _segment_gram_kernel(
     """One program a segment and share of the features: rows in two halves, whose three products are all there are."""
     begin = tl.load(offsets_ptr + tl.program_id(0))
     n = (tl.load(offsets_ptr + tl.program_id(0) + 1) - begin).to(tl.int32)
+    split_ptr += tl.program_id(0) // segments * (D * 16)
     part = tl.program_id(1)
     product_ptr += (part.to(tl.int64) * tokens + begin) * longest
     square_ptr += part.to(tl.int64) * tokens + begin

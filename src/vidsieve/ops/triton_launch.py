@@ -65,15 +65,21 @@ __all__ = [
 
 
 def measure(
-    x: Tensor, frames: tuple[int, ...], y: Tensor | None, persistence: bool, segments: tuple[Tensor, int] | None = None
+    x: Tensor,
+    frames: tuple[int, ...],
+    y: Tensor | None,
+    persistence: bool,
+    segments: tuple[Tensor, int] | None = None,
+    questions: tuple[int, ...] = (),
 ) -> Measures:
     x = rows_of(x)
     n, d = x.shape
+    tokens = sum(frames)  # of each video
     norm = torch.empty(n, device=x.device, dtype=torch.float32)
     bad = torch.empty(n, device=x.device, dtype=torch.int32)
     cosine = norm if y is None else torch.empty_like(norm)
     parts = 0 if persistence or segments is None else parts_of(x, *segments)
-    direction = norm if y is None else _direction(y, x if parts else None)
+    direction = norm if y is None else _directions(y, questions or (len(y),), x if parts else None)
     if segments is not None and parts:
         products, square, along = products_of(x, None if y is None else direction, *segments, parts)
         launch(
@@ -85,26 +91,33 @@ def measure(
     mean = norm
     if persistence:
         rows, columns = 128, 512
-        blocks = triton.cdiv(n, rows)
-        partial = torch.empty(blocks, d, device=x.device, dtype=torch.float32)
-        grid = blocks, triton.cdiv(d, columns)
-        launch(_column_mean_kernel, grid, x, partial, n, x.stride(0), D=d, ROWS=rows, BLOCK_D=columns)
-        mean = partial.sum(0)
+        videos, blocks = n // tokens, triton.cdiv(tokens, rows)
+        partial = torch.empty(videos, blocks, d, device=x.device, dtype=torch.float32)
+        grid = blocks, triton.cdiv(d, columns), videos
+        launch(_column_mean_kernel, grid, x, partial, tokens, x.stride(0), D=d, ROWS=rows, BLOCK_D=columns)
+        mean = partial.sum(1)
     launch(
-        _measure_kernel, (n,), x, mean, direction, norm, bad, persist, cosine, n, frames[0], x.stride(0),
+        _measure_kernel, (n,), x, mean, direction, norm, bad, persist, cosine, n, tokens, frames[0], x.stride(0),
         D=d, PERSISTENCE=persistence, COSINE=y is not None, BLOCK_N=1, BLOCK_D=min(512, triton.next_power_of_2(d)),
     )  # fmt: skip
     return Measures(norm, bad, persist if persistence else None, None if y is None else cosine)
 
 
-def _direction(y: Tensor, like: Tensor | None) -> Tensor:
-    """The mean of y (M, D) at length one: float32 (D,), or in columns (D, 16) of the type of `like`."""
+def _directions(y: Tensor, rows: tuple[int, ...], like: Tensor | None) -> Tensor:
+    """The means of so many rows each of y (M, D), at length one: float32 (V, D), or (V, D, 16) of the type of `like`,
+    in columns."""
     y = rows_of(y)
     m, d = y.shape
     unit = torch.empty(m, d, device=y.device, dtype=torch.float32)
     launch(_unit_kernel, (m,), y, unit, y.stride(0), D=d, BLOCK_D=triton.next_power_of_2(d), num_warps=8)
-    out = unit.new_empty(d) if like is None else like.new_empty(d, 16)
-    launch(_direction_kernel, (triton.cdiv(d, 128),), unit, out, out, m, D=d, SPLIT=like is not None, BLOCK_D=128)
+    out = unit.new_empty(len(rows), d) if like is None else like.new_empty(len(rows), d, 16)
+    alike = len(set(rows)) == 1
+    for which, some in [(out, unit)] if alike else zip(torch.split(out, 1), torch.split(unit, list(rows)), strict=True):
+        grid = triton.cdiv(d, 128), len(which)
+        launch(
+            _direction_kernel, grid, some, which, which, len(some) // len(which),
+            D=d, SPLIT=like is not None, BLOCK_D=128,
+        )  # fmt: skip
     return out
 
 
@@ -122,49 +135,52 @@ def _segment_mean(values: Tensor, offsets: Tensor, novelty: bool) -> Tensor:
     return out
 
 
-def scene_cuts(similarity: Tensor, offsets: Tensor, threshold: float, max_frames: int | None) -> Tensor:
-    if len(similarity) >= SLOTS:  # beyond one program; the torch version asks the device nothing either
+def scene_cuts(
+    similarity: Tensor, offsets: Tensor, threshold: float, max_frames: int | None, videos: int = 1
+) -> Tensor:
+    frames = len(similarity) // videos
+    if frames >= SLOTS:  # beyond one program; the torch version asks the device nothing either
         return eager.scene_cuts(similarity, offsets, threshold, max_frames)
     out = torch.empty_like(offsets)
     launch(
-        _scene_cuts_kernel, (1,),
-        similarity, offsets, out, len(similarity), threshold, max_frames or len(similarity),
-        BLOCK=triton.next_power_of_2(len(offsets)), num_warps=4 if len(offsets) > 128 else 1,
+        _scene_cuts_kernel, (videos,), similarity, offsets, out, frames, threshold, max_frames or frames,
+        BLOCK=triton.next_power_of_2(frames + 1), num_warps=4 if frames + 1 > 128 else 1,
     )  # fmt: skip
     return out
 
 
-def apportion(weights: Tensor | None, offsets: Tensor, total: int) -> Tensor:
-    count = len(offsets) - 1
+def apportion(weights: Tensor | None, offsets: Tensor, total: int, videos: int = 1) -> Tensor:
+    count = (len(offsets) - 1) // videos
     if count > SLOTS:
         return eager.apportion(weights, offsets, total)
-    out = torch.empty(count, dtype=torch.int64, device=offsets.device)
+    out = torch.empty(count * videos, dtype=torch.int64, device=offsets.device)
     block = triton.next_power_of_2(count)
     launch(
-        _apportion_kernel, (1,),
-        offsets if weights is None else weights, offsets, out, count, total,
+        _apportion_kernel, (videos,),
+        offsets if weights is None else weights, offsets, out, count, total // videos,
         WEIGHED=weights is not None, BLOCK=block, STEP=min(block, 16), num_warps=4 if block > 128 else 1,
     )  # fmt: skip
     return out
 
 
-def min_max(scores: Tensor, epsilon: float) -> Tensor:
+def min_max(scores: Tensor, epsilon: float, videos: int = 1) -> Tensor:
     scores = scores.float().contiguous()
     out = torch.empty_like(scores)
-    block = min(16384, triton.next_power_of_2(len(scores)))
-    launch(
-        _min_max_kernel, (1,), scores, out, len(scores), epsilon, BLOCK=block, num_warps=max(1, min(32, block // 512))
-    )
+    n = len(scores) // videos
+    block = min(16384, triton.next_power_of_2(n))
+    launch(_min_max_kernel, (videos,), scores, out, n, epsilon, BLOCK=block, num_warps=max(1, min(32, block // 512)))
     return out
 
 
-def compact(order: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int) -> tuple[Tensor, Tensor]:
+def compact(
+    order: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int, videos: int = 1
+) -> tuple[Tensor, Tensor]:
     kept = torch.empty(total, dtype=torch.int64, device=order.device)
     source = torch.empty(len(order), dtype=torch.int64, device=order.device)
     block = min(4096, triton.next_power_of_2(longest))
     launch(
         _compact_kernel, (len(budget),), order, offsets, budget, kept, source, total,
-        BLOCK=block, num_warps=8 if block > 1024 else 4,
+        len(budget) // videos, len(order) // videos, total // videos, BLOCK=block, num_warps=8 if block > 1024 else 4,
     )  # fmt: skip
     return kept, source
 
@@ -184,13 +200,14 @@ def compact_rows(stays: Tensor, longest: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def passing(persistence: Tensor, frames: tuple[int, ...], floor: float) -> Tensor:
     out = torch.empty_like(persistence)
-    launch(_passing_kernel, (triton.cdiv(len(out), 1024),), persistence, out, len(out), frames[0], floor, BLOCK=1024)
+    grid = (triton.cdiv(len(out), 1024),)
+    launch(_passing_kernel, grid, persistence, out, len(out), sum(frames), frames[0], floor, BLOCK=1024)
     return out
 
 
 def nearest_kept(x: Tensor, offsets: Tensor, kept: Tensor) -> Tensor:
     x = rows_of(x)
-    norm = measure(x, (1,), None, False).norm
+    norm = measure(x, (len(x),), None, False).norm
     segment = torch.searchsorted(offsets[1:], torch.arange(len(x), device=x.device), right=True)
     rows = torch.searchsorted(kept, offsets)  # (S + 1,) rows of `kept` before each segment
     source = torch.empty(len(x), dtype=torch.int64, device=x.device)

@@ -46,6 +46,10 @@ def _scene_cuts_kernel(
     max_frames,
     BLOCK: tl.constexpr,  # a power of two that covers T + 1
 ):
+    """One program a video of T frames."""
+    similarity_ptr += tl.program_id(0) * frames
+    frame_ptr += tl.program_id(0) * frames
+    out_ptr += tl.program_id(0) * frames
     t = tl.arange(0, BLOCK)
     cut = (t == 0) | (tl.load(similarity_ptr + t, mask=t < frames, other=0.0) < threshold) | (t >= frames)
     next_cut = (tl.load(similarity_ptr + t + 1, mask=t + 1 < frames, other=0.0) < threshold) | (t + 1 >= frames)
@@ -74,7 +78,13 @@ def _apportion_kernel(
     BLOCK: tl.constexpr,  # a power of two that covers S
     STEP: tl.constexpr,
 ):
-    """Eq. 3: Newton's method for the level in float64, bisection where it leaves the bracket; largest remainders."""
+    """Eq. 3: Newton's method for the level in float64, bisection where it leaves the bracket; largest remainders.
+
+    One program a video of S segments and `total` picks.
+    """
+    weights_ptr += tl.program_id(0) * count
+    offsets_ptr += tl.program_id(0) * count
+    out_ptr += tl.program_id(0) * count
     s = tl.arange(0, BLOCK)
     end = tl.load(offsets_ptr + s + 1, mask=s < count, other=0)
     n = (end - tl.load(offsets_ptr + s, mask=s < count, other=0)).to(tl.float64)
@@ -126,6 +136,9 @@ def _min_max_kernel(
     epsilon,
     BLOCK: tl.constexpr,
 ):
+    """One program a video of N tokens."""
+    score_ptr += tl.program_id(0).to(tl.int64) * n
+    out_ptr += tl.program_id(0).to(tl.int64) * n
     low = tl.full((BLOCK,), float("inf"), tl.float32)
     high = tl.full((BLOCK,), -float("inf"), tl.float32)
     for at in range(0, n, BLOCK):
@@ -148,9 +161,13 @@ def _compact_kernel(
     kept_ptr,  # (K,) int64 out: the picked tokens, in their own order
     source_ptr,  # (N,) int64 out: row among the kept, -1 where not picked
     total,
+    segments,  # of each video, as are the tokens and the picks; both are counted within a video
+    tokens,
+    picks,
     BLOCK: tl.constexpr,
 ):
     segment = tl.program_id(0)
+    video = (segment // segments).to(tl.int64)
     begin = tl.load(offsets_ptr + segment)
     n = (tl.load(offsets_ptr + segment + 1) - begin).to(tl.int32)
     before = _picks_before(budget_ptr, segment, 1, 128)
@@ -158,8 +175,8 @@ def _compact_kernel(
         i = at + tl.arange(0, BLOCK)
         picked = tl.load(order_ptr + begin + i, mask=i < n, other=-1) >= 0
         row = before + tl.cumsum(picked.to(tl.int32), 0) - 1
-        tl.store(kept_ptr + row, begin + i, mask=picked & (row < total))
-        tl.store(source_ptr + begin + i, tl.where(picked, row, -1), mask=i < n)
+        tl.store(kept_ptr + row, begin + i - video * tokens, mask=picked & (row < total))
+        tl.store(source_ptr + begin + i, tl.where(picked, row - video * picks, -1), mask=i < n)
         before += tl.sum(picked.to(tl.int32), 0)
 
 
@@ -202,13 +219,15 @@ def _passing_kernel(
     persistence_ptr,  # (N,) float32
     out_ptr,  # (N,) float32 out: eq. 4b
     n,
+    tokens,  # of each video
     per_frame,
     floor,
     BLOCK: tl.constexpr,
 ):
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    at = i % tokens
     stays = tl.load(persistence_ptr + i, mask=i < n, other=0.0)
-    later = tl.load(persistence_ptr + i + per_frame, mask=i + per_frame < n, other=0.0)
+    later = tl.load(persistence_ptr + i + per_frame, mask=(i < n) & (at + per_frame < tokens), other=0.0)
     stays = tl.minimum(tl.maximum(tl.maximum(stays, later), 0.0), 1.0)
-    seen = i % per_frame == (i // per_frame) % per_frame
+    seen = at % per_frame == (at // per_frame) % per_frame
     tl.store(out_ptr + i, tl.where(seen, 1.0, 1.0 - (1.0 - floor) * stays), mask=i < n)

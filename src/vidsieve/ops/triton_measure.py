@@ -24,14 +24,18 @@ def _unit_kernel(
 
 @triton.jit
 def _direction_kernel(
-    unit_ptr,  # (M, D) float32
-    mean_ptr,  # (D,) float32 out: the mean of the rows; written if not SPLIT
-    split_ptr,  # (D, 16) out, of the features' type: columns that add up to the mean; written if SPLIT
+    unit_ptr,  # (V * M, D) float32
+    mean_ptr,  # (V, D) float32 out: the mean of M rows; written if not SPLIT
+    split_ptr,  # (V, D, 16) out, of the features' type: columns that add up to the mean; written if SPLIT
     m,
     D: tl.constexpr,
     SPLIT: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
+    video = tl.program_id(1)
+    unit_ptr += video * m * D
+    mean_ptr += video * D
+    split_ptr += video * D * 16
     d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     mean = tl.zeros((BLOCK_D,), tl.float32)
     for i in range(m):
@@ -78,14 +82,17 @@ def _settle_kernel(
 
 @triton.jit
 def _column_mean_kernel(
-    x_ptr,  # (N, D), rows `stride` apart
-    out_ptr,  # (programs, D) float32: the sum of each program's rows, over N
+    x_ptr,  # (V * N, D), rows `stride` apart
+    out_ptr,  # (V, programs, D) float32: the sum of each program's rows, over N
     n,
     stride,
     D: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
+    video = tl.program_id(2).to(tl.int64)
+    x_ptr += video * n * stride
+    out_ptr += video * tl.num_programs(0) * D
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)  # (ROWS,)
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)  # (BLOCK_D,)
     inside = (i < n)[:, None] & (d < D)[None, :]
@@ -95,27 +102,31 @@ def _column_mean_kernel(
 
 @triton.jit
 def _measure_kernel(
-    x_ptr,  # (N, D), rows `stride` apart
-    mean_ptr,  # (D,) float32; read if PERSISTENCE
-    direction_ptr,  # (D,) float32; read if COSINE
+    x_ptr,  # (N, D), rows `stride` apart, of V videos
+    mean_ptr,  # (V, D) float32; read if PERSISTENCE
+    direction_ptr,  # (V, D) float32; read if COSINE
     norm_ptr,  # (N,) float32 out: length of each token
     bad_ptr,  # (N,) int32 out: NaN or inf entries
     persistence_ptr,  # (N,) float32 out, eq. 1
     cosine_ptr,  # (N,) float32 out, eq. 4 before normalisation
     n,
+    tokens,  # of each video
     per_frame,  # tokens of a frame
     stride,
     D: tl.constexpr,
     PERSISTENCE: tl.constexpr,
     COSINE: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    BLOCK_N: tl.constexpr,  # divides `tokens`
     BLOCK_D: tl.constexpr,
 ):
     i = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)  # (BLOCK_N,)
     d = tl.arange(0, BLOCK_D)  # (BLOCK_D,)
+    video = tl.program_id(0) * BLOCK_N // tokens
+    mean_ptr += video * D
+    direction_ptr += video * D
     row_ptr = x_ptr + i.to(tl.int64)[:, None] * stride + d[None, :]
     before_ptr = x_ptr + (i - per_frame).to(tl.int64)[:, None] * stride + d[None, :]
-    has_before = (i >= per_frame) & (i < n)
+    has_before = (i % tokens >= per_frame) & (i < n)
     xx = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     bad = tl.zeros((BLOCK_N, BLOCK_D), tl.int32)
     xq = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)

@@ -42,7 +42,10 @@ def _shape(x: Tensor) -> dict[str, Any]:
 def products_of(
     x: Tensor, split: Tensor | None, offsets: Tensor, longest: int, parts: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Products within segments in planes to be added (parts, N, longest), their diagonals and products with `split`."""
+    """Products within segments in planes to be added (parts, N, longest), their diagonals and products with `split`.
+
+    split: (V, D, 16), for the segments of V videos, each with as many.
+    """
     n, d = x.shape
     products = torch.empty(parts, n, longest, device=x.device, dtype=torch.float32)
     square = torch.empty(parts, n, device=x.device, dtype=torch.float32)
@@ -51,7 +54,8 @@ def products_of(
     launch(
         _segment_gram_kernel, (len(offsets) - 1, parts),
         x, x if split is None else split, offsets, products, square, along, longest, x.stride(0), n,
-        **shape, COSINE=split is not None, SHARE=triton.cdiv(d, parts * shape["BLOCK_D"]) * shape["BLOCK_D"],
+        (len(offsets) - 1) // (1 if split is None else len(split)), **shape,
+        COSINE=split is not None, SHARE=triton.cdiv(d, parts * shape["BLOCK_D"]) * shape["BLOCK_D"],
         TWICE=longest > block, BLOCK=block, num_warps=8 if block == 128 else 4, num_stages=4,
     )  # fmt: skip
     return products, square, along
