@@ -142,27 +142,37 @@ def card(load: Load) -> dict[str, Any]:
 def _case(
     case: str, method: Prune, load: Load, frames: int, videos: int, rounds: int, card: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    size = frames * load.tokens * load.dim * load.dtype.itemsize
-    sets = [load.features(frames, seed) for seed in range(min(max(SETS[0], -(-SETS_BYTES // size)), SETS[1]))]
+    size = videos * frames * load.tokens * load.dim * load.dtype.itemsize
+    count = min(max(SETS[0], -(-SETS_BYTES // size)), SETS[1])
+    sets = [torch.cat([load.features(frames, seed * videos + v) for v in range(videos)]) for seed in range(count)]
     g = torch.Generator(load.device).manual_seed(99)
     question = torch.randn(8, load.dim, generator=g, device=load.device).to(load.dtype)
     prompt = Prompt(question)
 
-    def reduce(x: Tensor) -> Tensor:
-        for _ in range(videos):
-            out = method.reduce(load.video(x), prompt).apply(x)
-        return out
+    def reduce(x: Tensor) -> list[Tensor]:
+        parts = x.chunk(videos)
+        reductions = method.reduce_each([load.video(part) for part in parts], [prompt] * videos)
+        return [reduction.apply(part) for reduction, part in zip(reductions, parts, strict=True)]
 
     variants: dict[str, Callable[[int], object]] = {}
     regrets: dict[str, float] = {}
-    truth = unit64(sets[0]), relevance64(sets[0], None if load.flat else question)
+    first = sets[0].chunk(videos)
+    scale = torch.cat([relevance64(x, None if load.flat else question) for x in first])
+    truth = unit64(sets[0]), scale
     trade = method.selector.trade if isinstance(method.selector, MMR) else None
-    bounds, budgets = _layout(method, load.video(sets[0]))
+    bounds, budgets = [0], list[int]()
+    for x in first:
+        its_bounds, its_budgets = _layout(method, load.video(x))
+        bounds += [bounds[-1] + bound for bound in its_bounds[1:]]
+        budgets += its_budgets
 
     for name in ("eager", "triton"):
         if not ops.available()[name] and (name == "eager" or load.device.type == "cuda"):
             with _using(name):
-                order = _order(method, load.video(sets[0]), prompt)
+                batch = videos > 1 and ops.together(sets[0], frames)
+                parts = [VideoTokens.together([load.video(x) for x in first])] if batch else map(load.video, first)
+                asked = Prompt.together([prompt] * videos) if batch else prompt
+                order = torch.cat([_order(method, part, asked) for part in parts])
                 whole = int((order >= 0).sum()) == sum(budgets)  # too few picks could have no regret
                 regrets[name] = regret(*truth, bounds, order, trade) if whole else math.inf
             variants[name] = lambda i, name=name: _run(name, reduce, sets[i])  # type: ignore[misc]
@@ -197,7 +207,7 @@ def _case(
              "peak_bytes": peaks.get(name), "regret": regrets.get(name)}
         )  # fmt: skip
     if "copy_gb_s" in card:
-        floor = round(videos * sets[0].nbytes / card["copy_gb_s"] / 1e6, 4)
+        floor = round(sets[0].nbytes / card["copy_gb_s"] / 1e6, 4)
         rows.append(
             {"case": case, "variant": "floor", "median_ms": floor, "q20_ms": floor, "q80_ms": floor,
              "peak_bytes": 0, "regret": None}
@@ -216,7 +226,7 @@ def _layout(method: Prune, tokens: VideoTokens) -> tuple[list[int], list[int]]:
 
 def _order(method: Prune, tokens: VideoTokens, prompt: Prompt) -> Tensor:
     """The steps at which a method picks its tokens: `Prune.reduce` up to the selection."""
-    total = kept_count(method.keep, len(tokens))
+    total = tokens.videos * kept_count(method.keep, tokens.produced)
     segments = method.segmenter(tokens)
     selector: Selector = method.selector
     budget = method.budget(tokens, segments, total)
@@ -245,12 +255,12 @@ def _using(implementation: str) -> Iterator[None]:
             os.environ["VIDSIEVE_OPS"] = before
 
 
-def _run(implementation: str, reduce: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def _run(implementation: str, reduce: Callable[[Tensor], list[Tensor]], x: Tensor) -> list[Tensor]:
     with _using(implementation):
         return reduce(x)
 
 
-def _graphed(reduce: Callable[[Tensor], Tensor], sets: list[Tensor]) -> tuple[Callable[[int], object], int]:
+def _graphed(reduce: Callable[[Tensor], list[Tensor]], sets: list[Tensor]) -> tuple[Callable[[int], object], int]:
     """One graph an input set, and the bytes one took at capture (a replay allocates nothing).
 
     Raises RuntimeError if a replay on new data is not what a launch gives.
@@ -263,14 +273,14 @@ def _graphed(reduce: Callable[[Tensor], Tensor], sets: list[Tensor]) -> tuple[Ca
         peak = torch.cuda.max_memory_allocated() - before
         static.copy_(sets[1])
         graph.replay()
-        if not torch.equal(out, reduce(sets[1])):
+        if not all(map(torch.equal, out, reduce(sets[1]))):
             raise RuntimeError("replaying the captured graph on new data did not give what a launch gives")
         del static, graph, out
         graphs = [_capture(reduce, x)[0] for x in sets]
     return lambda i: graphs[i].replay(), peak
 
 
-def _capture(reduce: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Any, Tensor]:
+def _capture(reduce: Callable[[Tensor], list[Tensor]], x: Tensor) -> tuple[Any, list[Tensor]]:
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
