@@ -18,7 +18,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from vidsieve import ops
@@ -136,8 +135,8 @@ class Prune(Reducer):
         tokens = VideoTokens.together(videos)
         segments, *found = self._select(tokens, Prompt.together(given) if given else None)
         slots = len(segments) // len(videos)
-        begins = torch.arange(0, len(tokens), tokens.each, device=tokens.features.device)
-        offsets = segments.offsets.unfold(0, slots + 1, slots) - begins[:, None]  # (V, slots + 1)
+        offsets = segments.offsets.unfold(0, slots + 1, slots)  # (V, slots + 1)
+        offsets = offsets - offsets[:, :1]
         reductions = []
         for video, bounds, budget, kept, source, bad in zip(
             videos, offsets, *(x.view(len(videos), -1) for x in (*found, tokens.bad)), strict=True

@@ -25,7 +25,7 @@ class Timeline:
 
     def __init__(self, device: torch.device | None = None) -> None:
         self.cuda = device is not None and device.type == "cuda"
-        self._stages: list[tuple[str, float | tuple[torch.cuda.Event, torch.cuda.Event]]] = []
+        self._stages: list[tuple[str, float | tuple[torch.cuda.Event, torch.cuda.Event], float]] = []  # and its share
 
     def __enter__(self) -> Self:
         self._token = _listening.set(self)
@@ -39,12 +39,16 @@ class Timeline:
     def milliseconds(self) -> dict[str, float]:
         """Total milliseconds a stage. On CUDA this waits for the stages to finish."""
         totals: dict[str, float] = {}
-        for name, value in self._stages:
+        for name, value, share in self._stages:
             if isinstance(value, tuple):
                 value[1].synchronize()
                 value = value[0].elapsed_time(value[1])
-            totals[name] = totals.get(name, 0.0) + value
+            totals[name] = totals.get(name, 0.0) + share * value
         return totals
+
+    def shared(self, timeline: "Timeline", among: int) -> None:
+        """Take over an equal share of what another measured for so many."""
+        self._stages += [(name, value, share / among) for name, value, share in timeline._stages]
 
     @contextmanager
     def _measure(self, name: str) -> Iterator[None]:
@@ -53,11 +57,11 @@ class Timeline:
             begin.record()
             yield
             end.record()
-            self._stages.append((name, (begin, end)))
+            self._stages.append((name, (begin, end), 1.0))
         else:
             start = time.perf_counter()
             yield
-            self._stages.append((name, 1e3 * (time.perf_counter() - start)))
+            self._stages.append((name, 1e3 * (time.perf_counter() - start), 1.0))
 
 
 @contextmanager

@@ -18,9 +18,9 @@ from vidsieve.budget import MarginalGain, Proportional
 from vidsieve.errors import KernelUnavailable, NonFiniteFeatures
 from vidsieve.merge import NearestKept
 from vidsieve.ops import reference
-from vidsieve.relevance import PromptSimilarity
-from vidsieve.segment import PerFrame, SceneCuts
-from vidsieve.selection import MMR, ConditionalDPP, MaxMin
+from vidsieve.relevance import Flat, Novelty, PromptSimilarity
+from vidsieve.segment import PerFrame, SceneCuts, Uniform, Whole, Within
+from vidsieve.selection import MMR, ConditionalDPP, EvenlySpaced, LowRankDPP, MaxMin, Random, TopRelevance
 
 triton_launch = pytest.importorskip("vidsieve.ops.triton_launch", reason="Triton is not installed")
 triton_select = pytest.importorskip("vidsieve.ops.triton_select", reason="Triton is not installed")
@@ -385,6 +385,98 @@ def test_a_reduction_never_waits_for_the_device() -> None:
         method.reduce(VideoTokens.from_grid(tokens, 8, 14, 14), prompt).apply(tokens)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+TOGETHER = {
+    "per frame": Prune(0.3, PerFrame(), Proportional(), PromptSimilarity(), ConditionalDPP()),
+    "scenes": Prune(0.3, SceneCuts(), MarginalGain(), PromptSimilarity(), ConditionalDPP()),
+    "the default": Prune(0.2),
+    "uneven last segment": Prune(0.3, Uniform(4), MarginalGain(), Novelty(), MMR()),
+    "whole": Prune(0.1, Whole(), Proportional(), Flat(), MaxMin(), NearestKept()),
+    "sketched": Prune(0.2, Whole(), Proportional(), PromptSimilarity(), LowRankDPP(16, above=32)),
+    "evenly": Prune(0.3, Within(25), MarginalGain(), Novelty(), EvenlySpaced()),
+    "most relevant": Prune(0.3, Whole(), Proportional(), PromptSimilarity(), TopRelevance()),
+}
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize(
+    ("apart", "questions"), [(False, (3, 3)), (True, (1, 4))], ids=["neighbours", "apart, other questions"]
+)
+@pytest.mark.parametrize("method", TOGETHER)
+def test_videos_of_one_layout_go_together_and_each_is_what_it_is_alone(
+    method: str, apart: bool, questions: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIDSIEVE_OPS", "triton")
+    reducer = TOGETHER[method]
+    features = torch.stack([video_like(5, 12, 24, seed=s, dtype=torch.float32, cuts=(2 + s,)) for s in range(2)])
+    features = features.to(DEVICE).repeat(1, 1 + apart, 1)[:, :60]
+    prompts = [Prompt(independent(m, 24, 90 + m, torch.float32).to(DEVICE)) for m in questions]
+    videos = [VideoTokens.from_grid(x, 5, 3, 4) for x in features]
+    with ops.spy() as calls:
+        found = reducer.reduce_each(videos, prompts)
+    assert calls.count(("compact", "triton")) == 1
+    for ours, x, prompt in zip(found, features, prompts, strict=True):
+        true = reducer.reduce(VideoTokens.from_grid(x, 5, 3, 4), prompt)
+        assert torch.equal(ours.kept, true.kept)
+        assert torch.equal(ours.source, true.source)
+        assert torch.equal(ours.offsets, true.offsets)  # type: ignore[arg-type]
+        assert torch.equal(ours.budget, true.budget)  # type: ignore[arg-type]
+        assert torch.equal(ours.apply(x), true.apply(x))
+
+
+def test_videos_that_cannot_go_together_go_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIDSIEVE_OPS", "triton")
+    x = video_like(4, 9, 24, seed=0, dtype=torch.float32).to(DEVICE)
+    prompt = Prompt(independent(3, 24, 9, torch.float32).to(DEVICE))
+    longer, shorter = VideoTokens(x, (9,) * 4), VideoTokens(x[:18], (9,) * 2)
+    cases: list[tuple[Prune, list[VideoTokens], list[Prompt | None] | None]] = [
+        (Prune(0.2), [longer, shorter], None),
+        (Prune(0.2), [longer, longer], [prompt, None]),
+        (Prune(0.2), [longer], None),
+        (Prune(1.0), [longer, longer], None),
+        (Prune(0.2, selector=Random(1)), [longer, longer], None),
+    ]
+    for method, videos, prompts in cases:
+        found = method.reduce_each(videos, prompts)
+        alone = [method.reduce(VideoTokens(v.features, v.frames), prompt) for v in videos]
+        assert all(torch.equal(a.kept, b.kept) for a, b in zip(found, alone, strict=True))
+    assert Prune(0.2).reduce_each([]) == []
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        Prune(0.2).reduce_each([longer, longer], [prompt])
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="on a GPU nobody has looked yet")
+def test_one_bad_video_of_several_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIDSIEVE_OPS", "triton")
+    good, bad = (video_like(4, 9, 24, seed=s, dtype=torch.float32) for s in range(2))
+    bad[7, 3] = float("nan")
+    with pytest.raises(NonFiniteFeatures, match="1 of 72"):
+        Prune(0.2).reduce_each([VideoTokens(good, (9,) * 4), VideoTokens(bad, (9,) * 4)])
+
+
+@pytest.mark.gpu
+def test_a_captured_graph_reduces_several_videos_and_knows_the_bad_one() -> None:
+    method = Prune(0.2, PerFrame(), Proportional(), PromptSimilarity(), ConditionalDPP())
+    static = torch.stack([video_like(8, 196, 256, seed=s, dtype=torch.bfloat16) for s in range(3)]).to(DEVICE)
+    prompts = [Prompt(independent(6, 256, 9, torch.bfloat16).to(DEVICE))] * 3
+    run = lambda: method.reduce_each([VideoTokens(x, (196,) * 8) for x in static], prompts)  # noqa: E731
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = run()
+    static.copy_(static.flip(0))
+    static[1, 5, 5] = float("inf")
+    graph.replay()
+    true = [method.reduce(VideoTokens(x, (196,) * 8), prompts[0]) for x in static]
+    for i in (0, 2):
+        assert torch.equal(out[i].kept, true[i].kept)
+        out[i].check()
+    with pytest.raises(NonFiniteFeatures):
+        out[1].check()
 
 
 @pytest.mark.parametrize("layout", ["rows apart", "columns apart", "transposed"])

@@ -1,5 +1,6 @@
 """What is left of a prompt on its way through the layers: of each video, and of the sequence from one stage on."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
@@ -62,12 +63,21 @@ class Video:
         done = [record.reduction for record in self.stages if record.layer >= layer]
         return reduce(Reduction.then, done) if done else Reduction.identity(self.after, self.at.device)
 
+    @staticmethod
+    def reduce_each(videos: "Sequence[Video]", reducer: Reducer, prompts: Sequence[Prompt | None]) -> None:
+        """Reduce whole videos before the language model, those of one layout together."""
+        timeline = Timeline(videos[0].at.device)
+        with torch.no_grad(), timeline:
+            reductions = reducer.reduce_each([video.whole for video in videos], prompts)
+        for video, reduction in zip(videos, reductions, strict=True):
+            video.timeline.shared(timeline, len(videos))
+            video.stages.append(StageRecord(0, len(video.whole), len(reduction), reduction))
+
     def reduce(self, layer: int, reducer: Reducer, tokens: VideoTokens, prompt: Prompt | None) -> Reduction:
         """Reduce `tokens`, what is left, as they enter `layer`."""
         with torch.no_grad(), self.timeline:
             reduction = reducer.reduce(tokens, prompt)
-            if tokens is not self.whole:  # else nobody may ask
-                self._origin = tokens.origin_of(reduction)
+            self._origin = tokens.origin_of(reduction)
         self.stages.append(StageRecord(layer, len(tokens), len(reduction), reduction))
         return reduction
 

@@ -43,7 +43,7 @@ from vidsieve.models.seam_layers import CONTEXT, Layers, Pass
 from vidsieve.models.trace import Trace
 from vidsieve.reducer import Attachable, Reducer, Staged, kept_count
 from vidsieve.timeline import stage
-from vidsieve.tokens import Prompt, Reduction, VideoTokens
+from vidsieve.tokens import Prompt, VideoTokens
 
 Arguments = dict[str, Any]
 _attached: "weakref.WeakKeyDictionary[nn.Module, Switch]" = weakref.WeakKeyDictionary()
@@ -315,21 +315,22 @@ class Attachment:
         for clip in found.clips:
             at = layout.placed(clip.at, embeds.device)
             whole = VideoTokens(layout.taken(embeds[clip.row], clip.at, at), clip.frames, clip.grid)
-            video = Video(clip, whole, at)
-            if self.first is not None:
-                asked = found.questions[clip.row]
-                prompt = None
-                if len(asked):
-                    question = layout.placed(asked, embeds.device)
-                    prompt = Prompt(layout.taken(embeds[clip.row], asked, question))
-                self._check(whole, video.reduce(0, self.first, whole, prompt))
-            videos.append(video)
+            videos.append(Video(clip, whole, at))
+        if self.first is not None:
+            questions = {
+                row: Prompt(layout.taken(embeds[row], asked, layout.placed(asked, embeds.device)))
+                for row, asked in enumerate(found.questions)
+                if len(asked)
+            }
+            Video.reduce_each(videos, self.first, [questions.get(clip.row) for clip in found.clips])
+            for video in videos:
+                self._check(len(video.whole), video.after)
         return tuple(videos)
 
-    def _check(self, tokens: VideoTokens, reduction: Reduction) -> None:
+    def _check(self, before: int, after: int) -> None:
         keep = getattr(self.first, "keep", None)
-        if len(reduction) == len(tokens) and isinstance(keep, float) and kept_count(keep, len(tokens)) < len(tokens):
-            warnings.warn(f"{self.first!r} removed none of {len(tokens)} video tokens", stacklevel=2)
+        if after == before and isinstance(keep, float) and kept_count(keep, before) < before:
+            warnings.warn(f"{self.first!r} removed none of {before} video tokens", stacklevel=2)
 
     def _deepstack(self, inner: Callable[..., Any], hidden: Tensor, visual: Tensor, rows: Tensor) -> Any:
         # Qwen3-VL adds features to the visual tokens after its first layers, by the mask of the decoder's input.
