@@ -21,7 +21,7 @@ TYPES = {
 FEATURES: dict[str, Any] = {"D": 3584, "PRECISION": "ieee"}
 LAZY: dict[str, Any] = FEATURES | {
     "EXACT": "bf16x6", "SHARED": True, "RULE": 0, "BLOCK_S": 64, "BLOCK_N": 128, "BLOCK_D": 128, "BLOCK_K": 32,
-    "CANDIDATES": 64, "PICKS": 32,
+    "CANDIDATES": 32, "PICKS": 32,
 }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from vidsieve.ops.triton_lazy import _lazy_greedy_kernel
 ONCE = 256  # tokens of a segment of which one program holds all of S
 SHORT = 512
 HELD = 2048
-PICKS, CANDIDATES = 32, 64  # most picks of a block of a long selection, and the tokens it is among
+PICKS, CANDIDATES = 32, 32  # most picks of a block of a long selection, and the tokens it is among: a warp
 
 
 def parts_of(x: Tensor, offsets: Tensor, longest: int) -> int:
