@@ -9,7 +9,7 @@ import torch
 from tests.models import tiny
 from tests.models.reducers import Loudest
 from vidsieve.models import attach
-from vidsieve.models.trace import CallRecord, Trace, VideoRecord
+from vidsieve.models.trace import CallRecord, StageRecord, Trace, VideoRecord
 from vidsieve.reducer import Reducer
 from vidsieve.timeline import Timeline, stage
 from vidsieve.tokens import Prompt, Reduction, VideoTokens
@@ -29,7 +29,8 @@ class Segmented(Reducer):
 
 def record(row: int = 0) -> VideoRecord:
     reduction = Reduction.select(torch.tensor([0, 2]), 8)
-    return VideoRecord(row, torch.arange(8), (4, 4), (2, 2), reduction, Timeline())
+    stages = (StageRecord(0, 8, len(reduction), reduction),)
+    return VideoRecord(row, torch.arange(8), (4, 4), (2, 2), Timeline(), stages)
 
 
 def test_what_a_trace_tells_of_one_video() -> None:

@@ -15,6 +15,7 @@ from transformers.utils.generic import is_flash_attention_requested
 from vidsieve import ops
 from vidsieve.errors import UnsupportedCall
 from vidsieve.models.families import Adapter
+from vidsieve.models.layout import Columns
 from vidsieve.tokens import Reduction
 
 # What `reduce_arguments` treats itself.
@@ -78,19 +79,19 @@ class Kept:
 class Fold:
     """One video's reduction, where its tokens are.
 
-    row: the prompt.  at: int64 (N,), the columns of the tokens.  count: (N,), how many each of them stands for already,
-    None where each is one.
+    row: the prompt.  at: the columns of the N tokens.  count: (N,), how many each of them stands for already, None
+    where each is one.
     """
 
     row: int
-    at: Tensor
+    at: Columns
     reduction: Reduction
     count: Tensor | None = None
 
     @cached_property
     def left(self) -> Tensor:
         """The columns of the tokens that stay: (K,)."""
-        return self.at.index_select(0, self.reduction.kept)
+        return self.at.among(self.reduction.kept)
 
     def merged(self, x: Tensor) -> Tensor:
         """`x` (N, D), a row for each of the tokens, with the mean of all that was absorbed for each that stays."""
@@ -101,8 +102,27 @@ class Fold:
 def staying(folds: Sequence[Fold], stays: Tensor) -> Tensor:
     """The tokens that stay, given those that are no padding, `stays` (B, L), which is overwritten: bool (B, L)."""
     for fold in folds:
-        stays[fold.row].index_fill_(0, fold.at, False).index_fill_(0, fold.left, True)
+        row = stays[fold.row]
+        if fold.at.span is None:
+            row.index_fill_(0, fold.at.at, False)
+        else:
+            row[fold.at.span].fill_(False)
+        row.index_fill_(0, fold.left, True)
     return stays
+
+
+def moved(columns: Columns, row: int, folds: Sequence[Fold], kept: Kept, left: Tensor | None = None) -> Columns:
+    """Where `columns` of a row went, of which `left` (K,) are left, or all.
+
+    Rows end in the same column before and after, so the host knows: as far from the end as it was, less what was
+    dropped from there on.
+    """
+    gone = sum(len(f.at) - len(f.reduction) for f in folds if f.row == row and f.at.begin >= columns.begin)
+    begin = kept.index.shape[1] - (kept.length - columns.begin - gone)
+    length = len(columns) if left is None else len(left)
+    if columns.span is not None:
+        return Columns(begin, length, columns.device)
+    return Columns(begin, length, columns.device, kept.places(row, columns.at if left is None else left))
 
 
 def reduced(x: Tensor, folds: Sequence[Fold], kept: Kept) -> Tensor:
@@ -110,8 +130,11 @@ def reduced(x: Tensor, folds: Sequence[Fold], kept: Kept) -> Tensor:
     out = kept.gather(x)
     for fold in folds:
         if fold.reduction.merges:
-            places = kept.places(fold.row, fold.left).to(x.device)
-            out[fold.row].index_copy_(0, places, fold.merged(x[fold.row].index_select(0, fold.at.to(x.device))))
+            merged, places = fold.merged(fold.at.take(x[fold.row])), moved(fold.at, fold.row, folds, kept, fold.left)
+            if places.span is None:
+                out[fold.row].index_copy_(0, places.at.to(x.device), merged)
+            else:
+                out[fold.row, places.span] = merged
     return out
 
 
@@ -182,7 +205,7 @@ def reduced_visual(x: Tensor, visual: Tensor, folds: Sequence[Fold], kept: Kept)
     for fold in folds:
         if fold.reduction.merges:
             places = rank_now[fold.row, kept.places(fold.row, fold.left).to(x.device)]
-            out.index_copy_(0, places, fold.merged(x[rank[fold.row, fold.at.to(x.device)]]))
+            out.index_copy_(0, places, fold.merged(x[fold.at.take(rank[fold.row])]))
     return now, out
 
 

@@ -18,7 +18,7 @@ from vidsieve.errors import UnsupportedCall
 from vidsieve.models.families import Adapter
 
 _DESCRIBING = ("video_grid_thw", "video_merge_sizes", "video_compression_mask")
-_READ = (*_DESCRIBING, "attention_mask", "mm_token_type_ids")  # of the body's arguments, what is looked at
+_READ = (*_DESCRIBING, "attention_mask")  # of the body's arguments, what is looked at
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +32,39 @@ class Clip:
     at: Tensor
     frames: tuple[int, ...]
     grid: tuple[int, int] | None = None
+
+
+class Columns:
+    """Columns of a row that the host knows something about: where they begin, and whether they follow one another.
+
+    begin: the first, or where the stretch begins whose first ones are gone.
+    """
+
+    def __init__(self, begin: int, length: int, device: torch.device, scattered: Tensor | None = None) -> None:
+        self.begin, self.length, self.device, self._scattered = begin, length, device, scattered
+
+    def __len__(self) -> int:
+        return self.length
+
+    @cached_property
+    def at(self) -> Tensor:
+        """The columns: int64 (n,)."""
+        if self._scattered is not None:
+            return self._scattered
+        return torch.arange(self.begin, self.begin + self.length, device=self.device)
+
+    @property
+    def span(self) -> slice | None:
+        """The same, where they follow one another."""
+        return None if self._scattered is not None else slice(self.begin, self.begin + self.length)
+
+    def take(self, x: Tensor) -> Tensor:
+        """The rows of x (L, ...) at these columns: a view where they follow one another."""
+        return x.index_select(0, self.at.to(x.device)) if self.span is None else x[self.span]
+
+    def among(self, kept: Tensor) -> Tensor:
+        """Those of the columns at `kept` (K,)."""
+        return kept + self.begin if self.span is not None else self.at.index_select(0, kept)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +84,17 @@ class Layout:
         """Whether there is no padding."""
         return bool(self.real.all())
 
+    @cached_property
+    def _ends_alike(self) -> bool:
+        """Whether padding is on the left alone, so that every row ends where it did when padding goes."""
+        return self.whole or bool((self.real[:, 1:] | ~self.real[:, :-1]).all())
+
+    def columns(self, known: Tensor, device: torch.device) -> Columns:
+        """`known` columns (n,) of a row, on `device`; does not wait for it."""
+        begin, n = int(known[0]), len(known)
+        consecutive = int(known[-1]) - begin == n - 1 and self._ends_alike
+        return Columns(begin, n, device, None if consecutive else known.to(device, non_blocking=True))
+
     def real_on(self, device: torch.device) -> Tensor:
         """A copy of `real` on `device`; made there if it is all true, which needs no transfer."""
         if self.whole:
@@ -58,25 +102,11 @@ class Layout:
         return self.real.to(device, non_blocking=True, copy=True)
 
 
-def placed(columns: Tensor, device: torch.device) -> Tensor:
-    """`columns` (n,), which the host knows, on `device`, without waiting for it."""
-    first, n = int(columns[0]), len(columns)
-    if int(columns[-1]) - first == n - 1:
-        return torch.arange(first, first + n, device=device)
-    return columns.to(device, non_blocking=True)
-
-
-def taken(x: Tensor, columns: Tensor, at: Tensor) -> Tensor:
-    """The rows of x (L, D) at `columns` (n,), which are `at` on its device: a view where they follow one another."""
-    first, n = int(columns[0]), len(columns)
-    return x[first : first + n] if int(columns[-1]) - first == n - 1 else x[at]
-
-
 def find(
     adapter: Adapter,
     config: Any,
     ids: Tensor | None,  # (B, L), or None where only the mask is known
-    placeholder: Tensor,  # (B, L) bool, true where `adapter.token` is
+    placeholder: Tensor | None,  # (B, L) bool, true where `adapter.token` is; None: where `ids` say so
     arguments: Mapping[str, Any],
     described: Mapping[str, Any] = MappingProxyType({}),
     copies: int = 1,
@@ -90,9 +120,12 @@ def find(
     Raises `UnsupportedCall` where the placeholders do not fit the arguments that describe the videos.
     """
     arguments = {**described, **{name: value for name, value in arguments.items() if value is not None}}
-    read = [name for name in _READ if isinstance(arguments.get(name), Tensor) and arguments[name].ndim <= 2]
+    names = (*_READ, "mm_token_type_ids") if adapter.token == "image_token_id" else _READ
+    read = [name for name in names if isinstance(arguments.get(name), Tensor) and arguments[name].ndim <= 2]
     ids, placeholder, answer, *values = _on_host(ids, placeholder, answer, *(arguments[name] for name in read))
     arguments |= dict(zip(read, values, strict=True))
+    if placeholder is None:
+        placeholder = ids == getattr(config, adapter.token)
     video = _video_mask(adapter, placeholder, arguments)
     cut = {"grid": _by_grid, "clips": _by_clip, "runs": _by_run}[adapter.layout]
     clips = tuple(cut(adapter, config, video[::copies], arguments)) if video.any() else ()

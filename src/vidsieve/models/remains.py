@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vidsieve.models.gather import Fold, Kept, reduced
-from vidsieve.models.layout import Clip
+from vidsieve.models.layout import Clip, Columns
 from vidsieve.models.trace import StageRecord
 from vidsieve.reducer import Reducer
 from vidsieve.timeline import Timeline
@@ -20,13 +20,13 @@ from vidsieve.tokens import Origin, Prompt, Reduction, VideoTokens
 class Video:
     """One video of a pass, as it shrinks.
 
-    clip: its place in the prompt as it came.  whole: its tokens as they came.  at: int64 (n,), the columns of those
-    that are left in the sequence as it is.  stages: what each did.  timeline: of its reductions.
+    clip: its place in the prompt as it came.  whole: its tokens as they came.  at: the columns of those that are left
+    in the sequence as it is.  stages: what each did.  timeline: of its reductions.
     """
 
     clip: Clip
     whole: VideoTokens
-    at: Tensor
+    at: Columns
     stages: list[StageRecord] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -45,18 +45,14 @@ class Video:
 
     @property
     def count(self) -> Tensor | None:
-        """How many tokens of `whole` each one that is left stands for: (n,); None where each is itself alone."""
-        return self.origin.count if self.stages else None
+        """How many tokens of `whole` each one that enters the language model stands for: None where each is itself."""
+        before = [record.reduction for record in self.stages if record.layer == 0]
+        return self.whole.origin_of(before[0]).count if before else None
 
     @property
     def after(self) -> int:
         """How many tokens are left."""
         return self.stages[-1].after if self.stages else len(self.whole)
-
-    @property
-    def reduction(self) -> Reduction:
-        """From `whole` to what is left."""
-        return self.since(0)
 
     def since(self, layer: int) -> Reduction:
         """What the stages from `layer` on did together."""

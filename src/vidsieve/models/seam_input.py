@@ -185,9 +185,8 @@ class Attachment:
         here["found"] = self._find(body, ids, kwargs, answer)
 
     def _find(self, body: Any, ids: Tensor | None, kwargs: Arguments, answer: Tensor | None) -> layout.Layout:
-        if ids is not None:
-            placeholder = ids == self.token
-        else:
+        placeholder = None
+        if ids is None:
             embeds = kwargs["inputs_embeds"]  # (B, L, D)
             embedding = body.get_input_embeddings()(torch.tensor(self.token, device=embeds.device))  # (D,)
             placeholder = (embeds == embedding).all(-1)
@@ -271,7 +270,7 @@ class Attachment:
             tail=tail,
             videos=videos,
             questions={
-                row: layout.placed(asked, embeds.device) for row, asked in enumerate(found.questions) if len(asked)
+                row: found.columns(asked, embeds.device) for row, asked in enumerate(found.questions) if len(asked)
             },
             stages=self.stages,
             costs=self.costs,
@@ -313,12 +312,12 @@ class Attachment:
         embeds = embeds.detach()
         videos = []
         for clip in found.clips:
-            at = layout.placed(clip.at, embeds.device)
-            whole = VideoTokens(layout.taken(embeds[clip.row], clip.at, at), clip.frames, clip.grid)
+            at = found.columns(clip.at, embeds.device)
+            whole = VideoTokens(at.take(embeds[clip.row]), clip.frames, clip.grid)
             videos.append(Video(clip, whole, at))
         if self.first is not None:
             questions = {
-                row: Prompt(layout.taken(embeds[row], asked, layout.placed(asked, embeds.device)))
+                row: Prompt(found.columns(asked, embeds.device).take(embeds[row]))
                 for row, asked in enumerate(found.questions)
                 if len(asked)
             }

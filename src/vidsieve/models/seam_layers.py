@@ -24,7 +24,8 @@ from vidsieve.errors import BudgetError, UnsupportedCall
 from vidsieve.models import flops
 from vidsieve.models.attention import As, kinds, received
 from vidsieve.models.cache import Prefix, Switch, layer_bytes, physical_length, remember
-from vidsieve.models.gather import Fold, Kept, reduced_visual, staying
+from vidsieve.models.gather import Fold, Kept, moved, reduced_visual, staying
+from vidsieve.models.layout import Columns
 from vidsieve.models.remains import State, Video
 from vidsieve.models.trace import CallRecord, VideoRecord
 from vidsieve.reducer import Reducer
@@ -64,7 +65,7 @@ class Pass:
     real: tuple[int, ...] = ()
     padded: bool = True
     videos: tuple[Video, ...] = ()
-    questions: dict[int, Tensor] = field(default_factory=dict)
+    questions: dict[int, Columns] = field(default_factory=dict)
     stages: Mapping[int, Reducer] = field(default_factory=dict)
     costs: tuple[flops.LayerCost, ...] = ()
     share: float | None = None
@@ -78,21 +79,20 @@ class Pass:
         self._masks: dict[int, Any] = {}
         self._read_masks: dict[int, Tensor] = {}
         self._orders: dict[int, Tensor] = {}
-        # Where the tokens of each video are, and how many each stands for.
-        self._input: list[tuple[Tensor, Tensor | None]] = [(video.at, None) for video in self.videos]
+        self._input = [video.at for video in self.videos]  # where the tokens of each are, as they enter the decoder
 
     def enters(self, first: Kept, folds: Sequence[Fold]) -> None:
         """The decoder's input is `first` of the prompt, by `folds`."""
         self.first = first
         if self.stages:
             self._move(folds, first)
-            self._input = [(video.at, video.count) for video in self.videos]
+            self._input = [video.at for video in self.videos]
 
     def _move(self, folds: Sequence[Fold], step: Kept) -> None:
         """Follow what is left of the videos and the questions to their new places."""
         for video, fold in zip(self.videos, folds, strict=True):
-            video.at = step.places(fold.row, fold.left)
-        self.questions = {row: step.places(row, columns) for row, columns in self.questions.items()}
+            video.at = moved(video.at, fold.row, folds, step, fold.left)
+        self.questions = {row: moved(asked, row, folds, step) for row, asked in self.questions.items()}
 
     def enter(self, layer: int, hidden: Tensor, arguments: Arguments) -> Tensor:
         """What `layer` gets in place of `hidden` (B, L, D); its other `arguments` are adapted."""
@@ -142,14 +142,12 @@ class Pass:
         reducers = {row: self._affordable(layer, row, counts[row]) for row in {v.clip.row for v in self.videos}}
         folds = []
         for video in self.videos:
-            row, at = video.clip.row, video.at.to(hidden.device)
+            row = video.clip.row
             scores = self.attended.get(layer, {}).get(row)
-            attended = {kind: mass[video.at] for kind, mass in scores.items()} if scores else None
-            tokens = VideoTokens.left_of(video.origin, hidden.detach()[row, at].to(home), attended)
+            attended = {kind: video.at.take(mass) for kind, mass in scores.items()} if scores else None
+            tokens = VideoTokens.left_of(video.origin, video.at.take(hidden.detach()[row]).to(home), attended)
             question = self.questions.get(row)
-            prompt = None
-            if question is not None:
-                prompt = Prompt(hidden.detach()[row, question.to(hidden.device)].to(home))
+            prompt = None if question is None else Prompt(question.take(hidden.detach()[row]).to(home))
             folds.append(Fold(row, video.at, video.reduce(layer, reducers[row], tokens, prompt), tokens.count))
             counts[row] -= len(tokens) - len(folds[-1].reduction)
         self._done.add(layer)
@@ -209,8 +207,8 @@ class Pass:
     def check(self) -> None:
         """Raise `NonFiniteFeatures` for NaN or inf in what a stage saw. Waits for the device, once."""
         done = [record.reduction for video in self.videos for record in video.stages]
-        bad = [reduction.bad.max() for reduction in done if reduction.bad is not None]
-        if bad and torch.stack(bad).any():
+        bad = [reduction.bad for reduction in done if reduction.bad is not None]
+        if bad and torch.cat(bad).any():
             for reduction in done:
                 reduction.check()
 
@@ -223,7 +221,7 @@ class Pass:
         """What became of the pass, now that the decoder has run."""
         rows, layers = range(len(self.full)), range(len(self.costs))
         videos = tuple(
-            VideoRecord(v.clip.row, v.clip.at, v.clip.frames, v.clip.grid, v.reduction, v.timeline, tuple(v.stages))
+            VideoRecord(v.clip.row, v.clip.at, v.clip.frames, v.clip.grid, v.timeline, tuple(v.stages))
             for v in self.videos
         )
         present = self.length if self.first is None else self.first.index.shape[1]
@@ -244,8 +242,8 @@ class Pass:
         if not self.states:
             return visual, rows
         folds = [
-            Fold(video.clip.row, at, video.since(1), count)
-            for video, (at, count) in zip(self.videos, self._input, strict=True)
+            Fold(video.clip.row, at, video.since(1), video.count)
+            for video, at in zip(self.videos, self._input, strict=True)
         ]
         return reduced_visual(rows, visual, folds, self.states[max(self.states)].kept)
 
@@ -270,7 +268,7 @@ class Pass:
                     if kind == "last":
                         queries[kind] = _last(real, query.shape[2], query.device)
                     elif row in self.questions:
-                        queries[kind] = self.questions[row].to(query.device)
+                        queries[kind] = self.questions[row].at.to(query.device)
                 self.attended.setdefault(layer, {})[row] = {
                     kind: received(query[row], key[row], columns, real, scaling, softcap).to(home)
                     for kind, columns in queries.items()

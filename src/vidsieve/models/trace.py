@@ -6,7 +6,7 @@ Made for servers too: it holds the last calls only, and running totals of all.
 import threading
 from collections import deque
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from itertools import pairwise
 from typing import Any
 
@@ -38,24 +38,30 @@ class VideoRecord:
 
     row: the prompt in its batch.  at: int64 (N,), the place of each of its tokens in that prompt (cpu).
     frames: tokens in each of its T frames.  grid: of a frame, where its tokens form one.
-    reduction: from all its tokens to those that the last layer saw.  stages: how that came about, layer by layer.
+    stages: what became of it, layer by layer.
     """
 
     row: int
     at: Tensor
     frames: tuple[int, ...]
     grid: tuple[int, int] | None
-    reduction: Reduction
     timeline: Timeline
     stages: tuple[StageRecord, ...] = ()
 
+    @cached_property
+    def reduction(self) -> Reduction:
+        """From all its tokens to those that the last layer saw."""
+        if not self.stages:
+            return Reduction.identity(self.before, self.at.device)
+        return reduce(Reduction.then, (stage.reduction for stage in self.stages))
+
     @property
     def before(self) -> int:
-        return len(self.reduction.source)
+        return len(self.at)
 
     @property
     def after(self) -> int:
-        return len(self.reduction)
+        return self.stages[-1].after if self.stages else self.before
 
     @cached_property
     def kept(self) -> list[int]:
