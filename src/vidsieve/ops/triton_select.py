@@ -69,7 +69,7 @@ def _cosines(x: Tensor, norm: Tensor, offsets: Tensor, longest: int) -> Tensor:
     launch(
         _gram_kernel, (tiles * tiles, len(offsets) - 1),
         x, norm, offsets, s, longest, x.stride(0), **_shape(x), TILES=tiles, BLOCK=block,
-        num_warps=8 if block == 128 else 4, num_stages=3 if block == 128 else 4,
+        num_warps=8 if block == 128 and x.dtype == torch.float32 else 4, num_stages=3 if block == 128 else 4,
     )  # fmt: skip
     return s
 
