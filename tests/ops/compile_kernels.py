@@ -21,7 +21,7 @@ TYPES = {
 FEATURES: dict[str, Any] = {"D": 3584, "PRECISION": "ieee"}
 LAZY: dict[str, Any] = FEATURES | {
     "EXACT": "bf16x6", "SHARED": True, "RULE": 0, "BLOCK_S": 64, "BLOCK_N": 128, "BLOCK_D": 128, "BLOCK_K": 32,
-    "CANDIDATES": 32, "PICKS": 32,
+    "PICKS": 32,
 }  # fmt: skip
 
 
@@ -72,10 +72,12 @@ if __name__ == "__main__":
     compile_kernel(triton_gram._nearest_kept_kernel, sm, **FEATURES, BLOCK_N=64, BLOCK_K=64, BLOCK_D=32)
     compile_kernel(triton_greedy._greedy_kernel, sm, RULE=0, PARTS=2, ROWS=32, BLOCK_N=256, BLOCK_K=16)
     compile_kernel(triton_greedy._nearest_other_kernel, sm, PARTS=2, BLOCK_N=256)
-    compile_kernel(triton_lazy._lazy_greedy_kernel, sm, **LAZY, HELD=True, BLOCK_ALL=2048)
-    compile_kernel(triton_lazy._lazy_greedy_kernel, sm, **LAZY, HELD=False, BLOCK_ALL=16384, warps=16)
+    compile_kernel(triton_lazy._lazy_greedy_kernel, sm, **LAZY, HELD=True, CANDIDATES=32, BLOCK_ALL=2048)
+    compile_kernel(triton_lazy._lazy_greedy_kernel, sm, **LAZY, HELD=False, CANDIDATES=64, BLOCK_ALL=16384, warps=16)
     compile_kernel(triton_greedy._greedy_kernel, sm, RULE=3, PARTS=2, ROWS=16, BLOCK_N=256, BLOCK_K=16)
-    compile_kernel(triton_lazy._lazy_greedy_kernel, sm, **LAZY | {"RULE": 3}, HELD=False, BLOCK_ALL=16384, warps=16)
+    compile_kernel(
+        triton_lazy._lazy_greedy_kernel, sm, **LAZY | {"RULE": 3}, HELD=False, CANDIDATES=64, BLOCK_ALL=16384, warps=16
+    )
     compile_kernel(triton_layout._compact_rows_kernel, sm, BLOCK=4096, warps=8)
     compile_kernel(triton_layout._passing_kernel, sm, BLOCK=1024)
     compile_kernel(triton_merge._temporal_kernel, sm, WHOLE=False, D=3584, BLOCK_S=64, BLOCK_T=64, BLOCK_D=1024)

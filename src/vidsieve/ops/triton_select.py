@@ -19,7 +19,8 @@ from vidsieve.ops.triton_lazy import _lazy_greedy_kernel
 ONCE = 256  # tokens of a segment of which one program holds all of S
 SHORT = 512
 HELD = 2048
-PICKS, CANDIDATES = 32, 32  # most picks of a block of a long selection, and the tokens it is among: a warp
+PICKS = 32  # most picks of a block of a long selection
+CANDIDATES = {True: 32, False: 64}  # the tokens it is among: what a warp holds, or more where a round reads features
 
 
 def parts_of(x: Tensor, offsets: Tensor, longest: int) -> int:
@@ -120,9 +121,10 @@ def _greedy(
     c = torch.empty((total + 7 * segments) * c_rows, device=x.device, dtype=torch.float32)
     order.fill_(-1)  # of segments with no budget, which no program visits
     barrier = torch.zeros(segments, dtype=torch.int32, device=x.device)
-    scratch = torch.empty(segments * (CANDIDATES + 2) + total + PICKS, dtype=torch.int32, device=x.device)
-    count, candidate, pick = torch.split(scratch, [2 * segments, segments * CANDIDATES, total + PICKS])
-    common = torch.empty(segments, CANDIDATES, CANDIDATES, device=x.device, dtype=torch.float32)
+    candidates = CANDIDATES[held]
+    scratch = torch.empty(segments * (candidates + 2) + total + PICKS, dtype=torch.int32, device=x.device)
+    count, candidate, pick = torch.split(scratch, [2 * segments, segments * candidates, total + PICKS])
+    common = torch.empty(segments, candidates, candidates, device=x.device, dtype=torch.float32)
     solve = torch.empty(segments, PICKS, PICKS, device=x.device, dtype=torch.float32)
     state = nearest if rule == MAX_MIN.value else torch.empty_like(norm)
     programs = _programs(x)
@@ -136,7 +138,7 @@ def _greedy(
         segments, longest, c_rows, x.stride(0), trade, threshold, SHARED=shared,
         RULE=rule, HELD=held, D=x.shape[1], PRECISION=precision(x),
         BLOCK_S=triton.next_power_of_2(segments), BLOCK_ALL=block_all,
-        CANDIDATES=CANDIDATES, PICKS=PICKS,
+        CANDIDATES=candidates, PICKS=PICKS,
         EXACT="ieee" if INTERPRETED else "bf16x6",  # float32 products from six of bf16, on tensor cores
         BLOCK_N=128, BLOCK_D=128 if x.dtype != torch.float32 else 64, BLOCK_K=32,
         num_warps=8 if block_all <= 4096 else 16, **together,
