@@ -40,6 +40,16 @@ def _kind(x: Any) -> object:
     return type(x)
 
 
+def cdiv(n: int, block: int) -> int:
+    """How many blocks cover n. Triton's own takes the host longer than an allocation does."""
+    return -(-n // block)
+
+
+def covering(n: int) -> int:
+    """The smallest power of two that n fits into."""
+    return 1 << (n - 1).bit_length()
+
+
 def rows_of(x: Tensor) -> Tensor:
     """`x` (n, D) as a kernel reads it: the features of a row next to one another."""
     if INTERPRETED and x.dtype == torch.bfloat16:

@@ -4,13 +4,12 @@ The selections among them: triton_select.py.
 """
 
 import torch
-import triton
 from torch import Tensor
 
 from vidsieve.ops import eager
 from vidsieve.ops.eager import top
 from vidsieve.ops.reference import Measures
-from vidsieve.ops.triton_call import INTERPRETED, launch, precision, rows_of
+from vidsieve.ops.triton_call import INTERPRETED, cdiv, covering, launch, precision, rows_of
 from vidsieve.ops.triton_gram import _nearest_kept_kernel
 from vidsieve.ops.triton_layout import (
     _apportion_kernel,
@@ -83,7 +82,7 @@ def measure(
     if segments is not None and parts:
         products, square, along = products_of(x, None if y is None else direction, *segments, parts)
         launch(
-            _settle_kernel, (triton.cdiv(n, 256),), square, along, norm, bad, cosine, n,
+            _settle_kernel, (cdiv(n, 256),), square, along, norm, bad, cosine, n,
             PARTS=parts, COSINE=y is not None, BLOCK=256,
         )  # fmt: skip
         return Measures(norm, bad, None, None if y is None else cosine, products)
@@ -91,14 +90,14 @@ def measure(
     mean = norm
     if persistence:
         rows, columns = 128, 512
-        videos, blocks = n // tokens, triton.cdiv(tokens, rows)
+        videos, blocks = n // tokens, cdiv(tokens, rows)
         partial = torch.empty(videos, blocks, d, device=x.device, dtype=torch.float32)
-        grid = blocks, triton.cdiv(d, columns), videos
+        grid = blocks, cdiv(d, columns), videos
         launch(_column_mean_kernel, grid, x, partial, tokens, x.stride(0), D=d, ROWS=rows, BLOCK_D=columns)
         mean = partial.sum(1)
     launch(
         _measure_kernel, (n,), x, mean, direction, norm, bad, persist, cosine, n, tokens, frames[0], x.stride(0),
-        D=d, PERSISTENCE=persistence, COSINE=y is not None, BLOCK_N=1, BLOCK_D=min(512, triton.next_power_of_2(d)),
+        D=d, PERSISTENCE=persistence, COSINE=y is not None, BLOCK_N=1, BLOCK_D=min(512, covering(d)),
     )  # fmt: skip
     return Measures(norm, bad, persist if persistence else None, None if y is None else cosine)
 
@@ -109,11 +108,11 @@ def _directions(y: Tensor, rows: tuple[int, ...], like: Tensor | None) -> Tensor
     y = rows_of(y)
     m, d = y.shape
     unit = torch.empty(m, d, device=y.device, dtype=torch.float32)
-    launch(_unit_kernel, (m,), y, unit, y.stride(0), D=d, BLOCK_D=triton.next_power_of_2(d), num_warps=8)
+    launch(_unit_kernel, (m,), y, unit, y.stride(0), D=d, BLOCK_D=covering(d), num_warps=8)
     out = unit.new_empty(len(rows), d) if like is None else like.new_empty(len(rows), d, 16)
     alike = len(set(rows)) == 1
     for which, some in [(out, unit)] if alike else zip(torch.split(out, 1), torch.split(unit, list(rows)), strict=True):
-        grid = triton.cdiv(d, 128), len(which)
+        grid = cdiv(d, 128), len(which)
         launch(
             _direction_kernel, grid, some, which, which, len(some) // len(which),
             D=d, SPLIT=like is not None, BLOCK_D=128,
@@ -144,7 +143,7 @@ def scene_cuts(
     out = torch.empty_like(offsets)
     launch(
         _scene_cuts_kernel, (videos,), similarity, offsets, out, frames, threshold, max_frames or frames,
-        BLOCK=triton.next_power_of_2(frames + 1), num_warps=4 if frames + 1 > 128 else 1,
+        BLOCK=covering(frames + 1), num_warps=4 if frames + 1 > 128 else 1,
     )  # fmt: skip
     return out
 
@@ -154,7 +153,7 @@ def apportion(weights: Tensor | None, offsets: Tensor, total: int, videos: int =
     if count > SLOTS:
         return eager.apportion(weights, offsets, total)
     out = torch.empty(count * videos, dtype=torch.int64, device=offsets.device)
-    block = triton.next_power_of_2(count)
+    block = covering(count)
     launch(
         _apportion_kernel, (videos,),
         offsets if weights is None else weights, offsets, out, count, total // videos,
@@ -167,7 +166,7 @@ def min_max(scores: Tensor, epsilon: float, videos: int = 1) -> Tensor:
     scores = scores.float().contiguous()
     out = torch.empty_like(scores)
     n = len(scores) // videos
-    block = min(16384, triton.next_power_of_2(n))
+    block = min(16384, covering(n))
     launch(_min_max_kernel, (videos,), scores, out, n, epsilon, BLOCK=block, num_warps=max(1, min(32, block // 512)))
     return out
 
@@ -177,7 +176,7 @@ def compact(
 ) -> tuple[Tensor, Tensor]:
     kept = torch.empty(total, dtype=torch.int64, device=order.device)
     source = torch.empty(len(order), dtype=torch.int64, device=order.device)
-    block = min(4096, triton.next_power_of_2(longest))
+    block = min(4096, covering(longest))
     launch(
         _compact_kernel, (len(budget),), order, offsets, budget, kept, source, total,
         len(budget) // videos, len(order) // videos, total // videos, BLOCK=block, num_warps=8 if block > 1024 else 4,
@@ -190,7 +189,7 @@ def compact_rows(stays: Tensor, longest: int) -> tuple[Tensor, Tensor, Tensor]:
     index = torch.empty(len(stays), longest, dtype=torch.int64, device=stays.device)
     valid = torch.empty_like(index, dtype=torch.bool)
     slot = torch.empty_like(stays, dtype=torch.int64)
-    block = min(4096, triton.next_power_of_2(stays.shape[1]))
+    block = min(4096, covering(stays.shape[1]))
     launch(
         _compact_rows_kernel, (len(stays),), stays, index, valid, slot, stays.shape[1], longest,
         BLOCK=block, num_warps=8 if block > 1024 else 4,
@@ -200,7 +199,7 @@ def compact_rows(stays: Tensor, longest: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def passing(persistence: Tensor, frames: tuple[int, ...], floor: float) -> Tensor:
     out = torch.empty_like(persistence)
-    grid = (triton.cdiv(len(out), 1024),)
+    grid = (cdiv(len(out), 1024),)
     launch(_passing_kernel, grid, persistence, out, len(out), sum(frames), frames[0], floor, BLOCK=1024)
     return out
 
@@ -212,7 +211,7 @@ def nearest_kept(x: Tensor, offsets: Tensor, kept: Tensor) -> Tensor:
     rows = torch.searchsorted(kept, offsets)  # (S + 1,) rows of `kept` before each segment
     source = torch.empty(len(x), dtype=torch.int64, device=x.device)
     launch(
-        _nearest_kept_kernel, (triton.cdiv(len(x), 64),),
+        _nearest_kept_kernel, (cdiv(len(x), 64),),
         x, norm, segment, rows, kept, source, len(x), x.stride(0),
         D=x.shape[1], PRECISION=precision(x), BLOCK_N=64, BLOCK_K=64, BLOCK_D=32,
     )  # fmt: skip
@@ -234,15 +233,15 @@ def temporal(
     launch(
         _temporal_kernel, (n,),
         x, norm, offsets, before if at is None else at, slot, before, cosine, segments, frames[0], x.stride(0),
-        WHOLE=at is None, D=d, BLOCK_S=min(1024, triton.next_power_of_2(segments)),
-        BLOCK_T=min(64, triton.next_power_of_2(len(frames))), BLOCK_D=min(1024, triton.next_power_of_2(d)),
+        WHOLE=at is None, D=d, BLOCK_S=min(1024, covering(segments)),
+        BLOCK_T=min(64, covering(len(frames))), BLOCK_D=min(1024, covering(d)),
     )  # fmt: skip
     return before, cosine
 
 
 def heads(begins: Tensor, before: Tensor, longest: int) -> Tensor:
     head = torch.empty_like(before)
-    launch(_heads_kernel, (triton.cdiv(len(before), 128),), begins, before, head, len(before), BLOCK=128)
+    launch(_heads_kernel, (cdiv(len(before), 128),), begins, before, head, len(before), BLOCK=128)
     return head
 
 
@@ -254,9 +253,9 @@ def merge_mean(x: Tensor, source: Tensor, kept: int, weight: Tensor | None = Non
     rows = rows if rows.stride(-1) == 1 else rows.contiguous()
     d = rows.shape[1]
     out = torch.empty(kept, d, dtype=x.dtype, device=x.device)
-    block = min(1024, triton.next_power_of_2(d))
+    block = min(1024, covering(d))
     launch(
-        _mean_kernel, (kept, triton.cdiv(d, block)),
+        _mean_kernel, (kept, cdiv(d, block)),
         rows, by, bounds, by if weight is None else weight, out, rows.stride(0),
         D=d, WEIGHTED=weight is not None, BLOCK_D=block,
     )  # fmt: skip

@@ -7,11 +7,10 @@ Longer: in blocks of picks (triton_lazy.py), with S in memory up to HELD tokens 
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from vidsieve.ops.reference import Measures
-from vidsieve.ops.triton_call import INTERPRETED, launch, precision, rows_of
+from vidsieve.ops.triton_call import INTERPRETED, cdiv, covering, launch, precision, rows_of
 from vidsieve.ops.triton_gram import _gram_kernel, _segment_gram_kernel
 from vidsieve.ops.triton_greedy import DPP, HYBRID, MAX_MIN, MMR, _greedy_kernel, _nearest_other_kernel
 from vidsieve.ops.triton_lazy import _lazy_greedy_kernel
@@ -51,12 +50,12 @@ def products_of(
     products = torch.empty(parts, n, longest, device=x.device, dtype=torch.float32)
     square = torch.empty(parts, n, device=x.device, dtype=torch.float32)
     along = square if split is None else torch.empty_like(square)
-    block, shape = max(16, min(128, triton.next_power_of_2(longest))), _shape(x)
+    block, shape = max(16, min(128, covering(longest))), _shape(x)
     launch(
         _segment_gram_kernel, (len(offsets) - 1, parts),
         x, x if split is None else split, offsets, products, square, along, longest, x.stride(0), n,
         (len(offsets) - 1) // (1 if split is None else len(split)), **shape,
-        COSINE=split is not None, SHARE=triton.cdiv(d, parts * shape["BLOCK_D"]) * shape["BLOCK_D"],
+        COSINE=split is not None, SHARE=cdiv(d, parts * shape["BLOCK_D"]) * shape["BLOCK_D"],
         TWICE=longest > block, BLOCK=block, num_warps=8 if block == 128 else 4, num_stages=4,
     )  # fmt: skip
     return products, square, along
@@ -66,7 +65,7 @@ def _cosines(x: Tensor, norm: Tensor, offsets: Tensor, longest: int) -> Tensor:
     """S: (N, longest), one row a token, in the order of its segment."""
     s = torch.empty(len(x), longest, device=x.device, dtype=torch.float32)
     block = 128 if longest > 256 else 64 if longest > 32 else 16
-    tiles = triton.cdiv(longest, block)
+    tiles = cdiv(longest, block)
     launch(
         _gram_kernel, (tiles * tiles, len(offsets) - 1),
         x, norm, offsets, s, longest, x.stride(0), **_shape(x), TILES=tiles, BLOCK=block,
@@ -106,7 +105,7 @@ def _greedy(
     s = products if products is not None else _cosines(x, norm, offsets, longest) if held else norm
     nearest = _nearest_other(x, s, parts, norm, offsets, longest) if rule == MAX_MIN.value else norm
     if longest <= SHORT:
-        block = triton.next_power_of_2(longest)
+        block = covering(longest)
         c = torch.empty(
             total if rule in (DPP.value, HYBRID.value) else 1, longest, device=x.device, dtype=torch.float32
         )
@@ -131,13 +130,13 @@ def _greedy(
     shared = segments <= programs
     # Members of a team wait for one another, so all must run at once, whatever else is on the device.
     together = {"launch_cooperative_grid": True} if shared and x.is_cuda else {}
-    block_all = triton.next_power_of_2(longest)
+    block_all = covering(longest)
     launch(
         _lazy_greedy_kernel, (max(programs, segments),),
         x, s, norm, state, r, offsets, budget, c, order, candidate, common, pick, solve, count, barrier,
         segments, longest, c_rows, x.stride(0), trade, threshold, SHARED=shared,
         RULE=rule, HELD=held, D=x.shape[1], PRECISION=precision(x),
-        BLOCK_S=triton.next_power_of_2(segments), BLOCK_ALL=block_all,
+        BLOCK_S=covering(segments), BLOCK_ALL=block_all,
         CANDIDATES=candidates, PICKS=PICKS,
         EXACT="ieee" if INTERPRETED else "bf16x6",  # float32 products from six of bf16, on tensor cores
         BLOCK_N=128, BLOCK_D=128 if x.dtype != torch.float32 else 64, BLOCK_K=32,
@@ -152,7 +151,7 @@ def _nearest_other(x: Tensor, s: Tensor, parts: int, norm: Tensor, offsets: Tens
     if longest <= HELD:
         launch(
             _nearest_other_kernel, (len(x),), s, norm, offsets, segment, out, longest, len(x) * longest,
-            PARTS=parts, BLOCK_N=triton.next_power_of_2(longest),
+            PARTS=parts, BLOCK_N=covering(longest),
         )  # fmt: skip
         return out
     # A block of columns at a time: never N x N, and it runs once, before the first pick.
