@@ -86,6 +86,8 @@ def watched(tokens: VideoTokens, reduction: Reduction) -> Reduction:
     return reduction if tokens.features.device.type == "cpu" else replace(reduction, bad=tokens.bad)
 
 
+TOGETHER_BYTES = 1 << 30  # of features that are reduced together, which bounds what that takes beyond them
+
 # The parts that take several videos of one layout as one `VideoTokens`.
 _TOGETHER = {
     *(PerFrame, Uniform, Within, Whole, SceneCuts),
@@ -130,8 +132,13 @@ class Prune(Reducer):
         self, videos: Sequence[VideoTokens], prompts: Sequence[Prompt | None] | None = None
     ) -> list[Reduction]:
         given = [prompt for prompt in prompts or () if prompt is not None]
-        if not self._takes_together(videos) or len(given) not in (0, len(videos)):
+        spaces = {prompt.embeddings.shape[1] for prompt in given}
+        if not self._takes_together(videos) or len(given) not in (0, len(videos)) or len(spaces) > 1:
             return super().reduce_each(videos, prompts)
+        most = max(1, min(TOGETHER_BYTES // videos[0].features.nbytes, ops.SEGMENTS // len(videos[0].frames)))
+        if len(videos) > most:
+            groups = [slice(i, i + most) for i in range(0, len(videos), most)]
+            return [r for some in groups for r in self.reduce_each(videos[some], prompts[some] if prompts else None)]
         tokens = VideoTokens.together(videos)
         segments, *found = self._select(tokens, Prompt.together(given) if given else None)
         slots = len(segments) // len(videos)

@@ -111,6 +111,19 @@ def test_prompts_of_one_length_that_keep_different_counts(family: str) -> None:
     assert found == [expected(family, single, "merge at 0") for single in singles]
 
 
+@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_padding_on_the_right_changes_nothing(family: str, name: str) -> None:
+    model, single = tiny.model(family), tiny.prompt(family)
+    pads = {"input_ids": tiny.PAD, "attention_mask": 0, "mm_token_type_ids": 0}
+    right = {key: torch.nn.functional.pad(single[key], (0, 4), value=pad) for key, pad in pads.items()}
+    with torch.no_grad(), attach(model, Staged(STAGES[name])) as trace:
+        plain = model(**single).logits
+        padded = model(**{**single, **right}).logits
+    assert trace.videos[0].kept == trace.videos[1].kept
+    torch.testing.assert_close(padded, plain, atol=TOLERANCE, rtol=0)
+
+
 @each_family
 @pytest.mark.parametrize("options", [{"use_cache": False}, {"do_sample": True, "top_k": 1}], ids=str)
 def test_without_a_cache_and_sampled(family: str, options: dict[str, Any]) -> None:

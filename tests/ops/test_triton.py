@@ -436,6 +436,7 @@ def test_videos_that_cannot_go_together_go_one_by_one(monkeypatch: pytest.Monkey
         (Prune(0.2), [longer], None),
         (Prune(1.0), [longer, longer], None),
         (Prune(0.2, selector=Random(1)), [longer, longer], None),
+        (Prune(0.2), [longer, longer], [prompt, Prompt(torch.zeros(1, 8, device=DEVICE))]),
     ]
     for method, videos, prompts in cases:
         found = method.reduce_each(videos, prompts)
@@ -444,6 +445,20 @@ def test_videos_that_cannot_go_together_go_one_by_one(monkeypatch: pytest.Monkey
     assert Prune(0.2).reduce_each([]) == []
     with pytest.raises(ValueError, match="argument 2 is shorter"):
         Prune(0.2).reduce_each([longer, longer], [prompt])
+
+
+def test_many_videos_go_together_in_groups_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIDSIEVE_OPS", "triton")
+    features = [video_like(4, 9, 24, seed=s, dtype=torch.float32).to(DEVICE) for s in range(5)]
+    prompts = [Prompt(independent(1 + s, 24, 90 + s, torch.float32).to(DEVICE)) for s in range(5)]
+    method = Prune(0.2, PerFrame(), Proportional(), PromptSimilarity(), TopRelevance())
+    alone = [method.reduce(VideoTokens(x, (9,) * 4), p).kept for x, p in zip(features, prompts, strict=True)]
+    for most, groups in ((2, 3), (5, 1), (0, 5)):
+        monkeypatch.setattr("vidsieve.reducer.TOGETHER_BYTES", most * features[0].nbytes)
+        with ops.spy() as calls:
+            found = method.reduce_each([VideoTokens(x, (9,) * 4) for x in features], prompts)
+        assert calls.count(("compact", "triton")) == groups
+        assert all(torch.equal(a.kept, b) for a, b in zip(found, alone, strict=True))
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="on a GPU nobody has looked yet")

@@ -32,6 +32,8 @@ from vidsieve.ops import eager, reference
 from vidsieve.ops.eager_greedy import GRAM_LIMIT as GRAM_LIMIT
 from vidsieve.ops.reference import Measures as Measures
 
+SEGMENTS = 65535  # that one launch takes
+
 _calls: ContextVar[list[tuple[str, str]] | None] = ContextVar("vidsieve_ops_calls", default=None)
 
 
