@@ -186,12 +186,10 @@ class Suite:
     def _reduced(self, method: Reducer, shown: Shown) -> Answers:
         """One reduction a video, all questions behind it."""
         features = shown.features.clone()
-        reductions = []
-        for video in features:
-            reduction = method.reduce(self._tokens(video), None)
+        reductions = method.reduce_each([self._tokens(video) for video in features])  # as an attached model does
+        for video, reduction in zip(features, reductions, strict=True):
             reduction.check()
             video[reduction.kept] = reduction.apply(video)  # what was merged stands where it was kept
-            reductions.append(reduction)
         counts = torch.tensor([len(reduction) for reduction in reductions], device=self.device)
         parts, where = [], []  # log-probabilities of the videos that kept as many tokens, and which those are
         layers: tuple[int, ...] = ()
