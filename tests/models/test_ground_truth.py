@@ -48,8 +48,7 @@ def test_every_step_equals_the_ground_truth(family: str, attention: str, rows: i
 
 @pytest.mark.parametrize("family", [family for family in tiny.FAMILIES if family not in BY_HAND])
 def test_every_other_family_equals_its_observed_inputs_reduced_by_hand(family: str) -> None:
-    tolerance = 5e-4 if family.startswith("qwen3_5") else TOLERANCE  # its recurrence rounds more
-    report = verify(tiny.model(family), tiny.batch(*prompts(family, 2)), LouderThanMean(), STEPS, tolerance)
+    report = verify(tiny.model(family), tiny.batch(*prompts(family, 2)), LouderThanMean(), STEPS, TOLERANCE)
     assert report.ok, report
 
 

@@ -18,6 +18,15 @@ def test_it_agrees_when_tokens_are_merged(family: str) -> None:
     assert repr(report).startswith("<Verification ok: 4 of 4 tokens equal, largest logit difference ")
 
 
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_the_models_it_is_tested_on_have_the_same_weights_whatever_was_drawn_before(family: str) -> None:
+    torch.rand(3)
+    one = tiny.fresh(family).state_dict()
+    torch.rand(5)
+    other = tiny.fresh(family).state_dict()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
 def test_it_notices_a_mask_left_at_its_logical_length(monkeypatch: pytest.MonkeyPatch) -> None:
     def untouched(kwargs: dict[str, Any]) -> dict[str, Any]:
         return kwargs
