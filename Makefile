@@ -43,6 +43,7 @@ test-all: $(READY)
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -q -m gpu $(PYTEST)
+	$(BIN)/python -m pytest -q -m 'not gpu' tests/ops $(PYTEST)  # kernels against the reference, on the device that is there
 
 # Ray is as large as all the rest without torch, so only these tests and `make constraints` install it.
 $(RAY): $(READY)
