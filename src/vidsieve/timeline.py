@@ -4,16 +4,15 @@
         reducer.reduce(tokens)          # its `with stage("select"):` blocks report here
     timeline.milliseconds()             # {"segment": 0.1, ...}
 
-Outside a `Timeline` a stage costs one context-variable look-up. On CUDA a stage is bracketed by events, which are read
-only when the figures are asked for.
+Outside a `Timeline` a stage costs one context-variable look-up. On CUDA the moments are events, which are read only
+when the figures are asked for. Each costs the host about what a launch does, so a stage begins with the event that
+ended the one before it: what little is between two stages counts as the second's.
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import torch
 
@@ -24,11 +23,13 @@ class Timeline:
     """Collects the stages that run inside its `with` block, in this thread."""
 
     def __init__(self, device: torch.device | None = None) -> None:
-        self.cuda = device is not None and device.type == "cuda"
-        self._stages: list[tuple[str, float | tuple[torch.cuda.Event, torch.cuda.Event], float]] = []  # and its share
+        self._device = device if device is not None and device.type == "cuda" else None
+        self._stages: list[tuple[str, Any, Any, float]] = []  # name, begin, end, and its share
 
     def __enter__(self) -> Self:
         self._token = _listening.set(self)
+        self._stream = None if self._device is None else torch.cuda.current_stream(self._device)
+        self._last: Any = None
         return self
 
     def __exit__(
@@ -39,37 +40,43 @@ class Timeline:
     def milliseconds(self) -> dict[str, float]:
         """Total milliseconds a stage. On CUDA this waits for the stages to finish."""
         totals: dict[str, float] = {}
-        for name, value, share in self._stages:
-            if isinstance(value, tuple):
-                value[1].synchronize()
-                value = value[0].elapsed_time(value[1])
-            totals[name] = totals.get(name, 0.0) + share * value
+        for name, begin, end, share in self._stages:
+            if isinstance(end, torch.cuda.Event):
+                end.synchronize()
+                spent = begin.elapsed_time(end)
+            else:
+                spent = end - begin
+            totals[name] = totals.get(name, 0.0) + share * spent
         return totals
 
     def shared(self, timeline: "Timeline", among: int) -> None:
         """Take over an equal share of what another measured for so many."""
-        self._stages += [(name, value, share / among) for name, value, share in timeline._stages]
+        self._stages += [(*measured, share / among) for *measured, share in timeline._stages]
 
-    @contextmanager
-    def _measure(self, name: str) -> Iterator[None]:
-        if self.cuda:
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-            begin.record()
-            yield
-            end.record()
-            self._stages.append((name, (begin, end), 1.0))
-        else:
-            start = time.perf_counter()
-            yield
-            self._stages.append((name, 1e3 * (time.perf_counter() - start), 1.0))
+    def _now(self) -> Any:
+        """This moment: an event of the device, or milliseconds."""
+        if self._stream is None:
+            return 1e3 * time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record(self._stream)
+        return event
 
 
-@contextmanager
-def stage(name: str) -> Iterator[None]:
+class stage:  # lower case, for it reads as a statement
     """Report the time of this block as stage `name` to the surrounding `Timeline`, if there is one."""
-    timeline = _listening.get()
-    if timeline is None:
-        yield
-    else:
-        with timeline._measure(name):
-            yield
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> None:
+        self._timeline = timeline = _listening.get()
+        if timeline is not None and timeline._last is None:
+            timeline._last = timeline._now()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        timeline = self._timeline
+        if timeline is not None and error is None:
+            begin, timeline._last = timeline._last, timeline._now()
+            timeline._stages.append((self.name, begin, timeline._last, 1.0))

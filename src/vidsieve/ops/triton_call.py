@@ -1,14 +1,15 @@
 """Launching a kernel: on the device of its first argument, without asking Triton anew which compiled version fits."""
 
 import os
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from triton import knobs
+from triton.runtime import driver
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-_compiled: dict[tuple[object, ...], tuple[Any, list[Any]]] = {}  # and the constants each takes after its arguments
+_compiled: dict[tuple[object, ...], tuple[Any, tuple[Any, ...]]] = {}  # and its constants
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -16,28 +17,38 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
     """Run `kernel` on the device of its first argument.
 
     Asking Triton anew which of its compiled versions fits costs the host more than the launch. So that is remembered by
-    what it depends on: types, alignment, whether a number is 1, a multiple of 16 or wide.
+    what it depends on: types, alignment, whether a number is 1, a multiple of 16 or wide. And what is compiled is
+    called as Triton calls it, with addresses in place of tensors, which it would ask for them one by one.
     """
     if INTERPRETED:
         kernel[grid](*args, **options)
         return
     device = args[0].device.index
-    with nullcontext() if device == torch.cuda.current_device() else torch.cuda.device(device):
-        key = id(kernel), device, *map(_kind, args), *options.items()
-        if key not in _compiled:
-            compiled = kernel[grid](*args, **options)
-            _compiled[key] = compiled, [options[name] for name in kernel.arg_names[len(args) :]]
-        else:
-            compiled, constants = _compiled[key]
-            compiled[*grid, 1, 1](*args, *constants)
-
-
-def _kind(x: Any) -> object:
-    if isinstance(x, Tensor):
-        return x.dtype, x.data_ptr() % 16 == 0
-    if isinstance(x, int):
-        return x == 1, x % 16 == 0, x.bit_length() > 31
-    return type(x)
+    if device != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            launch(kernel, grid, *args, **options)
+        return
+    key: list[object] = [id(kernel), device, *options.items()]
+    values: list[Any] = []
+    for x in args:
+        if isinstance(x, Tensor):
+            values.append(address := x.data_ptr())
+            key += x.dtype, address % 16 == 0
+            continue
+        values.append(x)
+        key += (x == 1, x % 16 == 0, x.bit_length() > 31) if isinstance(x, int) else (type(x),)
+    found = _compiled.get(tuple(key))
+    if found is None:
+        compiled = kernel[grid](*args, **options)
+        _compiled[tuple(key)] = compiled, tuple(options[name] for name in kernel.arg_names[len(args) :])
+        return
+    compiled, constants = found
+    grid = *grid, *(1, 1)[len(grid) - 1 :]
+    if knobs.runtime.launch_enter_hook.calls or knobs.runtime.launch_exit_hook.calls:  # a profiler wants to know more
+        compiled[grid](*values, *constants)
+        return
+    stream = driver.active.get_current_stream(device)
+    compiled.run(*grid, stream, compiled.function, compiled.packed_metadata, None, None, None, *values, *constants)
 
 
 def cdiv(n: int, block: int) -> int:
