@@ -77,17 +77,14 @@ class TemporalMerge(Reducer):
             frames = tuple(whole.frames)
             before, cosine = ops.temporal(tokens.features, tokens.norm, segments.offsets, frames, at)
             if self.threshold is not None:
-                begins = cosine < self.threshold  # where there is none before, the cosine is below any
-                row = begins.cumsum(0) - 1
-                kept = torch.nonzero_static(begins, size=n)[:, 0]  # and then -1
+                kept, row, count = ops.below(cosine, self.threshold)  # where there is none before, it is below any
             else:
                 bounds = torch.arange(2, device=cosine.device) * n
                 budget = torch.full((1,), total, device=cosine.device)
                 kept, row = ops.compact(ops.top(-cosine, bounds, budget), bounds, budget, n, total)
-                begins = (before < 0) | (row >= 0)
-            source = row[ops.heads(begins, before, len(frames))]
+            source, link = ops.absorbed(row, before, len(frames))
             if self.threshold is not None:
-                kept = kept[: int(row[-1]) + 1]  # waits for the device, with nothing left to do
+                kept = kept[: int(count)]  # waits for the device, with nothing left to do
                 if n - len(kept) < max(1, self.least * n):
                     return watched(tokens, Reduction.identity(n, tokens.features.device))
-        return watched(tokens, Reduction(kept, source, merges=True))
+        return watched(tokens, Reduction(kept, source, merges=True, link=link))

@@ -47,7 +47,10 @@ def cut(tokens: VideoTokens, segmenter: Segmenter) -> Segments:
     """
     if tokens.origin is None:
         return segmenter(tokens)
-    whole = segmenter(tokens.origin.whole)
+    known = tokens.origin.whole.segments  # one stage after another asks for the same
+    if id(segmenter) not in known:
+        known[id(segmenter)] = segmenter, segmenter(tokens.origin.whole)
+    whole: Segments = known[id(segmenter)][1]
     return Segments(torch.searchsorted(tokens.origin.kept, whole.offsets), min(len(tokens), whole.longest))
 
 
@@ -76,6 +79,9 @@ class Uniform:
             raise ValueError(f"expected at least one frame a segment, got {self.frames}")
 
     def __call__(self, tokens: VideoTokens) -> Segments:
+        if tokens.regular and len(tokens.frames) % self.frames == 0:
+            size = self.frames * tokens.frames[0]
+            return Segments(torch.arange(0, len(tokens) + 1, size, device=tokens.features.device), size)
         # A slice, not an index: every `frames`-th bound of a video and the last one, without a look at the device.
         begins = tokens.offsets[:-1].view(tokens.videos, -1)[:, :: self.frames]
         return Segments(torch.cat([begins.flatten(), tokens.offsets[-1:]]), _longest(tokens, self.frames))

@@ -4,7 +4,7 @@ N tokens, T frames, P tokens per frame, S segments, K kept, D features.
 """
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from vidsieve import ops
 
 if TYPE_CHECKING:
-    from vidsieve.segment import Segments
+    from vidsieve.segment import Segmenter, Segments
 
 
 def _show(tensor: Tensor) -> str:
@@ -67,12 +67,29 @@ class Origin:
     """Where the tokens of an already reduced video come from.
 
     whole: the video as it came.  kept: int64 (N,), the row of `whole` whose place each token holds.
-    count: int64 (N,), how many rows of `whole` each token stands for, itself included.
+    count: int64 (N,), how many rows of `whole` each token stands for, itself included; None where each is itself alone.
     """
 
     whole: "VideoTokens"
     kept: Tensor
-    count: Tensor
+    count: Tensor | None = None
+
+    @classmethod
+    def of(cls, whole: "VideoTokens") -> Self:
+        """Of a video of which all is left."""
+        return cls(whole, torch.arange(len(whole), device=whole.features.device))
+
+    def then(self, reduction: "Reduction") -> Self:
+        """Where what `reduction` leaves of these tokens comes from."""
+        all_left = len(self.kept) == len(self.whole)
+        kept, count = reduction.kept if all_left else self.kept[reduction.kept], self.count
+        if reduction.merges:
+            ones = torch.ones_like(reduction.source) if count is None else count
+            # What was dropped has source -1, and is counted in a place of its own.
+            count = ones.new_zeros(1 + len(reduction)).index_add_(0, reduction.source + 1, ones)[1:]
+        elif count is not None:
+            count = count[reduction.kept]
+        return replace(self, kept=kept, count=count)
 
 
 class _FramesLeft(Sequence[int]):
@@ -197,6 +214,11 @@ class VideoTokens:
         return {}
 
     @cached_property
+    def segments(self) -> "dict[int, tuple[Segmenter, Segments]]":
+        """Those found for what is left of this video, each with its segmenter, by the segmenter's id."""
+        return {}
+
+    @cached_property
     def _expected(self) -> dict[str, Any]:
         return {}
 
@@ -273,22 +295,10 @@ class VideoTokens:
         """Raise `NonFiniteFeatures`, saying how many of how many, if features hold NaN or inf. Waits for the device."""
         ops.raise_if_bad(int(self.bad.count_nonzero()), len(self))
 
-    def origin_of(self, reduction: "Reduction") -> Origin:
-        """Where the tokens that `reduction` leaves of these come from."""
-        whole, kept, count = self, reduction.kept, self.count
-        if self.origin is not None:
-            whole, kept = self.origin.whole, self.origin.kept[reduction.kept]
-        if reduction.merges:
-            ones = torch.ones_like(reduction.source) if count is None else count
-            # What was dropped has source -1, and is counted in a place of its own.
-            count = ones.new_zeros(1 + len(reduction)).index_add_(0, reduction.source + 1, ones)[1:]
-        else:
-            count = torch.ones_like(kept) if count is None else count[reduction.kept]
-        return Origin(whole, kept, count)
-
     def reduced(self, reduction: "Reduction") -> "VideoTokens":
         """The tokens that `reduction` leaves; `keep` of a later stage still counts from `produced`."""
-        return VideoTokens.left_of(self.origin_of(reduction), reduction.apply(self.features, self.count))
+        origin = (self.origin or Origin.of(self)).then(reduction)
+        return VideoTokens.left_of(origin, reduction.apply(self.features, self.count))
 
 
 @dataclass(frozen=True, eq=False)
@@ -322,6 +332,7 @@ class Reduction:
     kept: int64 (K,), sorted and unique, the tokens that stay.
     source: int64 (N,), the row of `kept` that absorbed each token, -1 where it was dropped.
     merges: whether any token was folded, so that `apply` averages rather than gathers.
+    link: int64 (N,), from each kept token through those it absorbed, -1 at the end of the way; None where not known.
     offsets, budget: the segments (S + 1,) and their budgets (S,) that led here, for reports.
     bad: above 0 for NaN or inf in the features (N,) it was made from, where nobody has looked yet: see `check`.
     """
@@ -332,6 +343,7 @@ class Reduction:
     offsets: Tensor | None = None
     budget: Tensor | None = None
     bad: Tensor | None = None
+    link: Tensor | None = None
 
     def __post_init__(self) -> None:
         for name in ("kept", "source"):
@@ -386,7 +398,11 @@ class Reduction:
         count: (N,), how many tokens each row already stands for, which is its weight; None where each is one.
         The mean is taken in float32 and returned in the dtype of `x`.
         """
-        return ops.merge_mean(x, self.source, len(self.kept), count) if self.merges else self.gather(x)
+        return self.mean(x, count) if self.merges else self.gather(x)
+
+    def mean(self, x: Tensor, count: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        """That mean of `x` (N, ...), written to `out` (K, ...) if given."""
+        return ops.merge_mean(x, self.source, self.kept, count, self.link, out)
 
     def then(self, later: "Reduction") -> "Reduction":
         """This reduction followed by `later`, which saw the K tokens this one kept."""

@@ -8,8 +8,9 @@ from vidsieve.models.gather import Kept
 def test_rows_are_right_aligned_and_composed() -> None:
     generator = torch.Generator().manual_seed(0)
     stays = torch.rand(5, 23, generator=generator) < torch.tensor([0.0, 0.2, 0.5, 0.9, 1.0])[:, None]
-    kept = Kept.of(stays, 23)
-    later = Kept.of(kept.valid & (torch.rand(5, 23, generator=generator) < 0.6), 21)
+    kept = Kept.of(stays, stays.sum(1).tolist())
+    stay = kept.valid & (torch.rand(5, 23, generator=generator) < 0.6)
+    later = Kept.of(stay, stay.sum(1).tolist())
     both = kept.then(later)
     for row in range(5):
         columns = stays[row].nonzero().flatten()

@@ -7,16 +7,25 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from vidsieve.ops import triton_gram, triton_greedy, triton_layout, triton_lazy, triton_measure, triton_merge
+from vidsieve.ops import (
+    triton_attention,
+    triton_gram,
+    triton_greedy,
+    triton_layout,
+    triton_lazy,
+    triton_measure,
+    triton_merge,
+)
 
 TYPES = {
     "x_ptr": "*bf16", "split_ptr": "*bf16",
     "offsets_ptr": "*i64", "budget_ptr": "*i64", "segment_ptr": "*i64", "rows_ptr": "*i64",
     "kept_ptr": "*i64", "source_ptr": "*i64", "frame_ptr": "*i64", "order_ptr": "*i32",
     "candidate_ptr": "*i32", "pick_ptr": "*i32", "count_ptr": "*i32", "barrier_ptr": "*i32", "bad_ptr": "*i32",
-    "at_ptr": "*i64", "by_ptr": "*i64", "before_ptr": "*i64", "head_ptr": "*i64", "index_ptr": "*i64",
-    "slot_ptr": "*i32", "begins_ptr": "*i1", "stays_ptr": "*i1", "valid_ptr": "*i1",
-    "trade": "fp32", "epsilon": "fp32", "threshold": "fp32",
+    "at_ptr": "*i64", "before_ptr": "*i64", "link_ptr": "*i64", "index_ptr": "*i64",
+    "slot_ptr": "*i32", "stays_ptr": "*i1", "valid_ptr": "*i1",
+    "query_ptr": "*bf16", "key_ptr": "*bf16", "columns_ptr": "*i64", "seen_ptr": "*i1",
+    "scaling": "fp32", "softcap": "fp32", "trade": "fp32", "epsilon": "fp32", "threshold": "fp32",
 }  # fmt: skip
 FEATURES: dict[str, Any] = {"D": 3584, "PRECISION": "ieee"}
 LAZY: dict[str, Any] = FEATURES | {
@@ -30,7 +39,9 @@ OWN: dict[Any, dict[str, str]] = {  # where a name has another type than elsewhe
     triton_layout._scene_cuts_kernel: {"out_ptr": "*i64"},
     triton_layout._compact_rows_kernel: {"slot_ptr": "*i64"},
     triton_layout._passing_kernel: {"floor": "fp32"},
-    triton_merge._mean_kernel: {"bounds_ptr": "*i64", "weight_ptr": "*i64", "out_ptr": "*bf16"},
+    triton_merge._below_kernel: {"row_ptr": "*i64", "count_ptr": "*i64"},
+    triton_merge._absorbed_kernel: {"row_ptr": "*i64"},
+    triton_merge._mean_kernel: {"weight_ptr": "*i64", "out_ptr": "*bf16"},
 }
 
 
@@ -81,5 +92,10 @@ if __name__ == "__main__":
     compile_kernel(triton_layout._compact_rows_kernel, sm, BLOCK=4096, warps=8)
     compile_kernel(triton_layout._passing_kernel, sm, BLOCK=1024)
     compile_kernel(triton_merge._temporal_kernel, sm, WHOLE=False, D=3584, BLOCK_S=64, BLOCK_T=64, BLOCK_D=1024)
-    compile_kernel(triton_merge._heads_kernel, sm, BLOCK=128)
+    heads: dict[str, Any] = {"WIDTH": 128, "PADDED": True, "SOFTCAP": True, "PRECISION": "ieee"}
+    tiles: dict[str, Any] = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_D": 128}
+    compile_kernel(triton_attention._softmax_kernel, sm, **heads, **tiles, SPLIT=512)
+    compile_kernel(triton_attention._received_kernel, sm, **heads, **tiles)
+    compile_kernel(triton_merge._below_kernel, sm, BLOCK=4096, warps=8)
+    compile_kernel(triton_merge._absorbed_kernel, sm, BLOCK=128)
     compile_kernel(triton_merge._mean_kernel, sm, D=3584, WEIGHTED=True, BLOCK_D=1024)

@@ -159,7 +159,7 @@ def test_cosine_to_merging_and_nearest() -> None:
         source = eager.nearest_kept(x, offsets, kept)
         assert torch.equal(source, reference.nearest_kept(x, offsets, kept))
         torch.testing.assert_close(
-            eager.merge_mean(x, source, len(kept)), reference.merge_mean(x, source, len(kept)), atol=1e-6, rtol=1e-6
+            eager.merge_mean(x, source, kept), reference.merge_mean(x, source, kept), atol=1e-6, rtol=1e-6
         )
 
 
@@ -213,16 +213,25 @@ def test_merging_along_time_equals_the_reference(frames: tuple[int, ...]) -> Non
             (before, cosine), (true, cosine_true) = (m.temporal(*arguments) for m in (eager, reference))
             assert torch.equal(before, true)
             torch.testing.assert_close(cosine, cosine_true, atol=1e-5, rtol=0)
-            begins = (before < 0) | (torch.rand(n) < 0.3)
-            assert torch.equal(eager.heads(begins, before, len(frames)), reference.heads(begins, before, len(frames)))
+            for threshold in (-3.0, 0.5, 2.0):
+                (index, row, count), true = (m.below(cosine_true, threshold) for m in (eager, reference))
+                assert torch.equal(index[: int(count)], true[0][: int(true[2])])
+                assert torch.equal(row, true[1])
+            begins = torch.rand(n) < 0.3  # some are before all that begin
+            row = torch.where(begins, begins.cumsum(0) - 1, -1)
+            for ours, right in zip(*(m.absorbed(row, before, len(frames)) for m in (eager, reference)), strict=True):
+                assert torch.equal(ours, right)
 
 
 def test_weighted_means_and_compacted_rows_equal_the_reference() -> None:
     x, source = independent(60, 24, 0, torch.float32), torch.randint(-1, 9, (60,))
     source[:9] = torch.arange(9)
     for weight in (None, torch.randint(1, 5, (60,))):
-        ours, true = (m.merge_mean(x, source, 9, weight) for m in (eager, reference))
+        out = torch.full((9, 24), torch.nan)
+        ours, true = (m.merge_mean(x, source, torch.arange(9), weight) for m in (eager, reference))
         torch.testing.assert_close(ours, true)
+        assert eager.merge_mean(x, source, torch.arange(9), weight, out=out) is out
+        assert torch.equal(out, ours)
     stays = torch.rand(4, 33) < 0.5
     stays[:, 0] = True
     longest = int(stays.sum(1).max())
@@ -230,3 +239,22 @@ def test_weighted_means_and_compacted_rows_equal_the_reference() -> None:
     assert torch.equal(ours[0] * ours[1], true[0])
     assert torch.equal(ours[1], true[1])
     assert torch.equal(ours[2][stays], true[2][stays])
+
+
+def attention(past: int, width: int, queries: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Queries of six heads in two groups, keys, the columns that ask, and what is no padding."""
+    generator = torch.Generator().manual_seed(seed)
+    query, key = (torch.randn(heads, n, width, generator=generator) for heads, n in ((6, 100), (2, 100 + past)))
+    seen = torch.rand(100 + past, generator=generator) < 0.8
+    columns = torch.randperm(100, generator=generator)[:queries].sort().values
+    seen[past + columns] = True
+    return query, key, columns, seen
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize(("past", "width", "queries"), [(0, 8, 1), (5, 24, 20), (70, 16, 80)])
+def test_attention_received_equals_the_reference(past: int, width: int, queries: int, softcap: float | None) -> None:
+    query, key, columns, seen = attention(past, width, queries)
+    for padding in (None, seen):
+        arguments = query, key, columns, padding, 0.5, softcap
+        torch.testing.assert_close(eager.received(*arguments), reference.received(*arguments))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.ops.test_eager import bounds_of, regret
+from tests.ops.test_eager import attention, bounds_of, regret
 from tests.synthetic import independent, video_like
 from vidsieve import Prompt, Prune, VideoTokens, ops
 from vidsieve.budget import MarginalGain, Proportional
@@ -248,8 +248,18 @@ def test_the_token_before_and_runs_equal_the_reference(left: float | None) -> No
     (before, cosine), (true, cosine_true) = (m.temporal(*arguments) for m in (triton_launch, reference))
     assert torch.equal(before, true)
     torch.testing.assert_close(cosine, cosine_true, atol=2e-5, rtol=0)
-    begins = (before < 0) | (torch.rand(n, generator=generator).to(DEVICE) < 0.2)
-    assert torch.equal(triton_launch.heads(begins, before, 70), reference.heads(begins, before, 70))
+    (index, row, count), right = (m.below(cosine_true, 0.5) for m in (triton_launch, reference))
+    assert torch.equal(index[: int(count)], right[0][: int(right[2])])
+    assert torch.equal(row, right[1])
+    begins = torch.rand(n, generator=generator).to(DEVICE) < 0.2  # some are before all that begin
+    row = torch.where(begins, begins.cumsum(0) - 1, -1)
+    (source, link), right = (m.absorbed(row, before, 70) for m in (triton_launch, reference))
+    assert torch.equal(source, right[0])
+    assert torch.equal(link, right[1])
+    if begins.any():
+        kept = begins.nonzero()[:, 0]
+        means = (m.merge_mean(x, source, kept, None, link) for m in (triton_launch, reference))
+        torch.testing.assert_close(*means, atol=2e-2, rtol=2e-2)
 
 
 @pytest.mark.usefixtures("poisoned")
@@ -257,15 +267,35 @@ def test_the_token_before_and_runs_equal_the_reference(left: float | None) -> No
 @pytest.mark.parametrize("kept", [1, 40, 33_000])
 def test_means_of_what_merged_equal_the_reference(kept: int, weighted: bool) -> None:
     generator = torch.Generator().manual_seed(kept)
-    source = torch.cat([torch.arange(kept), torch.randint(-1, kept, (50,), generator=generator)])
+    source = torch.cat([torch.arange(kept), torch.randint(-1, kept, (150,), generator=generator)])
     if kept > 40 and DEVICE == "cpu":
         pytest.skip("too long for the interpreter")
-    source = source[torch.randperm(len(source), generator=generator)].to(DEVICE)
+    order = torch.randperm(len(source), generator=generator)
+    source, of = source[order].to(DEVICE), order.argsort()[:kept].to(DEVICE)
     x = independent(len(source), 24, 1, torch.float16).to(DEVICE)
     weight = torch.randint(1, 9, (len(source),), generator=generator).to(DEVICE) if weighted else None
     for y in (x, x.unflatten(1, (2, 12)), x[:, :1]):
-        ours, true = (m.merge_mean(y, source, kept, weight) for m in (triton_launch, reference))
+        ours, true = (m.merge_mean(y, source, of, weight) for m in (triton_launch, reference))
         torch.testing.assert_close(ours, true, atol=2e-3, rtol=2e-3)
+        wide = y.new_full((kept, 2, *y.shape[1:]), torch.nan)
+        for out in (wide[:, 0], wide.view(2, kept, *y.shape[1:])[1]):  # the rows apart, and next to one another
+            assert triton_launch.merge_mean(y, source, of, weight, out=out) is out
+            assert torch.equal(out, ours)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize(("past", "width", "queries"), [(0, 8, 1), (5, 24, 20), (500, 80, 100)])
+def test_attention_received_equals_the_reference(
+    past: int, width: int, queries: int, softcap: float | None, dtype: torch.dtype
+) -> None:
+    query, key, columns, seen = attention(past, width, queries, seed=past)
+    strided = query.to(DEVICE, dtype).transpose(0, 1).contiguous().transpose(0, 1)  # as attention has it
+    for padding in (None, seen.to(DEVICE)):
+        arguments = strided, key.to(DEVICE, dtype), columns.to(DEVICE), padding, 0.5, softcap
+        ours, true = (m.received(*arguments) for m in (triton_launch, reference))
+        torch.testing.assert_close(ours, true, atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.usefixtures("poisoned")
@@ -335,7 +365,7 @@ def test_kernels_compile_without_a_gpu(architecture: int) -> None:
     command = [sys.executable, str(script), str(architecture)]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-2000:]
-    assert len(run.stdout.split()) == 24, run.stdout
+    assert len(run.stdout.split()) == 27, run.stdout
 
 
 @pytest.mark.gpu

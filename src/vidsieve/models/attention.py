@@ -1,14 +1,11 @@
-"""The attention that tokens receive in a layer, from its own queries and keys. method.md, eq. 16."""
+"""Which attention a reducer wants to read, and what an attention function is given while it is read."""
 
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vidsieve.relevance import PromptAttention
-
-_QUERIES = 64  # rows of attention computed at a time
 
 
 class As:
@@ -30,29 +27,3 @@ def kinds(reducer: Any) -> set[str]:
     if is_dataclass(reducer):
         return set().union(*(kinds(getattr(reducer, part.name)) for part in fields(reducer)))
     return set()
-
-
-def received(
-    query: Tensor,  # (H, L, d)
-    key: Tensor,  # (G, past + L, d)
-    columns: Tensor,  # (M,), of the queries
-    seen: Tensor | None,  # (past + L,) bool, false on padding; None where there is none
-    scaling: float | None,
-    softcap: float | None,
-) -> Tensor:
-    """The attention each of L tokens receives, averaged over H heads and M queries: float32 (L,)."""
-    heads, length, width = query.shape
-    past = key.shape[1] - length
-    key = key.float()
-    place = torch.arange(past + length, device=query.device)
-    mass = torch.zeros(length, device=query.device)
-    for some in torch.split(columns, _QUERIES):
-        q = query.index_select(1, some).float() * (width**-0.5 if scaling is None else scaling)
-        scores = (q.reshape(len(key), -1, width) @ key.mT).view(heads, len(some), -1)  # (H, m, past + L)
-        if softcap is not None:
-            scores = softcap * torch.tanh(scores / softcap)
-        unseen = place > past + some[:, None]  # (m, past + L)
-        if seen is not None:
-            unseen |= ~seen
-        mass += scores.masked_fill_(unseen, -torch.inf).softmax(-1).sum((0, 1))[past:]
-    return mass / (heads * len(columns))

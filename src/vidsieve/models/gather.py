@@ -27,37 +27,35 @@ class Kept:
     """Which tokens of B rows of L stay.
 
     index: int64 (B, M), the column each new place takes its token from.  valid: bool (B, M), false on padding.
-    slot: int64 (B, L), the new place of each column that stays.
+    padded: whether there is any.  slots: the new place of each column that stays, int64 (B, L); of one `Kept` after
+    another, those of each in turn.
     """
 
     index: Tensor
     valid: Tensor
-    slot: Tensor
+    padded: bool
+    slots: tuple[Tensor, ...]
 
     @classmethod
-    def of(cls, stays: Tensor, longest: int) -> "Kept":
-        """From `stays` (B, L), true on each token that stays, `longest` of them in the row that keeps most."""
-        return cls(*ops.compact_rows(stays, longest))
-
-    @classmethod
-    def all(cls, real: Tensor) -> "Kept":
-        """Every token, those that are no padding being `real` (B, L)."""
-        index = torch.arange(real.shape[1], device=real.device).expand(real.shape)
-        return cls(index, real, index)
+    def of(cls, stays: Tensor, counts: Sequence[int]) -> "Kept":
+        """From `stays` (B, L), true on each token that stays, so many of them in each row."""
+        index, valid, slot = ops.compact_rows(stays, max(counts))
+        return cls(index, valid, len(set(counts)) > 1, (slot,))
 
     @property
     def length(self) -> int:
         """L."""
-        return self.slot.shape[1]
+        return self.slots[0].shape[1]
 
     def then(self, later: "Kept") -> "Kept":
         """This followed by `later`, which saw the M tokens this one left."""
-        slot = later.slot.gather(1, self.slot.clamp(min=0))
-        return Kept(self.index.gather(1, later.index), later.valid, slot)
+        return Kept(self.index.gather(1, later.index), later.valid, later.padded, self.slots + later.slots)
 
     def places(self, row: int, columns: Tensor) -> Tensor:
         """Where the kept tokens at `columns` (n,) of a row went: (n,)."""
-        return self.slot[row].index_select(0, columns)
+        for slot in self.slots:
+            columns = slot[row].index_select(0, columns)
+        return columns
 
     def gather(self, x: Tensor) -> Tensor:
         """`x` (B, L, ...) at the kept tokens: (B, M, ...)."""
@@ -66,9 +64,10 @@ class Kept:
 
     def positions(self, x: Tensor) -> Tensor:
         """Position ids (..., B or 1, L) at the kept tokens, zero on padding: (..., B, M)."""
-        index, valid = self.index.to(x.device), self.valid.to(x.device)
+        index = self.index.to(x.device)
         rows = x.expand(*x.shape[:-2], len(index), x.shape[-1])
-        return rows.gather(-1, index.expand(*rows.shape[:-1], index.shape[1])) * valid
+        taken = rows.gather(-1, index.expand(*rows.shape[:-1], index.shape[1]))
+        return taken * self.valid.to(x.device) if self.padded else taken
 
     def labels(self, x: Tensor, ignored: int = -100) -> Tensor:
         """Training targets (B, L) at the kept tokens, `ignored` on padding: (B, M)."""
@@ -93,10 +92,10 @@ class Fold:
         """The columns of the tokens that stay: (K,)."""
         return self.at.among(self.reduction.kept)
 
-    def merged(self, x: Tensor) -> Tensor:
+    def merged(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """`x` (N, D), a row for each of the tokens, with the mean of all that was absorbed for each that stays."""
         count = None if self.count is None else self.count.to(x.device)
-        return _on(self.reduction, x.device).apply(x, count)
+        return _on(self.reduction, x.device).mean(x, count, out)
 
 
 def staying(folds: Sequence[Fold], stays: Tensor) -> Tensor:
@@ -104,25 +103,24 @@ def staying(folds: Sequence[Fold], stays: Tensor) -> Tensor:
     for fold in folds:
         row = stays[fold.row]
         if fold.at.span is None:
-            row.index_fill_(0, fold.at.at, False)
+            row.index_fill_(0, fold.at.at, False).index_fill_(0, fold.left, True)
         else:
-            row[fold.at.span].fill_(False)
-        row.index_fill_(0, fold.left, True)
+            row[fold.at.span].fill_(False).index_fill_(0, fold.reduction.kept, True)
     return stays
 
 
-def moved(columns: Columns, row: int, folds: Sequence[Fold], kept: Kept, left: Tensor | None = None) -> Columns:
-    """Where `columns` of a row went, of which `left` (K,) are left, or all.
+def moved(columns: Columns, row: int, folds: Sequence[Fold], kept: Kept, fold: Fold | None = None) -> Columns:
+    """Where `columns` of a row went, of which those are left that `fold` says, or all.
 
     Rows end in the same column before and after, so the host knows: as far from the end as it was, less what was
     dropped from there on.
     """
     gone = sum(len(f.at) - len(f.reduction) for f in folds if f.row == row and f.at.begin >= columns.begin)
     begin = kept.index.shape[1] - (kept.length - columns.begin - gone)
-    length = len(columns) if left is None else len(left)
+    length = len(columns) if fold is None else len(fold.reduction)
     if columns.span is not None:
         return Columns(begin, length, columns.device)
-    return Columns(begin, length, columns.device, kept.places(row, columns.at if left is None else left))
+    return Columns(begin, length, columns.device, kept.places(row, columns.at if fold is None else fold.left))
 
 
 def reduced(x: Tensor, folds: Sequence[Fold], kept: Kept) -> Tensor:
@@ -130,11 +128,11 @@ def reduced(x: Tensor, folds: Sequence[Fold], kept: Kept) -> Tensor:
     out = kept.gather(x)
     for fold in folds:
         if fold.reduction.merges:
-            merged, places = fold.merged(fold.at.take(x[fold.row])), moved(fold.at, fold.row, folds, kept, fold.left)
+            rows, places = fold.at.take(x[fold.row]), moved(fold.at, fold.row, folds, kept, fold)
             if places.span is None:
-                out[fold.row].index_copy_(0, places.at.to(x.device), merged)
+                out[fold.row].index_copy_(0, places.at.to(x.device), fold.merged(rows))
             else:
-                out[fold.row, places.span] = merged
+                fold.merged(rows, out[fold.row, places.span])
     return out
 
 
@@ -168,7 +166,10 @@ def reduce_arguments(
     new["position_ids"] = positions
 
     # Always an explicit mask: without one, gaps in the positions would read as packed sequences.
-    new["attention_mask"] = torch.cat([before, kept.valid.to(before)], 1)
+    if kept.padded or past:
+        new["attention_mask"] = torch.cat([before, kept.valid.to(before)], 1)
+    else:
+        new["attention_mask"] = before.new_ones(batch, present)
     if positions.ndim == 2 and batch == 1 and is_flash_attention_requested(config):
         # For the same reason flash attention would take the number of keys from the gapped positions.
         ends = [torch.tensor([0, n], dtype=torch.int32, device=embeds.device) for n in (present, past + present)]
@@ -183,7 +184,7 @@ def reduce_arguments(
         x = arguments.get(name)
         if x is not None:
             x = kept.gather(x)
-            new[name] = x & kept.valid.to(x.device) if x.dtype == torch.bool else x
+            new[name] = x & kept.valid.to(x.device) if x.dtype == torch.bool and kept.padded else x
     for name, x in arguments.items():
         if name in _SEQUENCE or name in adapter.per_token:
             continue
@@ -199,7 +200,8 @@ def reduced_visual(x: Tensor, visual: Tensor, folds: Sequence[Fold], kept: Kept)
     """`visual` (B, L) at the kept tokens, (B, M), and the rows of `x` (V, D), one a true place, reduced alike."""
     visual = visual.to(x.device)
     rank = (visual.flatten().cumsum(0) - 1).view_as(visual)  # (B, L) row of x
-    now = kept.gather(visual) & kept.valid.to(x.device)
+    now = kept.gather(visual)
+    now = now & kept.valid.to(x.device) if kept.padded else now
     out = x[kept.gather(rank)[now]]
     rank_now = (now.flatten().cumsum(0) - 1).view_as(now)  # (B, M) row of what is left of x
     for fold in folds:
@@ -213,4 +215,5 @@ def _on(reduction: Reduction, device: torch.device) -> Reduction:
     """`reduction` for tensors on `device`: a model spread over devices keeps its deepstack rows elsewhere."""
     if reduction.kept.device == device:
         return reduction
-    return Reduction(reduction.kept.to(device), reduction.source.to(device), reduction.merges)
+    link = None if reduction.link is None else reduction.link.to(device)
+    return Reduction(reduction.kept.to(device), reduction.source.to(device), reduction.merges, link=link)

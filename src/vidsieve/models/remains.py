@@ -31,23 +31,22 @@ class Video:
 
     def __post_init__(self) -> None:
         self.timeline = Timeline(self.at.device)
-        self._origin: Origin | None = None
+        self._origin: tuple[int, Origin] | None = None  # after so many stages
 
     @property
     def origin(self) -> Origin:
-        """Of what is left."""
-        if self._origin is None and self.stages:
-            self._origin = self.whole.origin_of(self.stages[0].reduction)
-        elif self._origin is None:
-            everything = torch.arange(len(self.whole), device=self.at.device)
-            self._origin = Origin(self.whole, everything, torch.ones_like(everything))
-        return self._origin
+        """Of what is left. Found when a stage asks, for no one does after the last."""
+        done, origin = self._origin or (0, Origin.of(self.whole))
+        for record in self.stages[done:]:
+            origin = origin.then(record.reduction)
+        self._origin = len(self.stages), origin
+        return origin
 
     @property
     def count(self) -> Tensor | None:
         """How many tokens of `whole` each one that enters the language model stands for: None where each is itself."""
         before = [record.reduction for record in self.stages if record.layer == 0]
-        return self.whole.origin_of(before[0]).count if before else None
+        return Origin.of(self.whole).then(before[0]).count if before else None
 
     @property
     def after(self) -> int:
@@ -73,7 +72,6 @@ class Video:
         """Reduce `tokens`, what is left, as they enter `layer`."""
         with torch.no_grad(), self.timeline:
             reduction = reducer.reduce(tokens, prompt)
-            self._origin = tokens.origin_of(reduction)
         self.stages.append(StageRecord(layer, len(tokens), len(reduction), reduction))
         return reduction
 

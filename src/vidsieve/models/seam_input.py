@@ -280,14 +280,14 @@ class Attachment:
         if any(v.after < len(v.whole) for v in videos):
             with current.timeline, stage("gather"):
                 folds = [Fold(v.clip.row, v.at, v.stages[0].reduction) for v in videos]
-                kept = Kept.of(staying(folds, found.real_on(embeds.device)), max(now))
+                kept = Kept.of(staying(folds, found.real_on(embeds.device)), now)
                 kwargs = reduce_arguments(self.adapter, self.decoder.config, kwargs, folds, kept, before, start)
             current.enters(kept, folds)
             if cache is None and _uses_cache(self.decoder, kwargs):
                 cache = kwargs["past_key_values"] = DynamicCache(config=self.decoder.config)
             if cache is not None:
                 whole = kwargs["attention_mask"]
-                whole = whole[:, : whole.shape[1] - tail].clone()
+                whole = whole[:, : whole.shape[1] - tail]
                 remember(cache, Prefix(start + length - tail, whole, uneven, self._attached))
         else:
             kwargs = _continued(kwargs)

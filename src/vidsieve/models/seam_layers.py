@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
 
+from vidsieve import ops
 from vidsieve.errors import BudgetError, UnsupportedCall
 from vidsieve.models import flops
-from vidsieve.models.attention import As, kinds, received
+from vidsieve.models.attention import As, kinds
 from vidsieve.models.cache import Prefix, Switch, layer_bytes, physical_length, remember
 from vidsieve.models.gather import Fold, Kept, moved, reduced_visual, staying
 from vidsieve.models.layout import Columns
@@ -91,7 +92,7 @@ class Pass:
     def _move(self, folds: Sequence[Fold], step: Kept) -> None:
         """Follow what is left of the videos and the questions to their new places."""
         for video, fold in zip(self.videos, folds, strict=True):
-            video.at = moved(video.at, fold.row, folds, step, fold.left)
+            video.at = moved(video.at, fold.row, folds, step, fold)
         self.questions = {row: moved(asked, row, folds, step) for row, asked in self.questions.items()}
 
     def enter(self, layer: int, hidden: Tensor, arguments: Arguments) -> Tensor:
@@ -155,8 +156,8 @@ class Pass:
             return hidden
         with self.timeline, stage("gather"):
             valid = self._valid(layer, hidden).to(home)
-            step = Kept.of(staying(folds, valid.clone()), max(counts))
-            kept = (before.kept if before else Kept.all(valid)).then(step)
+            step = Kept.of(staying(folds, valid.clone()), counts)
+            kept = before.kept.then(step) if before else step
             rope = before.rope if before else [x.expand(len(hidden), -1, -1) for x in arguments["position_embeddings"]]
             rope = tuple(step.gather(x) for x in rope)
             state = self.states[layer] = State(kept, step, tuple(folds), tuple(counts), rope)
@@ -270,7 +271,7 @@ class Pass:
                     elif row in self.questions:
                         queries[kind] = self.questions[row].at.to(query.device)
                 self.attended.setdefault(layer, {})[row] = {
-                    kind: received(query[row], key[row], columns, real, scaling, softcap).to(home)
+                    kind: ops.received(query[row], key[row], columns, real, scaling, softcap).to(home)
                     for kind, columns in queries.items()
                 }
 

@@ -259,18 +259,56 @@ def temporal(
     return module.temporal(x, norm, offsets, frames, at)  # type: ignore[no-any-return]
 
 
-def heads(begins: Tensor, before: Tensor, longest: int) -> Tensor:
-    """The last token that `begins` (N,), going back from each by `before` (N,): int64 (N,).
+def below(values: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Where values (N,) are below `threshold`: the places in order, each one's row among them or -1, how many they are.
 
-    Where there is none before, it begins. longest: a bound on the tokens from a head to the end of its run.
+    int64 (N,), of which as many as there are say something; int64 (N,); int64 (1,).
     """
-    return _implementation("heads", before).heads(begins, before, longest)  # type: ignore[no-any-return]
+    return _implementation("below", values).below(values, threshold)  # type: ignore[no-any-return]
 
 
-def merge_mean(x: Tensor, source: Tensor, kept: int, weight: Tensor | None = None) -> Tensor:
-    """Mean over the rows of x (N, ...) that share a source in [0, kept): (kept, ...), rows with source -1 left out.
+def absorbed(row: Tensor, before: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+    """The first row (N,) that is not -1, going back from each token by `before` (N,): int64 (N,), -1 if there is none.
 
-    weight: (N,) of each row, 1 if None. Accumulated in float32, or better. method.md eq. 12 and 15.
+    And the token that goes back to each on its way there, int64 (N,), -1 if none: no two go back to the same.
+    longest: a bound on the tokens of such a way.
+    """
+    return _implementation("absorbed", before).absorbed(row, before, longest)  # type: ignore[no-any-return]
+
+
+def merge_mean(
+    x: Tensor,
+    source: Tensor,
+    kept: Tensor,
+    weight: Tensor | None = None,
+    link: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Mean over the rows of x (N, ...) that share a source, each with one of the rows `kept` (K,): (K, ...).
+
+    source: k for row kept[k] and what it absorbed, -1 for rows that are left out.  weight: (N,) of each row, 1 if None.
+    link: (N,) the way from each kept row through what it absorbed, -1 at its end, where that is known.  out: (K, ...),
+    to be written.
+    Accumulated in float32, or better. method.md eq. 12 and 15.
     """
     module = _implementation("merge_mean", x, kernel=not x.requires_grad)  # the torch version has a gradient
-    return module.merge_mean(x, source, kept, weight)  # type: ignore[no-any-return]
+    return module.merge_mean(x, source, kept, weight, link, out)  # type: ignore[no-any-return]
+
+
+def received(
+    query: Tensor,
+    key: Tensor,
+    columns: Tensor,
+    seen: Tensor | None = None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """The attention each of L tokens receives, averaged over H heads and M queries: float32 (L,). method.md, eq. 16.
+
+    query: (H, L, d) and key: (G, past + L, d), rotated, the heads in G groups that share keys.  columns: int64 (M,), of
+    the queries.  seen: bool (past + L,), false on padding; None where there is none.  scaling: of the scores, 1 /
+    sqrt(d) if None.  softcap: s becomes softcap * tanh(s / softcap) where given. O(M (past + L)) memory.
+    """
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    module = _implementation("received", query)
+    return module.received(query, key, columns, seen, scaling, softcap)  # type: ignore[no-any-return]

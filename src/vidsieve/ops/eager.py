@@ -14,6 +14,7 @@ from vidsieve.ops.eager_greedy import mmr as mmr
 from vidsieve.ops.reference import NOISE, TIE, Measures
 
 STREAM_BYTES = 2 << 20  # of a piece that is read once, element by element: stays in a core's cache
+QUERIES = 64  # rows of attention computed at a time
 
 
 def measure(x: Tensor, frames: tuple[int, ...], y: Tensor | None, persistence: bool, *segments: object) -> Measures:
@@ -165,10 +166,17 @@ def top(score: Tensor, offsets: Tensor, budget: Tensor) -> Tensor:
     return torch.empty_like(picked).scatter_(0, ranked, picked)
 
 
-def merge_mean(x: Tensor, source: Tensor, kept: int, weight: Tensor | None = None) -> Tensor:
+def merge_mean(
+    x: Tensor,
+    source: Tensor,
+    kept: Tensor,
+    weight: Tensor | None = None,
+    link: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
     # Summed in a fixed order, so that the same input gives the same bits on every run.
     ordered, by = source.sort(stable=True)
-    bounds = torch.searchsorted(ordered, torch.arange(kept + 1, device=x.device))
+    bounds = torch.searchsorted(ordered, torch.arange(len(kept) + 1, device=x.device))
     flat = x[by].reshape(len(x), -1).to(_working(x))
     if weight is None:
         mean = torch.segment_reduce(flat, "mean", offsets=bounds, axis=0, unsafe=True)
@@ -176,7 +184,8 @@ def merge_mean(x: Tensor, source: Tensor, kept: int, weight: Tensor | None = Non
         w = weight[by].to(flat.dtype)[:, None]
         total, of = (torch.segment_reduce(y, "sum", offsets=bounds, axis=0, unsafe=True) for y in (flat * w, w))
         mean = total / of
-    return mean.reshape(kept, *x.shape[1:]).to(x.dtype)
+    mean = mean.reshape(len(kept), *x.shape[1:]).to(x.dtype)
+    return mean if out is None else out.copy_(mean)
 
 
 def temporal(
@@ -211,11 +220,23 @@ def _place(frames: tuple[int, ...], at: Tensor) -> Tensor:
     return size[at] * max(frames) + at - begin[at]
 
 
-def heads(begins: Tensor, before: Tensor, longest: int) -> Tensor:
-    head = before.where(~begins, torch.arange(len(before), device=before.device))
+def below(values: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
+    found = values < threshold
+    count = found.cumsum(0)
+    index = torch.nonzero_static(found, size=len(values))[:, 0]  # and then -1
+    return index, torch.where(found, count - 1, -1), count[-1:]
+
+
+def absorbed(row: Tensor, before: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+    n = len(row)
+    at = torch.arange(n, device=row.device)
+    joins = (row < 0) & (before >= 0)
+    head = torch.where(joins, before, at)
     for _ in range((longest - 1).bit_length()):  # each doubles how far back it reaches
         head = head[head]
-    return head
+    link = row.new_full((n + 1,), -1)
+    link.scatter_(0, torch.where(joins, before, n), at)  # who joins nobody goes to a place of its own
+    return row[head], link[:n]
 
 
 def passing(persistence: Tensor, frames: tuple[int, ...], floor: float) -> Tensor:
@@ -234,3 +255,23 @@ def compact_rows(stays: Tensor, longest: int) -> tuple[Tensor, Tensor, Tensor]:
     shift = longest - seen[:, -1:]  # (B, 1) padding of each row
     rank = torch.arange(1, longest + 1, device=stays.device) - shift  # (B, M) from 1 on, what is below is padding
     return torch.searchsorted(seen, rank), rank > 0, seen + (shift - 1)
+
+
+def received(
+    query: Tensor, key: Tensor, columns: Tensor, seen: Tensor | None, scaling: float, softcap: float | None
+) -> Tensor:
+    heads, length, width = query.shape
+    past = key.shape[1] - length
+    key = key.float()
+    place = torch.arange(past + length, device=query.device)
+    mass = torch.zeros(length, device=query.device)
+    for some in torch.split(columns, QUERIES):
+        q = query.index_select(1, some).float() * scaling
+        scores = (q.reshape(len(key), -1, width) @ key.mT).view(heads, len(some), -1)  # (H, m, past + L)
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        unseen = place > past + some[:, None]  # (m, past + L)
+        if seen is not None:
+            unseen |= ~seen
+        mass += scores.masked_fill_(unseen, -torch.inf).softmax(-1).sum((0, 1))[past:]
+    return mass / (heads * len(columns))

@@ -233,12 +233,20 @@ def top(score: Tensor, offsets: Tensor, budget: Tensor) -> Tensor:
     return order
 
 
-def merge_mean(x: Tensor, source: Tensor, kept: int, weight: Tensor | None = None) -> Tensor:
+def merge_mean(
+    x: Tensor,
+    source: Tensor,
+    kept: Tensor,
+    weight: Tensor | None = None,
+    link: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
     """Eq. 12, and 15 where tokens have weights."""
     w = torch.ones(len(x), dtype=torch.float64, device=x.device) if weight is None else weight.double()
     weighted = x.double() * w.view(-1, *[1] * (x.ndim - 1))
-    means = [weighted[source == row].sum(0) / w[source == row].sum() for row in range(kept)]
-    return torch.stack(means).to(x.dtype)
+    means = [weighted[source == row].sum(0) / w[source == row].sum() for row in range(len(kept))]
+    mean = torch.stack(means).to(x.dtype)
+    return mean if out is None else out.copy_(mean)
 
 
 def temporal(
@@ -266,12 +274,23 @@ def temporal(
     return before, cosine
 
 
-def heads(begins: Tensor, before: Tensor, longest: int) -> Tensor:
-    """Where each run of eq. 14 begins."""
-    head: list[int] = []
-    for i, (here, j) in enumerate(zip(begins.tolist(), before.tolist(), strict=True)):
-        head.append(i if here else head[j])
-    return torch.tensor(head, dtype=torch.int64, device=begins.device)
+def below(values: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Where runs of eq. 14 begin."""
+    found = (values < threshold).nonzero().flatten()
+    row = torch.full((len(values),), -1, dtype=torch.int64, device=values.device)
+    row[found] = torch.arange(len(found), device=values.device)
+    return torch.cat([found, row.new_zeros(len(values) - len(found))]), row, row.new_tensor([len(found)])
+
+
+def absorbed(row: Tensor, before: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+    """The run of eq. 14 that each token belongs to, and who follows it there."""
+    source: list[int] = []
+    link = [-1] * len(row)
+    for i, (own, j) in enumerate(zip(row.tolist(), before.tolist(), strict=True)):
+        source.append(own if own >= 0 or j < 0 else source[j])
+        if own < 0 <= j:
+            link[j] = i
+    return torch.tensor(source, device=row.device), torch.tensor(link, device=row.device)
 
 
 def passing(persistence: Tensor, frames: tuple[int, ...], floor: float) -> Tensor:
@@ -304,3 +323,21 @@ def log_det(x: Tensor, relevance: Tensor, kept: Tensor) -> float:
     """log det of L restricted to `kept`, eq. 5; -inf where it is singular."""
     unit = _unit(x[kept]) * relevance[kept].double()[:, None]
     return float(torch.linalg.slogdet(unit @ unit.mT).logabsdet)
+
+
+def received(
+    query: Tensor, key: Tensor, columns: Tensor, seen: Tensor | None, scaling: float, softcap: float | None
+) -> Tensor:
+    """Eq. 16."""
+    heads, length, _ = query.shape
+    past, share = key.shape[1] - length, heads // len(key)
+    mass = torch.zeros(length, dtype=torch.float64, device=query.device)
+    for head in range(heads):
+        for column in columns.tolist():
+            score = key[head // share, : past + column + 1].double() @ query[head, column].double() * scaling
+            if softcap is not None:
+                score = softcap * torch.tanh(score / softcap)
+            if seen is not None:
+                score[~seen[: past + column + 1]] = -torch.inf
+            mass[: column + 1] += score.softmax(0)[past:]
+    return (mass / (heads * len(columns))).float()

@@ -3,12 +3,15 @@
 The selections among them: triton_select.py.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from vidsieve.ops import eager
 from vidsieve.ops.eager import top
 from vidsieve.ops.reference import Measures
+from vidsieve.ops.triton_attention import _received_kernel, _softmax_kernel
 from vidsieve.ops.triton_call import INTERPRETED, cdiv, covering, launch, precision, rows_of
 from vidsieve.ops.triton_gram import _nearest_kept_kernel
 from vidsieve.ops.triton_layout import (
@@ -27,7 +30,7 @@ from vidsieve.ops.triton_measure import (
     _settle_kernel,
     _unit_kernel,
 )
-from vidsieve.ops.triton_merge import _heads_kernel, _mean_kernel, _temporal_kernel
+from vidsieve.ops.triton_merge import _absorbed_kernel, _below_kernel, _mean_kernel, _temporal_kernel
 from vidsieve.ops.triton_select import conditional_dpp, hybrid, max_min, mmr, parts_of, products_of
 
 SLOTS = 2048  # segments that one program apportions among
@@ -41,11 +44,12 @@ def unavailable() -> str:
 
 
 __all__ = [
+    "absorbed",
     "apportion",
+    "below",
     "compact",
     "compact_rows",
     "conditional_dpp",
-    "heads",
     "hybrid",
     "max_min",
     "measure",
@@ -55,6 +59,7 @@ __all__ = [
     "nearest_kept",
     "novelty",
     "passing",
+    "received",
     "scene_cuts",
     "segment_mean",
     "temporal",
@@ -239,24 +244,78 @@ def temporal(
     return before, cosine
 
 
-def heads(begins: Tensor, before: Tensor, longest: int) -> Tensor:
-    head = torch.empty_like(before)
-    launch(_heads_kernel, (cdiv(len(before), 128),), begins, before, head, len(before), BLOCK=128)
-    return head
+def below(values: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
+    n = len(values)
+    index = torch.empty(n, dtype=torch.int64, device=values.device)
+    row = torch.empty_like(index)
+    count = index.new_empty(1)
+    block = min(4096, covering(n))
+    launch(_below_kernel, (1,), values, index, row, count, n, threshold, BLOCK=block, num_warps=8 if block > 512 else 1)
+    return index, row, count
 
 
-def merge_mean(x: Tensor, source: Tensor, kept: int, weight: Tensor | None = None) -> Tensor:
-    # A radix sort passes over the keys once a byte, so short ones are sorted sooner.
-    ordered, by = source.to(torch.int16 if kept < 1 << 15 else torch.int32).sort(stable=True)
-    bounds = torch.searchsorted(ordered, torch.arange(kept + 1, dtype=ordered.dtype, device=x.device))
-    rows = x.reshape(len(x), -1)
+def absorbed(row: Tensor, before: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+    source = torch.empty_like(before)
+    link = torch.full_like(before, -1)
+    launch(_absorbed_kernel, (cdiv(len(before), 128),), row, before, source, link, len(before), BLOCK=128)
+    return source, link
+
+
+def merge_mean(
+    x: Tensor,
+    source: Tensor,
+    kept: Tensor,
+    weight: Tensor | None = None,
+    link: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    k, rows = len(kept), x.reshape(len(x), -1)
     rows = rows if rows.stride(-1) == 1 else rows.contiguous()
     d = rows.shape[1]
-    out = torch.empty(kept, d, dtype=x.dtype, device=x.device)
+    mean = out if out is not None and out.is_contiguous() else x.new_empty(k, *x.shape[1:])
     block = min(1024, covering(d))
     launch(
-        _mean_kernel, (kept, cdiv(d, block)),
-        rows, by, bounds, by if weight is None else weight, out, rows.stride(0),
-        D=d, WEIGHTED=weight is not None, BLOCK_D=block,
+        _mean_kernel, (k, cdiv(d, block)),
+        rows, kept, _links(source, kept) if link is None else link, kept if weight is None else weight, mean,
+        rows.stride(0), D=d, WEIGHTED=weight is not None, BLOCK_D=block,
     )  # fmt: skip
-    return out.view(kept, *x.shape[1:])
+    return mean if out is None or out is mean else out.copy_(mean)
+
+
+def _links(source: Tensor, kept: Tensor) -> Tensor:
+    """The next row with the same source (N,), -1 for the last, where the first is the one that is kept."""
+    # A radix sort passes over the keys once a byte, so short ones are sorted sooner.
+    key = (2 * source + 1).to(torch.int16 if len(kept) < 1 << 14 else torch.int32)
+    key[kept] -= 1
+    ordered, by = key.sort(stable=True)
+    following = torch.where(ordered[1:] >> 1 == ordered[:-1] >> 1, by[1:], -1)
+    return torch.full_like(source, -1).scatter_(0, by[:-1], following)
+
+
+def received(
+    query: Tensor, key: Tensor, columns: Tensor, seen: Tensor | None, scaling: float, softcap: float | None
+) -> Tensor:
+    query, key = rows_of(query), rows_of(key)
+    (heads, length, width), (groups, keys, _) = query.shape, key.shape
+    queries, share, past = heads * len(columns), heads // groups, keys - length
+    split, block, rows = 512, 64, max(16, min(64, covering(share * len(columns))))
+    splits = cdiv(keys, split)
+    peak = torch.empty(splits, queries, device=query.device, dtype=torch.float32)
+    total = torch.empty_like(peak)
+    mass = peak.new_empty(groups, length)
+    strides = query.stride(0), query.stride(1), key.stride(0), key.stride(1)
+    told = *strides, scaling, softcap or 1.0
+    shape: dict[str, Any] = {
+        "WIDTH": width, "PADDED": seen is not None, "SOFTCAP": softcap is not None, "PRECISION": precision(query),
+        "BLOCK_M": rows, "BLOCK_N": block, "BLOCK_D": max(16, covering(width)),
+    }  # fmt: skip
+    given = query, key, columns, columns if seen is None else seen, peak, total
+    launch(
+        _softmax_kernel, (cdiv(share * len(columns), rows), groups, splits),
+        *given, len(columns), queries, keys, past, share, *told, **shape, SPLIT=split,
+    )  # fmt: skip
+    launch(
+        _received_kernel, (cdiv(length, block), groups),
+        *given, mass, len(columns), queries, keys, past, share, splits, *told, **shape,
+    )  # fmt: skip
+    return mass.sum(0)

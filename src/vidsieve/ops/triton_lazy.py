@@ -261,7 +261,7 @@ def _lazy_greedy_kernel(
     pick_ptr,  # (K + PICKS,) int32 scratch: picks in order, within their segment
     solve_ptr,  # (S, PICKS, PICKS) float32 scratch: the inverse of the triangle of this block's rows c at its picks
     count_ptr,  # (S, 2) int32 scratch: candidates, picks of the block
-    barrier_ptr,  # (S,) int32, zero on entry
+    barrier_ptr,  # (S,) int32, -1 on entry
     segments,
     longest,
     c_rows,  # tokens for which a segment has room in c
@@ -341,7 +341,7 @@ def _lazy_greedy(
         j = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         tl.store(state_ptr + begin + j, _initial(norm_ptr, state_ptr, begin + j, j < n, RULE), mask=j < n)
         tl.store(order_ptr + begin + j, -1, mask=j < n)
-    arrived = team
+    arrived = team - 1
     _meet(barrier_ptr, arrived, team)
     done = 0
     while done < budget:

@@ -62,29 +62,55 @@ def _temporal_kernel(
 
 
 @triton.jit
-def _heads_kernel(
-    begins_ptr,  # (N,) bool
+def _below_kernel(
+    value_ptr,  # (N,) float32
+    index_ptr,  # (N,) int64 out: places of values below the threshold, in order
+    row_ptr,  # (N,) int64 out: of each place its row there, or -1
+    count_ptr,  # (1,) int64 out
+    n,
+    threshold,
+    BLOCK: tl.constexpr,
+):
+    """One program for all: a launch that takes turns with itself over the count would wait as long."""
+    done = 0
+    for at in range(0, n, BLOCK):
+        i = at + tl.arange(0, BLOCK)
+        found = (i < n) & (tl.load(value_ptr + i, mask=i < n, other=0.0) < threshold)
+        row = done + tl.cumsum(found.to(tl.int32), 0) - 1
+        tl.store(row_ptr + i, tl.where(found, row, -1).to(tl.int64), mask=i < n)
+        tl.store(index_ptr + row, i.to(tl.int64), mask=found)
+        done += tl.sum(found.to(tl.int32), 0)
+    tl.store(count_ptr, tl.cast(done, tl.int64))
+
+
+@triton.jit
+def _absorbed_kernel(
+    row_ptr,  # (N,) int64, -1 for tokens that begin no run
     before_ptr,  # (N,) int64
-    head_ptr,  # (N,) int64 out
+    source_ptr,  # (N,) int64 out
+    link_ptr,  # (N,) int64 out: the next token of the run; -1 on entry
     n,
     BLOCK: tl.constexpr,
 ):
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # (BLOCK,)
-    head = i.to(tl.int64)
-    on = (i < n) & (tl.load(begins_ptr + i, mask=i < n, other=1) == 0)
+    source = tl.load(row_ptr + i, mask=i < n, other=0)
+    before = tl.load(before_ptr + i, mask=i < n, other=-1)
+    on = (source < 0) & (before >= 0)
+    tl.store(link_ptr + before, i.to(tl.int64), mask=on)
     left = tl.max(on.to(tl.int32), 0)
     while left > 0:
-        head = tl.where(on, tl.load(before_ptr + head, mask=on, other=0), head)
-        on &= tl.load(begins_ptr + head, mask=on, other=1) == 0
+        source = tl.where(on, tl.load(row_ptr + before, mask=on, other=0), source)
+        before = tl.load(before_ptr + before, mask=on, other=-1)
+        on &= (source < 0) & (before >= 0)
         left = tl.max(on.to(tl.int32), 0)
-    tl.store(head_ptr + i, head, mask=i < n)
+    tl.store(source_ptr + i, source, mask=i < n)
 
 
 @triton.jit
 def _mean_kernel(
     x_ptr,  # (N, D), rows `stride` apart
-    by_ptr,  # (N,) int64, rows in the order of their source
-    bounds_ptr,  # (K + 1,) int64, of each source in that order
+    kept_ptr,  # (K,) int64, the first row of each mean
+    link_ptr,  # (N,) int64, the next row of the same mean, -1 if none
     weight_ptr,  # (N,); read if WEIGHTED
     out_ptr,  # (K, D) out
     stride,
@@ -96,11 +122,13 @@ def _mean_kernel(
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     acc = tl.zeros((BLOCK_D,), tl.float32)
     total = 0.0
-    for m in range(tl.load(bounds_ptr + row), tl.load(bounds_ptr + row + 1)):
-        i = tl.load(by_ptr + m)
+    i = tl.load(kept_ptr + row)
+    while i >= 0:
+        following = tl.load(link_ptr + i)
         weight = 1.0
         if WEIGHTED:
             weight = tl.load(weight_ptr + i).to(tl.float32)
         acc += weight * tl.load(x_ptr + i * stride + d, mask=d < D, other=0.0).to(tl.float32)
         total += weight
+        i = following
     tl.store(out_ptr + row * D + d, acc / total, mask=d < D)

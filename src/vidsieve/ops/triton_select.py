@@ -95,7 +95,6 @@ def _greedy(
     if rule == HYBRID.value and longest <= threshold:
         rule = DPP.value
     n, segments, norm = len(x), len(budget), known.norm
-    order = torch.empty(n, dtype=torch.int32, device=x.device)
     r = torch.ones_like(norm) if relevance is None else relevance.float()
     held = longest <= HELD
     products = known.products
@@ -106,6 +105,7 @@ def _greedy(
     nearest = _nearest_other(x, s, parts, norm, offsets, longest) if rule == MAX_MIN.value else norm
     if longest <= SHORT:
         block = covering(longest)
+        order = torch.empty(n, dtype=torch.int32, device=x.device)
         c = torch.empty(
             total if rule in (DPP.value, HYBRID.value) else 1, longest, device=x.device, dtype=torch.float32
         )
@@ -118,8 +118,8 @@ def _greedy(
         return order
     c_rows = {DPP.value: longest, HYBRID.value: threshold}.get(rule, 0)
     c = torch.empty((total + 7 * segments) * c_rows, device=x.device, dtype=torch.float32)
-    order.fill_(-1)  # of segments with no budget, which no program visits
-    barrier = torch.zeros(segments, dtype=torch.int32, device=x.device)
+    # -1 in the order is for segments with no budget, which no program visits.
+    order, barrier = torch.split(torch.full((n + segments,), -1, dtype=torch.int32, device=x.device), [n, segments])
     candidates = CANDIDATES[held]
     scratch = torch.empty(segments * (candidates + 2) + total + PICKS, dtype=torch.int32, device=x.device)
     count, candidate, pick = torch.split(scratch, [2 * segments, segments * candidates, total + PICKS])
