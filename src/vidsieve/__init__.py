@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from vidsieve import budget, errors, merge, ops, presets, relevance, segment, selection
 from vidsieve.framefusion import FrameFusion
 from vidsieve.reducer import Chain, Prune, Reducer, Staged
-from vidsieve.tokens import Frames, Prompt, Reduction, VideoTokens
+from vidsieve.reduction import Reduction
+from vidsieve.tokens import Frames, Prompt, VideoTokens
 
 if TYPE_CHECKING:
     from vidsieve.models import attach, verify

@@ -17,6 +17,8 @@ A message says what was expected, what was found, and what to do.
 import importlib
 from types import ModuleType
 
+from torch import Tensor
+
 
 class VidsieveError(Exception):
     """Base of every error that vidsieve raises on purpose."""
@@ -63,3 +65,8 @@ def require(module: str, extra: str) -> ModuleType:
             f"this needs {module.partition('.')[0]}, which could not be imported ({error}); "
             f"install it with: pip install 'vidsieve[{extra}]'"
         ) from error
+
+
+def show(tensor: Tensor) -> str:
+    """A tensor in a message: its type and shape."""
+    return f"{str(tensor.dtype).removeprefix('torch.')}{tuple(tensor.shape)}"

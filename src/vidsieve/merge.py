@@ -10,9 +10,10 @@ import torch
 
 from vidsieve import ops
 from vidsieve.reducer import Reducer, check_keep, kept_count, refuse_non_finite, watched
+from vidsieve.reduction import Reduction
 from vidsieve.segment import SceneCuts, Segmenter, Segments, cut
 from vidsieve.timeline import stage
-from vidsieve.tokens import Prompt, Reduction, VideoTokens
+from vidsieve.tokens import Prompt, VideoTokens
 
 
 class Merger(Protocol):

@@ -22,11 +22,12 @@ from torch import Tensor
 
 from vidsieve import ops
 from vidsieve.budget import Budget, MarginalGain, Proportional
+from vidsieve.reduction import Reduction
 from vidsieve.relevance import Flat, Novelty, PromptSimilarity, Relevance
 from vidsieve.segment import PerFrame, SceneCuts, Segmenter, Segments, Uniform, Whole, Within, cut
 from vidsieve.selection import MMR, ConditionalDPP, EvenlySpaced, LowRankDPP, MaxMin, Selector, TopRelevance
 from vidsieve.timeline import stage
-from vidsieve.tokens import Prompt, Reduction, VideoTokens
+from vidsieve.tokens import Prompt, VideoTokens
 
 if TYPE_CHECKING:
     from vidsieve.merge import Merger

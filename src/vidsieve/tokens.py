@@ -12,13 +12,11 @@ import torch
 from torch import Tensor
 
 from vidsieve import ops
+from vidsieve.errors import show
+from vidsieve.reduction import Reduction
 
 if TYPE_CHECKING:
     from vidsieve.segment import Segmenter, Segments
-
-
-def _show(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')}{tuple(tensor.shape)}"
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
@@ -48,7 +46,7 @@ class Frames:
 
     def __post_init__(self) -> None:
         if self.pixels.ndim != 4 or self.pixels.shape[-1] != 3 or self.pixels.dtype != torch.uint8:
-            raise ValueError(f"expected pixels uint8 (T, H, W, 3), got {_show(self.pixels)}")
+            raise ValueError(f"expected pixels uint8 (T, H, W, 3), got {show(self.pixels)}")
         if not len(self.pixels) == len(self.index) == len(self.seconds):
             raise ValueError(
                 f"expected one index and one time stamp a frame, got {len(self.pixels)} frames, "
@@ -59,7 +57,7 @@ class Frames:
         return len(self.pixels)
 
     def __repr__(self) -> str:
-        return f"Frames({_show(self.pixels)}, {self.fps:.2f} fps, {self.duration:.1f} s, source={self.source!r})"
+        return f"Frames({show(self.pixels)}, {self.fps:.2f} fps, {self.duration:.1f} s, source={self.source!r})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +77,7 @@ class Origin:
         """Of a video of which all is left."""
         return cls(whole, torch.arange(len(whole), device=whole.features.device))
 
-    def then(self, reduction: "Reduction") -> Self:
+    def then(self, reduction: Reduction) -> Self:
         """Where what `reduction` leaves of these tokens comes from."""
         all_left = len(self.kept) == len(self.whole)
         kept, count = reduction.kept if all_left else self.kept[reduction.kept], self.count
@@ -138,7 +136,7 @@ class VideoTokens:
 
     def __post_init__(self) -> None:
         if self.features.ndim != 2 or not self.features.is_floating_point():
-            raise ValueError(f"expected floating-point features (N, D), got {_show(self.features)}")
+            raise ValueError(f"expected floating-point features (N, D), got {show(self.features)}")
         if self.origin is not None:
             return  # its frames follow from it, and counting them now would wait for the device
         if not self.frames or min(self.frames) < 1 or sum(self.frames) * self.videos != len(self.features):
@@ -180,7 +178,7 @@ class VideoTokens:
 
     def __repr__(self) -> str:
         shape = f"{len(self.frames)} frames" + (f" of {self.grid[0]} x {self.grid[1]}" if self.grid else "")
-        return f"VideoTokens({_show(self.features)}, {shape})"
+        return f"VideoTokens({show(self.features)}, {shape})"
 
     @property
     def regular(self) -> bool:
@@ -295,7 +293,7 @@ class VideoTokens:
         """Raise `NonFiniteFeatures`, saying how many of how many, if features hold NaN or inf. Waits for the device."""
         ops.raise_if_bad(int(self.bad.count_nonzero()), len(self))
 
-    def reduced(self, reduction: "Reduction") -> "VideoTokens":
+    def reduced(self, reduction: Reduction) -> "VideoTokens":
         """The tokens that `reduction` leaves; `keep` of a later stage still counts from `produced`."""
         origin = (self.origin or Origin.of(self)).then(reduction)
         return VideoTokens.left_of(origin, reduction.apply(self.features, self.count))
@@ -313,7 +311,7 @@ class Prompt:
 
     def __post_init__(self) -> None:
         if self.embeddings.ndim != 2 or not len(self.embeddings):
-            raise ValueError(f"expected embeddings (M, D) of at least one token, got {_show(self.embeddings)}")
+            raise ValueError(f"expected embeddings (M, D) of at least one token, got {show(self.embeddings)}")
 
     @classmethod
     def together(cls, prompts: Sequence["Prompt"]) -> Self:
@@ -322,91 +320,4 @@ class Prompt:
         return cls(torch.cat(parts), tuple(map(len, parts)))
 
     def __repr__(self) -> str:
-        return f"Prompt({_show(self.embeddings)})"
-
-
-@dataclass(frozen=True, eq=False)
-class Reduction:
-    """What became of N tokens: K of them are kept, the others dropped or folded into a kept one.
-
-    kept: int64 (K,), sorted and unique, the tokens that stay.
-    source: int64 (N,), the row of `kept` that absorbed each token, -1 where it was dropped.
-    merges: whether any token was folded, so that `apply` averages rather than gathers.
-    link: int64 (N,), from each kept token through those it absorbed, -1 at the end of the way; None where not known.
-    offsets, budget: the segments (S + 1,) and their budgets (S,) that led here, for reports.
-    bad: above 0 for NaN or inf in the features (N,) it was made from, where nobody has looked yet: see `check`.
-    """
-
-    kept: Tensor
-    source: Tensor
-    merges: bool = False
-    offsets: Tensor | None = None
-    budget: Tensor | None = None
-    bad: Tensor | None = None
-    link: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("kept", "source"):
-            value = getattr(self, name)
-            if value.ndim != 1 or value.dtype != torch.int64:
-                raise ValueError(f"expected {name} int64 (n,), got {_show(value)}")
-        if len(self.kept) > len(self.source):
-            raise ValueError(f"kept {len(self.kept)} of only {len(self.source)} tokens")
-        # On an accelerator a look at the values would wait for the device; the contract tests look there instead.
-        if self.kept.device.type == "cpu" and len(self.kept):
-            if (self.kept.diff() <= 0).any() or self.kept[0] < 0 or self.kept[-1] >= len(self.source):
-                raise ValueError(f"expected kept sorted, unique and within [0, {len(self.source)}), got {self.kept}")
-            if not torch.equal(self.source[self.kept], torch.arange(len(self.kept))):
-                raise ValueError("expected every kept token to be its own source")
-
-    @classmethod
-    def select(cls, kept: Tensor, total: int, *, offsets: Tensor | None = None, budget: Tensor | None = None) -> Self:
-        """Keep `kept` (K,) of `total` tokens and drop the others."""
-        source = torch.full((total,), -1, dtype=torch.int64, device=kept.device)
-        rows = torch.arange(len(kept), device=kept.device)
-        return cls(kept, source.scatter_(0, kept, rows))
-
-    @classmethod
-    def identity(cls, total: int, device: torch.device) -> Self:
-        """Keep every token."""
-        everything = torch.arange(total, device=device)
-        return cls(everything, everything)
-
-    def __len__(self) -> int:
-        return len(self.kept)
-
-    def __repr__(self) -> str:
-        verb = "merged" if self.merges else "dropped"
-        return f"Reduction({len(self.source)} tokens -> {len(self.kept)} kept, {len(self.source) - len(self)} {verb})"
-
-    def check(self) -> None:
-        """Raise `NonFiniteFeatures` if the features held NaN or inf. Waits for the device.
-
-        On CPU a reducer has looked before it returns; on an accelerator that would be its only wait, so it is left to
-        whoever waits anyway.
-        """
-        if self.bad is not None:
-            ops.raise_if_bad(int((self.bad > 0).sum()), len(self.bad))
-
-    def gather(self, x: Tensor) -> Tensor:
-        """The kept rows of `x` (N, ...), for what must not be averaged (positions, masks): (K, ...)."""
-        return x.index_select(0, self.kept)
-
-    def apply(self, x: Tensor, count: Tensor | None = None) -> Tensor:
-        """`x` (N, ...) reduced to (K, ...): the kept rows, or the mean of all that each kept row absorbed.
-
-        count: (N,), how many tokens each row already stands for, which is its weight; None where each is one.
-        The mean is taken in float32 and returned in the dtype of `x`.
-        """
-        return self.mean(x, count) if self.merges else self.gather(x)
-
-    def mean(self, x: Tensor, count: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        """That mean of `x` (N, ...), written to `out` (K, ...) if given."""
-        return ops.merge_mean(x, self.source, self.kept, count, self.link, out)
-
-    def then(self, later: "Reduction") -> "Reduction":
-        """This reduction followed by `later`, which saw the K tokens this one kept."""
-        if len(later.source) != len(self.kept):
-            raise ValueError(f"expected a reduction of {len(self.kept)} tokens to follow, got {later}")
-        source = torch.where(self.source < 0, -1, later.source[self.source.clamp(min=0)])
-        return Reduction(self.kept[later.kept], source, self.merges or later.merges)
+        return f"Prompt({show(self.embeddings)})"

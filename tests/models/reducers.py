@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from vidsieve.reducer import Reducer, kept_count
-from vidsieve.tokens import Prompt, Reduction, VideoTokens
+from vidsieve.reduction import Reduction
+from vidsieve.tokens import Prompt, VideoTokens
 
 
 @dataclass(frozen=True)

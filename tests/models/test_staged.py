@@ -20,10 +20,11 @@ from vidsieve.budget import Proportional
 from vidsieve.errors import UnsupportedCall
 from vidsieve.merge import TemporalMerge
 from vidsieve.models import attach, verify
+from vidsieve.reduction import Reduction
 from vidsieve.relevance import PromptAttention
 from vidsieve.segment import Whole
 from vidsieve.selection import TopRelevance
-from vidsieve.tokens import Prompt, Reduction, VideoTokens
+from vidsieve.tokens import Prompt, VideoTokens
 
 TOLERANCE = 1e-4  # float32
 

@@ -11,8 +11,9 @@ from tests.models.reducers import Loudest
 from vidsieve.models import attach
 from vidsieve.models.trace import CallRecord, StageRecord, Trace, VideoRecord
 from vidsieve.reducer import Reducer
+from vidsieve.reduction import Reduction
 from vidsieve.timeline import Timeline, stage
-from vidsieve.tokens import Prompt, Reduction, VideoTokens
+from vidsieve.tokens import Prompt, VideoTokens
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from vidsieve import ops
 from vidsieve.errors import UnsupportedCall
 from vidsieve.models.families import Adapter
 from vidsieve.models.layout import Columns
-from vidsieve.tokens import Reduction
+from vidsieve.reduction import Reduction
 
 # What `reduce_arguments` treats itself.
 _SEQUENCE = {"input_ids", "inputs_embeds", "attention_mask", "position_ids"}

@@ -12,8 +12,9 @@ from vidsieve.models.gather import Fold, Kept, reduced
 from vidsieve.models.layout import Clip, Columns
 from vidsieve.models.trace import StageRecord
 from vidsieve.reducer import Reducer
+from vidsieve.reduction import Reduction
 from vidsieve.timeline import Timeline
-from vidsieve.tokens import Origin, Prompt, Reduction, VideoTokens
+from vidsieve.tokens import Origin, Prompt, VideoTokens
 
 
 @dataclass(eq=False)

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
+from vidsieve.reduction import Reduction
 from vidsieve.timeline import Timeline
-from vidsieve.tokens import Reduction
 
 
 @dataclass(frozen=True, eq=False)

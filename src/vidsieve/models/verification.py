@@ -18,7 +18,7 @@ from vidsieve.models.seam_input import attach
 from vidsieve.models.seam_layers import layer_type
 from vidsieve.models.trace import Trace, VideoRecord
 from vidsieve.reducer import Attachable
-from vidsieve.tokens import Reduction
+from vidsieve.reduction import Reduction
 
 
 @dataclass(frozen=True, eq=False)

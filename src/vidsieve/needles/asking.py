@@ -31,7 +31,8 @@ from vidsieve.needles.layout import GRID, Size
 from vidsieve.needles.packed import Packed, fast, noted
 from vidsieve.needles.questions import PLAN, WORDS, Questions
 from vidsieve.reducer import Reducer, kept_count
-from vidsieve.tokens import Prompt, Reduction, VideoTokens
+from vidsieve.reduction import Reduction
+from vidsieve.tokens import Prompt, VideoTokens
 
 SAME = 1e-2  # how far a log-probability of the packed pass may be from that of the attached model,
 LIKELY = 1e-3  # where the probability is at least this: those below are mostly rounding

@@ -307,7 +307,7 @@ def received(
 
     query: (H, L, d) and key: (G, past + L, d), rotated, the heads in G groups that share keys.  columns: int64 (M,), of
     the queries.  seen: bool (past + L,), false on padding; None where there is none.  scaling: of the scores, 1 /
-    sqrt(d) if None.  softcap: s becomes softcap * tanh(s / softcap) where given. O(M (past + L)) memory.
+    sqrt(d) if None.  softcap: s becomes softcap * tanh(s / softcap) where given. Memory: docs/method.md.
     """
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     module = _implementation("received", query)

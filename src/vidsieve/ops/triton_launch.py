@@ -298,7 +298,9 @@ def received(
     query, key = rows_of(query), rows_of(key)
     (heads, length, width), (groups, keys, _) = query.shape, key.shape
     queries, share, past = heads * len(columns), heads // groups, keys - length
-    split, block, rows = 512, 64, max(16, min(64, covering(share * len(columns))))
+    # float32 is multiplied in parts that are held next to it, and a consumer GPU has 99 KB a program for all.
+    block = 64 if query.dtype != torch.float32 and width <= 256 else 32
+    split, rows = 512, max(16, min(block, covering(share * len(columns))))
     splits = cdiv(keys, split)
     peak = torch.empty(splits, queries, device=query.device, dtype=torch.float32)
     total = torch.empty_like(peak)
@@ -307,7 +309,7 @@ def received(
     told = *strides, scaling, softcap or 1.0
     shape: dict[str, Any] = {
         "WIDTH": width, "PADDED": seen is not None, "SOFTCAP": softcap is not None, "PRECISION": precision(query),
-        "BLOCK_M": rows, "BLOCK_N": block, "BLOCK_D": max(16, covering(width)),
+        "BLOCK_M": rows, "BLOCK_N": block, "BLOCK_D": max(16, covering(width)), "num_stages": 2 if block == 64 else 1,
     }  # fmt: skip
     given = query, key, columns, columns if seen is None else seen, peak, total
     launch(

@@ -71,7 +71,7 @@ def _below_kernel(
     threshold,
     BLOCK: tl.constexpr,
 ):
-    """One program for all: a launch that takes turns with itself over the count would wait as long."""
+    """One program for all tokens: the rows count on from one another."""
     done = 0
     for at in range(0, n, BLOCK):
         i = at + tl.arange(0, BLOCK)

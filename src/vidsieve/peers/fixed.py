@@ -4,8 +4,9 @@ from abc import abstractmethod
 from dataclasses import dataclass
 
 from vidsieve.reducer import Prune, Reducer, check_keep, kept_count, refuse_non_finite, watched
+from vidsieve.reduction import Reduction
 from vidsieve.timeline import stage
-from vidsieve.tokens import Prompt, Reduction, VideoTokens
+from vidsieve.tokens import Prompt, VideoTokens
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ from vidsieve.budget import Proportional
 from vidsieve.peers.attention import OwnAttention
 from vidsieve.peers.fixed import FixedSize
 from vidsieve.reducer import Reducer
+from vidsieve.reduction import Reduction
 from vidsieve.relevance import Relevance
 from vidsieve.segment import PerFrame
 from vidsieve.selection import TopRelevance
-from vidsieve.tokens import Prompt, Reduction, VideoTokens
+from vidsieve.tokens import Prompt, VideoTokens
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from vllm.multimodal.processing import ProcessorInputs
 
 from vidsieve.errors import NonFiniteFeatures, UnsupportedCall, UnsupportedModel
 from vidsieve.presets import uniform
-from vidsieve.tokens import Prompt, Reduction, VideoTokens
+from vidsieve.reduction import Reduction
+from vidsieve.tokens import Prompt, VideoTokens
 from vidsieve.vllm import positions
 from vidsieve.vllm.runner import pruning_spec, relieve
 from vidsieve.vllm.settings import KWARG, Method, Wishes, configured, order

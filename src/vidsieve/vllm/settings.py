@@ -23,7 +23,8 @@ from torch import Tensor
 from vidsieve import presets
 from vidsieve.errors import UnsupportedCall
 from vidsieve.reducer import Reducer, check_keep, kept_count
-from vidsieve.tokens import Prompt, Reduction, VideoTokens
+from vidsieve.reduction import Reduction
+from vidsieve.tokens import Prompt, VideoTokens
 
 VARIABLE = "VIDSIEVE_VLLM"
 KWARG = "vidsieve"
