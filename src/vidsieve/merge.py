@@ -88,4 +88,4 @@ class TemporalMerge(Reducer):
                 kept = kept[: int(count)]  # waits for the device, with nothing left to do
                 if n - len(kept) < max(1, self.least * n):
                     return watched(tokens, Reduction.identity(n, tokens.features.device))
-        return watched(tokens, Reduction(kept, source, merges=True, link=link))
+        return watched(tokens, Reduction(kept, source, merges=True, link=link, row=row))

@@ -18,6 +18,7 @@ class Reduction:
     source: int64 (N,), the row of `kept` that absorbed each token, -1 where it was dropped.
     merges: whether any token was folded, so that `apply` averages rather than gathers.
     link: int64 (N,), from each kept token through those it absorbed, -1 at the end of the way; None where not known.
+    row: int64 (N,), the row of each token that stays, -1 of others; None where not known.
     offsets, budget: the segments (S + 1,) and their budgets (S,) that led here, for reports.
     bad: above 0 for NaN or inf in the features (N,) it was made from, where nobody has looked yet: see `check`.
     """
@@ -29,6 +30,7 @@ class Reduction:
     budget: Tensor | None = None
     bad: Tensor | None = None
     link: Tensor | None = None
+    row: Tensor | None = None
 
     def __post_init__(self) -> None:
         for name in ("kept", "source"):
@@ -58,7 +60,14 @@ class Reduction:
         return cls(everything, everything)
 
     def __len__(self) -> int:
-        return len(self.kept)
+        return self.kept.shape[0]
+
+    @property
+    def left(self) -> Tensor:
+        """The row of each token that stays, -1 of others: int64 (N,)."""
+        if not self.merges:
+            return self.source
+        return Reduction.select(self.kept, len(self.source)).source if self.row is None else self.row
 
     def __repr__(self) -> str:
         verb = "merged" if self.merges else "dropped"

@@ -45,13 +45,14 @@ def cut(tokens: VideoTokens, segmenter: Segmenter) -> Segments:
 
     What a merge leaves of a still scene is what changed in it, which by itself would look like a cut in every frame.
     """
+    video = tokens if tokens.origin is None else tokens.origin.whole
+    segments = next((found for other, found in video.segments if other == segmenter), None)
+    if segments is None:  # one stage after another asks for the same
+        segments = segmenter(video)
+        video.segments.append((segmenter, segments))
     if tokens.origin is None:
-        return segmenter(tokens)
-    known = tokens.origin.whole.segments  # one stage after another asks for the same
-    if id(segmenter) not in known:
-        known[id(segmenter)] = segmenter, segmenter(tokens.origin.whole)
-    whole: Segments = known[id(segmenter)][1]
-    return Segments(torch.searchsorted(tokens.origin.kept, whole.offsets), min(len(tokens), whole.longest))
+        return segments
+    return Segments(torch.searchsorted(tokens.origin.kept, segments.offsets), min(len(tokens), segments.longest))
 
 
 def _longest(tokens: VideoTokens, frames: int | None) -> int:

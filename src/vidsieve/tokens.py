@@ -3,7 +3,7 @@
 N tokens, T frames, P tokens per frame, S segments, K kept, D features.
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
@@ -65,12 +65,17 @@ class Origin:
     """Where the tokens of an already reduced video come from.
 
     whole: the video as it came.  kept: int64 (N,), the row of `whole` whose place each token holds.
-    count: int64 (N,), how many rows of `whole` each token stands for, itself included; None where each is itself alone.
+    counted: finds `count`, for most never ask.
     """
 
     whole: "VideoTokens"
     kept: Tensor
-    count: Tensor | None = None
+    counted: Callable[[], Tensor | None] = lambda: None
+
+    @cached_property
+    def count(self) -> Tensor | None:
+        """How many rows of `whole` each token stands for, itself included: int64 (N,), None where each is alone."""
+        return self.counted()
 
     @classmethod
     def of(cls, whole: "VideoTokens") -> Self:
@@ -79,15 +84,17 @@ class Origin:
 
     def then(self, reduction: Reduction) -> Self:
         """Where what `reduction` leaves of these tokens comes from."""
+
+        def counted() -> Tensor | None:
+            count = self.count
+            if reduction.merges:
+                ones = torch.ones_like(reduction.source) if count is None else count
+                # What was dropped has source -1, and is counted in a place of its own.
+                return ones.new_zeros(1 + len(reduction)).index_add_(0, reduction.source + 1, ones)[1:]
+            return None if count is None else count[reduction.kept]
+
         all_left = len(self.kept) == len(self.whole)
-        kept, count = reduction.kept if all_left else self.kept[reduction.kept], self.count
-        if reduction.merges:
-            ones = torch.ones_like(reduction.source) if count is None else count
-            # What was dropped has source -1, and is counted in a place of its own.
-            count = ones.new_zeros(1 + len(reduction)).index_add_(0, reduction.source + 1, ones)[1:]
-        elif count is not None:
-            count = count[reduction.kept]
-        return replace(self, kept=kept, count=count)
+        return replace(self, kept=reduction.kept if all_left else self.kept[reduction.kept], counted=counted)
 
 
 class _FramesLeft(Sequence[int]):
@@ -169,7 +176,7 @@ class VideoTokens:
         return cls(x, videos[0].frames, videos[0].grid, videos=len(videos))
 
     def __len__(self) -> int:
-        return len(self.features)
+        return self.features.shape[0]
 
     @property
     def each(self) -> int:
@@ -212,9 +219,9 @@ class VideoTokens:
         return {}
 
     @cached_property
-    def segments(self) -> "dict[int, tuple[Segmenter, Segments]]":
-        """Those found for what is left of this video, each with its segmenter, by the segmenter's id."""
-        return {}
+    def segments(self) -> "list[tuple[Segmenter, Segments]]":
+        """Those found so far, each with its segmenter."""
+        return []
 
     @cached_property
     def _expected(self) -> dict[str, Any]:

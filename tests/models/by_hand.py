@@ -215,7 +215,7 @@ def _layers(
                     attended = {kind: rows.mean((0, 1))[at] for kind, rows in attended.items()}
                 if i:
                     kept, count = torch.arange(len(whole)), torch.ones(len(whole), dtype=torch.long)
-                    origin = left.origin or Origin(whole, kept, count)
+                    origin = left.origin or Origin(whole, kept, lambda count=count: count)
                     left = VideoTokens.left_of(origin, hidden[at], attended)
                 reduction = stages[i].reduce(left, Prompt(hidden[-question:]))
                 weight = torch.ones(len(left)) if left.count is None else left.count.float()

@@ -21,7 +21,7 @@ TYPES = {
     "x_ptr": "*bf16", "split_ptr": "*bf16",
     "offsets_ptr": "*i64", "budget_ptr": "*i64", "segment_ptr": "*i64", "rows_ptr": "*i64",
     "kept_ptr": "*i64", "source_ptr": "*i64", "frame_ptr": "*i64", "order_ptr": "*i32",
-    "candidate_ptr": "*i32", "pick_ptr": "*i32", "count_ptr": "*i32", "barrier_ptr": "*i32", "bad_ptr": "*i32",
+    "candidate_ptr": "*i32", "step_ptr": "*i32", "count_ptr": "*i32", "barrier_ptr": "*i32", "bad_ptr": "*i32",
     "at_ptr": "*i64", "before_ptr": "*i64", "link_ptr": "*i64", "index_ptr": "*i64",
     "slot_ptr": "*i32", "stays_ptr": "*i1", "valid_ptr": "*i1",
     "query_ptr": "*bf16", "key_ptr": "*bf16", "columns_ptr": "*i64", "seen_ptr": "*i1",
@@ -29,15 +29,14 @@ TYPES = {
 }  # fmt: skip
 FEATURES: dict[str, Any] = {"D": 3584, "PRECISION": "ieee"}
 LAZY: dict[str, Any] = FEATURES | {
-    "EXACT": "bf16x6", "SHARED": True, "RULE": 0, "BLOCK_S": 64, "BLOCK_N": 128, "BLOCK_D": 128, "BLOCK_K": 32,
-    "PICKS": 32,
+    "EXACT": "tf32x3", "SHARED": True, "RULE": 0, "BLOCK_S": 64, "BLOCK_N": 128, "BLOCK_D": 128, "BLOCK_K": 32,
 }  # fmt: skip
 
 
 OWN: dict[Any, dict[str, str]] = {  # where a name has another type than elsewhere
     triton_layout._apportion_kernel: {"out_ptr": "*i64"},
     triton_layout._scene_cuts_kernel: {"out_ptr": "*i64"},
-    triton_layout._compact_rows_kernel: {"slot_ptr": "*i64"},
+    triton_layout._compact_rows_kernel: {"slot_ptr": "*i64", "left_ptr": "*i64", "valid_ptr": "*i64"},
     triton_layout._passing_kernel: {"floor": "fp32"},
     triton_merge._below_kernel: {"row_ptr": "*i64", "count_ptr": "*i64"},
     triton_merge._absorbed_kernel: {"row_ptr": "*i64"},
@@ -84,12 +83,12 @@ if __name__ == "__main__":
     compile_kernel(triton_greedy._greedy_kernel, sm, RULE=0, PARTS=2, ROWS=32, BLOCK_N=256, BLOCK_K=16)
     compile_kernel(triton_greedy._nearest_other_kernel, sm, PARTS=2, BLOCK_N=256)
     compile_kernel(triton_lazy._lazy_greedy_kernel, sm, **LAZY, HELD=True, CANDIDATES=32, BLOCK_ALL=2048)
-    compile_kernel(triton_lazy._lazy_greedy_kernel, sm, **LAZY, HELD=False, CANDIDATES=64, BLOCK_ALL=16384, warps=16)
+    compile_kernel(triton_lazy._lazy_greedy_kernel, sm, **LAZY, HELD=False, CANDIDATES=32, BLOCK_ALL=16384, warps=16)
     compile_kernel(triton_greedy._greedy_kernel, sm, RULE=3, PARTS=2, ROWS=16, BLOCK_N=256, BLOCK_K=16)
     compile_kernel(
-        triton_lazy._lazy_greedy_kernel, sm, **LAZY | {"RULE": 3}, HELD=False, CANDIDATES=64, BLOCK_ALL=16384, warps=16
+        triton_lazy._lazy_greedy_kernel, sm, **LAZY | {"RULE": 3}, HELD=False, CANDIDATES=32, BLOCK_ALL=16384, warps=16
     )
-    compile_kernel(triton_layout._compact_rows_kernel, sm, BLOCK=4096, warps=8)
+    compile_kernel(triton_layout._compact_rows_kernel, sm, PADDED=True, BLOCK=4096, warps=8)
     compile_kernel(triton_layout._passing_kernel, sm, BLOCK=1024)
     compile_kernel(triton_merge._temporal_kernel, sm, WHOLE=False, D=3584, BLOCK_S=64, BLOCK_T=64, BLOCK_D=1024)
     heads: dict[str, Any] = {"WIDTH": 128, "PADDED": True, "SOFTCAP": True, "PRECISION": "ieee"}

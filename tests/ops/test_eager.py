@@ -234,11 +234,14 @@ def test_weighted_means_and_compacted_rows_equal_the_reference() -> None:
         assert torch.equal(out, ours)
     stays = torch.rand(4, 33) < 0.5
     stays[:, 0] = True
-    longest = int(stays.sum(1).max())
-    ours, true = (m.compact_rows(stays, longest) for m in (eager, reference))
-    assert torch.equal(ours[0] * ours[1], true[0])
-    assert torch.equal(ours[1], true[1])
-    assert torch.equal(ours[2][stays], true[2][stays])
+    for begin, length in ((0, 33), (5, 40)):
+        whole = torch.ones(4, length, dtype=torch.bool)
+        whole[:, begin : begin + 33] = stays
+        arguments = stays.long() - 1, int(whole.sum(1).max()), begin, length
+        ours, true = (m.compact_rows(*arguments) for m in (eager, reference))
+        assert torch.equal(ours[0] * ours[1], true[0])
+        assert torch.equal(ours[1], true[1])
+        assert torch.equal(ours[2][whole], true[2][whole])
 
 
 def attention(past: int, width: int, queries: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -299,13 +299,15 @@ def test_attention_received_equals_the_reference(
 
 
 @pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize("length", [1, 63, 5000])
-def test_rows_are_compacted_to_the_right(length: int) -> None:
-    stays = torch.rand(3, length, generator=torch.Generator().manual_seed(length)).to(DEVICE) < 0.4
-    stays[0] = True
-    stays[1, -1] = True
-    longest = int(stays.sum(1).max())
-    ours, true = (m.compact_rows(stays, longest) for m in (triton_launch, reference))
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(("n", "begin", "length"), [(1, 0, 1), (63, 0, 63), (5000, 0, 5000), (500, 21, 6000)])
+def test_rows_are_compacted_to_the_right(n: int, begin: int, length: int, rows: int) -> None:
+    left = torch.where(torch.rand(rows, n, generator=torch.Generator().manual_seed(n)) < 0.4, 7, -1).to(DEVICE)
+    left[-1, -1] = 0
+    stays = torch.ones(rows, length, dtype=torch.bool, device=DEVICE)
+    stays[:, begin : begin + n] = left >= 0
+    arguments = left, int(stays.sum(1).max()), begin, length
+    ours, true = (m.compact_rows(*arguments) for m in (triton_launch, reference))
     assert torch.equal(ours[0], true[0])
     assert torch.equal(ours[1], true[1])
     assert torch.equal(ours[2][stays], true[2][stays])

@@ -1,9 +1,10 @@
-"""Which attention a reducer wants to read, and what an attention function is given while it is read."""
+"""What kinds of attention there are, which a reducer wants to read, and what an attention function is given while it is read."""
 
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from vidsieve.relevance import PromptAttention
 
@@ -27,3 +28,15 @@ def kinds(reducer: Any) -> set[str]:
     if is_dataclass(reducer):
         return set().union(*(kinds(getattr(reducer, part.name)) for part in fields(reducer)))
     return set()
+
+
+def last(real: Tensor | None, length: int, device: torch.device) -> Tensor:
+    """The last of `length` columns, with `real` (past + length,) the last that is no padding: (1,)."""
+    place = torch.arange(length, device=device)
+    return place[-1:] if real is None else torch.where(real[-length:], place, -1).argmax()[None]
+
+
+def layer_type(config: Any, layer: int) -> str:
+    """What kind of attention a layer has."""
+    kinds = getattr(config, "layer_types", None)
+    return kinds[layer] if kinds else "full_attention"

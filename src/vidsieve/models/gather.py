@@ -17,6 +17,7 @@ from vidsieve.errors import UnsupportedCall
 from vidsieve.models.families import Adapter
 from vidsieve.models.layout import Columns
 from vidsieve.reduction import Reduction
+from vidsieve.tokens import Origin
 
 # What `reduce_arguments` treats itself.
 _SEQUENCE = {"input_ids", "inputs_embeds", "attention_mask", "position_ids"}
@@ -26,7 +27,7 @@ _SEQUENCE = {"input_ids", "inputs_embeds", "attention_mask", "position_ids"}
 class Kept:
     """Which tokens of B rows of L stay.
 
-    index: int64 (B, M), the column each new place takes its token from.  valid: bool (B, M), false on padding.
+    index: int64 (B, M), the column each new place takes its token from.  valid: int64 (B, M), 0 on padding, else 1.
     padded: whether there is any.  slots: the new place of each column that stays, int64 (B, L); of one `Kept` after
     another, those of each in turn.
     """
@@ -37,9 +38,9 @@ class Kept:
     slots: tuple[Tensor, ...]
 
     @classmethod
-    def of(cls, stays: Tensor, counts: Sequence[int]) -> "Kept":
-        """From `stays` (B, L), true on each token that stays, so many of them in each row."""
-        index, valid, slot = ops.compact_rows(stays, max(counts))
+    def of(cls, left: Tensor, counts: Sequence[int], begin: int = 0, length: int = 0) -> "Kept":
+        """From `left` (B, N), below 0 where a token goes, so many staying in each row; see `ops.compact_rows`."""
+        index, valid, slot = ops.compact_rows(left, max(counts), begin, length)
         return cls(index, valid, len(set(counts)) > 1, (slot,))
 
     @property
@@ -71,21 +72,20 @@ class Kept:
 
     def labels(self, x: Tensor, ignored: int = -100) -> Tensor:
         """Training targets (B, L) at the kept tokens, `ignored` on padding: (B, M)."""
-        return self.gather(x).masked_fill(~self.valid.to(x.device), ignored)
+        return self.gather(x).masked_fill(self.valid.to(x.device) == 0, ignored)
 
 
 @dataclass(frozen=True, eq=False)
 class Fold:
     """One video's reduction, where its tokens are.
 
-    row: the prompt.  at: the columns of the N tokens.  count: (N,), how many each of them stands for already, None
-    where each is one.
+    row: the prompt.  at: the columns of the N tokens.  origin: where they come from, None where from the prompt itself.
     """
 
     row: int
     at: Columns
     reduction: Reduction
-    count: Tensor | None = None
+    origin: Origin | None = None
 
     @cached_property
     def left(self) -> Tensor:
@@ -94,19 +94,25 @@ class Fold:
 
     def merged(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """`x` (N, D), a row for each of the tokens, with the mean of all that was absorbed for each that stays."""
-        count = None if self.count is None else self.count.to(x.device)
-        return _on(self.reduction, x.device).mean(x, count, out)
+        count = None if self.origin is None else self.origin.count
+        return _on(self.reduction, x.device).mean(x, None if count is None else count.to(x.device), out)
 
 
-def staying(folds: Sequence[Fold], stays: Tensor) -> Tensor:
-    """The tokens that stay, given those that are no padding, `stays` (B, L), which is overwritten: bool (B, L)."""
+def left_by(folds: Sequence[Fold], valid: Tensor | None, length: int, counts: Sequence[int]) -> Kept:
+    """What `folds` leave of rows of `length`, so many tokens in each; valid: int64 (B, L), None without padding."""
+    if len(folds) == len(counts) == 1 and folds[0].at.span is not None and valid is None:
+        return Kept.of(folds[0].reduction.left[None], counts, folds[0].at.begin, length)
+    if valid is None:
+        left = torch.zeros(len(counts), length, dtype=torch.int64, device=folds[0].at.device)
+    else:
+        left = valid - 1
     for fold in folds:
-        row = stays[fold.row]
+        row = left[fold.row]
         if fold.at.span is None:
-            row.index_fill_(0, fold.at.at, False).index_fill_(0, fold.left, True)
+            row.index_copy_(0, fold.at.at, fold.reduction.left)
         else:
-            row[fold.at.span].fill_(False).index_fill_(0, fold.reduction.kept, True)
-    return stays
+            row[fold.at.span].copy_(fold.reduction.left)
+    return Kept.of(left, counts)
 
 
 def moved(columns: Columns, row: int, folds: Sequence[Fold], kept: Kept, fold: Fold | None = None) -> Columns:
@@ -161,7 +167,7 @@ def reduce_arguments(
     positions = kept.positions(positions)
     if positions.ndim == 3 and len(positions) == 4:
         # Row 0 is no rotary position: it tells packed sequences apart, and a gap would read as a new sequence.
-        text = (kept.valid.long().cumsum(-1) - 1).clamp(min=0) + past
+        text = (kept.valid.cumsum(-1) - 1).clamp(min=0) + past
         positions = torch.cat([text.to(positions)[None], positions[1:]])
     new["position_ids"] = positions
 
@@ -169,7 +175,7 @@ def reduce_arguments(
     if kept.padded or past:
         new["attention_mask"] = torch.cat([before, kept.valid.to(before)], 1)
     else:
-        new["attention_mask"] = before.new_ones(batch, present)
+        new["attention_mask"] = kept.valid
     if positions.ndim == 2 and batch == 1 and is_flash_attention_requested(config):
         # For the same reason flash attention would take the number of keys from the gapped positions.
         ends = [torch.tensor([0, n], dtype=torch.int32, device=embeds.device) for n in (present, past + present)]
@@ -184,7 +190,7 @@ def reduce_arguments(
         x = arguments.get(name)
         if x is not None:
             x = kept.gather(x)
-            new[name] = x & kept.valid.to(x.device) if x.dtype == torch.bool and kept.padded else x
+            new[name] = x & kept.valid.to(x.device).bool() if x.dtype == torch.bool and kept.padded else x
     for name, x in arguments.items():
         if name in _SEQUENCE or name in adapter.per_token:
             continue
@@ -201,7 +207,7 @@ def reduced_visual(x: Tensor, visual: Tensor, folds: Sequence[Fold], kept: Kept)
     visual = visual.to(x.device)
     rank = (visual.flatten().cumsum(0) - 1).view_as(visual)  # (B, L) row of x
     now = kept.gather(visual)
-    now = now & kept.valid.to(x.device) if kept.padded else now
+    now = now & kept.valid.to(x.device).bool() if kept.padded else now
     out = x[kept.gather(rank)[now]]
     rank_now = (now.flatten().cumsum(0) - 1).view_as(now)  # (B, M) row of what is left of x
     for fold in folds:

@@ -44,10 +44,10 @@ class Video:
         return origin
 
     @property
-    def count(self) -> Tensor | None:
-        """How many tokens of `whole` each one that enters the language model stands for: None where each is itself."""
+    def entered(self) -> Origin | None:
+        """Of what entered the language model, None where that is the whole video."""
         before = [record.reduction for record in self.stages if record.layer == 0]
-        return Origin.of(self.whole).then(before[0]).count if before else None
+        return Origin.of(self.whole).then(before[0]) if before else None
 
     @property
     def after(self) -> int:

@@ -37,7 +37,7 @@ from vidsieve.models.cache import (
 )
 from vidsieve.models.families import adapter_for
 from vidsieve.models.flops import LayerCost, layer_costs
-from vidsieve.models.gather import Fold, Kept, reduce_arguments, staying
+from vidsieve.models.gather import Fold, Kept, left_by, reduce_arguments
 from vidsieve.models.remains import Video
 from vidsieve.models.seam_layers import CONTEXT, Layers, Pass
 from vidsieve.models.trace import Trace
@@ -252,7 +252,10 @@ class Attachment:
             before = prefix.filled(past, batch) if prefix else torch.ones(batch, past, device=embeds.device)
         before = before.to(embeds.device, torch.long)  # (B, past)
 
-        videos = self._videos(found, embeds)
+        asked = {
+            row: found.columns(columns, embeds.device) for row, columns in enumerate(found.questions) if len(columns)
+        }
+        videos = self._videos(found, embeds, asked)
         full = (length,) * batch if found.whole else tuple(found.real.sum(1).tolist())
         now = list(full)
         for video in videos:
@@ -269,9 +272,7 @@ class Attachment:
             padded=uneven or set(full) != {length},
             tail=tail,
             videos=videos,
-            questions={
-                row: found.columns(asked, embeds.device) for row, asked in enumerate(found.questions) if len(asked)
-            },
+            questions=asked,
             stages=self.stages,
             costs=self.costs,
             share=self.share,
@@ -280,7 +281,7 @@ class Attachment:
         if any(v.after < len(v.whole) for v in videos):
             with current.timeline, stage("gather"):
                 folds = [Fold(v.clip.row, v.at, v.stages[0].reduction) for v in videos]
-                kept = Kept.of(staying(folds, found.real_on(embeds.device)), now)
+                kept = left_by(folds, found.valid_on(embeds.device), length, now)
                 kwargs = reduce_arguments(self.adapter, self.decoder.config, kwargs, folds, kept, before, start)
             current.enters(kept, folds)
             if cache is None and _uses_cache(self.decoder, kwargs):
@@ -291,6 +292,8 @@ class Attachment:
                 remember(cache, Prefix(start + length - tail, whole, uneven, self._attached))
         else:
             kwargs = _continued(kwargs)
+        if not self.stages:
+            current.look()
         self._here.current = current
         return {**kwargs, CONTEXT: current} if self.stages else kwargs
 
@@ -304,10 +307,10 @@ class Attachment:
         self._here.left = current.left()
         cache = kwargs.get("past_key_values")
         record = current.record(getattr(output, "past_key_values", None) if cache is None else cache)
-        current.check()  # last: where this waits for the device, it has nothing to wait for from here
+        current.check()
         self.trace.add(record)
 
-    def _videos(self, found: layout.Layout, embeds: Tensor) -> tuple[Video, ...]:
+    def _videos(self, found: layout.Layout, embeds: Tensor, asked: dict[int, layout.Columns]) -> tuple[Video, ...]:
         """Every video of the call, reduced on its own if there is a reducer before the language model."""
         embeds = embeds.detach()
         videos = []
@@ -316,11 +319,7 @@ class Attachment:
             whole = VideoTokens(at.take(embeds[clip.row]), clip.frames, clip.grid)
             videos.append(Video(clip, whole, at))
         if self.first is not None:
-            questions = {
-                row: Prompt(found.columns(asked, embeds.device).take(embeds[row]))
-                for row, asked in enumerate(found.questions)
-                if len(asked)
-            }
+            questions = {row: Prompt(columns.take(embeds[row])) for row, columns in asked.items()}
             Video.reduce_each(videos, self.first, [questions.get(clip.row) for clip in found.clips])
             for video in videos:
                 self._check(len(video.whole), video.after)

@@ -23,13 +23,14 @@ from transformers.masking_utils import create_causal_mask
 from vidsieve import ops
 from vidsieve.errors import BudgetError, UnsupportedCall
 from vidsieve.models import flops
-from vidsieve.models.attention import As, kinds
+from vidsieve.models.attention import As, kinds, last, layer_type
 from vidsieve.models.cache import Prefix, Switch, layer_bytes, physical_length, remember
-from vidsieve.models.gather import Fold, Kept, moved, reduced_visual, staying
+from vidsieve.models.gather import Fold, Kept, left_by, moved, reduced_visual
 from vidsieve.models.layout import Columns
 from vidsieve.models.remains import State, Video
 from vidsieve.models.trace import CallRecord, VideoRecord
 from vidsieve.reducer import Reducer
+from vidsieve.reduction import Reduction
 from vidsieve.timeline import Timeline, stage
 from vidsieve.tokens import Prompt, VideoTokens
 
@@ -80,6 +81,8 @@ class Pass:
         self._masks: dict[int, Any] = {}
         self._read_masks: dict[int, Tensor] = {}
         self._orders: dict[int, Tensor] = {}
+        self._any_bad: Tensor | None = None
+        self._looked: torch.cuda.Event | None = None
         self._input = [video.at for video in self.videos]  # where the tokens of each are, as they enter the decoder
 
     def enters(self, first: Kept, folds: Sequence[Fold]) -> None:
@@ -149,14 +152,16 @@ class Pass:
             tokens = VideoTokens.left_of(video.origin, video.at.take(hidden.detach()[row]).to(home), attended)
             question = self.questions.get(row)
             prompt = None if question is None else Prompt(question.take(hidden.detach()[row]).to(home))
-            folds.append(Fold(row, video.at, video.reduce(layer, reducers[row], tokens, prompt), tokens.count))
+            folds.append(Fold(row, video.at, video.reduce(layer, reducers[row], tokens, prompt), tokens.origin))
             counts[row] -= len(tokens) - len(folds[-1].reduction)
         self._done.add(layer)
+        if layer == max(self.stages):
+            self.look()
         if all(len(fold.reduction) == len(fold.at) for fold in folds):
             return hidden
         with self.timeline, stage("gather"):
-            valid = self._valid(layer, hidden).to(home)
-            step = Kept.of(staying(folds, valid.clone()), counts)
+            valid = self._valid(layer)
+            step = left_by(folds, None if valid is None else valid.to(home), hidden.shape[1], counts)
             kept = before.kept.then(step) if before else step
             rope = before.rope if before else [x.expand(len(hidden), -1, -1) for x in arguments["position_embeddings"]]
             rope = tuple(step.gather(x) for x in rope)
@@ -165,14 +170,12 @@ class Pass:
             self._move(folds, step)
             return state.replay(hidden)
 
-    def _valid(self, layer: int, hidden: Tensor) -> Tensor:
-        """What is no padding of the prompt as it enters the stage at `layer`: bool (B, L)."""
+    def _valid(self, layer: int) -> Tensor | None:
+        """What is no padding of the prompt as it enters the stage at `layer`: int64 (B, L); None where nothing is."""
         present = self._present(layer)
         if present is not None:
-            return present.valid
-        if self.mask is None:
-            return torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
-        return self.mask[:, -self.length :].bool()
+            return present.valid if self.padded else None
+        return self.mask[:, -self.length :].bool().long() if self.padded and self.mask is not None else None
 
     def _affordable(self, layer: int, row: int, count: int) -> Reducer:
         """The reducer of the stage at `layer`; if it is the last, with the keep that meets the budget of `row`.
@@ -205,13 +208,26 @@ class Pass:
         state = self.state(layer)
         return self.costs[layer].flops(state.counts[row] if state else self.real[row], self.past[layer])
 
+    def look(self) -> None:
+        """Look for NaN or inf in what the stages saw, now that the last is over, without waiting for the device."""
+        bad = [reduction.bad for reduction in self._reductions() if reduction.bad is not None]
+        if bad:
+            self._any_bad = (bad[0] if len(bad) == 1 else torch.cat(bad)).any()
+            if self._any_bad.is_cuda:
+                stream = torch.cuda.current_stream(self._any_bad.device)
+                self._any_bad = self._any_bad.to("cpu", non_blocking=True)
+                self._looked = stream.record_event()
+
     def check(self) -> None:
-        """Raise `NonFiniteFeatures` for NaN or inf in what a stage saw. Waits for the device, once."""
-        done = [record.reduction for video in self.videos for record in video.stages]
-        bad = [reduction.bad for reduction in done if reduction.bad is not None]
-        if bad and torch.cat(bad).any():
-            for reduction in done:
+        """Raise `NonFiniteFeatures` if `look` found any. By now the device has long been there, and has more to do."""
+        if self._looked is not None:
+            self._looked.synchronize()
+        if self._any_bad is not None and self._any_bad:
+            for reduction in self._reductions():
                 reduction.check()
+
+    def _reductions(self) -> list[Reduction]:
+        return [record.reduction for video in self.videos for record in video.stages]
 
     def left(self) -> tuple[Kept, ...]:
         """What the decoder's input is of the prompt as it came, and what the last layer saw of that; where less."""
@@ -243,7 +259,7 @@ class Pass:
         if not self.states:
             return visual, rows
         folds = [
-            Fold(video.clip.row, at, video.since(1), video.count)
+            Fold(video.clip.row, at, video.since(1), video.entered)
             for video, at in zip(self.videos, self._input, strict=True)
         ]
         return reduced_visual(rows, visual, folds, self.states[max(self.states)].kept)
@@ -267,7 +283,7 @@ class Pass:
                 queries = {}
                 for kind in kinds(self.stages[layer]):
                     if kind == "last":
-                        queries[kind] = _last(real, query.shape[2], query.device)
+                        queries[kind] = last(real, query.shape[2], query.device)
                     elif row in self.questions:
                         queries[kind] = self.questions[row].at.to(query.device)
                 self.attended.setdefault(layer, {})[row] = {
@@ -288,7 +304,7 @@ class Pass:
             remember(cache, Prefix(settled, mask, self.padded, self.attached), layer)
         if layer_type(self.config, layer) == "linear_attention":
             if state is not None:
-                arguments["attention_mask"] = state.kept.valid.to(hidden.device).long() if self.padded else None
+                arguments["attention_mask"] = state.kept.valid.to(hidden.device) if self.padded else None
             return
         if not reduces and given is None and not self.prefixes[run].ragged:
             return  # what needs no mask in layer 0 needs none here
@@ -312,7 +328,7 @@ class Pass:
         """The mask (B, past + L) of all that this layer's cache holds after the pass over `hidden` (B, L, D): int64."""
         past, present = physical_length(cache, layer), self._present(layer)
         if present is not None and not past:
-            return present.valid.long()
+            return present.valid
         batch, length = hidden.shape[:2]
         prefix = next((self.prefixes[first] for first in sorted(self.prefixes, reverse=True) if first <= layer), None)
         if prefix is not None:
@@ -381,15 +397,3 @@ class Layers:
         attention.config = copy.copy(plain)
         attention.config._attn_implementation_internal = name
         self._read_by[k - 1] = k
-
-
-def _last(real: Tensor | None, length: int, device: torch.device) -> Tensor:
-    """The last of `length` columns, with `real` (past + length,) the last that is no padding: (1,)."""
-    place = torch.arange(length, device=device)
-    return place[-1:] if real is None else torch.where(real[-length:], place, -1).argmax()[None]
-
-
-def layer_type(config: Any, layer: int) -> str:
-    """What kind of attention a layer has."""
-    kinds = getattr(config, "layer_types", None)
-    return kinds[layer] if kinds else "full_attention"

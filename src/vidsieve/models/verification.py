@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 
+from vidsieve.models.attention import layer_type
 from vidsieve.models.seam_input import attach
-from vidsieve.models.seam_layers import layer_type
 from vidsieve.models.trace import Trace, VideoRecord
 from vidsieve.reducer import Attachable
 from vidsieve.reduction import Reduction

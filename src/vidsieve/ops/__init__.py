@@ -232,13 +232,16 @@ def compact(
     return module.compact(order, offsets, budget, longest, total, **_videos(videos))  # type: ignore[no-any-return]
 
 
-def compact_rows(stays: Tensor, longest: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What stays of every row, on the right of rows of `longest`: stays bool (B, L), the most that a row has known.
+def compact_rows(left: Tensor, longest: int, begin: int = 0, length: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """What stays of every row of L, on the right of rows of `longest`, which the most that a row has is known to be.
 
-    index: the column each new place takes, 0 on padding, int64 (B, M).  valid: what is no padding, bool (B, M).
+    left: int64 (B, N), below 0 where it goes, of the columns from `begin` on; all other columns stay.  length: L,
+    N unless given.
+    index: the column each new place takes, 0 on padding, int64 (B, M).  valid: 0 on padding, else 1, int64 (B, M).
     slot: the new place of each column that stays, int64 (B, L); of others it is undefined.
     """
-    return _implementation("compact_rows", stays).compact_rows(stays, longest)  # type: ignore[no-any-return]
+    module = _implementation("compact_rows", left)
+    return module.compact_rows(left, longest, begin, length or left.shape[1])  # type: ignore[no-any-return]
 
 
 def passing(persistence: Tensor, frames: tuple[int, ...], floor: float) -> Tensor:

@@ -250,11 +250,14 @@ def passing(persistence: Tensor, frames: tuple[int, ...], floor: float) -> Tenso
     return (1 - (1 - floor) * stays).masked_fill(within == frame % lengths[frame], 1.0)
 
 
-def compact_rows(stays: Tensor, longest: int) -> tuple[Tensor, Tensor, Tensor]:
+def compact_rows(left: Tensor, longest: int, begin: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    stays = left >= 0
+    if stays.shape[1] < length:
+        stays = torch.nn.functional.pad(stays, (begin, length - begin - stays.shape[1]), value=True)
     seen = stays.cumsum(1)  # (B, L)
     shift = longest - seen[:, -1:]  # (B, 1) padding of each row
-    rank = torch.arange(1, longest + 1, device=stays.device) - shift  # (B, M) from 1 on, what is below is padding
-    return torch.searchsorted(seen, rank), rank > 0, seen + (shift - 1)
+    rank = torch.arange(1, longest + 1, device=left.device) - shift  # (B, M) from 1 on, what is below is padding
+    return torch.searchsorted(seen, rank), (rank > 0).long(), seen + (shift - 1)
 
 
 def received(

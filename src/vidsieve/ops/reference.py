@@ -306,15 +306,17 @@ def passing(persistence: Tensor, frames: tuple[int, ...], floor: float) -> Tenso
     return out
 
 
-def compact_rows(stays: Tensor, longest: int) -> tuple[Tensor, Tensor, Tensor]:
-    index = torch.zeros(len(stays), longest, dtype=torch.int64, device=stays.device)
-    valid = torch.zeros_like(index, dtype=torch.bool)
-    slot = torch.zeros(stays.shape, dtype=torch.int64, device=stays.device)
-    for row, columns in enumerate(stays):
-        at = columns.nonzero()[:, 0]
+def compact_rows(left: Tensor, longest: int, begin: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    index = torch.zeros(len(left), longest, dtype=torch.int64, device=left.device)
+    valid = torch.zeros_like(index)
+    slot = torch.zeros(len(left), length, dtype=torch.int64, device=left.device)
+    for row, columns in enumerate(left):
+        stays = torch.ones(length, dtype=torch.bool, device=left.device)
+        stays[begin : begin + len(columns)] = columns >= 0
+        at = stays.nonzero()[:, 0]
         new = torch.arange(longest - len(at), longest, device=at.device)
         index[row, new] = at
-        valid[row, new] = True
+        valid[row, new] = 1
         slot[row, at] = new
     return index, valid, slot
 

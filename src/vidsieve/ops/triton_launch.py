@@ -189,15 +189,16 @@ def compact(
     return kept, source
 
 
-def compact_rows(stays: Tensor, longest: int) -> tuple[Tensor, Tensor, Tensor]:
-    stays = stays.contiguous()
-    index = torch.empty(len(stays), longest, dtype=torch.int64, device=stays.device)
-    valid = torch.empty_like(index, dtype=torch.bool)
-    slot = torch.empty_like(stays, dtype=torch.int64)
-    block = min(4096, covering(stays.shape[1]))
+def compact_rows(left: Tensor, longest: int, begin: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    left = left.contiguous()
+    rows = len(left)
+    index = torch.empty(rows, longest, dtype=torch.int64, device=left.device)
+    valid = torch.empty_like(index)
+    slot = index.new_empty(rows, length)
+    block = min(4096, covering(length))
     launch(
-        _compact_rows_kernel, (len(stays),), stays, index, valid, slot, stays.shape[1], longest,
-        BLOCK=block, num_warps=8 if block > 1024 else 4,
+        _compact_rows_kernel, (rows,), left, index, valid, slot, left.shape[1], begin, length, longest,
+        PADDED=rows > 1, BLOCK=block, num_warps=8 if block > 1024 else 4,
     )  # fmt: skip
     return index, valid, slot
 

@@ -182,35 +182,40 @@ def _compact_kernel(
 
 @triton.jit
 def _compact_rows_kernel(
-    stays_ptr,  # (B, L) bool
+    left_ptr,  # (B, n) int64, below 0 where it goes: of the columns from `begin` on
     index_ptr,  # (B, M) int64 out
-    valid_ptr,  # (B, M) bool out
+    valid_ptr,  # (B, M) int64 out
     slot_ptr,  # (B, L) int64 out
+    n,
+    begin,
     length,
     longest,
+    PADDED: tl.constexpr,  # whether rows may keep less than `longest`
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    stays_ptr += row * length
+    left_ptr += row * n
     slot_ptr += row * length
     index_ptr += row * longest
     valid_ptr += row * longest
-    total = 0
+    done = 0
+    if PADDED:
+        done = longest - length
+        for at in range(0, n, BLOCK):
+            i = at + tl.arange(0, BLOCK)
+            done += tl.sum((tl.load(left_ptr + i, mask=i < n, other=0) < 0).to(tl.int32), 0)
+        for at in range(0, done, BLOCK):
+            i = at + tl.arange(0, BLOCK)
+            tl.store(index_ptr + i, tl.zeros((BLOCK,), tl.int64), mask=i < done)
+            tl.store(valid_ptr + i, tl.zeros((BLOCK,), tl.int64), mask=i < done)
     for at in range(0, length, BLOCK):
         j = at + tl.arange(0, BLOCK)
-        total += tl.sum((tl.load(stays_ptr + j, mask=j < length, other=0) != 0).to(tl.int32), 0)
-    done = longest - total
-    for at in range(0, done, BLOCK):  # padding
-        j = at + tl.arange(0, BLOCK)
-        tl.store(index_ptr + j, tl.zeros((BLOCK,), tl.int64), mask=j < done)
-        tl.store(valid_ptr + j, tl.zeros((BLOCK,), tl.int1), mask=j < done)
-    for at in range(0, length, BLOCK):
-        j = at + tl.arange(0, BLOCK)
-        stays = tl.load(stays_ptr + j, mask=j < length, other=0) != 0
+        i = j - begin
+        stays = (j < length) & (tl.load(left_ptr + i, mask=(i >= 0) & (i < n), other=0) >= 0)
         new = done + tl.cumsum(stays.to(tl.int32), 0) - 1
         tl.store(slot_ptr + j, new, mask=j < length)
         tl.store(index_ptr + new, j.to(tl.int64), mask=stays)
-        tl.store(valid_ptr + new, stays, mask=stays)
+        tl.store(valid_ptr + new, tl.full((BLOCK,), 1, tl.int64), mask=stays)
         done += tl.sum(stays.to(tl.int32), 0)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vidsieve.ops.reference import Measures
-from vidsieve.ops.triton_call import INTERPRETED, cdiv, covering, launch, precision, rows_of
+from vidsieve.ops.triton_call import cdiv, covering, launch, precision, rows_of
 from vidsieve.ops.triton_gram import _gram_kernel, _segment_gram_kernel
 from vidsieve.ops.triton_greedy import DPP, HYBRID, MAX_MIN, MMR, _greedy_kernel, _nearest_other_kernel
 from vidsieve.ops.triton_lazy import _lazy_greedy_kernel
@@ -18,8 +18,7 @@ from vidsieve.ops.triton_lazy import _lazy_greedy_kernel
 ONCE = 256  # tokens of a segment of which one program holds all of S
 SHORT = 512
 HELD = 2048
-PICKS = 32  # most picks of a block of a long selection
-CANDIDATES = {True: 32, False: 64}  # the tokens it is among: what a warp holds, or more where a round reads features
+CANDIDATES = 32  # tokens that a block of picks of a long segment is among: one a lane of a warp
 
 
 def parts_of(x: Tensor, offsets: Tensor, longest: int) -> int:
@@ -64,7 +63,8 @@ def products_of(
 def _cosines(x: Tensor, norm: Tensor, offsets: Tensor, longest: int) -> Tensor:
     """S: (N, longest), one row a token, in the order of its segment."""
     s = torch.empty(len(x), longest, device=x.device, dtype=torch.float32)
-    block = 128 if longest > 256 else 64 if longest > 32 else 16
+    # Tiles of 128 read least, but every tile takes as long as a row is wide: it needs enough of them to pay.
+    block = 128 if longest > 256 and len(x) >= 64 * _programs(x) else 64 if longest > 32 else 16
     tiles = cdiv(longest, block)
     launch(
         _gram_kernel, (tiles * tiles, len(offsets) - 1),
@@ -119,28 +119,27 @@ def _greedy(
     c_rows = {DPP.value: longest, HYBRID.value: threshold}.get(rule, 0)
     c = torch.empty((total + 7 * segments) * c_rows, device=x.device, dtype=torch.float32)
     # -1 in the order is for segments with no budget, which no program visits.
-    order, barrier = torch.split(torch.full((n + segments,), -1, dtype=torch.int32, device=x.device), [n, segments])
-    candidates = CANDIDATES[held]
-    scratch = torch.empty(segments * (candidates + 2) + total + PICKS, dtype=torch.int32, device=x.device)
-    count, candidate, pick = torch.split(scratch, [2 * segments, segments * candidates, total + PICKS])
-    common = torch.empty(segments, candidates, candidates, device=x.device, dtype=torch.float32)
-    solve = torch.empty(segments, PICKS, PICKS, device=x.device, dtype=torch.float32)
+    fresh = torch.full((n + 2 * segments,), -1, dtype=torch.int32, device=x.device)
+    order, barrier = torch.split(fresh, [n, 2 * segments])
+    shared = segments <= _programs(x)
+    programs = max(_programs(x), segments)
+    candidate = torch.empty(programs + segments, CANDIDATES, dtype=torch.int32, device=x.device)
+    candidate, step = torch.split(candidate, [programs, segments])
+    square = torch.empty(2, segments, CANDIDATES, CANDIDATES, device=x.device, dtype=torch.float32)
+    common, solve = square.unbind()
+    rest = torch.empty(CANDIDATES, n, device=x.device, dtype=torch.float32)
+    score = torch.empty_like(norm)
     state = nearest if rule == MAX_MIN.value else torch.empty_like(norm)
-    programs = _programs(x)
-    shared = segments <= programs
     # Members of a team wait for one another, so all must run at once, whatever else is on the device.
     together = {"launch_cooperative_grid": True} if shared and x.is_cuda else {}
-    block_all = covering(longest)
     launch(
-        _lazy_greedy_kernel, (max(programs, segments),),
-        x, s, norm, state, r, offsets, budget, c, order, candidate, common, pick, solve, count, barrier,
-        segments, longest, c_rows, x.stride(0), trade, threshold, SHARED=shared,
-        RULE=rule, HELD=held, D=x.shape[1], PRECISION=precision(x),
-        BLOCK_S=covering(segments), BLOCK_ALL=block_all,
-        CANDIDATES=candidates, PICKS=PICKS,
-        EXACT="ieee" if INTERPRETED else "bf16x6",  # float32 products from six of bf16, on tensor cores
-        BLOCK_N=128, BLOCK_D=128 if x.dtype != torch.float32 else 64, BLOCK_K=32,
-        num_warps=8 if block_all <= 4096 else 16, **together,
+        _lazy_greedy_kernel, (programs,),
+        x, s, norm, state, r, offsets, budget, score, c, order, candidate, common, rest, step, solve, barrier,
+        n, segments, longest, c_rows, x.stride(0), trade, threshold,
+        SHARED=shared, RULE=rule, HELD=held, D=x.shape[1], PRECISION=precision(x), EXACT=precision(c),
+        BLOCK_S=covering(segments), BLOCK_ALL=covering(longest), BLOCK_N=64 if held else 128,
+        BLOCK_D=128 if x.dtype != torch.float32 else 64, BLOCK_K=32, CANDIDATES=CANDIDATES,
+        num_warps=8 if longest <= 4096 else 16, **together,
     )  # fmt: skip
     return order
 
