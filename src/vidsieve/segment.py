@@ -26,7 +26,7 @@ class Segments:
     longest: int
 
     def __len__(self) -> int:
-        return len(self.offsets) - 1
+        return self.offsets.shape[0] - 1
 
     @property
     def lengths(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""What kinds of attention there are, which a reducer wants to read, and what an attention function is given while it is read."""
+"""Kinds of attention: which a reducer wants to read, what a function is given while it is read, which a layer has."""
 
 from dataclasses import fields, is_dataclass
 from typing import Any

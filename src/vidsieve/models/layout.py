@@ -95,8 +95,9 @@ class Layout:
 
     def columns(self, known: Tensor, device: torch.device) -> Columns:
         """`known` columns (n,) of a row, on `device`; does not wait for it."""
-        begin, n = int(known[0]), len(known)
-        consecutive = int(known[-1]) - begin == n - 1 and self._ends_alike
+        columns = known.numpy()
+        begin, n = int(columns[0]), len(columns)
+        consecutive = int(columns[-1]) - begin == n - 1 and self._ends_alike
         return Columns(begin, n, device, None if consecutive else known.to(device, non_blocking=True))
 
     def valid_on(self, device: torch.device) -> Tensor | None:

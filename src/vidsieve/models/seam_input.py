@@ -42,7 +42,7 @@ from vidsieve.models.remains import Video
 from vidsieve.models.seam_layers import CONTEXT, Layers, Pass
 from vidsieve.models.trace import Trace
 from vidsieve.reducer import Attachable, Reducer, Staged, kept_count
-from vidsieve.timeline import stage
+from vidsieve.timeline import Timeline, stage
 from vidsieve.tokens import Prompt, VideoTokens
 
 Arguments = dict[str, Any]
@@ -261,12 +261,20 @@ class Attachment:
         for video in videos:
             now[video.clip.row] -= len(video.whole) - video.after
         uneven = len(set(now)) > 1 or (past > 0 and not before.all())
+        given, timeline, folds, kept = kwargs, Timeline(embeds.device), [], None
+        if any(v.after < len(v.whole) for v in videos):
+            with timeline, stage("gather"):
+                folds = [Fold(v.clip.row, v.at, v.stages[0].reduction) for v in videos]
+                kept = left_by(folds, found.valid_on(embeds.device), length, now)
+                kwargs = reduce_arguments(self.adapter, self.decoder.config, kwargs, folds, kept, before, start)
+        # What needs no device comes last: it is busy now.
         gaps = [int(clip.at[-1]) for clip in found.clips]
         if not found.whole:
             gaps += (~found.real.all(0)).nonzero()[-1:, 0].tolist()
         tail = length - 1 - max(gaps)
         current = self._pass(
-            kwargs,
+            given,
+            timeline=timeline,
             full=full,
             real=tuple(now),
             padded=uneven or set(full) != {length},
@@ -278,11 +286,7 @@ class Attachment:
             share=self.share,
             past=tuple(physical_length(cache, i) if self.stages else past for i in range(len(self.costs))),
         )
-        if any(v.after < len(v.whole) for v in videos):
-            with current.timeline, stage("gather"):
-                folds = [Fold(v.clip.row, v.at, v.stages[0].reduction) for v in videos]
-                kept = left_by(folds, found.valid_on(embeds.device), length, now)
-                kwargs = reduce_arguments(self.adapter, self.decoder.config, kwargs, folds, kept, before, start)
+        if kept is not None:
             current.enters(kept, folds)
             if cache is None and _uses_cache(self.decoder, kwargs):
                 cache = kwargs["past_key_values"] = DynamicCache(config=self.decoder.config)

@@ -51,7 +51,7 @@ class Pass:
     first: what the decoder's input is of the prompt as it came.  full, real: tokens in each row of the prompt, and of
     the input.  padded: whether there is any padding, in the prompt or the cache.  questions: columns of the question in
     each row, as the sequence is.  stages, share, costs: of the attached `Staged` and of the layers.  past: tokens that
-    the cache holds in each layer.
+    the cache holds in each layer.  timeline: of all but the reductions, which have one for each video.
     """
 
     config: Any
@@ -72,9 +72,9 @@ class Pass:
     costs: tuple[flops.LayerCost, ...] = ()
     share: float | None = None
     past: tuple[int, ...] = ()
+    timeline: Timeline = field(default_factory=Timeline)
 
     def __post_init__(self) -> None:
-        self.timeline = Timeline(self.videos[0].at.device if self.videos else None)
         self.states: dict[int, State] = {}
         self._done: set[int] = set()  # the stages that have been, also those that removed nothing
         self.attended: dict[int, dict[int, dict[str, Tensor]]] = {}  # by stage, row and kind of query: (L,)
