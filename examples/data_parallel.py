@@ -9,6 +9,7 @@ for one GPU is spread over several with `device_map="auto"` instead, and a reduc
 with two processes on CPUs, and run on two GPUs, with the answers of one process.
 """
 
+import json
 import os
 import sys
 
@@ -33,8 +34,6 @@ def main(clip: str = "out/demo/clip.mp4", checkpoint: str = "out/demo/model") ->
     gpu = torch.cuda.is_available()
     if gpu:
         torch.cuda.set_device(local)
-    if world > 1:
-        dist.init_process_group("gloo")  # only answers travel, and those are text
 
     processor, model = load(checkpoint, f"cuda:{local}" if gpu else "cpu")
     found = {}
@@ -45,15 +44,14 @@ def main(clip: str = "out/demo/clip.mp4", checkpoint: str = "out/demo/model") ->
             out = model.generate(**inputs, max_new_tokens=16)
             found[number] = processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
 
-    shares = [found]
-    if world > 1:
-        shares = [{}] * world if rank == 0 else None
-        dist.gather_object(found, shares)
-        dist.destroy_process_group()
+    if world > 1:  # only answers travel, and those are text: the launcher's own store will do
+        store, *_ = next(dist.rendezvous("env://"))
+        store.set(f"answers of {rank}", json.dumps(list(found.items())))
     if rank == 0:
-        answers = {number: answer for share in shares for number, answer in share.items()}
+        for other in range(1, world):
+            found |= json.loads(store.get(f"answers of {other}"))
         for number, question in enumerate(QUESTIONS):
-            print(f"{question:42}{answers[number]}")
+            print(f"{question:42}{found[number]}")
 
 
 PLACE = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
