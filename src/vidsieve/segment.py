@@ -46,7 +46,7 @@ def cut(tokens: VideoTokens, segmenter: Segmenter) -> Segments:
     What a merge leaves of a still scene is what changed in it, which by itself would look like a cut in every frame.
     """
     video = tokens if tokens.origin is None else tokens.origin.whole
-    segments = next((found for other, found in video.segments if other == segmenter), None)
+    segments = next((found for other, found in video.segments if other is segmenter or other == segmenter), None)
     if segments is None:  # one stage after another asks for the same
         segments = segmenter(video)
         video.segments.append((segmenter, segments))

@@ -147,9 +147,8 @@ def find(
 
 def _on_host(*tensors: Any) -> list[Any]:
     """Copies of `tensors` on the host, with one wait for all of them; None stays None."""
-    devices = {x.device for x in tensors if x is not None and x.is_cuda}
-    copies = [x.to("cpu", non_blocking=True) if x is not None and x.is_cuda else x for x in tensors]
-    for device in devices:
+    copies = [None if x is None else x.to("cpu", non_blocking=x.is_cuda) for x in tensors]
+    for device in {x.device for x in tensors if x is not None and x.is_cuda}:
         torch.cuda.current_stream(device).synchronize()
     return [x if x is None else (x.float() if x.dtype == torch.bfloat16 else x).numpy() for x in copies]
 
