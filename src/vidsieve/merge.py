@@ -77,13 +77,13 @@ class TemporalMerge(Reducer):
             whole, at = (tokens, None) if tokens.origin is None else (tokens.origin.whole, tokens.origin.kept)
             frames = tuple(whole.frames)
             before, cosine = ops.temporal(tokens.features, tokens.norm, segments.offsets, frames, at)
-            if self.threshold is not None:
-                kept, row, count = ops.below(cosine, self.threshold)  # where there is none before, it is below any
+            if self.threshold is not None:  # where there is none before, the cosine is below any
+                kept, count, row, source, link = ops.runs(cosine, before, self.threshold, len(frames))
             else:
                 bounds = torch.arange(2, device=cosine.device) * n
                 budget = torch.full((1,), total, device=cosine.device)
                 kept, row = ops.compact(ops.top(-cosine, bounds, budget), bounds, budget, n, total)
-            source, link = ops.absorbed(row, before, len(frames))
+                source, link = ops.absorbed(row, before, len(frames))
             if self.threshold is not None:
                 kept = kept[: int(count)]  # waits for the device, with nothing left to do
                 if n - len(kept) < max(1, self.least * n):

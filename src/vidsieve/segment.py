@@ -137,6 +137,6 @@ class SceneCuts:
             raise ValueError(f"expected max_frames of at least 1, or None; got {self.max_frames}")
 
     def __call__(self, tokens: VideoTokens) -> Segments:
-        similarity = ops.segment_mean(tokens.persistence, tokens.offsets)  # (T,)
-        offsets = ops.scene_cuts(similarity, tokens.offsets, self.threshold, self.max_frames, tokens.videos)
+        persistence = tokens.persistence
+        offsets = ops.scene_cuts(persistence, tokens.offsets, self.threshold, self.max_frames, tokens.videos)
         return Segments(offsets, _longest(tokens, self.max_frames))

@@ -38,7 +38,7 @@ OWN: dict[Any, dict[str, str]] = {  # where a name has another type than elsewhe
     triton_layout._scene_cuts_kernel: {"out_ptr": "*i64"},
     triton_layout._compact_rows_kernel: {"slot_ptr": "*i64", "left_ptr": "*i64", "valid_ptr": "*i64"},
     triton_layout._passing_kernel: {"floor": "fp32"},
-    triton_merge._below_kernel: {"row_ptr": "*i64", "count_ptr": "*i64"},
+    triton_merge._begin_kernel: {"row_ptr": "*i64", "count_ptr": "*i64"},
     triton_merge._absorbed_kernel: {"row_ptr": "*i64"},
     triton_merge._mean_kernel: {"weight_ptr": "*i64", "out_ptr": "*bf16"},
 }
@@ -61,8 +61,8 @@ if __name__ == "__main__":
     compile_kernel(triton_measure._column_mean_kernel, sm, D=3584, ROWS=128, BLOCK_D=512)
     compile_kernel(triton_measure._measure_kernel, sm, D=3584, PERSISTENCE=True, COSINE=True, BLOCK_N=1, BLOCK_D=512)
     compile_kernel(triton_layout._apportion_kernel, sm, WEIGHED=True, BLOCK=64, STEP=16, warps=1)
-    compile_kernel(triton_layout._segment_mean_kernel, sm, NOVELTY=True, BLOCK=512)
-    compile_kernel(triton_layout._scene_cuts_kernel, sm, BLOCK=128, warps=1)
+    compile_kernel(triton_layout._novelty_kernel, sm, BLOCK=512)
+    compile_kernel(triton_layout._scene_cuts_kernel, sm, BLOCK=128, TOKENS=16)
     compile_kernel(triton_layout._min_max_kernel, sm, BLOCK=16384, warps=32)
     compile_kernel(triton_layout._compact_kernel, sm, BLOCK=4096, warps=8)
     compile_kernel(triton_gram._gram_kernel, sm, **FEATURES, TILES=13, BLOCK=128, BLOCK_D=64)
@@ -95,6 +95,6 @@ if __name__ == "__main__":
     tiles: dict[str, Any] = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_D": 128}
     compile_kernel(triton_attention._softmax_kernel, sm, **heads, **tiles, SPLIT=512)
     compile_kernel(triton_attention._received_kernel, sm, **heads, **tiles)
-    compile_kernel(triton_merge._below_kernel, sm, BLOCK=4096, warps=8)
+    compile_kernel(triton_merge._begin_kernel, sm, BLOCK=4096, warps=8)
     compile_kernel(triton_merge._absorbed_kernel, sm, BLOCK=128)
     compile_kernel(triton_merge._mean_kernel, sm, D=3584, WEIGHTED=True, BLOCK_D=1024)

@@ -212,12 +212,10 @@ def test_cuts_and_gains_equal_the_reference(frames: int) -> None:
     lengths = torch.randint(1, 40, (frames,), generator=generator)
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]).to(DEVICE)
     persistence = (torch.rand(int(lengths.sum()), generator=generator) * 2 - 1).to(DEVICE)
-    for name in ("segment_mean", "novelty"):
-        ours, true = (getattr(m, name)(persistence, offsets) for m in (triton_launch, reference))
-        torch.testing.assert_close(ours, true, atol=1e-5, rtol=1e-5)
-    similarity = torch.rand(frames, generator=generator).to(DEVICE)
-    for threshold, most in ((0.1, 8), (0.1, None), (0.5, 1), (-1.0, 7), (2.0, 3)):
-        arguments = similarity, offsets, threshold, most
+    ours, true = (m.novelty(persistence, offsets) for m in (triton_launch, reference))
+    torch.testing.assert_close(ours, true, atol=1e-5, rtol=1e-5)
+    for threshold, most in ((0.0, 8), (0.0, None), (0.2, 1), (-1.0, 7), (2.0, 3)):
+        arguments = persistence, offsets, threshold, most
         assert torch.equal(triton_launch.scene_cuts(*arguments), reference.scene_cuts(*arguments))
 
 
@@ -248,9 +246,9 @@ def test_the_token_before_and_runs_equal_the_reference(left: float | None) -> No
     (before, cosine), (true, cosine_true) = (m.temporal(*arguments) for m in (triton_launch, reference))
     assert torch.equal(before, true)
     torch.testing.assert_close(cosine, cosine_true, atol=2e-5, rtol=0)
-    (index, row, count), right = (m.below(cosine_true, 0.5) for m in (triton_launch, reference))
-    assert torch.equal(index[: int(count)], right[0][: int(right[2])])
-    assert torch.equal(row, right[1])
+    ours, right = (m.runs(cosine_true, before, 0.5, 70) for m in (triton_launch, reference))
+    assert torch.equal(ours[0][: int(ours[1])], right[0][: int(right[1])])
+    assert all(torch.equal(*pair) for pair in zip(ours[2:], right[2:], strict=True))
     begins = torch.rand(n, generator=generator).to(DEVICE) < 0.2  # some are before all that begin
     row = torch.where(begins, begins.cumsum(0) - 1, -1)
     (source, link), right = (m.absorbed(row, before, 70) for m in (triton_launch, reference))

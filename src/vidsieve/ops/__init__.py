@@ -133,21 +133,16 @@ def measure(
     return module.measure(x, frames, y, persistence, segments, *more)  # type: ignore[no-any-return]
 
 
-def segment_mean(values: Tensor, offsets: Tensor) -> Tensor:
-    """Mean of values (N,) over each segment: float32 (S,), 0 for an empty one."""
-    return _implementation("segment_mean", values).segment_mean(values, offsets)  # type: ignore[no-any-return]
-
-
 def scene_cuts(
-    similarity: Tensor, offsets: Tensor, threshold: float, max_frames: int | None, videos: int = 1
+    persistence: Tensor, offsets: Tensor, threshold: float, max_frames: int | None, videos: int = 1
 ) -> Tensor:
     """Bounds of the scenes of T frames, the unused rest of the T slots empty at the end: int64 (T + 1,).
 
-    A frame begins a scene where similarity (T,) is below `threshold`; scenes of more than `max_frames` frames are split
-    evenly. offsets (T + 1,) are the bounds of the frames.
+    A frame begins a scene where the mean persistence (N,) of its tokens is below `threshold`; scenes of more than
+    `max_frames` frames are split evenly. offsets (T + 1,) are the bounds of the frames.
     """
-    module = _implementation("scene_cuts", similarity)
-    return module.scene_cuts(similarity, offsets, threshold, max_frames, **_videos(videos))  # type: ignore[no-any-return]
+    module = _implementation("scene_cuts", persistence)
+    return module.scene_cuts(persistence, offsets, threshold, max_frames, **_videos(videos))  # type: ignore[no-any-return]
 
 
 def novelty(persistence: Tensor, offsets: Tensor) -> Tensor:
@@ -262,12 +257,13 @@ def temporal(
     return module.temporal(x, norm, offsets, frames, at)  # type: ignore[no-any-return]
 
 
-def below(values: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Where values (N,) are below `threshold`: the places in order, each one's row among them or -1, how many they are.
+def runs(cosine: Tensor, before: Tensor, threshold: float, longest: int) -> tuple[Tensor, ...]:
+    """Where runs of `before` (N,) begin, for `cosine` (N,) is below `threshold` there, and who belongs to them.
 
-    int64 (N,), of which as many as there are say something; int64 (N,); int64 (1,).
+    The places in order, int64 (N,), of which as many as there are say something; how many they are, int64 (1,); each
+    token's row among them or -1, int64 (N,); and what `absorbed` makes of these rows.
     """
-    return _implementation("below", values).below(values, threshold)  # type: ignore[no-any-return]
+    return _implementation("runs", cosine).runs(cosine, before, threshold, longest)  # type: ignore[no-any-return]
 
 
 def absorbed(row: Tensor, before: Tensor, longest: int) -> tuple[Tensor, Tensor]:

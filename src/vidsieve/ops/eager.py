@@ -84,7 +84,8 @@ def segment_mean(values: Tensor, offsets: Tensor) -> Tensor:
     return mean.nan_to_num(0.0)
 
 
-def scene_cuts(similarity: Tensor, offsets: Tensor, threshold: float, max_frames: int | None) -> Tensor:
+def scene_cuts(persistence: Tensor, offsets: Tensor, threshold: float, max_frames: int | None) -> Tensor:
+    similarity = segment_mean(persistence, offsets)  # (T,)
     total = len(similarity)
     t = torch.arange(total, device=similarity.device)
     first = (similarity < threshold) | (t == 0)
@@ -220,11 +221,12 @@ def _place(frames: tuple[int, ...], at: Tensor) -> Tensor:
     return size[at] * max(frames) + at - begin[at]
 
 
-def below(values: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
-    found = values < threshold
+def runs(cosine: Tensor, before: Tensor, threshold: float, longest: int) -> tuple[Tensor, ...]:
+    found = cosine < threshold
     count = found.cumsum(0)
-    index = torch.nonzero_static(found, size=len(values))[:, 0]  # and then -1
-    return index, torch.where(found, count - 1, -1), count[-1:]
+    index = torch.nonzero_static(found, size=len(cosine))[:, 0]  # and then -1
+    row = torch.where(found, count - 1, -1)
+    return index, count[-1:], row, *absorbed(row, before, longest)
 
 
 def absorbed(row: Tensor, before: Tensor, longest: int) -> tuple[Tensor, Tensor]:

@@ -89,7 +89,8 @@ def segment_mean(values: Tensor, offsets: Tensor) -> Tensor:
     return torch.tensor(means, dtype=torch.float32, device=values.device)
 
 
-def scene_cuts(similarity: Tensor, offsets: Tensor, threshold: float, max_frames: int | None) -> Tensor:
+def scene_cuts(persistence: Tensor, offsets: Tensor, threshold: float, max_frames: int | None) -> Tensor:
+    similarity = segment_mean(persistence, offsets)  # (T,)
     frames = len(similarity)
     starts = [t for t in range(frames) if t == 0 or float(similarity[t]) < threshold]
     bounds = []
@@ -274,12 +275,13 @@ def temporal(
     return before, cosine
 
 
-def below(values: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Where runs of eq. 14 begin."""
-    found = (values < threshold).nonzero().flatten()
-    row = torch.full((len(values),), -1, dtype=torch.int64, device=values.device)
-    row[found] = torch.arange(len(found), device=values.device)
-    return torch.cat([found, row.new_zeros(len(values) - len(found))]), row, row.new_tensor([len(found)])
+def runs(cosine: Tensor, before: Tensor, threshold: float, longest: int) -> tuple[Tensor, ...]:
+    """Eq. 14."""
+    found = (cosine < threshold).nonzero().flatten()
+    row = torch.full((len(cosine),), -1, dtype=torch.int64, device=cosine.device)
+    row[found] = torch.arange(len(found), device=cosine.device)
+    index = torch.cat([found, row.new_zeros(len(cosine) - len(found))])
+    return index, row.new_tensor([len(found)]), row, *absorbed(row, before, longest)
 
 
 def absorbed(row: Tensor, before: Tensor, longest: int) -> tuple[Tensor, Tensor]:

@@ -19,9 +19,9 @@ from vidsieve.ops.triton_layout import (
     _compact_kernel,
     _compact_rows_kernel,
     _min_max_kernel,
+    _novelty_kernel,
     _passing_kernel,
     _scene_cuts_kernel,
-    _segment_mean_kernel,
 )
 from vidsieve.ops.triton_measure import (
     _column_mean_kernel,
@@ -30,7 +30,7 @@ from vidsieve.ops.triton_measure import (
     _settle_kernel,
     _unit_kernel,
 )
-from vidsieve.ops.triton_merge import _absorbed_kernel, _below_kernel, _mean_kernel, _temporal_kernel
+from vidsieve.ops.triton_merge import _absorbed_kernel, _begin_kernel, _mean_kernel, _temporal_kernel
 from vidsieve.ops.triton_select import conditional_dpp, hybrid, max_min, mmr, parts_of, products_of
 
 SLOTS = 2048  # segments that one program apportions among
@@ -46,7 +46,6 @@ def unavailable() -> str:
 __all__ = [
     "absorbed",
     "apportion",
-    "below",
     "compact",
     "compact_rows",
     "conditional_dpp",
@@ -60,8 +59,8 @@ __all__ = [
     "novelty",
     "passing",
     "received",
+    "runs",
     "scene_cuts",
-    "segment_mean",
     "temporal",
     "top",
     "unavailable",
@@ -125,30 +124,24 @@ def _directions(y: Tensor, rows: tuple[int, ...], like: Tensor | None) -> Tensor
     return out
 
 
-def segment_mean(values: Tensor, offsets: Tensor) -> Tensor:
-    return _segment_mean(values, offsets, novelty=False)
-
-
 def novelty(persistence: Tensor, offsets: Tensor) -> Tensor:
-    return _segment_mean(persistence, offsets, novelty=True)
-
-
-def _segment_mean(values: Tensor, offsets: Tensor, novelty: bool) -> Tensor:
-    out = torch.empty(len(offsets) - 1, dtype=torch.float32, device=values.device)
-    launch(_segment_mean_kernel, (len(out),), values, offsets, out, NOVELTY=novelty, BLOCK=512)
+    out = torch.empty(len(offsets) - 1, dtype=torch.float32, device=persistence.device)
+    launch(_novelty_kernel, (len(out),), persistence, offsets, out, BLOCK=512)
     return out
 
 
 def scene_cuts(
-    similarity: Tensor, offsets: Tensor, threshold: float, max_frames: int | None, videos: int = 1
+    persistence: Tensor, offsets: Tensor, threshold: float, max_frames: int | None, videos: int = 1
 ) -> Tensor:
-    frames = len(similarity) // videos
+    frames = (len(offsets) - 1) // videos
     if frames >= SLOTS:  # beyond one program; the torch version asks the device nothing either
-        return eager.scene_cuts(similarity, offsets, threshold, max_frames)
+        return eager.scene_cuts(persistence, offsets, threshold, max_frames)
     out = torch.empty_like(offsets)
+    similarity = persistence.new_empty(frames * videos)
+    block = covering(frames + 1)
     launch(
-        _scene_cuts_kernel, (videos,), similarity, offsets, out, frames, threshold, max_frames or frames,
-        BLOCK=covering(frames + 1), num_warps=4 if frames + 1 > 128 else 1,
+        _scene_cuts_kernel, (videos,), persistence, offsets, similarity, out, frames, threshold, max_frames or frames,
+        BLOCK=block, TOKENS=max(1, min(16, 4096 // block)), num_warps=4,
     )  # fmt: skip
     return out
 
@@ -245,19 +238,21 @@ def temporal(
     return before, cosine
 
 
-def below(values: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
-    n = len(values)
-    index = torch.empty(n, dtype=torch.int64, device=values.device)
-    row = torch.empty_like(index)
-    count = index.new_empty(1)
+def runs(cosine: Tensor, before: Tensor, threshold: float, longest: int) -> tuple[Tensor, ...]:
+    n = len(cosine)
+    index, row, source, link = (torch.empty_like(before) for _ in range(4))
+    count = before.new_empty(1)
     block = min(4096, covering(n))
-    launch(_below_kernel, (1,), values, index, row, count, n, threshold, BLOCK=block, num_warps=8 if block > 512 else 1)
-    return index, row, count
+    launch(
+        _begin_kernel, (1,), cosine, index, row, link, count, n, threshold,
+        BLOCK=block, num_warps=8 if block > 512 else 1,
+    )  # fmt: skip
+    launch(_absorbed_kernel, (cdiv(n, 128),), row, before, source, link, n, BLOCK=128)
+    return index, count, row, source, link
 
 
 def absorbed(row: Tensor, before: Tensor, longest: int) -> tuple[Tensor, Tensor]:
-    source = torch.empty_like(before)
-    link = torch.full_like(before, -1)
+    source, link = torch.empty_like(before), torch.full_like(before, -1)
     launch(_absorbed_kernel, (cdiv(len(before), 128),), row, before, source, link, len(before), BLOCK=128)
     return source, link
 

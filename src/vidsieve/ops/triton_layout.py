@@ -7,11 +7,10 @@ from vidsieve.ops.triton_greedy import _picks_before
 
 
 @triton.jit
-def _segment_mean_kernel(
-    value_ptr,  # (N,) float32
+def _novelty_kernel(
+    persistence_ptr,  # (N,) float32
     offsets_ptr,  # (S + 1,) int64
-    out_ptr,  # (S,) float32: the mean of each segment, 0 for an empty one
-    NOVELTY: tl.constexpr,  # instead the sum of 1 - value, at least 0: eq. 2
+    out_ptr,  # (S,) float32: eq. 2
     BLOCK: tl.constexpr,
 ):
     segment = tl.program_id(0)
@@ -20,10 +19,8 @@ def _segment_mean_kernel(
     acc = tl.zeros((BLOCK,), tl.float32)
     for at in range(0, n, BLOCK):
         i = at + tl.arange(0, BLOCK)
-        value = tl.load(value_ptr + begin + i, mask=i < n, other=0.0)
-        acc += tl.where(i < n, 1.0 - value, 0.0) if NOVELTY else value
-    total = tl.sum(acc, 0)
-    tl.store(out_ptr + segment, tl.maximum(total, 0.0) if NOVELTY else total / tl.maximum(n, 1))
+        acc += 1.0 - tl.load(persistence_ptr + begin + i, mask=i < n, other=1.0)
+    tl.store(out_ptr + segment, tl.maximum(tl.sum(acc, 0), 0.0))
 
 
 @triton.jit
@@ -38,19 +35,29 @@ def _smaller(a, b):
 
 @triton.jit
 def _scene_cuts_kernel(
-    similarity_ptr,  # (T,) float32
+    persistence_ptr,  # (N,) float32
     frame_ptr,  # (T + 1,) int64 bounds of the frames
+    similarity_ptr,  # (T,) float32 scratch
     out_ptr,  # (T + 1,) int64 out: bounds of the segments, the unused rest empty
     frames,
     threshold,
     max_frames,
     BLOCK: tl.constexpr,  # a power of two that covers T + 1
+    TOKENS: tl.constexpr,  # of each frame, read at a time
 ):
     """One program a video of T frames."""
     similarity_ptr += tl.program_id(0) * frames
     frame_ptr += tl.program_id(0) * frames
     out_ptr += tl.program_id(0) * frames
     t = tl.arange(0, BLOCK)
+    first = tl.load(frame_ptr + t, mask=t < frames, other=0)
+    n = tl.load(frame_ptr + t + 1, mask=t < frames, other=0) - first
+    acc = tl.zeros((BLOCK, TOKENS), tl.float32)
+    for at in range(0, tl.max(n, 0), TOKENS):
+        i = at + tl.arange(0, TOKENS)
+        acc += tl.load(persistence_ptr + first[:, None] + i[None, :], mask=i[None, :] < n[:, None], other=0.0)
+    tl.store(similarity_ptr + t, tl.sum(acc, 1) / tl.maximum(n, 1).to(tl.float32), mask=t < frames)
+    tl.debug_barrier()
     cut = (t == 0) | (tl.load(similarity_ptr + t, mask=t < frames, other=0.0) < threshold) | (t >= frames)
     next_cut = (tl.load(similarity_ptr + t + 1, mask=t + 1 < frames, other=0.0) < threshold) | (t + 1 >= frames)
     begin = tl.associative_scan(tl.where(cut, t, 0), 0, _larger)

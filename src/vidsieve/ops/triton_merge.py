@@ -62,10 +62,11 @@ def _temporal_kernel(
 
 
 @triton.jit
-def _below_kernel(
+def _begin_kernel(
     value_ptr,  # (N,) float32
     index_ptr,  # (N,) int64 out: places of values below the threshold, in order
     row_ptr,  # (N,) int64 out: of each place its row there, or -1
+    link_ptr,  # (N,) int64 out: -1
     count_ptr,  # (1,) int64 out
     n,
     threshold,
@@ -78,6 +79,7 @@ def _below_kernel(
         found = (i < n) & (tl.load(value_ptr + i, mask=i < n, other=0.0) < threshold)
         row = done + tl.cumsum(found.to(tl.int32), 0) - 1
         tl.store(row_ptr + i, tl.where(found, row, -1).to(tl.int64), mask=i < n)
+        tl.store(link_ptr + i, tl.full((BLOCK,), -1, tl.int64), mask=i < n)
         tl.store(index_ptr + row, i.to(tl.int64), mask=found)
         done += tl.sum(found.to(tl.int32), 0)
     tl.store(count_ptr, tl.cast(done, tl.int64))
