@@ -11,8 +11,9 @@ from tests.models import by_hand, tiny
 from tests.models.reducers import Loudest
 from tests.models.test_staged import STAGES
 from tests.models.truth import STEPS, answer, each_family, truth
-from vidsieve import Staged
-from vidsieve.errors import AlreadyAttached
+from vidsieve import Prune, Staged
+from vidsieve.errors import AlreadyAttached, NonFiniteFeatures
+from vidsieve.merge import TemporalMerge
 from vidsieve.models import attach, verify
 from vidsieve.models.flops import layer_costs
 
@@ -47,6 +48,22 @@ def test_eight_threads_on_one_model(family: str) -> None:
         found = list(threads.map(run, work))
     assert found == [expected[n % 3] for n in range(16)]
     assert trace.totals["calls"] == 16
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize(
+    "method", [Prune(0.5), Staged({0: TemporalMerge(0.6), 2: Prune(0.5)}), Staged({2: Prune(0.5)})], ids=repr
+)
+def test_features_that_are_not_finite_are_refused(method: Any, device: str) -> None:
+    model = tiny.fresh("qwen2_5_vl").to(device)
+    inputs = {name: x.to(device) for name, x in tiny.prompt("qwen2_5_vl").items()}
+    pixels = inputs["pixel_values_videos"]
+    with attach(model, method) as trace, torch.no_grad():
+        with pytest.raises(NonFiniteFeatures, match="video tokens hold NaN or inf"):
+            model(**{**inputs, "pixel_values_videos": torch.full_like(pixels, torch.nan)})
+        assert not trace.videos
+        model(**inputs)
+        assert trace.videos[0].after < trace.videos[0].before
 
 
 @pytest.mark.parametrize("method", [Loudest(), Staged(STAGES["merge at 0"]), Staged(STAGES["attention"])], ids=repr)

@@ -118,9 +118,10 @@ def _greedy(
         return order
     c_rows = {DPP.value: longest, HYBRID.value: threshold}.get(rule, 0)
     c = torch.empty((total + 7 * segments) * c_rows, device=x.device, dtype=torch.float32)
-    # -1 in the order is for segments with no budget, which no program visits.
-    fresh = torch.full((n + 2 * segments,), -1, dtype=torch.int32, device=x.device)
-    order, barrier = torch.split(fresh, [n, 2 * segments])
+    # -1 in the order is for segments with no budget, which no program visits. It begins at a multiple of 16 bytes, or
+    # the kernel would be compiled anew for it.
+    room = cdiv(2 * segments, 4) * 4
+    barrier, order = torch.split(torch.full((room + n,), -1, dtype=torch.int32, device=x.device), [room, n])
     shared = segments <= _programs(x)
     programs = max(_programs(x), segments)
     candidate = torch.empty(programs + segments, CANDIDATES, dtype=torch.int32, device=x.device)
