@@ -122,14 +122,14 @@ def _apportion_kernel(
     remainder = tl.where((whole < n) & (s < count), tl.floor((share - whole) * 1e6 + 0.5), -1e12)
     tl.store(out_ptr + s, remainder.to(tl.int64), mask=s < count)
     tl.debug_barrier()
-    rank = tl.zeros((BLOCK,), tl.int64)
+    rank = tl.zeros((BLOCK,), tl.int32)
     for at in range(0, count, STEP):
         t = at + tl.arange(0, STEP)
         other = tl.load(out_ptr + t, mask=t < count, other=-(10**13)).to(tl.float64)
-        ahead = (other[None, :] > remainder[:, None]) | (
-            (other[None, :] == remainder[:, None]) & (t[None, :] < s[:, None])
+        ahead = (other[:, None] > remainder[None, :]) | (
+            (other[:, None] == remainder[None, :]) & (t[:, None] < s[None, :])
         )
-        rank += tl.sum((ahead & (t < count)[None, :]).to(tl.int64), 1)
+        rank += tl.sum((ahead & (t < count)[:, None]).to(tl.int32), 0)  # within a thread, who holds its own columns
     tl.debug_barrier()
     missing = total - tl.sum(whole, 0)
     tl.store(out_ptr + s, whole.to(tl.int64) + (rank < missing).to(tl.int64), mask=s < count)
