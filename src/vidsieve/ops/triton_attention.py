@@ -100,6 +100,7 @@ def _received_kernel(
     PADDED: tl.constexpr,
     SOFTCAP: tl.constexpr,
     PRECISION: tl.constexpr,
+    SPLITS: tl.constexpr,  # read at a time: one after another, each would be waited for
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -112,13 +113,15 @@ def _received_kernel(
         inside = row < share * query_count
         peak = tl.full((BLOCK_M,), -float("inf"), tl.float32)
         total = tl.zeros((BLOCK_M,), tl.float32)
-        for split in range(splits):
-            at = split * queries + group * share * query_count + row
-            part = tl.load(peak_ptr + at, mask=inside, other=0.0)
-            now = tl.maximum(peak, part)
+        for some in range(0, splits, SPLITS):
+            split = some + tl.arange(0, SPLITS)  # (SPLITS,)
+            at = split[:, None] * queries + group * share * query_count + row[None, :]
+            known = (split < splits)[:, None] & inside[None, :]
+            part = tl.load(peak_ptr + at, mask=known, other=-float("inf"))
+            sums = tl.load(total_ptr + at, mask=known, other=0.0)
+            now = tl.maximum(peak, tl.max(part, 0))
             level = tl.where(now > -float("inf"), now, 0.0)
-            total = total * tl.exp(peak - level)
-            total += tl.load(total_ptr + at, mask=inside, other=0.0) * tl.exp(part - level)
+            total = total * tl.exp(peak - level) + tl.sum(sums * tl.exp(part - level[None, :]), 0)
             peak = now
         score = _scores(
             query_ptr, key_ptr, columns_ptr, seen_ptr, group, row, place, query_count, keys, past, share,

@@ -296,7 +296,7 @@ def received(
     queries, share, past = heads * len(columns), heads // groups, keys - length
     # float32 is multiplied in parts that are held next to it, and a consumer GPU has 99 KB a program for all.
     block = 64 if query.dtype != torch.float32 and width <= 256 else 32
-    split, rows = 512, max(16, min(block, covering(share * len(columns))))
+    split, rows = 256, max(16, min(block, covering(share * len(columns))))
     splits = cdiv(keys, split)
     peak = torch.empty(splits, queries, device=query.device, dtype=torch.float32)
     total = torch.empty_like(peak)
@@ -314,6 +314,6 @@ def received(
     )  # fmt: skip
     launch(
         _received_kernel, (cdiv(length, block), groups),
-        *given, mass, len(columns), queries, keys, past, share, splits, *told, **shape,
+        *given, mass, len(columns), queries, keys, past, share, splits, *told, **shape, SPLITS=16,
     )  # fmt: skip
     return mass.sum(0)
