@@ -284,7 +284,9 @@ def test_means_of_what_merged_equal_the_reference(kept: int, weighted: bool) -> 
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("softcap", [None, 2.0])
-@pytest.mark.parametrize(("past", "width", "queries"), [(0, 8, 1), (5, 24, 20), (500, 80, 100), (9, 256, 40), (4500, 16, 3)])
+@pytest.mark.parametrize(
+    ("past", "width", "queries"), [(0, 8, 1), (5, 24, 20), (500, 80, 100), (9, 256, 40), (4500, 16, 3)]
+)
 def test_attention_received_equals_the_reference(
     past: int, width: int, queries: int, softcap: float | None, dtype: torch.dtype
 ) -> None:

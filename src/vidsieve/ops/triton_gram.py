@@ -4,7 +4,7 @@ What bounds a Gram matrix of many rows is how often a row is read. Segments of u
 program that holds all their products; to have work for every multiprocessor, programs share the features of a segment,
 and the products are the sum of what each found (`parts` planes). Lengths, and cosines to the prompt, come of the same
 reading, so these are products of features as they are, made cosines where they are used. Longer segments go tile by
-tile.
+tile of the whole video.
 """
 
 import triton
@@ -91,43 +91,62 @@ def _segment_gram_kernel(
 
 
 @triton.jit
+def _begin_of(offsets_ptr, i, segments):
+    """Where the segment of token i begins: the last offset that is no larger, found by halving."""
+    low = i * 0
+    high = low + segments  # it is one of low .. high - 1
+    while tl.max(high - low, 0) > 1:
+        middle = (low + high) // 2
+        before = tl.load(offsets_ptr + middle) <= i
+        low = tl.where(before, middle, low)
+        high = tl.where(before, high, middle)
+    return tl.load(offsets_ptr + low).to(tl.int32)
+
+
+@triton.jit
 def _gram_kernel(
     x_ptr,  # (N, D) features, rows `stride` apart
     norm_ptr,  # (N,) float32, length of each row
     offsets_ptr,  # (S + 1,) int64
     s_ptr,  # (N, longest) float32 out: row i holds the cosines of token i to its segment, in segment order
+    tokens,  # N
+    segments,
     longest,
     stride,
     D: tl.constexpr,
-    TILES: tl.constexpr,  # tiles that cover `longest`
     BLOCK: tl.constexpr,  # tokens of a tile
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One program a pair of tiles (a <= b) of a segment: S is symmetric, so the mirror image is stored beside it."""
-    segment = tl.program_id(1)
-    begin = tl.load(offsets_ptr + segment)
-    n = tl.load(offsets_ptr + segment + 1) - begin
-    a = tl.program_id(0) // TILES
-    b = tl.program_id(0) % TILES
-    if (a <= b) & (b * BLOCK < n):
+    """One program a pair of tiles of the video's tokens that may share a segment, whose pairs within one are stored.
+
+    So how many programs there are does not depend on how many segments there might have been. S is symmetric: of two
+    tiles, the mirror image is stored beside it.
+    """
+    a = tl.program_id(0)
+    b = a + tl.program_id(1)
+    near = b * BLOCK + tl.arange(0, 1)
+    shared = (b * BLOCK < tokens) & (tl.max(_begin_of(offsets_ptr, near, segments), 0) < (a + 1) * BLOCK)
+    if shared:
         i = a * BLOCK + tl.arange(0, BLOCK)  # (BLOCK,)
         j = b * BLOCK + tl.arange(0, BLOCK)
         d = tl.arange(0, BLOCK_D)
-        xi_ptr = x_ptr + (begin + i).to(tl.int64)[:, None] * stride + d[None, :]
-        xj_ptr = x_ptr + (begin + j).to(tl.int64)[:, None] * stride + d[None, :]
+        xi_ptr = x_ptr + i.to(tl.int64)[:, None] * stride + d[None, :]
+        xj_ptr = x_ptr + j.to(tl.int64)[:, None] * stride + d[None, :]
         acc = tl.zeros((BLOCK, BLOCK), tl.float32)
         for k in range(0, D, BLOCK_D):
             inside = d[None, :] < D - k
-            xi = tl.load(xi_ptr + k, mask=(i < n)[:, None] & inside, other=0.0)
-            xj = tl.load(xj_ptr + k, mask=(j < n)[:, None] & inside, other=0.0)
+            xi = tl.load(xi_ptr + k, mask=(i < tokens)[:, None] & inside, other=0.0)
+            xj = tl.load(xj_ptr + k, mask=(j < tokens)[:, None] & inside, other=0.0)
             acc = tl.dot(xi, xj.T, acc, input_precision=PRECISION)
-        acc *= _inverse(norm_ptr, begin + i, i < n)[:, None] * _inverse(norm_ptr, begin + j, j < n)[None, :]
+        acc *= _inverse(norm_ptr, i, i < tokens)[:, None] * _inverse(norm_ptr, j, j < tokens)[None, :]
         acc = tl.where(acc == acc, acc, 0.0)  # NaN features are reported elsewhere, here they must not spread
-        inside = (i < n)[:, None] & (j < n)[None, :]
-        tl.store(s_ptr + (begin + i).to(tl.int64)[:, None] * longest + j[None, :], acc, mask=inside)
+        begin_i = _begin_of(offsets_ptr, i, segments)
+        begin_j = _begin_of(offsets_ptr, j, segments)
+        within = (begin_i[:, None] == begin_j[None, :]) & (i < tokens)[:, None] & (j < tokens)[None, :]
+        tl.store(s_ptr + i.to(tl.int64)[:, None] * longest + (j[None, :] - begin_i[:, None]), acc, mask=within)
         if a != b:
-            tl.store(s_ptr + (begin + j).to(tl.int64)[None, :] * longest + i[:, None], acc, mask=inside)
+            tl.store(s_ptr + j.to(tl.int64)[None, :] * longest + (i[:, None] - begin_j[None, :]), acc, mask=within)
 
 
 @triton.jit
