@@ -43,7 +43,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (clips / "cut.mp4").write_bytes(clip[: len(clip) // 2])
     (clips / "empty.mp4").write_bytes(b"")
     (clips / "text.mp4").write_text("no video at all")
-    (clips / os.fsdecode(b"caf\xe9.mp4")).write_bytes(drawn)
+    (clips / os.fsdecode(b"caf\xe9.mp4")).write_bytes(clip)
     return folder
 
 
