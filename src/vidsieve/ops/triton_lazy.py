@@ -45,7 +45,7 @@ def _common(
     s_ptr, c_ptr, common_ptr, begin, token, known, done, longest, width, member, team,
     RULE: tl.constexpr, CANDIDATES: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """This program's rows of what `_beyond` is between candidates: the first program waits for it, so all share it."""
+    """This program's rows of what `_rest` is between candidates: the first program waits for it, so all share it."""
     m = tl.arange(0, CANDIDATES)  # (M,)
     u = tl.arange(0, BLOCK_K)
     for i in range(member, tl.sum(known.to(tl.int32), 0), team):
@@ -65,55 +65,44 @@ def _common(
 
 
 @triton.jit
-def _beyond(
-    x_ptr, s_ptr, norm_ptr, c_ptr, begin, token, known, j, inside, done, longest, width, stride,
-    RULE: tl.constexpr, HELD: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """What S between tokens `token` (M,) and `j` (J,) of the segment holds beyond the `done` picks so far: (M, J)."""
-    d = tl.arange(0, BLOCK_D)
-    u = tl.arange(0, BLOCK_K)
-    if HELD:
-        at = s_ptr + (begin + token).to(tl.int64)[:, None] * longest + j[None, :]
-        rows = tl.load(at, mask=known[:, None] & inside[None, :], other=0.0)
-    else:
-        rows = tl.zeros((token.shape[0], j.shape[0]), tl.float32)
-        xm_ptr = x_ptr + (begin + token).to(tl.int64)[:, None] * stride + d[None, :]
-        xj_ptr = x_ptr + (begin + j).to(tl.int64)[:, None] * stride + d[None, :]
-        for k in range(0, D, BLOCK_D):
-            valid = d[None, :] < D - k
-            xm = tl.load(xm_ptr + k, mask=known[:, None] & valid, other=0.0)
-            xj = tl.load(xj_ptr + k, mask=inside[:, None] & valid, other=0.0)
-            rows = tl.dot(xm, xj.T, rows, input_precision=PRECISION)
-        rows *= _inverse(norm_ptr, begin + token, known)[:, None] * _inverse(norm_ptr, begin + j, inside)[None, :]
-        rows = tl.where(rows == rows, rows, 0.0)
-    if RULE == DPP:
-        cm_ptr = c_ptr + token.to(tl.int64)[:, None] * width + u[None, :]
-        cj_ptr = c_ptr + j.to(tl.int64)[:, None] * width + u[None, :]
-        filled = _filled(done)
-        for at in range(0, filled, BLOCK_K):
-            old = (at + u < filled)[None, :]
-            cm = tl.load(cm_ptr + at, mask=known[:, None] & old, other=0.0)
-            cj = tl.load(cj_ptr + at, mask=inside[:, None] & old, other=0.0)
-            rows -= tl.dot(cm, cj.T, input_precision=EXACT)
-    return rows
-
-
-@triton.jit
 def _rest(
     x_ptr, s_ptr, norm_ptr, c_ptr, rest_ptr, begin, n, token, found, done, longest, width, stride, tokens, member, team,
     RULE: tl.constexpr, HELD: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr, CANDIDATES: tl.constexpr,
 ):  # fmt: skip
-    """This program's columns of what S between candidates and tokens holds beyond the picks so far."""
+    """This program's columns of what S between candidates and tokens holds beyond the `done` picks so far."""
     m = tl.arange(0, CANDIDATES)
+    d = tl.arange(0, BLOCK_D)
+    u = tl.arange(0, BLOCK_K)
+    known = (m < found)[:, None]
     for tile in range(member, tl.cdiv(n, BLOCK_N), team):
-        j = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-        rest = _beyond(
-            x_ptr, s_ptr, norm_ptr, c_ptr, begin, token, m < found, j, j < n, done, longest, width, stride,
-            RULE, HELD, D, PRECISION, EXACT, BLOCK_D, BLOCK_K,
-        )  # fmt: skip
-        tl.store(rest_ptr + m.to(tl.int64)[:, None] * tokens + begin + j[None, :], rest, mask=j[None, :] < n)
+        j = tile * BLOCK_N + tl.arange(0, BLOCK_N)  # (J,)
+        inside = j < n
+        if HELD:
+            s_at = s_ptr + (begin + token).to(tl.int64)[:, None] * longest + j[None, :]
+            rest = tl.load(s_at, mask=known & inside[None, :], other=0.0)  # (M, J)
+        else:
+            rest = tl.zeros((CANDIDATES, BLOCK_N), tl.float32)
+            xm_ptr = x_ptr + (begin + token).to(tl.int64)[:, None] * stride + d[None, :]
+            xj_ptr = x_ptr + (begin + j).to(tl.int64)[:, None] * stride + d[None, :]
+            for k in range(0, D, BLOCK_D):
+                valid = d[None, :] < D - k
+                xm = tl.load(xm_ptr + k, mask=known & valid, other=0.0)
+                xj = tl.load(xj_ptr + k, mask=inside[:, None] & valid, other=0.0)
+                rest = tl.dot(xm, xj.T, rest, input_precision=PRECISION)
+            rest *= _inverse(norm_ptr, begin + token, m < found)[:, None]
+            rest *= _inverse(norm_ptr, begin + j, inside)[None, :]
+            rest = tl.where(rest == rest, rest, 0.0)
+        if RULE == DPP:
+            cm_ptr = c_ptr + token.to(tl.int64)[:, None] * width + u[None, :]
+            cj_ptr = c_ptr + j.to(tl.int64)[:, None] * width + u[None, :]
+            filled = _filled(done)
+            for at in range(0, filled, BLOCK_K):
+                old = (at + u < filled)[None, :]
+                cm = tl.load(cm_ptr + at, mask=known & old, other=0.0)
+                cj = tl.load(cj_ptr + at, mask=inside[:, None] & old, other=0.0)
+                rest -= tl.dot(cm, cj.T, input_precision=EXACT)
+        tl.store(rest_ptr + m.to(tl.int64)[:, None] * tokens + begin + j[None, :], rest, mask=inside[None, :])
 
 
 @triton.jit
@@ -137,7 +126,7 @@ def _apply(
         # Whole sectors are read, so the last one ends with zeros until the next block.
         pad = tl.arange(0, 8)[:, None]
         zero = tl.zeros((8, j.shape[0]), tl.float32)
-        tl.store(row_ptr + count + pad, zero, mask=(pad < (8 - (done + count) % 8) % 8) & inside[None, :])
+        tl.store(row_ptr + count + pad, zero, mask=(done + count + pad < _filled(done + count)) & inside[None, :])
     else:
         best = tl.max(tl.where(picked, rest, -2.0), 0)
         state = best if (RULE == MAX_MIN and done == 0) else tl.maximum(state, best)
@@ -204,7 +193,7 @@ def _lazy_greedy_kernel(
         begin = tl.load(offsets_ptr + segment)
         n = (tl.load(offsets_ptr + segment + 1) - begin).to(tl.int32)
         budget = tl.load(budget_ptr + segment).to(tl.int32)
-        width = tl.multiple_of((budget + 7) // 8 * 8, 8)  # of a row of c: whole sectors
+        width = _filled(budget)  # of a row of c
         c_ptr += tl.multiple_of(_picks_before(budget_ptr, segment, 8, 128) * c_rows, 8)
         candidate_ptr += tl.program_id(0) * CANDIDATES
         common_ptr += segment * CANDIDATES * CANDIDATES

@@ -64,10 +64,11 @@ def _cosines(x: Tensor, norm: Tensor, offsets: Tensor, longest: int) -> Tensor:
     """S: (N, longest), one row a token, in the order of its segment."""
     s = torch.empty(len(x), longest, device=x.device, dtype=torch.float32)
     # Tiles of 128 read least, but every tile takes as long as a row is wide: it needs enough of them to pay.
-    n, block = len(x), 128 if longest > 256 and len(x) >= 64 * _programs(x) else 64 if longest > 32 else 16
+    block = 128 if longest > 256 and len(x) >= 64 * _programs(x) else 64 if longest > 32 else 16
+    tiles = cdiv(len(x), block)
     launch(
-        _gram_kernel, (cdiv(n, block), min(cdiv(n, block), cdiv(longest - 1, block) + 1)),
-        x, norm, offsets, s, n, len(offsets) - 1, longest, x.stride(0), **_shape(x), BLOCK=block,
+        _gram_kernel, (tiles, min(tiles, cdiv(longest - 1, block) + 1)),
+        x, norm, offsets, s, len(x), len(offsets) - 1, longest, x.stride(0), **_shape(x), BLOCK=block,
         num_warps=8 if block == 128 and x.dtype == torch.float32 else 4, num_stages=3 if block == 128 else 4,
     )  # fmt: skip
     return s
