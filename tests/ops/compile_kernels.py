@@ -93,8 +93,9 @@ if __name__ == "__main__":
     compile_kernel(triton_merge._temporal_kernel, sm, WHOLE=False, D=3584, BLOCK_S=64, BLOCK_T=64, BLOCK_D=1024)
     heads: dict[str, Any] = {"WIDTH": 128, "PADDED": True, "SOFTCAP": True, "PRECISION": "ieee"}
     tiles: dict[str, Any] = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_D": 128}
-    compile_kernel(triton_attention._softmax_kernel, sm, **heads, **tiles, SPLIT=512)
-    compile_kernel(triton_attention._received_kernel, sm, **heads, **tiles, SPLITS=16)
+    compile_kernel(triton_attention._softmax_kernel, sm, **heads, **tiles, SPLIT=256)
+    compile_kernel(triton_attention._level_kernel, sm, SPLITS=32, BLOCK=64)
+    compile_kernel(triton_attention._received_kernel, sm, **heads, **tiles)
     compile_kernel(triton_merge._begin_kernel, sm, BLOCK=4096, warps=8)
     compile_kernel(triton_merge._absorbed_kernel, sm, BLOCK=128)
     compile_kernel(triton_merge._mean_kernel, sm, D=3584, WEIGHTED=True, BLOCK_D=1024)

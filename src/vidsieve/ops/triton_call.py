@@ -1,6 +1,7 @@
 """Launching a kernel: on the device of its first argument, without asking Triton anew which compiled version fits."""
 
 import os
+from functools import cache
 from typing import Any
 
 import torch
@@ -12,9 +13,16 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _compiled: dict[tuple[object, ...], tuple[Any, tuple[Any, ...]]] = {}  # and its constants
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
-    """Run `kernel` on the device of its first argument.
+    """Run `kernel` on the device of its first argument."""
+    if torch.compiler.is_compiling():
+        _launch_uncompiled(kernel, grid, *args, **options)
+    else:
+        _launch(kernel, grid, *args, **options)
+
+
+def _launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+    """The same without a look at who calls.
 
     Asking Triton anew which of its compiled versions fits costs the host more than the launch. So that is remembered by
     what it depends on: types, alignment, whether a number is 1, a multiple of 16 or wide. And what is compiled is
@@ -26,7 +34,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
     device = args[0].device.index
     if device != torch.cuda.current_device():
         with torch.cuda.device(device):
-            launch(kernel, grid, *args, **options)
+            _launch(kernel, grid, *args, **options)
         return
     key: list[object] = [id(kernel), device, *options.items()]
     values: list[Any] = []
@@ -51,6 +59,9 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
     compiled.run(*grid, stream, compiled.function, compiled.packed_metadata, None, None, None, *values, *constants)
 
 
+_launch_uncompiled = torch.compiler.disable(_launch)  # type: ignore[no-untyped-call]  # a wrapper that costs a tenth of a launch
+
+
 def cdiv(n: int, block: int) -> int:
     """How many blocks cover n. Triton's own takes the host longer than an allocation does."""
     return -(-n // block)
@@ -59,6 +70,16 @@ def cdiv(n: int, block: int) -> int:
 def covering(n: int) -> int:
     """The smallest power of two that n fits into."""
     return 1 << (n - 1).bit_length()
+
+
+def multiprocessors(x: Tensor) -> int:
+    """Those of the device of `x`; the interpreter runs one program after another, and counts as one."""
+    return _multiprocessors(x.device.index) if x.is_cuda else 1
+
+
+@cache
+def _multiprocessors(device: int) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def rows_of(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vidsieve.ops.reference import Measures
-from vidsieve.ops.triton_call import cdiv, covering, launch, precision, rows_of
+from vidsieve.ops.triton_call import cdiv, covering, launch, multiprocessors, precision, rows_of
 from vidsieve.ops.triton_gram import _gram_kernel, _segment_gram_kernel
 from vidsieve.ops.triton_greedy import DPP, HYBRID, MAX_MIN, MMR, _greedy_kernel, _nearest_other_kernel
 from vidsieve.ops.triton_lazy import _lazy_greedy_kernel
@@ -26,7 +26,7 @@ def parts_of(x: Tensor, offsets: Tensor, longest: int) -> int:
 
     With few segments, the work of one is too long a wait; and before Hopper, what a program holds is lost to registers.
     """
-    programs, segments = _programs(x), len(offsets) - 1
+    programs, segments = multiprocessors(x), len(offsets) - 1
     if longest > min(ONCE, SHORT) or 3 * segments <= programs:
         return 0
     if x.is_cuda and torch.cuda.get_device_capability(x.device) < (9, 0):
@@ -64,19 +64,14 @@ def _cosines(x: Tensor, norm: Tensor, offsets: Tensor, longest: int) -> Tensor:
     """S: (N, longest), one row a token, in the order of its segment."""
     s = torch.empty(len(x), longest, device=x.device, dtype=torch.float32)
     # Tiles of 128 read least, but every tile takes as long as a row is wide: it needs enough of them to pay.
-    block = 128 if longest > 256 and len(x) >= 64 * _programs(x) else 64 if longest > 32 else 16
+    block = 128 if longest > 256 and len(x) >= 40 * multiprocessors(x) else 64 if longest > 32 else 16
     tiles = cdiv(len(x), block)
     launch(
         _gram_kernel, (tiles, min(tiles, cdiv(longest - 1, block) + 1)),
         x, norm, offsets, s, len(x), len(offsets) - 1, longest, x.stride(0), **_shape(x), BLOCK=block,
-        num_warps=8 if block == 128 and x.dtype == torch.float32 else 4, num_stages=3 if block == 128 else 4,
+        num_warps=8 if block == 128 else 4, num_stages=3 if block == 128 else 4,
     )  # fmt: skip
     return s
-
-
-def _programs(x: Tensor) -> int:
-    """How many programs can meet at a barrier: one a multiprocessor; the interpreter runs one after another."""
-    return torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 1
 
 
 def _greedy(
@@ -122,8 +117,8 @@ def _greedy(
     # the kernel would be compiled anew for it.
     room = cdiv(2 * segments, 4) * 4
     barrier, order = torch.split(torch.full((room + n,), -1, dtype=torch.int32, device=x.device), [room, n])
-    shared = segments <= _programs(x)
-    programs = max(_programs(x), segments)
+    shared = segments <= multiprocessors(x)
+    programs = max(multiprocessors(x), segments)
     candidate = torch.empty(programs + segments, CANDIDATES, dtype=torch.int32, device=x.device)
     candidate, step = torch.split(candidate, [programs, segments])
     square = torch.empty(2, segments, CANDIDATES, CANDIDATES, device=x.device, dtype=torch.float32)
