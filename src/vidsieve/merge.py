@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from vidsieve import ops
-from vidsieve.reducer import Reducer, check_keep, kept_count, refuse_non_finite, watched
+from vidsieve.reducer import Reducer, check_keep, kept_count, refuse_non_finite, unseen
 from vidsieve.reduction import Reduction
 from vidsieve.segment import SceneCuts, Segmenter, Segments, cut
 from vidsieve.timeline import stage
@@ -69,7 +69,7 @@ class TemporalMerge(Reducer):
         total = n if self.keep is None else min(n, kept_count(self.keep, tokens.produced))
         if self.keep is not None and total == n:
             refuse_non_finite(tokens)
-            return watched(tokens, Reduction.identity(n, tokens.features.device))
+            return Reduction.identity(n, tokens.features.device, unseen(tokens))
         with stage("segment"):
             segments = cut(tokens, self.segmenter)
         refuse_non_finite(tokens)
@@ -87,5 +87,5 @@ class TemporalMerge(Reducer):
             if self.threshold is not None:
                 kept = kept[: int(count)]  # waits for the device, with nothing left to do
                 if n - len(kept) < max(1, self.least * n):
-                    return watched(tokens, Reduction.identity(n, tokens.features.device))
-        return watched(tokens, Reduction(kept, source, merges=True, link=link, row=row))
+                    return Reduction.identity(n, tokens.features.device, unseen(tokens))
+        return Reduction(kept, source, merges=True, link=link, row=row, bad=unseen(tokens))

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -77,14 +77,14 @@ def check_keep(keep: float) -> None:
 
 
 def refuse_non_finite(tokens: VideoTokens) -> None:
-    """Raise `NonFiniteFeatures` for NaN or inf on CPU, before anything is decided; see `watched` for accelerators."""
+    """Raise `NonFiniteFeatures` for NaN or inf on CPU, before anything is decided; see `unseen` for accelerators."""
     if tokens.features.device.type == "cpu":
         tokens.check()
 
 
-def watched(tokens: VideoTokens, reduction: Reduction) -> Reduction:
-    """`reduction` with what `Reduction.check` needs on an accelerator, where nobody has looked for NaN or inf yet."""
-    return reduction if tokens.features.device.type == "cpu" else replace(reduction, bad=tokens.bad)
+def unseen(tokens: VideoTokens) -> Tensor | None:
+    """What `Reduction.check` needs on an accelerator, where nobody has looked for NaN or inf yet."""
+    return None if tokens.features.device.type == "cpu" else tokens.bad
 
 
 TOGETHER_BYTES = 1 << 30  # of features that are reduced together, which bounds what that takes beyond them
@@ -124,10 +124,10 @@ class Prune(Reducer):
     def reduce(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Reduction:
         if self._keeps(tokens) == len(tokens):
             refuse_non_finite(tokens)
-            return watched(tokens, Reduction.identity(len(tokens), tokens.features.device))
+            return Reduction.identity(len(tokens), tokens.features.device, unseen(tokens))
         segments, budget, kept, source = self._select(tokens, prompt)
-        reduction = Reduction(kept, source, offsets=segments.offsets, budget=budget)
-        return watched(tokens, self._merged(tokens, segments, reduction))
+        reduction = Reduction(kept, source, offsets=segments.offsets, budget=budget, bad=unseen(tokens))
+        return self._merged(tokens, segments, reduction)
 
     def reduce_each(
         self, videos: Sequence[VideoTokens], prompts: Sequence[Prompt | None] | None = None
@@ -149,8 +149,8 @@ class Prune(Reducer):
         for video, bounds, budget, kept, source, bad in zip(
             videos, offsets, *(x.view(len(videos), -1) for x in (*found, tokens.bad)), strict=True
         ):
-            unseen = None if bad.device.type == "cpu" else bad
-            reduction = Reduction(kept, source, offsets=bounds, budget=budget, bad=unseen)
+            looked = bad.device.type == "cpu"
+            reduction = Reduction(kept, source, offsets=bounds, budget=budget, bad=None if looked else bad)
             reductions.append(self._merged(video, Segments(bounds, segments.longest), reduction))
         return reductions
 

@@ -54,10 +54,10 @@ class Reduction:
         return cls(kept, source.scatter_(0, kept, rows))
 
     @classmethod
-    def identity(cls, total: int, device: torch.device) -> Self:
+    def identity(cls, total: int, device: torch.device, bad: Tensor | None = None) -> Self:
         """Keep every token."""
         everything = torch.arange(total, device=device)
-        return cls(everything, everything)
+        return cls(everything, everything, bad=bad)
 
     def __len__(self) -> int:
         return self.kept.shape[0]

@@ -6,7 +6,7 @@
 
 Outside a `Timeline` a stage costs one context-variable look-up. On CUDA the moments are events, which are read only
 when the figures are asked for. Each costs the host about what a launch does, so a stage begins with the event that
-ended the one before it: what little is between two stages counts as the second's.
+ended the one before it, also in a `Timeline` within another: what little is between two stages counts as the second's.
 """
 
 import time
@@ -27,15 +27,22 @@ class Timeline:
         self._stages: list[tuple[str, Any, Any, float]] = []  # name, begin, end, and its share
 
     def __enter__(self) -> Self:
+        around = _listening.get()
+        self._around = around if around is not None and around._device == self._device else None
         self._token = _listening.set(self)
-        self._stream = None if self._device is None else torch.cuda.current_stream(self._device)
-        self._last: Any = None
+        if self._around is None:
+            self._stream = None if self._device is None else torch.cuda.current_stream(self._device)
+            self._last: Any = None
+        else:
+            self._stream, self._last = self._around._stream, self._around._last
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         _listening.reset(self._token)
+        if self._around is not None:
+            self._around._last = self._last
 
     def milliseconds(self) -> dict[str, float]:
         """Total milliseconds a stage. On CUDA this waits for the stages to finish."""

@@ -151,7 +151,7 @@ class VideoTokens:
             raise ValueError(
                 f"expected tokens per frame, all positive, summing to N = {len(self.features)}{each}, got {self.frames}"
             )
-        if self.grid is not None and any(n != self.grid[0] * self.grid[1] for n in self.frames):
+        if self.grid is not None and {*self.frames} != {self.grid[0] * self.grid[1]}:
             raise ValueError(f"expected {self.grid[0]} x {self.grid[1]} tokens in each frame, got {self.frames}")
         if not self.produced:
             object.__setattr__(self, "produced", self.each)
@@ -190,7 +190,7 @@ class VideoTokens:
     @property
     def regular(self) -> bool:
         """Whether every frame has the same number of tokens."""
-        return min(self.frames) == max(self.frames)
+        return len({*self.frames}) == 1
 
     @cached_property
     def frame(self) -> Tensor:

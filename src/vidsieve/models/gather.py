@@ -148,7 +148,7 @@ def reduce_arguments(
     arguments: dict[str, Any],
     folds: Sequence[Fold],
     kept: Kept,
-    before: Tensor,  # (B, P) mask of what the cache already holds
+    before: Tensor | None,  # (B, P) mask of what the cache already holds, if it holds anything
     start: int,  # logical position of the first token
 ) -> dict[str, Any]:
     """The decoder's `arguments` for the kept tokens only.
@@ -157,7 +157,7 @@ def reduce_arguments(
     """
     embeds = arguments["inputs_embeds"]  # (B, L, D)
     batch, length = embeds.shape[:2]
-    past, present = before.shape[1], kept.index.shape[1]
+    past, present = 0 if before is None else before.shape[1], kept.index.shape[1]
     new = dict(arguments)
     new["inputs_embeds"] = reduced(embeds, folds, kept)
 
@@ -172,10 +172,7 @@ def reduce_arguments(
     new["position_ids"] = positions
 
     # Always an explicit mask: without one, gaps in the positions would read as packed sequences.
-    if kept.padded or past:
-        new["attention_mask"] = torch.cat([before, kept.valid.to(before)], 1)
-    else:
-        new["attention_mask"] = kept.valid
+    new["attention_mask"] = kept.valid if before is None else torch.cat([before, kept.valid.to(before)], 1)
     if positions.ndim == 2 and batch == 1 and is_flash_attention_requested(config):
         # For the same reason flash attention would take the number of keys from the gapped positions.
         ends = [torch.tensor([0, n], dtype=torch.int32, device=embeds.device) for n in (present, past + present)]

@@ -75,18 +75,27 @@ class Columns:
 class Layout:
     """What a batch of prompts holds.
 
-    real: bool (B, L), the tokens that are no padding.  clips: its videos, row after row.  questions: for each row,
-    int64 (M,) columns of the question.
+    real: bool (B, L), the tokens that are no padding.  whole: whether that is all.  clips: its videos, row after row.
+    questions: for each row, int64 (M,) columns of the question.
     """
 
-    real: Tensor
-    clips: tuple[Clip, ...]
-    questions: tuple[Tensor, ...]
+    real: Array
+    whole: bool = True
+    clips: tuple[Clip, ...] = ()
+    questions: tuple[Tensor, ...] = ()
 
-    @cached_property
-    def whole(self) -> bool:
-        """Whether there is no padding."""
-        return bool(self.real.all())
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Tokens in each row."""
+        return tuple(self.real.sum(1).tolist())
+
+    @property
+    def tail(self) -> int:
+        """How many of the last columns stay in every row, whatever is dropped."""
+        gaps = [int(clip.at.numpy()[-1]) for clip in self.clips]
+        if not self.whole:
+            gaps += np.flatnonzero(~self.real.all(0))[-1:].tolist()
+        return int(self.real.shape[1]) - 1 - max(gaps)
 
     @cached_property
     def _ends_alike(self) -> bool:
@@ -102,7 +111,7 @@ class Layout:
 
     def valid_on(self, device: torch.device) -> Tensor | None:
         """0 on padding, else 1: int64 (B, L) on `device`; None without padding."""
-        return None if self.whole else self.real.to(device, torch.int64, non_blocking=True)
+        return None if self.whole else torch.from_numpy(self.real).to(device, torch.int64, non_blocking=True)
 
 
 def find(
@@ -130,19 +139,21 @@ def find(
     if placed is None:
         placed = given == getattr(config, adapter.token)
     video = _video_mask(adapter, placed, arguments)
+    columns = [np.flatnonzero(row) for row in video]  # for every row, where a video has its tokens
     cut = {"grid": _by_grid, "clips": _by_clip, "runs": _by_run}[adapter.layout]
-    clips = tuple(cut(adapter, config, video[::copies], arguments)) if video.any() else ()
+    clips = tuple(cut(adapter, config, columns[::copies], arguments)) if any(map(len, columns)) else ()
     if not clips:
-        return Layout(torch.from_numpy(placed), (), ())
+        return Layout(placed)
     if copies > 1:
         clips = tuple(replace(clip, row=copies * clip.row + n) for clip in clips for n in range(copies))
     real = _real(placed, arguments.get("attention_mask"))
-    visual = placed if given is None else placed | (given == getattr(config, "image_token_id", -1))
-    text = real & ~visual if answered is None else real & ~(visual | answered)
-    rows = [None] * len(visual) if given is None else list(given)
     marks = {mark for name, mark in vars(config).items() if name.endswith("_token_id") and isinstance(mark, int)}
-    questions = tuple(_question(*row, end_of_turn, marks) for row in zip(rows, visual, text, strict=True))
-    return Layout(torch.from_numpy(real), clips, questions)
+    image = getattr(config, "image_token_id", -1)
+    ids_of, answer_of = (repeat(None) if x is None else x for x in (given, answered))
+    after = [int(found[-1]) + 1 if len(found) else 0 for found in columns]
+    rows = zip(ids_of, placed, real, answer_of, after, strict=False)
+    questions = tuple(_question(*row, image, end_of_turn, marks) for row in rows)
+    return Layout(real, bool(real.all()), clips, questions)
 
 
 def _on_host(*tensors: Any) -> list[Any]:
@@ -189,17 +200,17 @@ def _video_mask(adapter: Adapter, placeholder: Array, arguments: Mapping[str, An
     return placeholder
 
 
-def _by_grid(adapter: Adapter, config: Any, video: Array, arguments: Mapping[str, Any]) -> Iterator[Clip]:
+def _by_grid(adapter: Adapter, config: Any, placed: list[Array], arguments: Mapping[str, Any]) -> Iterator[Clip]:
     grids = arguments.get("video_grid_thw")
     if grids is None:
-        raise UnsupportedCall(f"found {int(video.sum())} video placeholders but no video_grid_thw to lay them out")
+        raise UnsupportedCall(f"found {sum(map(len, placed))} video placeholders but no video_grid_thw to lay them out")
     merges = arguments.get("video_merge_sizes")
-    if merges is None:
-        merges = np.full(len(grids), getattr(config.vision_config, "spatial_merge_size", 1))
+    alike = getattr(config.vision_config, "spatial_merge_size", 1)
+    merges = [alike] * len(grids) if merges is None else merges.tolist()
     survives = arguments.get("video_compression_mask")  # (all tokens,) of VideoLLaMA 3, whose processor drops some
     described: list[tuple[tuple[int, ...], tuple[int, int] | None]] = []  # tokens in each frame, grid
     seen = 0
-    for (frames, high, wide), merge in zip(grids.tolist(), merges.tolist(), strict=True):
+    for (frames, high, wide), merge in zip(grids.tolist(), merges, strict=True):
         grid = (high // merge, wide // merge)
         size = grid[0] * grid[1]
         if survives is None:
@@ -210,7 +221,7 @@ def _by_grid(adapter: Adapter, config: Any, video: Array, arguments: Mapping[str
         whole = all(count == size for count in counts)
         described.append((tuple(count for count in counts if count), grid if whole else None))
     queue = iter(described)
-    for row, columns in enumerate(_columns(video)):
+    for row, columns in enumerate(placed):
         taken = 0
         while taken < len(columns):
             lengths, shape = next(queue, ((), None))
@@ -223,28 +234,28 @@ def _by_grid(adapter: Adapter, config: Any, video: Array, arguments: Mapping[str
             yield Clip(row, torch.from_numpy(columns[taken - sum(lengths) : taken]), lengths, shape)
 
 
-def _by_clip(adapter: Adapter, config: Any, video: Array, arguments: Mapping[str, Any]) -> Iterator[Clip]:
+def _by_clip(adapter: Adapter, config: Any, placed: list[Array], arguments: Mapping[str, Any]) -> Iterator[Clip]:
     pixels = arguments.get("pixel_values_videos")  # (videos, frames, 3, H, W)
     if pixels is None:
-        raise UnsupportedCall(f"found {int(video.sum())} video placeholders but no pixel_values_videos")
+        raise UnsupportedCall(f"found {sum(map(len, placed))} video placeholders but no pixel_values_videos")
     videos, frames = pixels.shape[:2]
-    length, odd = divmod(int(video.sum()), videos)
+    length, odd = divmod(sum(map(len, placed)), videos)
     size, uneven = divmod(length - adapter.trailing, frames)
     if odd or uneven or size < 1:
         raise UnsupportedCall(
             f"expected {videos} videos of {frames} frames, {adapter.trailing} tokens after each, "
-            f"got {int(video.sum())} video placeholders"
+            f"got {sum(map(len, placed))} video placeholders"
         )
-    for row, columns in enumerate(_columns(video)):
+    for row, columns in enumerate(placed):
         if len(columns) % length:
             raise UnsupportedCall(f"row {row} has {len(columns)} video placeholders, no multiple of {length} a video")
         for at in columns.reshape(-1, length):
             yield Clip(row, torch.from_numpy(at[: size * frames]), (size,) * frames, _square(adapter, size))
 
 
-def _by_run(adapter: Adapter, config: Any, video: Array, arguments: Mapping[str, Any]) -> Iterator[Clip]:
+def _by_run(adapter: Adapter, config: Any, placed: list[Array], arguments: Mapping[str, Any]) -> Iterator[Clip]:
     size = getattr(config, adapter.frame_tokens) if adapter.frame_tokens else None
-    for row, columns in enumerate(_columns(video)):
+    for row, columns in enumerate(placed):
         bounds = [0, *(np.flatnonzero(np.diff(columns) > 1) + 1).tolist(), len(columns)]
         runs = [columns[a:b] for a, b in pairwise(bounds) if b > a]
         gaps = [math.inf, *(int(b[0] - a[-1]) - 1 for a, b in pairwise(runs)), math.inf]
@@ -259,11 +270,6 @@ def _by_run(adapter: Adapter, config: Any, video: Array, arguments: Mapping[str,
             yield Clip(row, torch.from_numpy(np.concatenate(frames)), lengths, grid)
 
 
-def _columns(video: Array) -> list[Array]:
-    """For every row, the columns where `video` (B, L) is true: int64."""
-    return [np.flatnonzero(row) for row in video]
-
-
 def _square(adapter: Adapter, size: int) -> tuple[int, int] | None:
     side = math.isqrt(size)
     return (side, side) if adapter.square and side * side == size else None
@@ -271,8 +277,11 @@ def _square(adapter: Adapter, size: int) -> tuple[int, int] | None:
 
 def _question(
     ids: Array | None,  # (L,)
-    visual: Array,  # (L,) bool
-    text: Array,  # (L,) bool, what may be asked with
+    placed: Array,  # (L,) bool, placeholders of videos, or of images if those are the same
+    real: Array,  # (L,) bool
+    answered: Array | None,  # (L,) bool, what is the answer already
+    after_video: int,  # the column after the last token of a video
+    image: int,  # the placeholder of images
     end_of_turn: frozenset[int],
     marks: set[int],  # ids that mark something, and ask nothing
 ) -> Tensor:
@@ -280,17 +289,21 @@ def _question(
 
     What a chat template appends without closing the turn first is indistinguishable from the question, and included.
     """
-    after_visual = len(visual) - int(visual[::-1].argmax()) if visual.any() else 0
 
     def asked(begin: int, ends: frozenset[int]) -> list[int]:
+        text = real[begin:] & ~placed[begin:]
+        if answered is not None:
+            text &= ~answered[begin:]
         tokens = repeat(None) if ids is None else ids[begin:].tolist()
         found = []
-        for column, (token, said) in enumerate(zip(tokens, text[begin:].tolist(), strict=False), begin):
+        for column, (token, said) in enumerate(zip(tokens, text.tolist(), strict=False), begin):
             if token in ends:
                 break
-            if said and token not in marks and token not in end_of_turn:
+            if said and token != image and token not in marks and token not in end_of_turn:
                 found.append(column)
         return found
 
-    after = asked(after_visual, end_of_turn)
-    return torch.tensor(after or asked(0, frozenset()), dtype=torch.int64)
+    images = placed[after_video:] if ids is None else ids[after_video:] == image
+    after_visual = after_video + images.tobytes().rfind(1) + 1
+    columns = asked(after_visual, end_of_turn) or asked(0, frozenset())
+    return torch.from_numpy(np.array(columns, dtype=np.int64))

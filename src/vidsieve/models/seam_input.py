@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import Cache
 from transformers.masking_utils import create_masks_for_generate
 
 from vidsieve.errors import AlreadyAttached, UnsupportedCall
@@ -247,31 +247,31 @@ class Attachment:
         start = past + (prefix.removed if prefix else 0)
         if mask is not None:
             _check_length(mask, start + length)
-            before = (prefix.physical(mask) if prefix else mask)[:, :past]
-        else:
-            before = prefix.filled(past, batch) if prefix else torch.ones(batch, past, device=embeds.device)
-        before = before.to(embeds.device, torch.long)  # (B, past)
+        before = None  # (B, past)
+        if past:
+            if mask is not None:
+                before = (prefix.physical(mask) if prefix else mask)[:, :past]
+            else:
+                before = prefix.filled(past, batch) if prefix else torch.ones(batch, past, device=embeds.device)
+            before = before.to(embeds.device, torch.long)
 
         asked = {
             row: found.columns(columns, embeds.device) for row, columns in enumerate(found.questions) if len(columns)
         }
-        videos = self._videos(found, embeds, asked)
-        full = (length,) * batch if found.whole else tuple(found.real.sum(1).tolist())
-        now = list(full)
-        for video in videos:
-            now[video.clip.row] -= len(video.whole) - video.after
-        uneven = len(set(now)) > 1 or (past > 0 and not before.all())
-        given, timeline, folds, kept = kwargs, Timeline(embeds.device), [], None
-        if any(v.after < len(v.whole) for v in videos):
-            with timeline, stage("gather"):
-                folds = [Fold(v.clip.row, v.at, v.stages[0].reduction) for v in videos]
-                kept = left_by(folds, found.valid_on(embeds.device), length, now)
-                kwargs = reduce_arguments(self.adapter, self.decoder.config, kwargs, folds, kept, before, start)
+        full = (length,) * batch if found.whole else found.counts
+        now, given, folds, kept = list(full), kwargs, [], None
+        with Timeline(embeds.device) as timeline:
+            videos = self._videos(found, embeds, asked)
+            for video in videos:
+                now[video.clip.row] -= len(video.whole) - video.after
+            if now != list(full):
+                with stage("gather"):
+                    folds = [Fold(v.clip.row, v.at, v.stages[0].reduction) for v in videos]
+                    kept = left_by(folds, found.valid_on(embeds.device), length, now)
+                    kwargs = reduce_arguments(self.adapter, self.decoder.config, kwargs, folds, kept, before, start)
         # What needs no device comes last: it is busy now.
-        gaps = [int(clip.at[-1]) for clip in found.clips]
-        if not found.whole:
-            gaps += (~found.real.all(0)).nonzero()[-1:, 0].tolist()
-        tail = length - 1 - max(gaps)
+        uneven = len(set(now)) > 1 or (before is not None and not before.all())
+        tail = found.tail
         current = self._pass(
             given,
             timeline=timeline,
@@ -286,16 +286,14 @@ class Attachment:
             share=self.share,
             past=tuple(physical_length(cache, i) if self.stages else past for i in range(len(self.costs))),
         )
-        if kept is not None:
-            current.enters(kept, folds)
-            if cache is None and _uses_cache(self.decoder, kwargs):
-                cache = kwargs["past_key_values"] = DynamicCache(config=self.decoder.config)
-            if cache is not None:
-                whole = kwargs["attention_mask"]
-                whole = whole[:, : whole.shape[1] - tail]
-                remember(cache, Prefix(start + length - tail, whole, uneven, self._attached))
-        else:
+        if kept is None:
             kwargs = _continued(kwargs)
+        else:
+            whole = kwargs["attention_mask"]
+            begins = Prefix(start + length - tail, whole[:, : whole.shape[1] - tail], uneven, self._attached)
+            current.enters(kept, folds, begins)
+            if cache is not None:
+                remember(cache, begins)
         if not self.stages:
             current.look()
         self._here.current = current
@@ -310,7 +308,11 @@ class Attachment:
             return
         self._here.left = current.left()
         cache = kwargs.get("past_key_values")
-        record = current.record(getattr(output, "past_key_values", None) if cache is None else cache)
+        if cache is None:
+            cache = _cache_in(output)
+            if cache is not None and current.begins is not None:
+                remember(cache, current.begins)
+        record = current.record(cache)
         current.check()
         self.trace.add(record)
 
@@ -373,10 +375,10 @@ def _check_length(mask: Tensor, expected: int) -> None:
         )
 
 
-def _uses_cache(decoder: Any, kwargs: Arguments) -> bool:
-    """Whether the decoder is about to create a cache itself."""
-    wanted = kwargs.get("use_cache")
-    return bool(decoder.config.use_cache if wanted is None else wanted)
+def _cache_in(output: Any) -> Cache | None:
+    """The cache that the decoder made for itself."""
+    parts = output if isinstance(output, tuple) else (getattr(output, "past_key_values", None),)
+    return next((part for part in parts if isinstance(part, Cache)), None)
 
 
 def _is_compiled(module: nn.Module) -> bool:

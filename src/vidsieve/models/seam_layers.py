@@ -81,13 +81,14 @@ class Pass:
         self._masks: dict[int, Any] = {}
         self._read_masks: dict[int, Tensor] = {}
         self._orders: dict[int, Tensor] = {}
+        self.begins: Prefix | None = None
         self._any_bad: Tensor | None = None
         self._looked: torch.cuda.Event | None = None
         self._input = [video.at for video in self.videos]  # where the tokens of each are, as they enter the decoder
 
-    def enters(self, first: Kept, folds: Sequence[Fold]) -> None:
-        """The decoder's input is `first` of the prompt, by `folds`."""
-        self.first = first
+    def enters(self, first: Kept, folds: Sequence[Fold], begins: Prefix) -> None:
+        """The decoder's input is `first` of the prompt, by `folds`, and that is how a cache of it begins."""
+        self.first, self.begins = first, begins
         if self.stages:
             self._move(folds, first)
             self._input = [video.at for video in self.videos]

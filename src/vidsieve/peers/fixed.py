@@ -1,9 +1,9 @@
 """What the reducers of a fixed size share, that do not fit the four decisions of `Prune`."""
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from vidsieve.reducer import Prune, Reducer, check_keep, kept_count, refuse_non_finite, watched
+from vidsieve.reducer import Prune, Reducer, check_keep, kept_count, refuse_non_finite, unseen
 from vidsieve.reduction import Reduction
 from vidsieve.timeline import stage
 from vidsieve.tokens import Prompt, VideoTokens
@@ -24,7 +24,7 @@ class FixedSize(Reducer):
             return Prune(self.keep).reduce(tokens, prompt)  # the identity, and the look for NaN
         refuse_non_finite(tokens)
         with stage("select"):
-            return watched(tokens, self._reduce(tokens, prompt, total))
+            return replace(self._reduce(tokens, prompt, total), bad=unseen(tokens))
 
     @abstractmethod
     def _reduce(self, tokens: VideoTokens, prompt: Prompt | None, total: int) -> Reduction:
