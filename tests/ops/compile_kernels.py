@@ -58,7 +58,6 @@ def compile_kernel(kernel: Any, architecture: int, warps: int = 4, **constants: 
 if __name__ == "__main__":
     sm = int(sys.argv[1])
     compile_kernel(triton_measure._unit_kernel, sm, D=3584, BLOCK_D=4096, warps=8)
-    compile_kernel(triton_measure._column_mean_kernel, sm, D=3584, ROWS=128, BLOCK_D=512)
     compile_kernel(triton_measure._measure_kernel, sm, D=3584, PERSISTENCE=True, COSINE=True, BLOCK_N=1, BLOCK_D=512)
     compile_kernel(triton_layout._apportion_kernel, sm, WEIGHED=True, BLOCK=64, STEP=16, warps=1)
     compile_kernel(triton_layout._novelty_kernel, sm, BLOCK=512)

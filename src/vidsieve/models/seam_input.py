@@ -284,7 +284,7 @@ class Attachment:
             stages=self.stages,
             costs=self.costs,
             share=self.share,
-            past=tuple(physical_length(cache, i) if self.stages else past for i in range(len(self.costs))),
+            past=tuple(physical_length(cache, i) if self.stages and past else past for i in range(len(self.costs))),
         )
         if kept is None:
             kwargs = _continued(kwargs)

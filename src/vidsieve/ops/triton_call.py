@@ -36,15 +36,15 @@ def _launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> N
         with torch.cuda.device(device):
             _launch(kernel, grid, *args, **options)
         return
-    key: list[object] = [id(kernel), device, *options.items()]
+    key: list[object] = [id(kernel), device, *options, *options.values()]
     values: list[Any] = []
     for x in args:
         if isinstance(x, Tensor):
             values.append(address := x.data_ptr())
             key += x.dtype, address % 16 == 0
-            continue
-        values.append(x)
-        key += (x == 1, x % 16 == 0, x.bit_length() > 31) if isinstance(x, int) else (type(x),)
+        else:
+            values.append(x)
+            key.append((x == 1) + 2 * (x % 16 == 0) + 4 * (x.bit_length() > 31) if isinstance(x, int) else type(x))
     found = _compiled.get(tuple(key))
     if found is None:
         compiled = kernel[grid](*args, **options)
@@ -74,12 +74,17 @@ def covering(n: int) -> int:
 
 def multiprocessors(x: Tensor) -> int:
     """Those of the device of `x`; the interpreter runs one program after another, and counts as one."""
-    return _multiprocessors(x.device.index) if x.is_cuda else 1
+    return int(_properties(x.device.index)["multiprocessor_count"]) if x.is_cuda else 1
 
 
-@cache
-def _multiprocessors(device: int) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
+def room(x: Tensor) -> int:
+    """Bytes of shared memory that a program may use on the device of `x`: 99 KB on a consumer GPU, else more."""
+    return int(_properties(x.device.index)["max_shared_mem"]) if x.is_cuda else 1 << 30
+
+
+@cache  # asking costs the host as much as a launch
+def _properties(device: int) -> dict[str, int]:
+    return driver.active.utils.get_device_properties(device)  # type: ignore[no-any-return]
 
 
 def rows_of(x: Tensor) -> Tensor:

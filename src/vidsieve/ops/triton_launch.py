@@ -24,7 +24,6 @@ from vidsieve.ops.triton_layout import (
     _scene_cuts_kernel,
 )
 from vidsieve.ops.triton_measure import (
-    _column_mean_kernel,
     _direction_kernel,
     _measure_kernel,
     _settle_kernel,
@@ -91,14 +90,7 @@ def measure(
         )  # fmt: skip
         return Measures(norm, bad, None, None if y is None else cosine, products)
     persist = torch.empty_like(norm) if persistence else norm
-    mean = norm
-    if persistence:
-        rows, columns = 128, 512
-        videos, blocks = n // tokens, cdiv(tokens, rows)
-        partial = torch.empty(videos, blocks, d, device=x.device, dtype=torch.float32)
-        grid = blocks, cdiv(d, columns), videos
-        launch(_column_mean_kernel, grid, x, partial, tokens, x.stride(0), D=d, ROWS=rows, BLOCK_D=columns)
-        mean = partial.sum(1)
+    mean = x.view(-1, tokens, d).mean(1, dtype=torch.float32) if persistence else norm  # (V, D)
     launch(
         _measure_kernel, (n,), x, mean, direction, norm, bad, persist, cosine, n, tokens, frames[0], x.stride(0),
         D=d, PERSISTENCE=persistence, COSINE=y is not None, BLOCK_N=1, BLOCK_D=min(512, covering(d)),

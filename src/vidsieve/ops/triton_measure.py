@@ -81,26 +81,6 @@ def _settle_kernel(
 
 
 @triton.jit
-def _column_mean_kernel(
-    x_ptr,  # (V * N, D), rows `stride` apart
-    out_ptr,  # (V, programs, D) float32: the sum of each program's rows, over N
-    n,
-    stride,
-    D: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    video = tl.program_id(2).to(tl.int64)
-    x_ptr += video * n * stride
-    out_ptr += video * tl.num_programs(0) * D
-    i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)  # (ROWS,)
-    d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)  # (BLOCK_D,)
-    inside = (i < n)[:, None] & (d < D)[None, :]
-    x = tl.load(x_ptr + i.to(tl.int64)[:, None] * stride + d[None, :], mask=inside, other=0.0).to(tl.float32)
-    tl.store(out_ptr + tl.program_id(0).to(tl.int64) * D + d, tl.sum(x, 0) / n, mask=d < D)
-
-
-@triton.jit
 def _measure_kernel(
     x_ptr,  # (N, D), rows `stride` apart, of V videos
     mean_ptr,  # (V, D) float32; read if PERSISTENCE
