@@ -92,11 +92,7 @@ class Reduction:
         count: (N,), how many tokens each row already stands for, which is its weight; None where each is one.
         The mean is taken in float32 and returned in the dtype of `x`.
         """
-        return self.mean(x, count) if self.merges else self.gather(x)
-
-    def mean(self, x: Tensor, count: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        """That mean of `x` (N, ...), written to `out` (K, ...) if given."""
-        return ops.merge_mean(x, self.source, self.kept, count, self.link, out)
+        return ops.merge_mean(x, self.source, self.kept, count, self.link) if self.merges else self.gather(x)
 
     def then(self, later: "Reduction") -> "Reduction":
         """This reduction followed by `later`, which saw the K tokens this one kept."""

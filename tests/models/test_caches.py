@@ -9,8 +9,10 @@ from transformers import StaticCache
 from tests.models import by_hand, tiny
 from tests.models.reducers import LouderThanMean, Loudest
 from tests.models.truth import STEPS, answer, each_family, truth
+from vidsieve import Prune, Staged
 from vidsieve.errors import UnsupportedCall
 from vidsieve.models import attach
+from vidsieve.reducer import Attachable
 
 
 @each_family
@@ -55,6 +57,19 @@ def test_a_static_cache_that_is_reset_forgets_the_reduced_prompt() -> None:
     answer(model, inputs, past_key_values=cache)
     cache.reset()
     assert model.generate(**inputs, max_new_tokens=STEPS, past_key_values=cache)[:, length:].tolist() == whole
+
+
+@each_family
+@pytest.mark.parametrize("reducer", [Loudest(), Staged({0: Prune(0.7), 1: Prune(0.4)}), Staged({1: Prune(0.4)})])
+def test_a_cache_that_the_decoder_makes_itself_knows_what_was_removed(family: str, reducer: Attachable) -> None:
+    model, inputs = tiny.model(family), tiny.prompt(family)
+    with torch.no_grad(), attach(model, reducer):
+        out = model(**inputs, use_cache=True)
+        assert out.past_key_values.get_seq_length() == inputs["input_ids"].shape[1]
+        ids = torch.cat([inputs["input_ids"], out.logits[:, -1:].argmax(-1)], 1)
+        more = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "past_key_values": out.past_key_values}
+        said = model.generate(**more, max_new_tokens=STEPS - 1)[0, inputs["input_ids"].shape[1] :].tolist()
+    assert [said] == answer(model, inputs, reducer)
 
 
 def test_a_cache_is_not_cropped_into_the_reduced_prompt() -> None:

@@ -225,11 +225,12 @@ def test_weighted_means_and_compacted_rows_equal_the_reference() -> None:
     x, source = independent(60, 24, 0, torch.float32), torch.randint(-1, 9, (60,))
     source[:9] = torch.arange(9)
     for weight in (None, torch.randint(1, 5, (60,))):
-        out = torch.full((9, 24), torch.nan)
         ours, true = (m.merge_mean(x, source, torch.arange(9), weight) for m in (eager, reference))
         torch.testing.assert_close(ours, true)
-        assert eager.merge_mean(x, source, torch.arange(9), weight, out=out) is out
-        assert torch.equal(out, ours)
+        around = independent(70, 24, 1, torch.float32)
+        index = torch.tensor([0, 3, *range(4, 13), 66])
+        given = around, index, 4, source, torch.arange(9), weight
+        torch.testing.assert_close(eager.merge_among(*given), reference.merge_among(*given))
     stays = torch.rand(4, 33) < 0.5
     stays[:, 0] = True
     for begin, length in ((0, 33), (5, 40)):

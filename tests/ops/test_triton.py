@@ -17,7 +17,7 @@ from vidsieve import Prompt, Prune, VideoTokens, ops
 from vidsieve.budget import MarginalGain, Proportional
 from vidsieve.errors import KernelUnavailable, NonFiniteFeatures
 from vidsieve.merge import NearestKept
-from vidsieve.ops import reference
+from vidsieve.ops import eager, reference
 from vidsieve.relevance import Flat, Novelty, PromptSimilarity
 from vidsieve.segment import PerFrame, SceneCuts, Uniform, Whole, Within
 from vidsieve.selection import MMR, ConditionalDPP, EvenlySpaced, LowRankDPP, MaxMin, Random, TopRelevance
@@ -275,10 +275,29 @@ def test_means_of_what_merged_equal_the_reference(kept: int, weighted: bool) -> 
     for y in (x, x.unflatten(1, (2, 12)), x[:, :1]):
         ours, true = (m.merge_mean(y, source, of, weight) for m in (triton_launch, reference))
         torch.testing.assert_close(ours, true, atol=2e-3, rtol=2e-3)
-        wide = y.new_full((kept, 2, *y.shape[1:]), torch.nan)
-        for out in (wide[:, 0], wide.view(2, kept, *y.shape[1:])[1]):  # the rows apart, and next to one another
-            assert triton_launch.merge_mean(y, source, of, weight, out=out) is out
-            assert torch.equal(out, ours)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("before", "after"), [(0, 0), (7, 3)])
+def test_means_amid_what_stays_equal_the_reference(before: int, after: int, weighted: bool) -> None:
+    kept = torch.tensor([0, 1, 4, 7, 8])
+    source = torch.tensor([0, 1, 0, 1, 2, -1, 2, 3, 4, 0])
+    link = torch.tensor([2, 3, 9, -1, 6, -1, -1, -1, -1, -1])
+    x = independent(before + len(source) + after, 48, 1, torch.bfloat16).to(DEVICE)
+    stays = torch.ones(len(x), dtype=torch.bool)
+    stays[before : before + len(source)] = torch.isin(torch.arange(len(source)), kept)
+    stays[:2] = False  # what is dropped beside them
+    index, of = stays.nonzero()[:, 0].to(DEVICE), kept[(kept > 1) | (before > 0)].to(DEVICE)
+    if before == 0:  # the first two runs are gone
+        source, link = torch.where(source < 2, -1, source - 2), torch.where(source < 2, -1, link)
+    weight = torch.arange(1, 11, device=DEVICE) if weighted else None
+    for y in (x, independent(len(x), 96, 1, torch.bfloat16).to(DEVICE)[:, ::2]):
+        for way in (None, link.to(DEVICE)):
+            given = y, index, before, source.to(DEVICE), of, weight, way
+            ours, true = (m.merge_among(*given) for m in (triton_launch, reference))
+            torch.testing.assert_close(ours, true, atol=2e-2, rtol=2e-2)
+            torch.testing.assert_close(eager.merge_among(*given), true, atol=2e-2, rtol=2e-2)
 
 
 @pytest.mark.usefixtures("poisoned")

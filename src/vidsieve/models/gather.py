@@ -92,10 +92,19 @@ class Fold:
         """The columns of the tokens that stay: (K,)."""
         return self.at.among(self.reduction.kept)
 
-    def merged(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+    def merged(self, x: Tensor) -> Tensor:
         """`x` (N, D), a row for each of the tokens, with the mean of all that was absorbed for each that stays."""
+        return _on(self.reduction, x.device).apply(x, self._count(x.device))
+
+    def among(self, x: Tensor, index: Tensor) -> Tensor:
+        """`x` (L, D), all of the prompt, at `index` (M,), what stays of it: the means are among the others."""
+        reduction = _on(self.reduction, x.device)
+        source, kept, link = reduction.source, reduction.kept, reduction.link
+        return ops.merge_among(x, index, self.at.begin, source, kept, self._count(x.device), link)
+
+    def _count(self, device: torch.device) -> Tensor | None:
         count = None if self.origin is None else self.origin.count
-        return _on(self.reduction, x.device).mean(x, None if count is None else count.to(x.device), out)
+        return None if count is None else count.to(device)
 
 
 def left_by(folds: Sequence[Fold], valid: Tensor | None, length: int, counts: Sequence[int]) -> Kept:
@@ -131,14 +140,13 @@ def moved(columns: Columns, row: int, folds: Sequence[Fold], kept: Kept, fold: F
 
 def reduced(x: Tensor, folds: Sequence[Fold], kept: Kept) -> Tensor:
     """`x` (B, L, D) reduced to (B, M, D): gathered, and averaged where a reduction merges."""
+    merging = [fold for fold in folds if fold.reduction.merges]
+    if len(x) == len(merging) == 1 and merging[0].at.span is not None:
+        return merging[0].among(x[0], kept.index[0].to(x.device))[None]
     out = kept.gather(x)
-    for fold in folds:
-        if fold.reduction.merges:
-            rows, places = fold.at.take(x[fold.row]), moved(fold.at, fold.row, folds, kept, fold)
-            if places.span is None:
-                out[fold.row].index_copy_(0, places.at.to(x.device), fold.merged(rows))
-            else:
-                fold.merged(rows, out[fold.row, places.span])
+    for fold in merging:
+        places = moved(fold.at, fold.row, folds, kept, fold)
+        out[fold.row].index_copy_(0, places.at.to(x.device), fold.merged(fold.at.take(x[fold.row])))
     return out
 
 

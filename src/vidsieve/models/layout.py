@@ -303,7 +303,7 @@ def _question(
                 found.append(column)
         return found
 
-    images = placed[after_video:] if ids is None else ids[after_video:] == image
+    images = placed[after_video:] if ids is None else placed[after_video:] | (ids[after_video:] == image)
     after_visual = after_video + images.tobytes().rfind(1) + 1
     columns = asked(after_visual, end_of_turn) or asked(0, frozenset())
     return torch.from_numpy(np.array(columns, dtype=np.int64))

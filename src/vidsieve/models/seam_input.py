@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache
 from transformers.masking_utils import create_masks_for_generate
 
 from vidsieve.errors import AlreadyAttached, UnsupportedCall
@@ -309,7 +308,7 @@ class Attachment:
         self._here.left = current.left()
         cache = kwargs.get("past_key_values")
         if cache is None:
-            cache = _cache_in(output)
+            cache = getattr(output, "past_key_values", None)  # the decoder's own
             if cache is not None and current.begins is not None:
                 remember(cache, current.begins)
         record = current.record(cache)
@@ -373,12 +372,6 @@ def _check_length(mask: Tensor, expected: int) -> None:
             f"expected an attention_mask over all {expected} tokens of the conversation, dropped ones included, "
             f"got {tuple(mask.shape)}"
         )
-
-
-def _cache_in(output: Any) -> Cache | None:
-    """The cache that the decoder made for itself."""
-    parts = output if isinstance(output, tuple) else (getattr(output, "past_key_values", None),)
-    return next((part for part in parts if isinstance(part, Cache)), None)
 
 
 def _is_compiled(module: nn.Module) -> bool:

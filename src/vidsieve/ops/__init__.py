@@ -281,17 +281,32 @@ def merge_mean(
     kept: Tensor,
     weight: Tensor | None = None,
     link: Tensor | None = None,
-    out: Tensor | None = None,
 ) -> Tensor:
     """Mean over the rows of x (N, ...) that share a source, each with one of the rows `kept` (K,): (K, ...).
 
     source: k for row kept[k] and what it absorbed, -1 for rows that are left out.  weight: (N,) of each row, 1 if None.
-    link: (N,) the way from each kept row through what it absorbed, -1 at its end, where that is known.  out: (K, ...),
-    to be written.
+    link: (N,) the way from each kept row through what it absorbed, -1 at its end, where that is known.
     Accumulated in float32, or better. method.md eq. 12 and 15.
     """
     module = _implementation("merge_mean", x, kernel=not x.requires_grad)  # the torch version has a gradient
-    return module.merge_mean(x, source, kept, weight, link, out)  # type: ignore[no-any-return]
+    return module.merge_mean(x, source, kept, weight, link)  # type: ignore[no-any-return]
+
+
+def merge_among(
+    x: Tensor,
+    index: Tensor,
+    begin: int,
+    source: Tensor,
+    kept: Tensor,
+    weight: Tensor | None = None,
+    link: Tensor | None = None,
+) -> Tensor:
+    """Rows `index` (M,) of x (L, D), of which the N from `begin` on merge: (M, D).
+
+    Of those N, what `index` holds is `kept` (K,), counted from `begin`, and becomes means as in `merge_mean`.
+    """
+    module = _implementation("merge_among", x, kernel=not x.requires_grad)
+    return module.merge_among(x, index, begin, source, kept, weight, link)  # type: ignore[no-any-return]
 
 
 def received(

@@ -173,7 +173,6 @@ def merge_mean(
     kept: Tensor,
     weight: Tensor | None = None,
     link: Tensor | None = None,
-    out: Tensor | None = None,
 ) -> Tensor:
     # Summed in a fixed order, so that the same input gives the same bits on every run.
     ordered, by = source.sort(stable=True)
@@ -185,8 +184,20 @@ def merge_mean(
         w = weight[by].to(flat.dtype)[:, None]
         total, of = (torch.segment_reduce(y, "sum", offsets=bounds, axis=0, unsafe=True) for y in (flat * w, w))
         mean = total / of
-    mean = mean.reshape(len(kept), *x.shape[1:]).to(x.dtype)
-    return mean if out is None else out.copy_(mean)
+    return mean.reshape(len(kept), *x.shape[1:]).to(x.dtype)
+
+
+def merge_among(
+    x: Tensor,
+    index: Tensor,
+    begin: int,
+    source: Tensor,
+    kept: Tensor,
+    weight: Tensor | None = None,
+    link: Tensor | None = None,
+) -> Tensor:
+    mean = merge_mean(x[begin : begin + len(source)], source, kept, weight, link)
+    return x.index_select(0, index).index_copy(0, torch.searchsorted(index, kept + begin), mean)
 
 
 def temporal(

@@ -240,14 +240,27 @@ def merge_mean(
     kept: Tensor,
     weight: Tensor | None = None,
     link: Tensor | None = None,
-    out: Tensor | None = None,
 ) -> Tensor:
     """Eq. 12, and 15 where tokens have weights."""
     w = torch.ones(len(x), dtype=torch.float64, device=x.device) if weight is None else weight.double()
     weighted = x.double() * w.view(-1, *[1] * (x.ndim - 1))
     means = [weighted[source == row].sum(0) / w[source == row].sum() for row in range(len(kept))]
-    mean = torch.stack(means).to(x.dtype)
-    return mean if out is None else out.copy_(mean)
+    return torch.stack(means).to(x.dtype)
+
+
+def merge_among(
+    x: Tensor,
+    index: Tensor,
+    begin: int,
+    source: Tensor,
+    kept: Tensor,
+    weight: Tensor | None = None,
+    link: Tensor | None = None,
+) -> Tensor:
+    """Eq. 12, and 15 where tokens have weights, amid tokens that stay as they are."""
+    merged = x.clone()
+    merged[begin + kept] = merge_mean(x[begin : begin + len(source)], source, kept, weight, link)
+    return merged[index]
 
 
 def temporal(

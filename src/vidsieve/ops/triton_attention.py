@@ -123,7 +123,7 @@ def _received_kernel(
     columns_ptr,  # (M,) int64
     seen_ptr,  # (keys,) bool; read if PADDED
     level_ptr,  # (H * M,) float32
-    mass_ptr,  # (portions, G, L) float32 out: what some of the queries of a group's heads adds to the mean
+    mass_ptr,  # (portions, G, L) float32 out: what some of the queries of a group's heads add to the mean
     query_count,
     queries,
     keys,

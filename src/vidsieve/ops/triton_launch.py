@@ -51,6 +51,7 @@ __all__ = [
     "hybrid",
     "max_min",
     "measure",
+    "merge_among",
     "merge_mean",
     "min_max",
     "mmr",
@@ -250,24 +251,31 @@ def absorbed(row: Tensor, before: Tensor, longest: int) -> tuple[Tensor, Tensor]
 
 
 def merge_mean(
+    x: Tensor, source: Tensor, kept: Tensor, weight: Tensor | None = None, link: Tensor | None = None
+) -> Tensor:
+    rows = x.reshape(len(x), -1)
+    return merge_among(rows, kept, 0, source, kept, weight, link).view(len(kept), *x.shape[1:])
+
+
+def merge_among(
     x: Tensor,
+    index: Tensor,
+    begin: int,
     source: Tensor,
     kept: Tensor,
     weight: Tensor | None = None,
     link: Tensor | None = None,
-    out: Tensor | None = None,
 ) -> Tensor:
-    k, rows = len(kept), x.reshape(len(x), -1)
-    rows = rows if rows.stride(-1) == 1 else rows.contiguous()
-    d = rows.shape[1]
-    mean = out if out is not None and out.is_contiguous() else x.new_empty(k, *x.shape[1:])
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    m, d = len(index), x.shape[1]
+    out = x.new_empty(m, d)
     block = min(1024, covering(d))
     launch(
-        _mean_kernel, (k, cdiv(d, block)),
-        rows, kept, _links(source, kept) if link is None else link, kept if weight is None else weight, mean,
-        rows.stride(0), D=d, WEIGHTED=weight is not None, BLOCK_D=block,
+        _mean_kernel, (m, cdiv(d, block)),
+        x, index, _links(source, kept) if link is None else link, index if weight is None else weight, out,
+        x.stride(0), begin, len(source), D=d, WEIGHTED=weight is not None, BLOCK_D=block,
     )  # fmt: skip
-    return mean if out is None or out is mean else out.copy_(mean)
+    return out
 
 
 def _links(source: Tensor, kept: Tensor) -> Tensor:

@@ -110,12 +110,14 @@ def _absorbed_kernel(
 
 @triton.jit
 def _mean_kernel(
-    x_ptr,  # (N, D), rows `stride` apart
-    kept_ptr,  # (K,) int64, the first row of each mean
-    link_ptr,  # (N,) int64, the next row of the same mean, -1 if none
+    x_ptr,  # (L, D), rows `stride` apart
+    index_ptr,  # (M,) int64, the first row of each mean
+    link_ptr,  # (N,) int64, of the rows from `begin` on the next of the same mean, -1 if none; others stand alone
     weight_ptr,  # (N,); read if WEIGHTED
-    out_ptr,  # (K, D) out
+    out_ptr,  # (M, D) out
     stride,
+    begin,
+    n,
     D: tl.constexpr,
     WEIGHTED: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -124,13 +126,16 @@ def _mean_kernel(
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     acc = tl.zeros((BLOCK_D,), tl.float32)
     total = 0.0
-    i = tl.load(kept_ptr + row)
-    while i >= 0:
-        following = tl.load(link_ptr + i)
+    i = tl.load(index_ptr + row) - begin  # counted from there
+    going = tl.full((), 1, tl.int32)
+    while going > 0:
+        merges = (i >= 0) & (i < n)
+        following = tl.load(link_ptr + i, mask=merges, other=-1)
         weight = 1.0
         if WEIGHTED:
-            weight = tl.load(weight_ptr + i).to(tl.float32)
-        acc += weight * tl.load(x_ptr + i * stride + d, mask=d < D, other=0.0).to(tl.float32)
+            weight = tl.load(weight_ptr + i, mask=merges, other=1).to(tl.float32)
+        acc += weight * tl.load(x_ptr + (begin + i) * stride + d, mask=d < D, other=0.0).to(tl.float32)
         total += weight
         i = following
+        going = (following >= 0).to(tl.int32)
     tl.store(out_ptr + row * D + d, acc / total, mask=d < D)
