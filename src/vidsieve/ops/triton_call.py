@@ -75,17 +75,12 @@ def covering(n: int) -> int:
 
 def multiprocessors(x: Tensor) -> int:
     """Those of the device of `x`; the interpreter runs one program after another, and counts as one."""
-    return int(_properties(x.device.index)["multiprocessor_count"]) if x.is_cuda else 1
-
-
-def room(x: Tensor) -> int:
-    """Bytes of shared memory that a program may use on the device of `x`: 99 KB on a consumer GPU, else more."""
-    return int(_properties(x.device.index)["max_shared_mem"]) if x.is_cuda else 1 << 30
+    return _multiprocessors(x.device.index) if x.is_cuda else 1
 
 
 @cache  # asking costs the host as much as a launch
-def _properties(device: int) -> dict[str, int]:
-    return driver.active.utils.get_device_properties(device)  # type: ignore[no-any-return]
+def _multiprocessors(device: int) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def rows_of(x: Tensor) -> Tensor:

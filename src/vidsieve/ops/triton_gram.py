@@ -112,6 +112,7 @@ def _gram_kernel(
     tokens,  # N
     segments,
     longest,
+    reach,  # tiles that one may share a segment with, itself and later ones
     stride,
     D: tl.constexpr,
     BLOCK: tl.constexpr,  # tokens of a tile
@@ -120,11 +121,11 @@ def _gram_kernel(
 ):
     """One program a pair of tiles of the video's tokens that may share a segment, whose pairs within one are stored.
 
-    So how many programs there are does not depend on how many segments there might have been. S is symmetric: of two
-    tiles, the mirror image is stored beside it.
+    So how many programs there are does not depend on how many segments there might have been. Those that run at a time
+    are of neighbouring tiles, which a cache can hold. S is symmetric: of two tiles, the mirror image is stored too.
     """
-    a = tl.program_id(0)
-    b = a + tl.program_id(1)
+    a = tl.program_id(0) // reach
+    b = a + tl.program_id(0) % reach
     near = b * BLOCK + tl.arange(0, 1)
     shared = (b * BLOCK < tokens) & (tl.max(_begin_of(offsets_ptr, near, segments), 0) < (a + 1) * BLOCK)
     if shared:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vidsieve.ops.reference import Measures
-from vidsieve.ops.triton_call import cdiv, covering, launch, multiprocessors, precision, room, rows_of
+from vidsieve.ops.triton_call import cdiv, covering, launch, multiprocessors, precision, rows_of
 from vidsieve.ops.triton_gram import _gram_kernel, _segment_gram_kernel
 from vidsieve.ops.triton_greedy import DPP, HYBRID, MAX_MIN, MMR, _greedy_kernel, _nearest_other_kernel
 from vidsieve.ops.triton_lazy import _lazy_greedy_kernel
@@ -64,12 +64,13 @@ def _cosines(x: Tensor, norm: Tensor, offsets: Tensor, longest: int) -> Tensor:
     """S: (N, longest), one row a token, in the order of its segment."""
     s = torch.empty(len(x), longest, device=x.device, dtype=torch.float32)
     # Tiles of 128 read least, but every tile takes as long as a row is wide: it needs enough of them to pay.
-    block = 128 if longest > 256 and len(x) >= 40 * multiprocessors(x) else 64 if longest > 32 else 16
+    block = 128 if longest > 256 and len(x) >= 64 * multiprocessors(x) else 64 if longest > 32 else 16
     tiles = cdiv(len(x), block)
+    reach = min(tiles, cdiv(longest - 1, block) + 1)
     launch(
-        _gram_kernel, (tiles, min(tiles, cdiv(longest - 1, block) + 1)),
-        x, norm, offsets, s, len(x), len(offsets) - 1, longest, x.stride(0), **_shape(x), BLOCK=block,
-        num_warps=8 if block == 128 else 4, num_stages=4 if block < 128 or room(x) > 140_000 else 3,
+        _gram_kernel, (tiles * reach,),
+        x, norm, offsets, s, len(x), len(offsets) - 1, longest, reach, x.stride(0), **_shape(x), BLOCK=block,
+        num_warps=8 if block == 128 else 4, num_stages=3 if block == 128 else 4,
     )  # fmt: skip
     return s
 
