@@ -364,7 +364,7 @@ def test_a_vllm_that_would_not_call_us_is_refused() -> None:
         def _postprocess_by_another_name(self) -> None: ...
 
     with pytest.raises(UnsupportedModel, match="_postprocess_by_another_name"):
-        models._check_hooks(Ours, models.qwen3_vl.Qwen3VLForConditionalGeneration)
+        models.check_hooks(Ours, models.qwen3_vl.Qwen3VLForConditionalGeneration)
 
 
 class _Registry:

@@ -301,7 +301,7 @@ def merge_among(
     weight: Tensor | None = None,
     link: Tensor | None = None,
 ) -> Tensor:
-    """Rows `index` (M,) of x (L, D), of which the N from `begin` on merge: (M, D).
+    """Rows `index` (M,), ascending, of x (L, D), of which the N from `begin` on merge: (M, D).
 
     Of those N, what `index` holds is `kept` (K,), counted from `begin`, and becomes means as in `merge_mean`.
     """

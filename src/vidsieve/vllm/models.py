@@ -1,6 +1,6 @@
 """vLLM's Qwen2.5-VL and Qwen3-VL with our selection: subclasses, for vLLM's own registry.
 
-One video passes through here three times. The front end (`_Processor`) counts its tokens and orders that many of the
+One video passes through here three times. The front end (processor.py) counts its tokens and orders that many of the
 encoder, for the prompt has to have its placeholders before anybody has seen the video. The encoder
 (`_postprocess_video_embeds_evs`, vLLM's name) selects, and sends each embedding with its position. The runner, before
 each step that brings embeddings, has them taken apart again (`recompute_mrope_positions`).
@@ -9,134 +9,25 @@ Without `--video-pruning-rate`, or with `--video-pruning-method vidcom2`, all of
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import BatchFeature
 from vllm.logger import init_logger
 from vllm.model_executor.models import qwen2_5_vl, qwen3_vl, qwen3_vl_moe
 from vllm.multimodal import MULTIMODAL_REGISTRY
-from vllm.multimodal.inputs import MultiModalFieldConfig
-from vllm.multimodal.processing import ProcessorInputs
 
-from vidsieve.errors import NonFiniteFeatures, UnsupportedCall, UnsupportedModel
+from vidsieve.errors import NonFiniteFeatures
 from vidsieve.presets import uniform
 from vidsieve.reduction import Reduction
 from vidsieve.tokens import Prompt, VideoTokens
 from vidsieve.vllm import positions
-from vidsieve.vllm.runner import pruning_spec, relieve
-from vidsieve.vllm.settings import KWARG, Method, Wishes, configured, order
+from vidsieve.vllm.processor import Qwen2_5_VLProcessor, Qwen3VLProcessor, check_hooks, served
+from vidsieve.vllm.runner import relieve
+from vidsieve.vllm.settings import KWARG
 
 logger = init_logger("vllm.vidsieve")  # vLLM shows what is logged below its own name
-
-
-def _serving(model_config: Any) -> tuple[Method, float] | None:
-    """The method and the pruning rate a server was started with; None where vLLM's own code is to run."""
-    spec, method = pruning_spec(model_config), configured()
-    return (method, spec[1]) if spec is not None and spec[0] == "evs" and method is not None else None
-
-
-def _check_hooks(ours: type, theirs: type) -> None:
-    """Raise `UnsupportedModel` where a method that we override is no longer vLLM's: nobody would call it."""
-    missing = [name for name, value in vars(ours).items() if callable(value) and name not in _OWN | set(dir(theirs))]
-    if missing:
-        raise UnsupportedModel(
-            f"this vLLM has no {theirs.__name__}.{', '.join(missing)}; vidsieve knows vLLM 0.32 and 0.33. "
-            "Install one of these, or set VIDSIEVE_VLLM=off to go on without vidsieve"
-        )
-
-
-_OWN = {"_tokens", "_batches", "_reduce", "_size", "_described", "_span"}
-
-
-class _Processor:
-    """In the front end: how many tokens each video has in the prompt, and what is ordered of the encoder for it.
-
-    The order rides along as one more field of the video (`settings.order`), so both ends agree by construction.
-    """
-
-    info: Any
-
-    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, Any]) -> BatchFeature:
-        out = super()._apply_hf_processor_main(mm_items, _without(hf_kwargs))  # type: ignore[misc]
-        serving = _serving(self.info.ctx.model_config)
-        if KWARG in (self.info.ctx.get_mm_config().mm_processor_kwargs or {}):
-            raise UnsupportedCall(
-                f'"{KWARG}" belongs into the mm_processor_kwargs of a request; '
-                "for all requests there are --video-pruning-rate and VIDSIEVE_VLLM"
-            )
-        if serving is None:
-            if KWARG in hf_kwargs:
-                raise UnsupportedCall(f'this server does not prune with vidsieve, so "{KWARG}" cannot be honoured')
-            return out
-        method, rate = serving
-        if "video_grid_thw" in out:
-            wishes = Wishes.of(hf_kwargs)
-            wishes.check(method)
-            question = [] if wishes.question is None else self._tokens(wishes.question)
-            merge = self.info.get_hf_config().vision_config.spatial_merge_size
-            out[KWARG] = [
-                order(wishes.count(t * (h // merge) * (w // merge), rate), question)
-                for t, h, w in out["video_grid_thw"].tolist()
-            ]
-        return out
-
-    def _tokens(self, question: str) -> list[int]:
-        return list(self.info.get_tokenizer().encode(question, add_special_tokens=False))
-
-    def _get_mm_fields_config(
-        self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, Any]
-    ) -> Mapping[str, Any]:
-        fields = super()._get_mm_fields_config(hf_inputs, _without(hf_processor_mm_kwargs))  # type: ignore[misc]
-        return {**fields, KWARG: MultiModalFieldConfig.batched("video", keep_on_cpu=True)}
-
-    def _get_prompt_updates(
-        self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, Any], out_mm_kwargs: Any
-    ) -> Sequence[Any]:
-        updates = super()._get_prompt_updates(mm_items, _without(hf_processor_mm_kwargs), out_mm_kwargs)  # type: ignore[misc]
-        if _serving(self.info.ctx.model_config) is None:
-            return updates  # type: ignore[no-any-return]
-        pad = self.info.get_hf_config().video_token_id
-
-        def sized(stock: Any, item: int) -> list[int]:
-            content, count = stock(item), int(out_mm_kwargs["video"][item][KWARG].data[0])
-            return _resized(list(getattr(content, "full", content)), pad, count)
-
-        return [
-            replace(update, replacement=lambda item, stock=update.replacement: sized(stock, item))
-            if update.modality == "video"
-            else update
-            for update in updates
-        ]
-
-    def _get_mm_hashes(self, inputs: ProcessorInputs) -> Any:
-        # Among the options of videos, so that a question does not have the images of the prompt encoded anew.
-        kwargs = inputs.hf_processor_mm_kwargs
-        if KWARG in kwargs:
-            videos = {**kwargs.get("videos_kwargs", {}), KWARG: kwargs[KWARG]}
-            inputs = replace(inputs, hf_processor_mm_kwargs={**_without(kwargs), "videos_kwargs": videos})
-        return super()._get_mm_hashes(inputs)  # type: ignore[misc]
-
-    def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> ProcessorInputs:
-        inputs = super().get_dummy_inputs(*args, **kwargs)  # type: ignore[misc]
-        serving = _serving(self.info.ctx.model_config)
-        if serving is not None and serving[0].asks:
-            inputs.hf_processor_mm_kwargs = {KWARG: {"question": "?"}}
-        return inputs
-
-
-def _without(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """What is Hugging Face's of a request's options."""
-    return {key: value for key, value in kwargs.items() if key != KWARG}
-
-
-def _resized(ids: list[int], pad: int, count: int) -> list[int]:
-    """A video's placeholder with `count` pads, all where its first one is."""
-    first = ids.index(pad)
-    return [*ids[:first], *[pad] * count, *(token for token in ids[first:] if token != pad)]
 
 
 class Sieved:
@@ -147,7 +38,7 @@ class Sieved:
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
-        self._serving = _serving(vllm_config.model_config)
+        self._serving = served(vllm_config.model_config)
         self._batch = vllm_config.scheduler_config.max_num_encoder_input_tokens
         name = type(self).__name__
         if self._serving is None:
@@ -366,14 +257,6 @@ class _Remembering:
         self.encode = lru_cache(maxsize=1 << 16)(tokenizer.encode)
 
 
-class Qwen2_5_VLProcessor(_Processor, qwen2_5_vl.Qwen2_5_VLMultiModalProcessor):
-    """Of Qwen2.5-VL."""
-
-
-class Qwen3VLProcessor(_Processor, qwen3_vl.Qwen3VLMultiModalProcessor):
-    """Of Qwen3-VL, dense or not."""
-
-
 @MULTIMODAL_REGISTRY.register_processor(
     Qwen2_5_VLProcessor,
     info=qwen2_5_vl.Qwen2_5_VLProcessingInfo,
@@ -397,8 +280,6 @@ class SievedQwen3VLMoe(_SievedInterleaved, qwen3_vl_moe.Qwen3VLMoeForConditional
     """Qwen3-VL with a mixture of experts."""
 
 
-_check_hooks(_Processor, qwen2_5_vl.Qwen2_5_VLMultiModalProcessor)
-_check_hooks(_Processor, qwen3_vl.Qwen3VLMultiModalProcessor)
-_check_hooks(Sieved, qwen2_5_vl.Qwen2_5_VLForConditionalGeneration)
-_check_hooks(Sieved, qwen3_vl.Qwen3VLForConditionalGeneration)
-_check_hooks(_SievedInterleaved, qwen3_vl.Qwen3VLForConditionalGeneration)
+check_hooks(Sieved, qwen2_5_vl.Qwen2_5_VLForConditionalGeneration)
+check_hooks(Sieved, qwen3_vl.Qwen3VLForConditionalGeneration)
+check_hooks(_SievedInterleaved, qwen3_vl.Qwen3VLForConditionalGeneration)
