@@ -64,7 +64,7 @@ if __name__ == "__main__":
     compile_kernel(triton_layout._scene_cuts_kernel, sm, BLOCK=128, TOKENS=16)
     compile_kernel(triton_layout._min_max_kernel, sm, BLOCK=16384, warps=32)
     compile_kernel(triton_layout._compact_kernel, sm, BLOCK=4096, warps=8)
-    compile_kernel(triton_gram._gram_kernel, sm, **FEATURES, BLOCK=128, BLOCK_D=64)
+    compile_kernel(triton_gram._gram_kernel, sm, **FEATURES, BLOCK=128, BLOCK_S=64, BLOCK_D=64)
     compile_kernel(
         triton_gram._segment_gram_kernel,
         sm,

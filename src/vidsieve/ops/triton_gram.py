@@ -4,7 +4,7 @@ What bounds a Gram matrix of many rows is how often a row is read. Segments of u
 program that holds all their products; to have work for every multiprocessor, programs share the features of a segment,
 and the products are the sum of what each found (`parts` planes). Lengths, and cosines to the prompt, come of the same
 reading, so these are products of features as they are, made cosines where they are used. Longer segments go tile by
-tile of the whole video.
+tile.
 """
 
 import triton
@@ -91,16 +91,24 @@ def _segment_gram_kernel(
 
 
 @triton.jit
-def _begin_of(offsets_ptr, i, segments):
-    """Where the segment of token i begins: the last offset that is no larger, found by halving."""
-    low = i * 0
-    high = low + segments  # it is one of low .. high - 1
-    while tl.max(high - low, 0) > 1:
-        middle = (low + high) // 2
-        before = tl.load(offsets_ptr + middle) <= i
-        low = tl.where(before, middle, low)
-        high = tl.where(before, high, middle)
-    return tl.load(offsets_ptr + low).to(tl.int32)
+def _tile_of(offsets_ptr, row, segments, BLOCK: tl.constexpr, BLOCK_S: tl.constexpr):
+    """Where the segment begins that has the tile in this row of tiles, its tokens, and which of its tiles that is.
+
+    Rows of tiles are those of one segment after another; beyond the last, a segment of no token.
+    """
+    begin, n, first, seen = 0, 0, 0, 0
+    for at in range(0, segments, BLOCK_S):
+        s = at + tl.arange(0, BLOCK_S)  # (BLOCK_S,)
+        low = tl.load(offsets_ptr + s, mask=s < segments, other=0).to(tl.int32)
+        high = tl.load(offsets_ptr + s + 1, mask=s < segments, other=0).to(tl.int32)
+        tiles = tl.cdiv(high - low, BLOCK)
+        before = seen + tl.cumsum(tiles, 0) - tiles
+        here = (before <= row) & (row < before + tiles)  # true of one segment at most
+        begin += tl.sum(tl.where(here, low, 0), 0)
+        n += tl.sum(tl.where(here, high - low, 0), 0)
+        first += tl.sum(tl.where(here, before, 0), 0)
+        seen += tl.sum(tiles, 0)
+    return begin, n, row - first
 
 
 @triton.jit
@@ -109,45 +117,41 @@ def _gram_kernel(
     norm_ptr,  # (N,) float32, length of each row
     offsets_ptr,  # (S + 1,) int64
     s_ptr,  # (N, longest) float32 out: row i holds the cosines of token i to its segment, in segment order
-    tokens,  # N
     segments,
     longest,
-    reach,  # tiles that one may share a segment with, itself and later ones
+    reach,  # tiles of the longest segment
     stride,
     D: tl.constexpr,
     BLOCK: tl.constexpr,  # tokens of a tile
+    BLOCK_S: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One program a pair of tiles of the video's tokens that may share a segment, whose pairs within one are stored.
+    """One program a pair of tiles (a <= b) of a segment: S is symmetric, so the mirror image is stored beside it.
 
-    So how many programs there are does not depend on how many segments there might have been. Those that run at a time
-    are of neighbouring tiles, which a cache can hold. S is symmetric: of two tiles, the mirror image is stored too.
+    Rows of tiles are counted through all segments, so that slots for segments there might have been cost next to
+    nothing, and programs that run at a time read neighbouring rows, which a cache can hold.
     """
-    a = tl.program_id(0) // reach
+    begin, n, a = _tile_of(offsets_ptr, tl.program_id(0) // reach, segments, BLOCK, BLOCK_S)
     b = a + tl.program_id(0) % reach
-    near = b * BLOCK + tl.arange(0, 1)
-    shared = (b * BLOCK < tokens) & (tl.max(_begin_of(offsets_ptr, near, segments), 0) < (a + 1) * BLOCK)
-    if shared:
+    if b * BLOCK < n:
         i = a * BLOCK + tl.arange(0, BLOCK)  # (BLOCK,)
         j = b * BLOCK + tl.arange(0, BLOCK)
         d = tl.arange(0, BLOCK_D)
-        xi_ptr = x_ptr + i.to(tl.int64)[:, None] * stride + d[None, :]
-        xj_ptr = x_ptr + j.to(tl.int64)[:, None] * stride + d[None, :]
+        xi_ptr = x_ptr + (begin + i).to(tl.int64)[:, None] * stride + d[None, :]
+        xj_ptr = x_ptr + (begin + j).to(tl.int64)[:, None] * stride + d[None, :]
         acc = tl.zeros((BLOCK, BLOCK), tl.float32)
         for k in range(0, D, BLOCK_D):
             inside = d[None, :] < D - k
-            xi = tl.load(xi_ptr + k, mask=(i < tokens)[:, None] & inside, other=0.0)
-            xj = tl.load(xj_ptr + k, mask=(j < tokens)[:, None] & inside, other=0.0)
+            xi = tl.load(xi_ptr + k, mask=(i < n)[:, None] & inside, other=0.0)
+            xj = tl.load(xj_ptr + k, mask=(j < n)[:, None] & inside, other=0.0)
             acc = tl.dot(xi, xj.T, acc, input_precision=PRECISION)
-        acc *= _inverse(norm_ptr, i, i < tokens)[:, None] * _inverse(norm_ptr, j, j < tokens)[None, :]
+        acc *= _inverse(norm_ptr, begin + i, i < n)[:, None] * _inverse(norm_ptr, begin + j, j < n)[None, :]
         acc = tl.where(acc == acc, acc, 0.0)  # NaN features are reported elsewhere, here they must not spread
-        begin_i = _begin_of(offsets_ptr, i, segments)
-        begin_j = _begin_of(offsets_ptr, j, segments)
-        within = (begin_i[:, None] == begin_j[None, :]) & (i < tokens)[:, None] & (j < tokens)[None, :]
-        tl.store(s_ptr + i.to(tl.int64)[:, None] * longest + (j[None, :] - begin_i[:, None]), acc, mask=within)
+        inside = (i < n)[:, None] & (j < n)[None, :]
+        tl.store(s_ptr + (begin + i).to(tl.int64)[:, None] * longest + j[None, :], acc, mask=inside)
         if a != b:
-            tl.store(s_ptr + j.to(tl.int64)[None, :] * longest + (i[:, None] - begin_j[None, :]), acc, mask=within)
+            tl.store(s_ptr + (begin + j).to(tl.int64)[None, :] * longest + i[:, None], acc, mask=inside)
 
 
 @triton.jit

@@ -64,13 +64,14 @@ def _cosines(x: Tensor, norm: Tensor, offsets: Tensor, longest: int) -> Tensor:
     """S: (N, longest), one row a token, in the order of its segment."""
     s = torch.empty(len(x), longest, device=x.device, dtype=torch.float32)
     # Tiles of 128 read least, but every tile takes as long as a row is wide: it needs enough of them to pay.
-    block = 128 if longest > 256 and len(x) >= 64 * multiprocessors(x) else 64 if longest > 32 else 16
-    tiles = cdiv(len(x), block)
-    reach = min(tiles, cdiv(longest - 1, block) + 1)
+    block = 128 if longest > 256 and len(x) >= 32 * multiprocessors(x) else 64 if longest > 32 else 16
+    segments, reach = len(offsets) - 1, cdiv(longest, block)
+    rows = len(x) // block + min(segments, len(x))  # of tiles; the last of a segment need not be full
     launch(
-        _gram_kernel, (tiles * reach,),
-        x, norm, offsets, s, len(x), len(offsets) - 1, longest, reach, x.stride(0), **_shape(x), BLOCK=block,
-        num_warps=8 if block == 128 else 4, num_stages=3 if block == 128 else 4,
+        _gram_kernel, (rows * reach,),
+        x, norm, offsets, s, segments, longest, reach, x.stride(0), **_shape(x), BLOCK=block,
+        BLOCK_S=min(1024, covering(segments)), num_warps=8 if block == 128 and x.dtype == torch.float32 else 4,
+        num_stages=3 if block == 128 else 4,
     )  # fmt: skip
     return s
 
