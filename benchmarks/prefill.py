@@ -7,13 +7,16 @@
 The real model class with random weights made on the device; the vision tower is left out: the video's features are made
 beforehand, scenes with cuts in which half of the places are still, and handed to the model where its tower's would be.
 So a time is that of everything else from token ids to the first logits: finding the videos, embedding, positions, every
-reduction, the decoder. Variants take turns within a round; medians and quantiles are over rounds.
+reduction, the decoder. A method is attached once and asked again and again, as by a server: its first prefills, in
+which kernels are compiled and the reduction is captured, are not counted. Variants take turns, a few prefills each;
+medians and quantiles are over all of them.
 
 A variant's `overhead_ms` is what stands between the layers: on the device's own clock, from the end of what came before
 the hooks to the start of what comes after, summed over the body, the decoder (before and after) and all its layers,
 plus the reading of attention within a layer; less what the same marks show where there are no hooks, which is what
 `full` has for it. The FLOPs are those that the trace counts, of the decoder's layers. Peak
-memory is of one prefill beyond what was held before it, weights and features. Weights are random, so what is kept means
+memory is of one prefill beyond what was held before it: weights and features; `kept_bytes` is what the attached method
+holds from one prefill to the next. Weights are random, so what is kept means
 nothing; how much is kept is checked, and a variant that missed its cost by more than 1 % is reported without a time.
 """
 
@@ -22,8 +25,8 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,6 +44,7 @@ RESULTS = Path(__file__).parent / "results"
 VIDEO, IMAGE, START, END, WORDS = 1000, 1001, 1002, 1003, 1000
 BEFORE, QUESTION = 20, 40  # tokens of text around the video
 COST = 0.3
+WARM_UP, TURN = 4, 5  # prefills before any is counted, and pairs of them in a row
 VARIANTS: dict[str, Attachable | None] = {
     "full": None,
     "before-10": presets.vidsieve(0.1),
@@ -109,13 +113,16 @@ def inputs(options: argparse.Namespace, device: torch.device) -> dict[str, Tenso
 
 
 class Clock:
-    """Milliseconds between pairs of marks on the device's own clock."""
+    """Milliseconds between pairs of marks on the device's own clock, while it is on."""
 
     def __init__(self, device: torch.device) -> None:
         self.cuda = device.type == "cuda"
+        self.on = True
         self.marks: list[Any] = []
 
     def mark(self, *_: Any) -> None:
+        if not self.on:
+            return
         if self.cuda:
             event = torch.cuda.Event(enable_timing=True)
             event.record()
@@ -124,46 +131,57 @@ class Clock:
             self.marks.append(1e3 * time.perf_counter())
 
     def total(self) -> float:
-        pairs = zip(self.marks[::2], self.marks[1::2], strict=True)
+        """Of all pairs so far, which are forgotten."""
+        pairs = list(zip(self.marks[::2], self.marks[1::2], strict=True))
+        self.marks.clear()
         if self.cuda:
             torch.cuda.synchronize()
             return sum(a.elapsed_time(b) for a, b in pairs)
         return sum(b - a for a, b in pairs)
 
 
-def prefill(whole: Any, given: dict[str, Tensor], method: Attachable | None, device: torch.device, hooks: bool) -> Any:
-    """One prefill: its milliseconds, those in hooks if asked for, its trace, its cache and its peak memory."""
-    clock = Clock(device)
-    with ExitStack() as stack, torch.no_grad():
+@contextmanager
+def attached(whole: Any, method: Attachable | None, between: Clock) -> Iterator[Any]:
+    """`method` on the model, with marks of `between` around its hooks; yields its trace."""
+    with ExitStack() as stack:
 
         def marks() -> None:
             decoder = whole.get_decoder()
             for module in (whole.base_model, decoder, *decoder.layers):
-                stack.callback(module.register_forward_pre_hook(lambda *_: clock.mark()).remove)
-            stack.callback(decoder.register_forward_hook(lambda *_: clock.mark()).remove)
+                stack.callback(module.register_forward_pre_hook(lambda *_: between.mark()).remove)
+            stack.callback(decoder.register_forward_hook(lambda *_: between.mark()).remove)
 
-        if hooks:
-            marks()
+        marks()
         trace = stack.enter_context(nullcontext() if method is None else method(whole))
-        if hooks:
-            marks()
-        around = Clock(device)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
+        marks()
+        yield trace
+
+
+def prefill(whole: Any, given: dict[str, Tensor], trace: Any, between: Clock, marked: bool) -> Any:
+    """One prefill: its milliseconds, those in hooks if they are marked, its record, its cache and its peak memory."""
+    device = given["input_ids"].device
+    around = Clock(device)
+    between.on = marked
+    before = None
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    with torch.no_grad():
         around.mark()
         out = whole(**given, use_cache=True, logits_to_keep=1)
         around.mark()
-        spent = around.total()
-        peak = torch.cuda.max_memory_allocated() - before if device.type == "cuda" else None
-        held = [layer.keys.shape[2] for layer in out.past_key_values.layers]
-        stored = sum(layer.keys.nbytes + layer.values.nbytes for layer in out.past_key_values.layers)
-        between = clock.total() + (trace.stages_ms.get("attention", 0.0) if trace else 0.0)
-        finite = bool(out.logits.isfinite().all())
-        return SimpleNamespace(
-            ms=spent, hooks_ms=between, held=held, stored=stored, peak=peak, trace=trace, finite=finite
-        )
+    spent = around.total()
+    call = trace.calls[-1] if trace else None
+    return SimpleNamespace(
+        ms=spent,
+        hooks_ms=between.total() + (call.stages_ms.get("attention", 0.0) if call else 0.0),
+        held=[layer.keys.shape[2] for layer in out.past_key_values.layers],
+        stored=sum(layer.keys.nbytes + layer.values.nbytes for layer in out.past_key_values.layers),
+        peak=None if before is None else torch.cuda.max_memory_allocated() - before,
+        call=call,
+        finite=bool(out.logits.isfinite().all()),
+    )
 
 
 def check(name: str, found: Any, tokens: int) -> str:
@@ -172,12 +190,22 @@ def check(name: str, found: Any, tokens: int) -> str:
         return "logits hold NaN or inf"
     if name == "full":
         return "" if set(found.held) == {tokens} else f"the cache holds {found.held}"
-    if "cost" in name and abs(found.trace.cost - COST) > 0.01 * COST:
-        return f"spent {found.trace.cost:.4f} of the FLOPs instead of {COST}"
-    [video] = found.trace.videos
+    if "cost" in name and abs(found.call.cost - COST) > 0.01 * COST:
+        return f"spent {found.call.cost:.4f} of the FLOPs instead of {COST}"
+    [video] = found.call.videos
     if found.held[-1] != tokens - video.before + video.after:
         return f"{video.after} tokens left, but the last layer holds {found.held[-1]}"
     return ""
+
+
+def held_now(device: torch.device) -> int | None:
+    """Bytes of tensors, and those that graphs keep for themselves; None on CPU."""
+    if device.type == "cpu":
+        return None
+    torch.cuda.synchronize()
+    graphs = [part for part in torch.cuda.memory_snapshot() if tuple(part["segment_pool_id"]) != (0, 0)]
+    idle = sum(part["total_size"] - part["allocated_size"] for part in graphs)
+    return int(torch.cuda.memory_allocated() + idle)
 
 
 def measure(
@@ -185,32 +213,35 @@ def measure(
 ) -> list[dict[str, Any]]:
     wrong: dict[str, str] = {}
     last: dict[str, Any] = {}
-    times: dict[str, list[float]] = {}
-    hooks: dict[str, list[float]] = {}
+    kept: dict[str, int | None] = {}
+    times: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    hooks: dict[str, list[float]] = {name: [] for name in VARIANTS}
     tokens = given["input_ids"].shape[1]
-    for name, method in VARIANTS.items():
-        tell(name)
-        for _ in range(2):  # warm-up, and compilation of the kernels
-            last[name] = prefill(whole, given, method, device, hooks=False)
-        wrong[name] = check(name, last[name], tokens)
-        times[name], hooks[name] = [], []
-    for turn in range(rounds):
-        tell(f"round {turn + 1} of {rounds}")
+    for done in range(0, rounds, TURN):
         for name, method in VARIANTS.items():
-            times[name].append(prefill(whole, given, method, device, hooks=False).ms)
-            hooks[name].append(prefill(whole, given, method, device, hooks=True).hooks_ms)
+            tell(f"{name}: {done} of {rounds} rounds")
+            between = Clock(device)
+            held = held_now(device)
+            with attached(whole, method, between) as trace:
+                for _ in range(WARM_UP):
+                    last[name] = prefill(whole, given, trace, between, marked=False)
+                kept[name] = None if held is None else held_now(device) - held
+                wrong[name] = wrong.get(name) or check(name, last[name], tokens)
+                for _ in range(min(TURN, rounds - done)):
+                    times[name].append(prefill(whole, given, trace, between, marked=False).ms)
+                    hooks[name].append(prefill(whole, given, trace, between, marked=True).hooks_ms)
     bare = quantiles(hooks["full"])[1]
     rows = []
-    whole_flops = last["before-10"].trace.flops[0]
+    whole_flops = last["before-10"].call.flops[0]
     for name, found in last.items():
         low, middle, high = (None,) * 3 if wrong[name] else quantiles(times[name])
         overhead = quantiles(hooks[name] if name == "full" else [ms - bare for ms in hooks[name]])
-        trace = found.trace
-        spent = trace.flops[1] if trace else whole_flops
+        call = found.call
+        spent = call.flops[1] if call else whole_flops
         rows.append(
             {
                 "variant": name,
-                "method": repr(VARIANTS[name]) if trace else None,
+                "method": repr(VARIANTS[name]) if call else None,
                 "wrong": wrong[name] or None,
                 "median_ms": middle,
                 "q20_ms": low,
@@ -218,10 +249,11 @@ def measure(
                 "overhead_q20_ms": overhead[0],
                 "overhead_ms": overhead[1],
                 "overhead_q80_ms": overhead[2],
-                "stages_ms": {stage: round(ms, 3) for stage, ms in trace.stages_ms.items()} if trace else {},
+                "stages_ms": {stage: round(ms, 3) for stage, ms in call.stages_ms.items()} if call else {},
                 "flops": spent,
                 "flops_share": round(spent / whole_flops, 4),
                 "peak_bytes": found.peak,
+                "kept_bytes": kept[name],
                 "kv_bytes": found.stored,
                 "tokens_held": found.held,
             }

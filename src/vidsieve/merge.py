@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from vidsieve import ops
-from vidsieve.reducer import Reducer, check_keep, kept_count, refuse_non_finite, unseen
+from vidsieve.reducer import Capturable, check_keep, kept_count, ours, refuse_non_finite, unseen
 from vidsieve.reduction import Reduction
 from vidsieve.segment import SceneCuts, Segmenter, Segments, cut
 from vidsieve.timeline import stage
@@ -34,7 +35,7 @@ class NearestKept:
 
 
 @dataclass(frozen=True)
-class TemporalMerge(Reducer):
+class TemporalMerge(Capturable):
     """A token joins the one before it at the same place where the two are alike; what joined becomes one mean.
 
     The token before is that of the nearest earlier frame in which the place still has one, never across a segment
@@ -65,11 +66,23 @@ class TemporalMerge(Reducer):
             raise ValueError(f"least is a share of the tokens, in [0, 1]; got {self.least}")
 
     def reduce(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Reduction:
-        n = len(tokens)
-        total = n if self.keep is None else min(n, kept_count(self.keep, tokens.produced))
-        if self.keep is not None and total == n:
+        if self._keeps(tokens) == len(tokens) and self.keep is not None:
             refuse_non_finite(tokens)
-            return Reduction.identity(n, tokens.features.device, unseen(tokens))
+            return Reduction.identity(len(tokens), tokens.features.device, unseen(tokens))
+        return self.settle(tokens, self.ask(tokens))
+
+    def _keeps(self, tokens: VideoTokens) -> int:
+        """The most tokens that stay."""
+        return len(tokens) if self.keep is None else min(len(tokens), kept_count(self.keep, tokens.produced))
+
+    def captures(self, tokens: VideoTokens) -> bool:
+        return ours(self.segmenter) and (self.keep is None or self._keeps(tokens) < len(tokens))
+
+    @property
+    def prompted(self) -> bool:
+        return False
+
+    def ask(self, tokens: VideoTokens, prompt: Prompt | None = None) -> dict[str, Tensor]:
         with stage("segment"):
             segments = cut(tokens, self.segmenter)
         refuse_non_finite(tokens)
@@ -79,13 +92,19 @@ class TemporalMerge(Reducer):
             before, cosine = ops.temporal(tokens.features, tokens.norm, segments.offsets, frames, at)
             if self.threshold is not None:  # where there is none before, the cosine is below any
                 kept, count, row, source, link = ops.runs(cosine, before, self.threshold, len(frames))
-            else:
-                bounds = torch.arange(2, device=cosine.device) * n
-                budget = torch.full((1,), total, device=cosine.device)
-                kept, row = ops.compact(ops.top(-cosine, bounds, budget), bounds, budget, n, total)
-                source, link = ops.absorbed(row, before, len(frames))
-            if self.threshold is not None:
-                kept = kept[: int(count)]  # waits for the device, with nothing left to do
-                if n - len(kept) < max(1, self.least * n):
-                    return Reduction.identity(n, tokens.features.device, unseen(tokens))
-        return Reduction(kept, source, merges=True, link=link, row=row, bad=unseen(tokens))
+                return {"kept": kept, "source": source, "row": row, "link": link, "count": count}
+            n, total = len(tokens), self._keeps(tokens)
+            bounds = torch.arange(2, device=cosine.device) * n
+            budget = torch.full((1,), total, device=cosine.device)
+            kept, row = ops.compact(ops.top(-cosine, bounds, budget), bounds, budget, n, total)
+            source, link = ops.absorbed(row, before, len(frames))
+            return {"kept": kept, "source": source, "row": row, "link": link}
+
+    def settle(self, tokens: VideoTokens, found: dict[str, Tensor]) -> Reduction:
+        n, kept = len(tokens), found["kept"]
+        if "count" in found:
+            kept = kept[: int(found["count"])]  # waits for the device, with nothing left to do
+            if n - len(kept) < max(1, self.least * n):
+                return Reduction.identity(n, tokens.features.device, unseen(tokens))
+        link, row = found["link"], found["row"]
+        return Reduction(kept, found["source"], merges=True, link=link, row=row, bad=unseen(tokens))

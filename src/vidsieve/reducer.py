@@ -25,7 +25,7 @@ from vidsieve.budget import Budget, MarginalGain, Proportional
 from vidsieve.reduction import Reduction
 from vidsieve.relevance import Flat, Novelty, PromptSimilarity, Relevance
 from vidsieve.segment import PerFrame, SceneCuts, Segmenter, Segments, Uniform, Whole, Within, cut
-from vidsieve.selection import MMR, ConditionalDPP, EvenlySpaced, LowRankDPP, MaxMin, Selector, TopRelevance
+from vidsieve.selection import MMR, ConditionalDPP, EvenlySpaced, Hybrid, LowRankDPP, MaxMin, Selector, TopRelevance
 from vidsieve.timeline import stage
 from vidsieve.tokens import Prompt, VideoTokens
 
@@ -65,6 +65,30 @@ class Reducer(Attachable, ABC):
         return [self.reduce(*pair) for pair in zip(videos, prompts or [None] * len(videos), strict=True)]
 
 
+class Capturable(Reducer):
+    """A reducer in two steps: what it asks of the device, and what it makes of the answer.
+
+    The first never waits for the device, so a CUDA graph can repeat it (replay.py).
+    """
+
+    @abstractmethod
+    def captures(self, tokens: VideoTokens) -> bool:
+        """Whether that holds for videos laid out like this one."""
+
+    @property
+    @abstractmethod
+    def prompted(self) -> bool:
+        """Whether what is asked depends on the prompt."""
+
+    @abstractmethod
+    def ask(self, tokens: VideoTokens, prompt: Prompt | None = None) -> dict[str, Tensor]:
+        """What `settle` needs to know of the device."""
+
+    @abstractmethod
+    def settle(self, tokens: VideoTokens, found: dict[str, Tensor]) -> Reduction:
+        """The reduction, given what `ask` found."""
+
+
 def kept_count(keep: float, produced: int) -> int:
     """How many of `produced` tokens a fraction `keep` leaves: round(keep * produced), and never none."""
     return max(1, round(keep * produced))
@@ -89,17 +113,23 @@ def unseen(tokens: VideoTokens) -> Tensor | None:
 
 TOGETHER_BYTES = 1 << 30  # of features that are reduced together, which bounds what that takes beyond them
 
-# The parts that take several videos of one layout as one `VideoTokens`.
-_TOGETHER = {
+# The parts that take several videos of one layout as one `VideoTokens`, and never wait for the device.
+_OURS: set[type] = {
     *(PerFrame, Uniform, Within, Whole, SceneCuts),
     *(Proportional, MarginalGain),
     *(Flat, PromptSimilarity, Novelty),
-    *(ConditionalDPP, LowRankDPP, MMR, MaxMin, TopRelevance, EvenlySpaced),
+    *(ConditionalDPP, LowRankDPP, MMR, MaxMin, Hybrid, TopRelevance, EvenlySpaced),
 }
 
 
+def ours(*parts: object) -> bool:
+    """Whether all parts, and the parts of those, are known to behave."""
+    within = [x for part in parts if isinstance(part, Hybrid) for x in (part.small, part.large)]
+    return all(type(part) in _OURS for part in (*parts, *within))
+
+
 @dataclass(frozen=True)
-class Prune(Reducer):
+class Prune(Capturable):
     """Segment, budget, weigh, select: the four decisions of a pruning method, in the order they are taken.
 
     keep: fraction of the video tokens that stays; exactly round(keep * N) do (at least one).
@@ -125,9 +155,31 @@ class Prune(Reducer):
         if self._keeps(tokens) == len(tokens):
             refuse_non_finite(tokens)
             return Reduction.identity(len(tokens), tokens.features.device, unseen(tokens))
-        segments, budget, kept, source = self._select(tokens, prompt)
-        reduction = Reduction(kept, source, offsets=segments.offsets, budget=budget, bad=unseen(tokens))
-        return self._merged(tokens, segments, reduction)
+        segments, found = self._select(tokens, prompt)
+        return self._merged(tokens, segments, self.settle(tokens, found))
+
+    @property
+    def _parts(self) -> tuple[object, ...]:
+        return self.segmenter, self.budget, self.relevance, self.selector
+
+    @property
+    def prompted(self) -> bool:
+        return "similarity" in self._needs
+
+    @property
+    def _needs(self) -> frozenset[str]:
+        """What of one pass over the features is needed."""
+        return frozenset().union(*(getattr(part, "needs", ()) for part in self._parts))
+
+    def captures(self, tokens: VideoTokens) -> bool:
+        return self.merger is None and ours(*self._parts) and self._keeps(tokens) < tokens.each
+
+    def ask(self, tokens: VideoTokens, prompt: Prompt | None = None) -> dict[str, Tensor]:
+        return self._select(tokens, prompt)[1]
+
+    def settle(self, tokens: VideoTokens, found: dict[str, Tensor]) -> Reduction:
+        kept, source, offsets, budget = (found[name] for name in ("kept", "source", "offsets", "budget"))
+        return Reduction(kept, source, offsets=offsets, budget=budget, bad=unseen(tokens))
 
     def reduce_each(
         self, videos: Sequence[VideoTokens], prompts: Sequence[Prompt | None] | None = None
@@ -141,13 +193,16 @@ class Prune(Reducer):
             groups = [slice(i, i + most) for i in range(0, len(videos), most)]
             return [r for some in groups for r in self.reduce_each(videos[some], prompts[some] if prompts else None)]
         tokens = VideoTokens.together(videos)
-        segments, *found = self._select(tokens, Prompt.together(given) if given else None)
+        segments, found = self._select(tokens, Prompt.together(given) if given else None)
         slots = len(segments) // len(videos)
         offsets = segments.offsets.unfold(0, slots + 1, slots)  # (V, slots + 1)
         offsets = offsets - offsets[:, :1]
         reductions = []
         for video, bounds, budget, kept, source, bad in zip(
-            videos, offsets, *(x.view(len(videos), -1) for x in (*found, tokens.bad)), strict=True
+            videos,
+            offsets,
+            *(x.view(len(videos), -1) for x in (found["budget"], found["kept"], found["source"], tokens.bad)),
+            strict=True,
         ):
             looked = bad.device.type == "cpu"
             reduction = Reduction(kept, source, offsets=bounds, budget=budget, bad=None if looked else bad)
@@ -160,12 +215,11 @@ class Prune(Reducer):
             return False
         first = videos[0]
         layouts = {(tuple(v.frames), v.grid, v.features.dtype, v.features.device, v.features.shape) for v in videos}
-        parts = {type(part) for part in (self.segmenter, self.budget, self.relevance, self.selector)}
         return (
             len(layouts) == 1
             and first.regular
             and self._keeps(first) < len(first)
-            and parts <= _TOGETHER
+            and ours(*self._parts)
             and ops.together(first.features, len(first.frames))
         )
 
@@ -173,11 +227,10 @@ class Prune(Reducer):
         """How many tokens stay of each video."""
         return min(kept_count(self.keep, tokens.produced), tokens.each)
 
-    def _select(self, tokens: VideoTokens, prompt: Prompt | None) -> tuple[Segments, Tensor, Tensor, Tensor]:
-        """The segments, their budgets (S,), the tokens that stay (K,) and the row of each among those (N,)."""
+    def _select(self, tokens: VideoTokens, prompt: Prompt | None) -> tuple[Segments, dict[str, Tensor]]:
+        """The segments; their budgets (S,), the tokens that stay (K,) and the row of each among those (N,)."""
         total = tokens.videos * self._keeps(tokens)
-        parts = self.segmenter, self.budget, self.relevance, self.selector
-        needs = frozenset().union(*(getattr(part, "needs", ()) for part in parts))  # of one pass over the features
+        needs = self._needs
         tokens.expect(needs, prompt)
         with stage("segment"):
             segments = cut(tokens, self.segmenter)  # S contiguous runs of frames
@@ -193,7 +246,7 @@ class Prune(Reducer):
             )  # (N,) step of each pick, -1 if not picked
             bounds = segments.offsets, budget, segments.longest
             kept, source = ops.compact(order, *bounds, total, tokens.videos)  # (K,) sorted, (N,)
-        return segments, budget, kept, source
+        return segments, {"kept": kept, "source": source, "offsets": segments.offsets, "budget": budget}
 
     def _merged(self, tokens: VideoTokens, segments: Segments, reduction: Reduction) -> Reduction:
         if self.merger is None:

@@ -10,6 +10,8 @@ ended the one before it, also in a `Timeline` within another: what little is bet
 """
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Self
@@ -67,6 +69,16 @@ class Timeline:
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record(self._stream)
         return event
+
+
+@contextmanager
+def unheard() -> Iterator[None]:
+    """Nobody listens to the stages of this block."""
+    token = _listening.set(None)
+    try:
+        yield
+    finally:
+        _listening.reset(token)
 
 
 class stage:  # lower case, for it reads as a statement

@@ -296,6 +296,15 @@ class VideoTokens:
         bad: Tensor = self._known["bad"]
         return bad
 
+    def facts(self) -> dict[str, Tensor]:
+        """What is known of each token, each (N,); whether it is bad in any case."""
+        return {"bad": self.bad, **{name: self._known[name] for name in ("norm", "persistence") if name in self._known}}
+
+    def learn(self, facts: Mapping[str, Tensor], segments: "Sequence[tuple[Segmenter, Segments]]") -> None:
+        """Be told the `facts` and `segments` that were found of the same tokens elsewhere."""
+        self._known.update(facts)
+        self.segments.extend(segments)
+
     def check(self) -> None:
         """Raise `NonFiniteFeatures`, saying how many of how many, if features hold NaN or inf. Waits for the device."""
         ops.raise_if_bad(int(self.bad.count_nonzero()), len(self))

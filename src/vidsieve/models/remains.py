@@ -13,6 +13,7 @@ from vidsieve.models.layout import Clip, Columns
 from vidsieve.models.trace import StageRecord
 from vidsieve.reducer import Reducer
 from vidsieve.reduction import Reduction
+from vidsieve.replay import Replay
 from vidsieve.timeline import Timeline
 from vidsieve.tokens import Origin, Prompt, VideoTokens
 
@@ -60,7 +61,7 @@ class Video:
         return reduce(Reduction.then, done) if done else Reduction.identity(self.after, self.at.device)
 
     @staticmethod
-    def reduce_each(videos: "Sequence[Video]", reducer: Reducer, prompts: Sequence[Prompt | None]) -> None:
+    def reduce_each(videos: "Sequence[Video]", reducer: Replay, prompts: Sequence[Prompt | None]) -> None:
         """Reduce whole videos before the language model, those of one layout together."""
         timeline = Timeline(videos[0].at.device)
         with torch.no_grad(), timeline:

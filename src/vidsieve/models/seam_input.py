@@ -41,6 +41,7 @@ from vidsieve.models.remains import Video
 from vidsieve.models.seam_layers import CONTEXT, Layers, Pass
 from vidsieve.models.trace import Trace
 from vidsieve.reducer import Attachable, Reducer, Staged, kept_count
+from vidsieve.replay import Replay
 from vidsieve.timeline import Timeline, stage
 from vidsieve.tokens import Prompt, VideoTokens
 
@@ -82,6 +83,7 @@ class Attachment:
             raise TypeError(f"expected a Reducer or a Staged to attach, got {reducer!r}")
         self.share = reducer.cost if isinstance(reducer, Staged) else None
         self.first = stages.pop(0, None)
+        self._replay = None if self.first is None else Replay(self.first)
         self.stages = stages
         for module in (self.model, self.body, self.decoder):
             if _is_compiled(module):
@@ -100,6 +102,8 @@ class Attachment:
             self._attached.on = True
         with ExitStack() as self._undo:
             self._undo.callback(setattr, self._attached, "on", False)
+            if self._replay is not None:
+                self._undo.callback(self._replay.clear)
             self._hook(self.model, self._before_model)
             self._hook(self.body, self._before_body)
             self._hook(self.decoder, self._before_decoder)
@@ -323,9 +327,9 @@ class Attachment:
             at = found.columns(clip.at, embeds.device)
             whole = VideoTokens(at.take(embeds[clip.row]), clip.frames, clip.grid)
             videos.append(Video(clip, whole, at))
-        if self.first is not None:
+        if self._replay is not None:
             questions = {row: Prompt(columns.take(embeds[row])) for row, columns in asked.items()}
-            Video.reduce_each(videos, self.first, [questions.get(clip.row) for clip in found.clips])
+            Video.reduce_each(videos, self._replay, [questions.get(clip.row) for clip in found.clips])
             for video in videos:
                 self._check(len(video.whole), video.after)
         return tuple(videos)

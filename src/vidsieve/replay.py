@@ -1,0 +1,151 @@
+"""Reductions on a GPU, captured as a CUDA graph for a layout of video and replayed for the next video laid out alike.
+
+To reduce a video takes some ten launches, and to launch them one by one takes the host several times what they take the
+device. A graph of them is one launch. So a layout that is seen twice in a row is captured, with the memory it needs,
+until another layout is; a video of any other layout is reduced launch by launch, as ever.
+
+What is captured reads its input and leaves its answer where it always did. So the features are copied there, and the
+answer is copied out: as one piece, for a copy costs the host what a launch does.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from vidsieve import ops
+from vidsieve.reducer import Capturable, Reducer
+from vidsieve.reduction import Reduction
+from vidsieve.segment import Segments
+from vidsieve.timeline import stage, unheard
+from vidsieve.tokens import Prompt, VideoTokens
+
+T = TypeVar("T")
+
+LARGEST = 1 << 27  # bytes of features: with more of them it is the device that takes long, and memory is dear
+ROOM = 4  # times their bytes that must be free; what is held, with what selections need, is less
+ALIGNED = 16  # bytes that kernels expect a tensor to begin at a multiple of
+
+
+class Replay:
+    """`reducer`, replayed where it can be."""
+
+    def __init__(self, reducer: Reducer) -> None:
+        self.reducer = reducer
+        self._lock = threading.Lock()
+        self._last: object = None  # the layout of the last video
+        self._captured: Captured | None = None
+
+    def clear(self) -> None:
+        """Give back the memory of what is captured."""
+        with self._lock:
+            self._last = self._captured = None
+
+    def reduce_each(self, videos: Sequence[VideoTokens], prompts: Sequence[Prompt | None]) -> list[Reduction]:
+        """The reduction of each video; one alone is replayed where it can be."""
+        reducer = self.reducer
+        if len(videos) == 1 and isinstance(reducer, Capturable) and _suits(videos[0]) and reducer.captures(videos[0]):
+            found = self._replayed(reducer, videos[0], prompts[0] if reducer.prompted else None)
+            if found is not None:
+                return [reducer.settle(videos[0], found)]
+        return reducer.reduce_each(videos, prompts)
+
+    def _replayed(self, reducer: Capturable, video: VideoTokens, prompt: Prompt | None) -> dict[str, Tensor] | None:
+        """What `reducer` would be told of `video`; None where the layout is new."""
+        x, asked = video.features, None if prompt is None else prompt.embeddings
+        # On one stream, the device is done with one video before it begins with the next.
+        key = _layout(x), video.frames, video.grid, None if asked is None else _layout(asked), _stream(x)
+        with self._lock:
+            if self._captured is None or self._captured.key != key:
+                last, self._last = self._last, key
+                if last != key or torch.cuda.mem_get_info(x.device)[0] < ROOM * x.nbytes:
+                    return None
+                self._captured = None  # what it holds is free for the next
+                self._captured = Captured(key, reducer, video, prompt)
+            with stage("replay"):
+                return self._captured.replay(video, prompt)
+
+
+def _suits(video: VideoTokens) -> bool:
+    """Whether kernels would reduce a video, outside of any graph, and not for long."""
+    x = video.features
+    return (
+        x.is_cuda
+        and x.nbytes <= LARGEST
+        and video.origin is None
+        and video.regular
+        and ops.together(x, len(video.frames))
+        and not torch.compiler.is_compiling()
+        and not torch.cuda.is_current_stream_capturing()
+    )
+
+
+def _layout(x: Tensor) -> tuple[object, ...]:
+    return x.shape, x.dtype, x.device
+
+
+def _stream(x: Tensor) -> object:
+    return torch.cuda.current_stream(x.device)
+
+
+class Captured:
+    """What `reducer` asks of the device for one layout, as a graph that reads and writes memory of its own."""
+
+    def __init__(self, key: object, reducer: Capturable, video: VideoTokens, prompt: Prompt | None) -> None:
+        self.key = key
+        with torch.inference_mode(False), torch.no_grad(), unheard():  # or nobody else might write to it
+            self._features = video.features.clone()
+            self._prompt = None if prompt is None else Prompt(prompt.embeddings.clone())
+            like = replace(video, features=self._features)  # as if nothing were known of it
+
+            def ask() -> tuple[VideoTokens, dict[str, dict[str, Tensor]], Tensor]:
+                tokens = replace(like)
+                found = {"reduction": reducer.ask(tokens, self._prompt), "tokens": tokens.facts()}
+                found["segments"] = {str(i): segments.offsets for i, (_, segments) in enumerate(tokens.segments)}
+                return tokens, found, _packed([x for some in found.values() for x in some.values()])
+
+            self._graph, (tokens, found, self._answer) = capture(ask, video.features.device)
+        self._segments = [(segmenter, segments.longest) for segmenter, segments in tokens.segments]
+        self._places = [(whose, name, x.dtype) for whose, some in found.items() for name, x in some.items()]
+        self._sizes = [n for some in found.values() for x in some.values() for n in (x.nbytes, -x.nbytes % ALIGNED)]
+
+    def replay(self, video: VideoTokens, prompt: Prompt | None) -> dict[str, Tensor]:
+        """What `reducer` is told of `video`, which learns what else was found out about it."""
+        self._features.copy_(video.features)
+        if self._prompt is not None and prompt is not None:
+            self._prompt.embeddings.copy_(prompt.embeddings)
+        self._graph.replay()
+        pieces = torch.split(self._answer.clone(), self._sizes)[::2]
+        found: dict[str, dict[str, Tensor]] = {"reduction": {}, "tokens": {}, "segments": {}}
+        for (whose, name, dtype), piece in zip(self._places, pieces, strict=True):
+            found[whose][name] = piece.view(dtype)
+        offsets = found["segments"].values()
+        segments = [(by, Segments(x, longest)) for (by, longest), x in zip(self._segments, offsets, strict=True)]
+        video.learn(found["tokens"], segments)
+        return found["reduction"]
+
+
+def capture(ask: Callable[[], T], device: torch.device) -> tuple[Any, T]:
+    """A CUDA graph of what `ask` does on `device`, and what it returned: where a replay leaves its answer."""
+    with torch.cuda.device(device):
+        graph, caller = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(caller)
+        with torch.cuda.stream(stream):
+            ask()  # what is done once in a process, such as to compile, cannot be captured
+            graph.capture_begin(capture_error_mode="thread_local")  # other threads may do as they like
+            try:
+                found = ask()
+            finally:
+                graph.capture_end()
+        caller.wait_stream(stream)
+    return graph, found
+
+
+def _packed(tensors: Sequence[Tensor]) -> Tensor:
+    """Bytes of tensors (n,), one after another, each beginning where kernels expect it to."""
+    gap = torch.zeros(ALIGNED, dtype=torch.uint8, device=tensors[0].device)
+    return torch.cat([part for x in tensors for part in (x.view(torch.uint8), gap[: -x.nbytes % ALIGNED])])

@@ -1,0 +1,251 @@
+"""Replayed reductions against those launched one by one: with a stand-in for the graph on CPU, with graphs on a GPU."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.models import tiny
+from tests.synthetic import independent, video_like
+from vidsieve import Chain, Prompt, Prune, VideoTokens, ops, replay
+from vidsieve.budget import MarginalGain, Proportional
+from vidsieve.errors import NonFiniteFeatures
+from vidsieve.merge import NearestKept, TemporalMerge
+from vidsieve.reducer import Reducer
+from vidsieve.reduction import Reduction
+from vidsieve.relevance import Flat, Novelty, PromptSimilarity
+from vidsieve.replay import Replay
+from vidsieve.segment import PerFrame, SceneCuts, Uniform, Whole, Within
+from vidsieve.selection import MMR, ConditionalDPP, EvenlySpaced, Hybrid, LowRankDPP, MaxMin, Random, TopRelevance
+
+pytest.importorskip("vidsieve.ops.triton_launch", reason="Triton is not installed")
+GPU = torch.cuda.is_available()
+DEVICE = "cuda" if GPU else "cpu"
+FRAMES, ROWS, COLUMNS, DIM = 5, 2, 3, 16
+
+METHODS: dict[str, Reducer] = {
+    "per frame": Prune(0.3, PerFrame(), MarginalGain(), PromptSimilarity(), ConditionalDPP()),
+    "scenes": Prune(0.3, SceneCuts(), MarginalGain(), Novelty(), MMR()),
+    "uniform": Prune(0.3, Uniform(2), Proportional(), Flat(), MaxMin()),
+    "whole": Prune(0.3, Whole(), Proportional(), PromptSimilarity(), TopRelevance()),
+    "low rank": Prune(0.3, Within(12), MarginalGain(), Novelty(), LowRankDPP(rank=8, above=4)),
+    "hybrid": Prune(0.3, Whole(), Proportional(), Novelty(), Hybrid(8)),
+    "evenly": Prune(0.3, Whole(), Proportional(), Flat(), EvenlySpaced()),
+    "merge": TemporalMerge(0.5),
+    "merge, whole": TemporalMerge(0.5, Whole()),
+    "merge, of a size": TemporalMerge(keep=0.5),
+    "merge, if it pays": TemporalMerge(0.9, least=0.9),
+}
+OTHERS: dict[str, Reducer] = {
+    "with a merger": Prune(0.3, PerFrame(), merger=NearestKept()),
+    "random": Prune(0.3, selector=Random(1)),
+    "hybrid of others": Prune(0.3, selector=Hybrid(8, large=Random(1))),
+    "chain": Chain(TemporalMerge(0.5), Prune(0.3)),
+    "all": Prune(1.0),
+}
+
+
+class Again:
+    """In place of a graph: asks again, and leaves the answer where a graph would."""
+
+    def __init__(self, ask: Callable[[], tuple[Any, Any, Tensor]], answer: Tensor) -> None:
+        self.ask, self.answer = ask, answer
+
+    def replay(self) -> None:
+        self.answer.copy_(self.ask()[-1])
+
+
+@pytest.fixture
+def captures(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What was captured so far: one entry each."""
+    made: list[object] = []
+    real = replay.capture
+
+    def capture(ask: Any, device: torch.device) -> Any:
+        made.append(ask)
+        if GPU:
+            return real(ask, device)
+        found = ask()
+        return Again(ask, found[-1]), found
+
+    monkeypatch.setattr(replay, "capture", capture)
+    monkeypatch.setenv("VIDSIEVE_OPS", "triton")
+    if not GPU:
+        monkeypatch.setattr(replay, "_suits", lambda video: video.regular and video.origin is None)
+        monkeypatch.setattr(replay, "_stream", lambda x: None)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 40, 1 << 40))
+    return made
+
+
+def video(seed: int, frames: int = FRAMES) -> VideoTokens:
+    x = video_like(frames, ROWS * COLUMNS, DIM, seed=seed, dtype=torch.float32, cuts=(1 + seed % 3,)).to(DEVICE)
+    return VideoTokens.from_grid(x, frames, ROWS, COLUMNS)
+
+
+def prompt(seed: int, words: int = 3) -> Prompt:
+    return Prompt(independent(words, DIM, 90 + seed, torch.float32).to(DEVICE))
+
+
+def like(x: VideoTokens) -> VideoTokens:
+    return VideoTokens(x.features, x.frames, x.grid)
+
+
+def same(a: Reduction, b: Reduction) -> bool:
+    names = ("kept", "source", "offsets", "budget", "bad", "link", "row")
+    pairs = [(getattr(a, name), getattr(b, name)) for name in names]
+    return a.merges == b.merges and all(x is y if x is None or y is None else torch.equal(x, y) for x, y in pairs)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_replayed_is_what_would_have_been_launched(method: str, captures: list[object]) -> None:
+    reducer = METHODS[method]
+    again, answers = Replay(reducer), []
+    for seed in range(3):
+        given, asked = video(seed), prompt(seed)
+        [ours] = again.reduce_each([given], [asked])
+        plain = like(given)
+        true = reducer.reduce(plain, asked)
+        answers.append((ours, true))
+        assert all(same(*pair) for pair in answers)  # no answer is touched by later ones
+        assert torch.equal(given.norm, plain.norm)
+        assert torch.equal(given.persistence, plain.persistence)
+        assert [by for by, _ in given.segments] == [by for by, _ in plain.segments]
+        for (_, mine), (_, theirs) in zip(given.segments, plain.segments, strict=True):
+            assert torch.equal(mine.offsets, theirs.offsets)
+            assert mine.longest == theirs.longest
+    assert len(captures) == 1
+
+
+@pytest.mark.parametrize("method", OTHERS)
+def test_what_cannot_be_captured_is_launched(method: str, captures: list[object]) -> None:
+    again = Replay(OTHERS[method])
+    for seed in range(3):
+        [ours] = again.reduce_each([video(seed)], [prompt(seed)])
+        assert same(ours, OTHERS[method].reduce(video(seed), prompt(seed)))
+    assert not captures
+
+
+def test_what_is_known_of_a_video_is_not_asked_again(captures: list[object]) -> None:
+    again = Replay(TemporalMerge(0.5))
+    for seed in range(3):
+        given = video(seed)
+        [ours] = again.reduce_each([given], [None])
+    with ops.spy() as calls:
+        left = given.reduced(ours)
+        Prune(0.2, SceneCuts(max_frames=None)).reduce(left, None)
+    assert "scene_cuts" not in [operation for operation, _ in calls]
+    assert [operation for operation, _ in calls].count("measure") == 1  # of what the merge made
+
+
+def test_a_layout_is_captured_when_it_comes_twice_in_a_row(captures: list[object]) -> None:
+    again, numbers = Replay(Prune(0.3, relevance=PromptSimilarity())), []
+    for frames, words in ((5, 3), (4, 3), (5, 3), (5, 3), (4, 3), (5, 3), (5, 4), (5, 4), (5, 4)):
+        again.reduce_each([video(0, frames)], [prompt(0, words)])
+        numbers.append(len(captures))
+    assert numbers == [0, 0, 0, 1, 1, 1, 1, 2, 2]
+
+
+def test_the_length_of_a_question_nobody_asks_about_does_not_matter(captures: list[object]) -> None:
+    again = Replay(Prune(0.3))
+    for words in range(2, 6):
+        again.reduce_each([video(0)], [prompt(0, words)])
+    assert len(captures) == 1
+
+
+def test_several_videos_go_together_without_a_capture(captures: list[object]) -> None:
+    reducer, again = Prune(0.3), Replay(Prune(0.3))
+    for _ in range(3):
+        ours = again.reduce_each([video(0), video(1)], [None, None])
+    assert not captures
+    assert all(same(x, y) for x, y in zip(ours, reducer.reduce_each([video(0), video(1)]), strict=True))
+
+
+def test_nothing_is_captured_where_memory_is_short(captures: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    given = video(0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4 * given.features.nbytes - 1, 1 << 40))
+    again = Replay(Prune(0.3))
+    for _ in range(3):
+        [ours] = again.reduce_each([like(given)], [None])
+    assert not captures
+    assert same(ours, Prune(0.3).reduce(like(given)))
+
+
+def test_a_replay_in_inference_mode_and_one_outside_it(captures: list[object]) -> None:
+    again, true = Replay(Prune(0.3)), Prune(0.3).reduce(video(1))
+    for mode in (True, True, False, True):
+        with torch.inference_mode(mode), torch.no_grad():
+            [ours] = again.reduce_each([video(1)], [None])
+            assert same(ours, true)
+    assert len(captures) == 1
+
+
+def test_a_capture_that_fails_leaves_nothing_behind(captures: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    again, given = Replay(Prune(0.3)), video(0)
+    again.reduce_each([like(given)], [None])
+    with monkeypatch.context() as broken:
+        broken.setattr(replay, "capture", lambda ask, device: [].index(ask))
+        with pytest.raises(ValueError, match="not in list"):
+            again.reduce_each([like(given)], [None])
+    [ours] = again.reduce_each([like(given)], [None])
+    assert same(ours, Prune(0.3).reduce(like(given)))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", [Prune(0.3), TemporalMerge(0.5)], ids=["prune", "merge"])
+def test_bad_features_are_told_after_a_replay_too(method: Reducer, captures: list[object]) -> None:
+    again = Replay(method)
+    for seed in range(3):
+        [ours] = again.reduce_each([video(seed)], [None])
+        ours.check()
+    features = video(0).features.clone()
+    features[5, 5] = float("inf")
+    [ours] = again.reduce_each([VideoTokens.from_grid(features, FRAMES, ROWS, COLUMNS)], [None])
+    with pytest.raises(NonFiniteFeatures):
+        ours.check()
+
+
+@pytest.mark.gpu
+def test_threads_on_streams_of_their_own_do_not_mix_videos_up() -> None:
+    again, reducer, wrong = Replay(Prune(0.3)), Prune(0.3), []
+    true = [reducer.reduce(video(seed)).kept.tolist() for seed in range(4)]
+
+    def work(seed: int, own: bool) -> None:
+        with torch.cuda.stream(torch.cuda.Stream() if own else torch.cuda.current_stream()):
+            for _ in range(40):
+                [ours] = again.reduce_each([video(seed)], [None])
+                if ours.kept.tolist() != true[seed]:
+                    wrong.append(seed)
+
+    for own in (False, True):
+        threads = [threading.Thread(target=work, args=(seed, own)) for seed in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not wrong
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", [Prune(0.3), TemporalMerge(0.2)], ids=["prune", "merge"])
+def test_an_attached_model_answers_alike_once_it_replays_and_gives_all_memory_back(method: Reducer) -> None:
+    model, given = tiny.fresh("qwen2_5_vl").to("cuda"), tiny.prompt("qwen2_5_vl")
+    given = {name: x.to("cuda") for name, x in given.items()}
+
+    def answer() -> Tensor:
+        out: Tensor = model(**given, use_cache=False).logits
+        return out
+
+    with torch.no_grad():
+        answer()
+        torch.cuda.synchronize()
+        held = torch.cuda.memory_allocated()
+        with method(model) as trace:
+            logits = [answer() for _ in range(4)]
+            assert ["replay" in call.stages_ms for call in trace.calls] == [False, True, True, True]
+        assert all(torch.equal(logits[0], others) for others in logits[1:])
+        del logits, trace
+        torch.cuda.synchronize()
+        assert torch.cuda.memory_allocated() == held
