@@ -105,7 +105,7 @@ def test_what_is_replayed_is_what_would_have_been_launched(method: str, captures
     again, answers = Replay(reducer), []
     for seed in range(3):
         given, asked = video(seed), prompt(seed)
-        [ours] = again.reduce_each([given], [asked])
+        [ours] = again.reduce_each([given], [asked])()
         plain = like(given)
         true = reducer.reduce(plain, asked)
         answers.append((ours, true))
@@ -123,7 +123,7 @@ def test_what_is_replayed_is_what_would_have_been_launched(method: str, captures
 def test_what_cannot_be_captured_is_launched(method: str, captures: list[object]) -> None:
     again = Replay(OTHERS[method])
     for seed in range(3):
-        [ours] = again.reduce_each([video(seed)], [prompt(seed)])
+        [ours] = again.reduce_each([video(seed)], [prompt(seed)])()
         assert same(ours, OTHERS[method].reduce(video(seed), prompt(seed)))
     assert not captures
 
@@ -132,7 +132,7 @@ def test_what_is_known_of_a_video_is_not_asked_again(captures: list[object]) -> 
     again = Replay(TemporalMerge(0.5))
     for seed in range(3):
         given = video(seed)
-        [ours] = again.reduce_each([given], [None])
+        [ours] = again.reduce_each([given], [None])()
     with ops.spy() as calls:
         left = given.reduced(ours)
         Prune(0.2, SceneCuts(max_frames=None)).reduce(left, None)
@@ -143,7 +143,7 @@ def test_what_is_known_of_a_video_is_not_asked_again(captures: list[object]) -> 
 def test_a_layout_is_captured_when_it_comes_twice_in_a_row(captures: list[object]) -> None:
     again, numbers = Replay(Prune(0.3, relevance=PromptSimilarity())), []
     for frames, words in ((5, 3), (4, 3), (5, 3), (5, 3), (4, 3), (5, 3), (5, 4), (5, 4), (5, 4)):
-        again.reduce_each([video(0, frames)], [prompt(0, words)])
+        again.reduce_each([video(0, frames)], [prompt(0, words)])()
         numbers.append(len(captures))
     assert numbers == [0, 0, 0, 1, 1, 1, 1, 2, 2]
 
@@ -151,14 +151,14 @@ def test_a_layout_is_captured_when_it_comes_twice_in_a_row(captures: list[object
 def test_the_length_of_a_question_nobody_asks_about_does_not_matter(captures: list[object]) -> None:
     again = Replay(Prune(0.3))
     for words in range(2, 6):
-        again.reduce_each([video(0)], [prompt(0, words)])
+        again.reduce_each([video(0)], [prompt(0, words)])()
     assert len(captures) == 1
 
 
 def test_several_videos_go_together_without_a_capture(captures: list[object]) -> None:
     reducer, again = Prune(0.3), Replay(Prune(0.3))
     for _ in range(3):
-        ours = again.reduce_each([video(0), video(1)], [None, None])
+        ours = again.reduce_each([video(0), video(1)], [None, None])()
     assert not captures
     assert all(same(x, y) for x, y in zip(ours, reducer.reduce_each([video(0), video(1)]), strict=True))
 
@@ -168,7 +168,7 @@ def test_nothing_is_captured_where_memory_is_short(captures: list[object], monke
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4 * given.features.nbytes - 1, 1 << 40))
     again = Replay(Prune(0.3))
     for _ in range(3):
-        [ours] = again.reduce_each([like(given)], [None])
+        [ours] = again.reduce_each([like(given)], [None])()
     assert not captures
     assert same(ours, Prune(0.3).reduce(like(given)))
 
@@ -177,19 +177,19 @@ def test_a_replay_in_inference_mode_and_one_outside_it(captures: list[object]) -
     again, true = Replay(Prune(0.3)), Prune(0.3).reduce(video(1))
     for mode in (True, True, False, True):
         with torch.inference_mode(mode), torch.no_grad():
-            [ours] = again.reduce_each([video(1)], [None])
+            [ours] = again.reduce_each([video(1)], [None])()
             assert same(ours, true)
     assert len(captures) == 1
 
 
 def test_a_capture_that_fails_leaves_nothing_behind(captures: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
     again, given = Replay(Prune(0.3)), video(0)
-    again.reduce_each([like(given)], [None])
+    again.reduce_each([like(given)], [None])()
     with monkeypatch.context() as broken:
         broken.setattr(replay, "capture", lambda ask, device: [].index(ask))
         with pytest.raises(ValueError, match="not in list"):
-            again.reduce_each([like(given)], [None])
-    [ours] = again.reduce_each([like(given)], [None])
+            again.reduce_each([like(given)], [None])()
+    [ours] = again.reduce_each([like(given)], [None])()
     assert same(ours, Prune(0.3).reduce(like(given)))
 
 
@@ -198,11 +198,11 @@ def test_a_capture_that_fails_leaves_nothing_behind(captures: list[object], monk
 def test_bad_features_are_told_after_a_replay_too(method: Reducer, captures: list[object]) -> None:
     again = Replay(method)
     for seed in range(3):
-        [ours] = again.reduce_each([video(seed)], [None])
+        [ours] = again.reduce_each([video(seed)], [None])()
         ours.check()
     features = video(0).features.clone()
     features[5, 5] = float("inf")
-    [ours] = again.reduce_each([VideoTokens.from_grid(features, FRAMES, ROWS, COLUMNS)], [None])
+    [ours] = again.reduce_each([VideoTokens.from_grid(features, FRAMES, ROWS, COLUMNS)], [None])()
     with pytest.raises(NonFiniteFeatures):
         ours.check()
 
@@ -215,7 +215,7 @@ def test_threads_on_streams_of_their_own_do_not_mix_videos_up() -> None:
     def work(seed: int, own: bool) -> None:
         with torch.cuda.stream(torch.cuda.Stream() if own else torch.cuda.current_stream()):
             for _ in range(40):
-                [ours] = again.reduce_each([video(seed)], [None])
+                [ours] = again.reduce_each([video(seed)], [None])()
                 if ours.kept.tolist() != true[seed]:
                     wrong.append(seed)
 

@@ -44,14 +44,20 @@ class Replay:
         with self._lock:
             self._last = self._captured = None
 
-    def reduce_each(self, videos: Sequence[VideoTokens], prompts: Sequence[Prompt | None]) -> list[Reduction]:
-        """The reduction of each video; one alone is replayed where it can be."""
+    def reduce_each(
+        self, videos: Sequence[VideoTokens], prompts: Sequence[Prompt | None]
+    ) -> Callable[[], list[Reduction]]:
+        """The reduction of each video, once the device says what only it knows: one alone is replayed if it can be.
+
+        That is waited for by calling what is returned, for until then the host may have other things to do.
+        """
         reducer = self.reducer
         if len(videos) == 1 and isinstance(reducer, Capturable) and _suits(videos[0]) and reducer.captures(videos[0]):
             found = self._replayed(reducer, videos[0], prompts[0] if reducer.prompted else None)
             if found is not None:
-                return [reducer.settle(videos[0], found)]
-        return reducer.reduce_each(videos, prompts)
+                return lambda: [reducer.settle(videos[0], found)]
+        reductions = reducer.reduce_each(videos, prompts)
+        return lambda: reductions
 
     def _replayed(self, reducer: Capturable, video: VideoTokens, prompt: Prompt | None) -> dict[str, Tensor] | None:
         """What `reducer` would be told of `video`; None where the layout is new."""
@@ -109,8 +115,8 @@ class Captured:
 
             self._graph, (tokens, found, self._answer) = capture(ask, video.features.device)
         self._segments = [(segmenter, segments.longest) for segmenter, segments in tokens.segments]
-        self._places = [(whose, name, x.dtype) for whose, some in found.items() for name, x in some.items()]
-        self._sizes = [n for some in found.values() for x in some.values() for n in (x.nbytes, -x.nbytes % ALIGNED)]
+        self._places = [(whose, name, len(x), x.dtype) for whose, some in found.items() for name, x in some.items()]
+        self._sizes = [x.nbytes + -x.nbytes % ALIGNED for some in found.values() for x in some.values()]
 
     def replay(self, video: VideoTokens, prompt: Prompt | None) -> dict[str, Tensor]:
         """What `reducer` is told of `video`, which learns what else was found out about it."""
@@ -118,10 +124,11 @@ class Captured:
         if self._prompt is not None and prompt is not None:
             self._prompt.embeddings.copy_(prompt.embeddings)
         self._graph.replay()
-        pieces = torch.split(self._answer.clone(), self._sizes)[::2]
+        pieces = torch.split(self._answer.clone(), self._sizes)
         found: dict[str, dict[str, Tensor]] = {"reduction": {}, "tokens": {}, "segments": {}}
-        for (whose, name, dtype), piece in zip(self._places, pieces, strict=True):
-            found[whose][name] = piece.view(dtype)
+        for (whose, name, length, dtype), piece in zip(self._places, pieces, strict=True):
+            x = piece.view(dtype)
+            found[whose][name] = x if len(x) == length else x[:length]
         offsets = found["segments"].values()
         segments = [(by, Segments(x, longest)) for (by, longest), x in zip(self._segments, offsets, strict=True)]
         video.learn(found["tokens"], segments)

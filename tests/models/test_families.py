@@ -134,8 +134,8 @@ def test_the_question_ends_with_its_turn_and_leaves_markers_out() -> None:
     def asked(*after: int) -> list[int]:
         rows = torch.tensor([[*before, *video, *after]])
         placeholder = rows == tiny.VIDEO
-        ends = frozenset({tiny.END_OF_TURN})
-        [columns] = layout.find(adapter_for(model), model.config, rows, placeholder, grid, end_of_turn=ends).questions
+        marks = {"end_of_turn": frozenset({tiny.END_OF_TURN}), "marks": layout.marks_of(model.config)}
+        [columns] = layout.find(adapter_for(model), model.config, rows, placeholder, grid, **marks).questions
         return rows[0, columns].tolist()
 
     assert asked(tiny.END, 5, 6, tiny.END_OF_TURN, 9, 9) == [5, 6]

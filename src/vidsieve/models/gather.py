@@ -66,6 +66,8 @@ class Kept:
     def positions(self, x: Tensor) -> Tensor:
         """Position ids (..., B or 1, L) at the kept tokens, zero on padding: (..., B, M)."""
         index = self.index.to(x.device)
+        if len(index) == x.shape[-2] == 1:
+            return x.index_select(-1, index[0])
         rows = x.expand(*x.shape[:-2], len(index), x.shape[-1])
         taken = rows.gather(-1, index.expand(*rows.shape[:-1], index.shape[1]))
         return taken * self.valid.to(x.device) if self.padded else taken

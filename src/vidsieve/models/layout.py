@@ -33,7 +33,7 @@ class Clip:
     """
 
     row: int
-    at: Tensor
+    at: Array
     frames: tuple[int, ...]
     grid: tuple[int, int] | None = None
 
@@ -82,7 +82,7 @@ class Layout:
     real: Array
     whole: bool = True
     clips: tuple[Clip, ...] = ()
-    questions: tuple[Tensor, ...] = ()
+    questions: tuple[Array, ...] = ()
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -92,7 +92,7 @@ class Layout:
     @property
     def tail(self) -> int:
         """How many of the last columns stay in every row, whatever is dropped."""
-        gaps = [int(clip.at.numpy()[-1]) for clip in self.clips]
+        gaps = [int(clip.at[-1]) for clip in self.clips]
         if not self.whole:
             gaps += np.flatnonzero(~self.real.all(0))[-1:].tolist()
         return int(self.real.shape[1]) - 1 - max(gaps)
@@ -102,12 +102,11 @@ class Layout:
         """Whether padding is on the left alone, so that every row ends where it did when padding goes."""
         return self.whole or bool((self.real[:, 1:] | ~self.real[:, :-1]).all())
 
-    def columns(self, known: Tensor, device: torch.device) -> Columns:
+    def columns(self, known: Array, device: torch.device) -> Columns:
         """`known` columns (n,) of a row, on `device`; does not wait for it."""
-        columns = known.numpy()
-        begin, n = int(columns[0]), len(columns)
-        consecutive = int(columns[-1]) - begin == n - 1 and self._ends_alike
-        return Columns(begin, n, device, None if consecutive else known.to(device, non_blocking=True))
+        begin, n = int(known[0]), len(known)
+        consecutive = int(known[-1]) - begin == n - 1 and self._ends_alike
+        return Columns(begin, n, device, None if consecutive else torch.from_numpy(known).to(device, non_blocking=True))
 
     def valid_on(self, device: torch.device) -> Tensor | None:
         """0 on padding, else 1: int64 (B, L) on `device`; None without padding."""
@@ -123,6 +122,7 @@ def find(
     described: Mapping[str, Any] = MappingProxyType({}),
     copies: int = 1,
     end_of_turn: frozenset[int] = frozenset(),
+    marks: frozenset[int] = frozenset(),  # other ids that mark something, and ask nothing
     answer: Tensor | None = None,  # (B, L) bool, true on the tokens of a training target
 ) -> Layout:
     """The videos and questions of a batch, given the `arguments` of the multimodal body.
@@ -147,13 +147,18 @@ def find(
     if copies > 1:
         clips = tuple(replace(clip, row=copies * clip.row + n) for clip in clips for n in range(copies))
     real = _real(placed, arguments.get("attention_mask"))
-    marks = {mark for name, mark in vars(config).items() if name.endswith("_token_id") and isinstance(mark, int)}
     image = getattr(config, "image_token_id", -1)
     ids_of, answer_of = (repeat(None) if x is None else x for x in (given, answered))
     after = [int(found[-1]) + 1 if len(found) else 0 for found in columns]
     rows = zip(ids_of, placed, real, answer_of, after, strict=False)
     questions = tuple(_question(*row, image, end_of_turn, marks) for row in rows)
     return Layout(real, bool(real.all()), clips, questions)
+
+
+def marks_of(config: Any) -> frozenset[int]:
+    """The ids that a model's configuration calls by a name: they mark something."""
+    named = vars(config).items()
+    return frozenset(mark for name, mark in named if name.endswith("_token_id") and isinstance(mark, int))
 
 
 def _on_host(*tensors: Any) -> list[Any]:
@@ -231,7 +236,7 @@ def _by_grid(adapter: Adapter, config: Any, placed: list[Array], arguments: Mapp
                     f"row {row} has {len(columns)} video placeholders, which is no whole number of the videos that "
                     f"video_grid_thw = {grids.tolist()} describes; pass a prompt's videos in one call, unchunked"
                 )
-            yield Clip(row, torch.from_numpy(columns[taken - sum(lengths) : taken]), lengths, shape)
+            yield Clip(row, columns[taken - sum(lengths) : taken], lengths, shape)
 
 
 def _by_clip(adapter: Adapter, config: Any, placed: list[Array], arguments: Mapping[str, Any]) -> Iterator[Clip]:
@@ -250,7 +255,7 @@ def _by_clip(adapter: Adapter, config: Any, placed: list[Array], arguments: Mapp
         if len(columns) % length:
             raise UnsupportedCall(f"row {row} has {len(columns)} video placeholders, no multiple of {length} a video")
         for at in columns.reshape(-1, length):
-            yield Clip(row, torch.from_numpy(at[: size * frames]), (size,) * frames, _square(adapter, size))
+            yield Clip(row, at[: size * frames], (size,) * frames, _square(adapter, size))
 
 
 def _by_run(adapter: Adapter, config: Any, placed: list[Array], arguments: Mapping[str, Any]) -> Iterator[Clip]:
@@ -267,7 +272,7 @@ def _by_run(adapter: Adapter, config: Any, placed: list[Array], arguments: Mappi
         if len(frames) > 1:  # a single one is an image
             lengths = tuple(len(run) for run in frames)
             grid = _square(adapter, lengths[0]) if len(set(lengths)) == 1 else None
-            yield Clip(row, torch.from_numpy(np.concatenate(frames)), lengths, grid)
+            yield Clip(row, np.concatenate(frames), lengths, grid)
 
 
 def _square(adapter: Adapter, size: int) -> tuple[int, int] | None:
@@ -283,8 +288,8 @@ def _question(
     after_video: int,  # the column after the last token of a video
     image: int,  # the placeholder of images
     end_of_turn: frozenset[int],
-    marks: set[int],  # ids that mark something, and ask nothing
-) -> Tensor:
+    marks: frozenset[int],  # ids that mark something, and ask nothing
+) -> Array:
     """Columns of the question: the text after the last visual token up to the end of the turn, else all text.
 
     What a chat template appends without closing the turn first is indistinguishable from the question, and included.
@@ -306,4 +311,4 @@ def _question(
     images = placed[after_video:] if ids is None else placed[after_video:] | (ids[after_video:] == image)
     after_visual = after_video + images.tobytes().rfind(1) + 1
     columns = asked(after_visual, end_of_turn) or asked(0, frozenset())
-    return torch.from_numpy(np.array(columns, dtype=np.int64))
+    return np.array(columns, dtype=np.int64)

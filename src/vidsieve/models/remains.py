@@ -1,6 +1,6 @@
 """What is left of a prompt on its way through the layers: of each video, and of the sequence from one stage on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
@@ -61,14 +61,18 @@ class Video:
         return reduce(Reduction.then, done) if done else Reduction.identity(self.after, self.at.device)
 
     @staticmethod
-    def reduce_each(videos: "Sequence[Video]", reducer: Replay, prompts: Sequence[Prompt | None]) -> None:
-        """Reduce whole videos before the language model, those of one layout together."""
+    def reduce_each(videos: "Sequence[Video]", reducer: Replay, prompts: Sequence[Prompt | None]) -> Callable[[], None]:
+        """Reduce whole videos before the language model, those of one layout together. What is returned ends it."""
         timeline = Timeline(videos[0].at.device)
         with torch.no_grad(), timeline:
-            reductions = reducer.reduce_each([video.whole for video in videos], prompts)
-        for video, reduction in zip(videos, reductions, strict=True):
-            video.timeline.shared(timeline, len(videos))
-            video.stages.append(StageRecord(0, len(video.whole), len(reduction), reduction))
+            settle = reducer.reduce_each([video.whole for video in videos], prompts)
+
+        def end() -> None:
+            for video, reduction in zip(videos, settle(), strict=True):
+                video.timeline.shared(timeline, len(videos))
+                video.stages.append(StageRecord(0, len(video.whole), len(reduction), reduction))
+
+        return end
 
     def reduce(self, layer: int, reducer: Reducer, tokens: VideoTokens, prompt: Prompt | None) -> Reduction:
         """Reduce `tokens`, what is left, as they enter `layer`."""

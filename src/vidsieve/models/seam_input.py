@@ -72,6 +72,7 @@ class Attachment:
         self.adapter = adapter_for(model)
         self.model, self.reducer, self.trace = model, reducer, Trace()
         self.token: int = getattr(model.config, self.adapter.token)
+        self._marks = layout.marks_of(model.config)
         self.body: nn.Module = model.base_model
         self.decoder: nn.Module = model.get_decoder()
         self.costs: tuple[LayerCost, ...] = layer_costs(self.decoder) if hasattr(self.decoder, "layers") else ()
@@ -205,8 +206,9 @@ class Attachment:
         encoded = layout.encodings(kwargs)
         if not (encoded and once):
             described, encoded, once = {}, 1, 1
+        copies, marks = encoded // once, self._marks
         return layout.find(
-            self.adapter, self.model.config, ids, placeholder, kwargs, described, encoded // once, ends, answer
+            self.adapter, self.model.config, ids, placeholder, kwargs, described, copies, ends, marks, answer
         )
 
     def _before_decoder(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> Any:
@@ -216,7 +218,8 @@ class Attachment:
             here.pop("current", None)
             found = here.pop("found", None)
             if found is not None and found.clips and found.real.shape == embeds.shape[:2]:
-                return args, self._reduce(found, kwargs)
+                with Timeline(embeds.device) as timeline:
+                    return args, self._reduce(found, kwargs, timeline)
         new = _continued(kwargs)
         if self.stages and any(layer > 0 for layer in prefixes_of(kwargs.get("past_key_values"))):
             new = {**new, CONTEXT: self._pass(kwargs)}
@@ -235,9 +238,14 @@ class Attachment:
         length = kwargs["inputs_embeds"].shape[1]
         return Pass(self.decoder.config, mask, start, length, held, dict(prefixes_of(cache)), self._attached, **more)
 
-    def _reduce(self, found: layout.Layout, kwargs: Arguments) -> Arguments:
+    def _reduce(self, found: layout.Layout, kwargs: Arguments, timeline: Timeline) -> Arguments:
         """The decoder's arguments without the dropped tokens, and the memory of them on the cache."""
         embeds, mask, cache = kwargs["inputs_embeds"], kwargs.get("attention_mask"), kwargs.get("past_key_values")
+        asked = {
+            row: found.columns(columns, embeds.device) for row, columns in enumerate(found.questions) if len(columns)
+        }
+        videos, settle = self._videos(found, embeds, asked)
+        # The device is busy now, so what the host can say without it is said here.
         if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
             raise UnsupportedCall("a prompt with video needs a 2D attention_mask (B, L), no custom one can be reduced")
         if self.stages and getattr(cache, "is_compileable", False):
@@ -257,30 +265,12 @@ class Attachment:
             else:
                 before = prefix.filled(past, batch) if prefix else torch.ones(batch, past, device=embeds.device)
             before = before.to(embeds.device, torch.long)
-
-        asked = {
-            row: found.columns(columns, embeds.device) for row, columns in enumerate(found.questions) if len(columns)
-        }
         full = (length,) * batch if found.whole else found.counts
-        now, given, folds, kept = list(full), kwargs, [], None
-        with Timeline(embeds.device) as timeline:
-            videos = self._videos(found, embeds, asked)
-            for video in videos:
-                now[video.clip.row] -= len(video.whole) - video.after
-            if now != list(full):
-                with stage("gather"):
-                    folds = [Fold(v.clip.row, v.at, v.stages[0].reduction) for v in videos]
-                    kept = left_by(folds, found.valid_on(embeds.device), length, now)
-                    kwargs = reduce_arguments(self.adapter, self.decoder.config, kwargs, folds, kept, before, start)
-        # What needs no device comes last: it is busy now.
-        uneven = len(set(now)) > 1 or (before is not None and not before.all())
         tail = found.tail
         current = self._pass(
-            given,
+            kwargs,
             timeline=timeline,
             full=full,
-            real=tuple(now),
-            padded=uneven or set(full) != {length},
             tail=tail,
             videos=videos,
             questions=asked,
@@ -289,6 +279,18 @@ class Attachment:
             share=self.share,
             past=tuple(physical_length(cache, i) if self.stages and past else past for i in range(len(self.costs))),
         )
+
+        settle()
+        now, folds, kept = list(full), [], None
+        for video in videos:
+            now[video.clip.row] -= len(video.whole) - video.after
+        if now != list(full):
+            with stage("gather"):
+                folds = [Fold(v.clip.row, v.at, v.stages[0].reduction) for v in videos]
+                kept = left_by(folds, found.valid_on(embeds.device), length, now)
+                kwargs = reduce_arguments(self.adapter, self.decoder.config, kwargs, folds, kept, before, start)
+        uneven = len(set(now)) > 1 or (before is not None and not before.all())
+        current.real, current.padded = tuple(now), uneven or set(full) != {length}
         if kept is None:
             kwargs = _continued(kwargs)
         else:
@@ -319,20 +321,27 @@ class Attachment:
         current.check()
         self.trace.add(record)
 
-    def _videos(self, found: layout.Layout, embeds: Tensor, asked: dict[int, layout.Columns]) -> tuple[Video, ...]:
-        """Every video of the call, reduced on its own if there is a reducer before the language model."""
+    def _videos(
+        self, found: layout.Layout, embeds: Tensor, asked: dict[int, layout.Columns]
+    ) -> tuple[tuple[Video, ...], Callable[[], None]]:
+        """Every video of the call, which the second sees reduced on its own if a reducer is before the model."""
         embeds = embeds.detach()
         videos = []
         for clip in found.clips:
             at = found.columns(clip.at, embeds.device)
             whole = VideoTokens(at.take(embeds[clip.row]), clip.frames, clip.grid)
             videos.append(Video(clip, whole, at))
-        if self._replay is not None:
-            questions = {row: Prompt(columns.take(embeds[row])) for row, columns in asked.items()}
-            Video.reduce_each(videos, self._replay, [questions.get(clip.row) for clip in found.clips])
+        if self._replay is None:
+            return tuple(videos), lambda: None
+        questions = {row: Prompt(columns.take(embeds[row])) for row, columns in asked.items()}
+        reduced = Video.reduce_each(videos, self._replay, [questions.get(clip.row) for clip in found.clips])
+
+        def settle() -> None:
+            reduced()
             for video in videos:
                 self._check(len(video.whole), video.after)
-        return tuple(videos)
+
+        return tuple(videos), settle
 
     def _check(self, before: int, after: int) -> None:
         keep = getattr(self.first, "keep", None)

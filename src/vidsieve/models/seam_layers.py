@@ -239,7 +239,9 @@ class Pass:
         """What became of the pass, now that the decoder has run."""
         rows, layers = range(len(self.full)), range(len(self.costs))
         videos = tuple(
-            VideoRecord(v.clip.row, v.clip.at, v.clip.frames, v.clip.grid, v.timeline, tuple(v.stages))
+            VideoRecord(
+                v.clip.row, torch.from_numpy(v.clip.at), v.clip.frames, v.clip.grid, v.timeline, tuple(v.stages)
+            )
             for v in self.videos
         )
         present = self.length if self.first is None else self.first.index.shape[1]
