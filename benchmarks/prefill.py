@@ -6,10 +6,10 @@
 
 The real model class with random weights made on the device; the vision tower is left out: the video's features are made
 beforehand, scenes with cuts in which half of the places are still, and handed to the model where its tower's would be.
-So a time is that of everything else from token ids to the first logits: finding the videos, embedding, positions, every
-reduction, the decoder. A method is attached once and asked again and again, as by a server: its first prefills, in
-which kernels are compiled and the reduction is captured, are not counted. Variants take turns, a few prefills each;
-medians and quantiles are over all of them.
+Positions are given, as `generate` gives them. So a time is that of everything else from token ids to the first logits:
+finding the videos, embedding, every reduction, the decoder. A method is attached once and asked again and again, as by
+a server: its first prefills, in which kernels are compiled and the reduction is captured, are not counted. Variants
+take turns, a few prefills each; medians and quantiles are over all of them.
 
 A variant's `overhead_ms` is what stands between the layers: on the device's own clock, from the end of what came before
 the hooks to the start of what comes after, summed over the body, the decoder (before and after) and all its layers,
@@ -110,6 +110,14 @@ def inputs(options: argparse.Namespace, device: torch.device) -> dict[str, Tenso
         "pixel_values_videos": torch.zeros(1),
     }
     return {name: x.to(device) for name, x in made.items()}
+
+
+def positions(whole: Any, given: dict[str, Tensor]) -> Tensor:
+    """(4, 1, L), as `generate` gives them: a row that counts the tokens, and three of places in time and the frame."""
+    asked = {name: given[name] for name in ("mm_token_type_ids", "video_grid_thw", "attention_mask")}
+    rotary, _ = whole.base_model.get_rope_index(given["input_ids"], **asked)
+    count = torch.arange(rotary.shape[-1], device=rotary.device)
+    return torch.cat([count.expand(1, 1, -1), rotary])
 
 
 class Clock:
@@ -276,6 +284,7 @@ def main() -> None:
 
     torch.manual_seed(0)
     whole, given, video = model(options, device), inputs(options, device), features(options, device)
+    given["position_ids"] = positions(whole, given)
     encoded = SimpleNamespace(pooler_output=(video,))
     whole.base_model.get_video_features = lambda *_, **__: encoded
     rows = measure(whole, given, options.rounds, device, lambda text: print(text, file=sys.stderr, flush=True))

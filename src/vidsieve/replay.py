@@ -115,8 +115,15 @@ class Captured:
 
             self._graph, (tokens, found, self._answer) = capture(ask, video.features.device)
         self._segments = [(segmenter, segments.longest) for segmenter, segments in tokens.segments]
-        self._places = [(whose, name, len(x), x.dtype) for whose, some in found.items() for name, x in some.items()]
-        self._sizes = [x.nbytes + -x.nbytes % ALIGNED for some in found.values() for x in some.values()]
+        self._places: list[
+            tuple[str, str, torch.dtype, int, int]
+        ] = []  # of the answer's parts, in numbers of their type
+        begin = 0
+        for whose, some in found.items():
+            for name, x in some.items():
+                first = begin // x.itemsize
+                self._places.append((whose, name, x.dtype, first, first + len(x)))
+                begin += x.nbytes + -x.nbytes % ALIGNED
 
     def replay(self, video: VideoTokens, prompt: Prompt | None) -> dict[str, Tensor]:
         """What `reducer` is told of `video`, which learns what else was found out about it."""
@@ -124,11 +131,11 @@ class Captured:
         if self._prompt is not None and prompt is not None:
             self._prompt.embeddings.copy_(prompt.embeddings)
         self._graph.replay()
-        pieces = torch.split(self._answer.clone(), self._sizes)
+        answer = self._answer.clone()
+        numbers = {dtype: answer.view(dtype) for dtype in {place[2] for place in self._places}}
         found: dict[str, dict[str, Tensor]] = {"reduction": {}, "tokens": {}, "segments": {}}
-        for (whose, name, length, dtype), piece in zip(self._places, pieces, strict=True):
-            x = piece.view(dtype)
-            found[whose][name] = x if len(x) == length else x[:length]
+        for whose, name, dtype, first, last in self._places:
+            found[whose][name] = numbers[dtype][first:last]
         offsets = found["segments"].values()
         segments = [(by, Segments(x, longest)) for (by, longest), x in zip(self._segments, offsets, strict=True)]
         video.learn(found["tokens"], segments)

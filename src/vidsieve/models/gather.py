@@ -177,8 +177,11 @@ def reduce_arguments(
     positions = kept.positions(positions)
     if positions.ndim == 3 and len(positions) == 4:
         # Row 0 is no rotary position: it tells packed sequences apart, and a gap would read as a new sequence.
-        text = (kept.valid.cumsum(-1) - 1).clamp(min=0) + past
-        positions = torch.cat([text.to(positions)[None], positions[1:]])
+        if kept.padded:
+            text = (kept.valid.cumsum(-1) - 1).clamp(min=0) + past
+        else:
+            text = torch.arange(past, past + present, device=positions.device)
+        positions[0] = text
     new["position_ids"] = positions
 
     # Always an explicit mask: without one, gaps in the positions would read as packed sequences.

@@ -113,29 +113,57 @@ class Layout:
         return None if self.whole else torch.from_numpy(self.real).to(device, torch.int64, non_blocking=True)
 
 
+class Reading:
+    """What tells where videos are, on its way to the host: token ids and what describes them."""
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        ids: Tensor | None,  # (B, L), or None where only the mask is known
+        placeholder: Tensor | None,  # (B, L) bool, true where `adapter.token` is; None: where `ids` say so
+        arguments: Mapping[str, Any],  # of the multimodal body
+        described: Mapping[str, Any] = MappingProxyType({}),  # the `description` of videos that the body gets encoded
+        answer: Tensor | None = None,  # (B, L) bool, true on the tokens of a training target
+    ) -> None:
+        self._arguments = {**described, **{name: value for name, value in arguments.items() if value is not None}}
+        names = (*_READ, "mm_token_type_ids") if adapter.token == "image_token_id" else _READ
+        given = {"ids": ids, "placeholder": placeholder, "answer": answer}
+        given |= {name: self._arguments[name] for name in names if _is_read(self._arguments.get(name))}
+        devices = {x.device for x in given.values() if x is not None and x.is_cuda}
+        self._copies = {n: None if x is None else x.to("cpu", non_blocking=x.is_cuda) for n, x in given.items()}
+        self._done = [torch.cuda.current_stream(device).record_event() for device in devices]
+
+    def arrived(self) -> tuple[Array | None, Array | None, Array | None, dict[str, Any]]:
+        """The ids, the placeholders, the answer and all arguments; waits for what is still on its way."""
+        for done in self._done:
+            done.synchronize()
+        read = {name: None if x is None else _array(x) for name, x in self._copies.items()}
+        return read.pop("ids"), read.pop("placeholder"), read.pop("answer"), {**self._arguments, **read}
+
+
+def _is_read(value: object) -> bool:
+    return isinstance(value, Tensor) and value.ndim <= 2
+
+
+def _array(x: Tensor) -> Array:
+    return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+
+
 def find(
     adapter: Adapter,
     config: Any,
-    ids: Tensor | None,  # (B, L), or None where only the mask is known
-    placeholder: Tensor | None,  # (B, L) bool, true where `adapter.token` is; None: where `ids` say so
-    arguments: Mapping[str, Any],
-    described: Mapping[str, Any] = MappingProxyType({}),
+    reading: Reading,
     copies: int = 1,
     end_of_turn: frozenset[int] = frozenset(),
     marks: frozenset[int] = frozenset(),  # other ids that mark something, and ask nothing
-    answer: Tensor | None = None,  # (B, L) bool, true on the tokens of a training target
 ) -> Layout:
-    """The videos and questions of a batch, given the `arguments` of the multimodal body.
+    """The videos and questions of a batch.
 
-    `described` is the `description` of videos that the body gets encoded. It is of the first of every `copies` rows;
-    the others, beams and returned sequences, are the same.
+    What describes encoded videos is of the first of every `copies` rows; the others, beams and returned sequences, are
+    the same.
     Raises `UnsupportedCall` where the placeholders do not fit the arguments that describe the videos.
     """
-    arguments = {**described, **{name: value for name, value in arguments.items() if value is not None}}
-    names = (*_READ, "mm_token_type_ids") if adapter.token == "image_token_id" else _READ
-    read = [name for name in names if isinstance(arguments.get(name), Tensor) and arguments[name].ndim <= 2]
-    given, placed, answered, *values = _on_host(ids, placeholder, answer, *(arguments[name] for name in read))
-    arguments |= dict(zip(read, values, strict=True))
+    given, placed, answered, arguments = reading.arrived()
     if placed is None:
         placed = given == getattr(config, adapter.token)
     video = _video_mask(adapter, placed, arguments)
@@ -159,14 +187,6 @@ def marks_of(config: Any) -> frozenset[int]:
     """The ids that a model's configuration calls by a name: they mark something."""
     named = vars(config).items()
     return frozenset(mark for name, mark in named if name.endswith("_token_id") and isinstance(mark, int))
-
-
-def _on_host(*tensors: Any) -> list[Any]:
-    """Copies of `tensors` on the host, with one wait for all of them; None stays None."""
-    copies = [None if x is None else x.to("cpu", non_blocking=x.is_cuda) for x in tensors]
-    for device in {x.device for x in tensors if x is not None and x.is_cuda}:
-        torch.cuda.current_stream(device).synchronize()
-    return [x if x is None else (x.float() if x.dtype == torch.bfloat16 else x).numpy() for x in copies]
 
 
 def description(arguments: Mapping[str, Any]) -> dict[str, Any]:

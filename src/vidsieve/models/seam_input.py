@@ -2,8 +2,9 @@
 
 Two hooks on one model instance do it, for every family, with no model code copied:
 
-    body      sees the token ids: where are the videos, their frames, the question?            layout.py
-    decoder   sees embeddings, positions, mask: reduce each video, gather what stays.          gather.py
+    body      sees the token ids: on the way to the host with them.                            layout.py
+    decoder   sees embeddings, positions, mask: where are the videos, their frames, the
+              question? Reduce each video, gather what stays.                                  gather.py
     layers    for `Staged` only: the same again where a stage says so.                         seam_layers.py
 
 Only the decoder's own arguments change. The prompt, its mask and its positions as `generate` counts them stay whole, so
@@ -186,9 +187,12 @@ class Attachment:
         answer = here.pop("answer", None)
         if answer is not None and answer.shape != given.shape[:2]:
             answer = None  # of a call that failed before it came here
-        here["found"] = self._find(body, ids, kwargs, answer)
+        here["reading"] = self._read(body, ids, kwargs, answer)
 
-    def _find(self, body: Any, ids: Tensor | None, kwargs: Arguments, answer: Tensor | None) -> layout.Layout:
+    def _read(
+        self, body: Any, ids: Tensor | None, kwargs: Arguments, answer: Tensor | None
+    ) -> tuple[layout.Reading, int]:
+        """What says where the videos are, and how many rows share each; the host looks when the device is busy."""
         placeholder = None
         if ids is None:
             embeds = kwargs["inputs_embeds"]  # (B, L, D)
@@ -200,23 +204,24 @@ class Attachment:
                     "nothing tells which they are, and none is dropped; pass input_ids and pixels instead",
                     stacklevel=2,
                 )
-        end = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
-        ends = frozenset(end if isinstance(end, list) else [] if end is None else [end])
         described, once = self._here.__dict__.get("described", ({}, 0))
         encoded = layout.encodings(kwargs)
         if not (encoded and once):
             described, encoded, once = {}, 1, 1
-        copies, marks = encoded // once, self._marks
-        return layout.find(
-            self.adapter, self.model.config, ids, placeholder, kwargs, described, copies, ends, marks, answer
-        )
+        return layout.Reading(self.adapter, ids, placeholder, kwargs, described, answer), encoded // once
+
+    def _find(self, reading: layout.Reading, copies: int) -> layout.Layout:
+        end = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
+        ends = frozenset(end if isinstance(end, list) else [] if end is None else [end])
+        return layout.find(self.adapter, self.model.config, reading, copies, ends, self._marks)
 
     def _before_decoder(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> Any:
         embeds = kwargs["inputs_embeds"]  # (B, L, D)
         if embeds.shape[1] > 1:
             here = self._here.__dict__
             here.pop("current", None)
-            found = here.pop("found", None)
+            reading = here.pop("reading", None)
+            found = None if reading is None else self._find(*reading)
             if found is not None and found.clips and found.real.shape == embeds.shape[:2]:
                 with Timeline(embeds.device) as timeline:
                     return args, self._reduce(found, kwargs, timeline)
