@@ -20,7 +20,7 @@ def find(family: str, ids: list[int], **arguments: Any) -> layout.Layout:
     model, rows = tiny.model(family), torch.tensor([ids])
     adapter: Entry = adapter_for(model)
     placeholder = rows == getattr(model.config, adapter.token)
-    return layout.find(adapter, model.config, layout.Reading(adapter, rows, placeholder, arguments))
+    return layout.find(adapter, model.config, layout.read(adapter, rows, placeholder, arguments))
 
 
 def frame(tokens: int, before: int = 6) -> list[int]:
@@ -135,7 +135,7 @@ def test_the_question_ends_with_its_turn_and_leaves_markers_out() -> None:
         rows = torch.tensor([[*before, *video, *after]])
         placeholder = rows == tiny.VIDEO
         marks = {"end_of_turn": frozenset({tiny.END_OF_TURN}), "marks": layout.marks_of(model.config)}
-        reading = layout.Reading(adapter_for(model), rows, placeholder, grid)
+        reading = layout.read(adapter_for(model), rows, placeholder, grid)
         [columns] = layout.find(adapter_for(model), model.config, reading, **marks).questions
         return rows[0, columns].tolist()
 

@@ -113,40 +113,41 @@ class Layout:
         return None if self.whole else torch.from_numpy(self.real).to(device, torch.int64, non_blocking=True)
 
 
+@dataclass(frozen=True, eq=False)
 class Reading:
-    """What tells where videos are, on its way to the host: token ids and what describes them."""
+    """What tells where videos are, on the host.
 
-    def __init__(
-        self,
-        adapter: Adapter,
-        ids: Tensor | None,  # (B, L), or None where only the mask is known
-        placeholder: Tensor | None,  # (B, L) bool, true where `adapter.token` is; None: where `ids` say so
-        arguments: Mapping[str, Any],  # of the multimodal body
-        described: Mapping[str, Any] = MappingProxyType({}),  # the `description` of videos that the body gets encoded
-        answer: Tensor | None = None,  # (B, L) bool, true on the tokens of a training target
-    ) -> None:
-        self._arguments = {**described, **{name: value for name, value in arguments.items() if value is not None}}
-        names = (*_READ, "mm_token_type_ids") if adapter.token == "image_token_id" else _READ
-        given = {"ids": ids, "placeholder": placeholder, "answer": answer}
-        given |= {name: self._arguments[name] for name in names if _is_read(self._arguments.get(name))}
-        devices = {x.device for x in given.values() if x is not None and x.is_cuda}
-        self._copies = {n: None if x is None else x.to("cpu", non_blocking=x.is_cuda) for n, x in given.items()}
-        self._done = [torch.cuda.current_stream(device).record_event() for device in devices]
+    ids: (B, L), None where only the placeholders are known.  placeholder: bool (B, L), true where the adapter's token
+    is; None where `ids` say so.  answer: bool (B, L), true on the tokens of a training target.  arguments: of the body.
+    """
 
-    def arrived(self) -> tuple[Array | None, Array | None, Array | None, dict[str, Any]]:
-        """The ids, the placeholders, the answer and all arguments; waits for what is still on its way."""
-        for done in self._done:
-            done.synchronize()
-        read = {name: None if x is None else _array(x) for name, x in self._copies.items()}
-        return read.pop("ids"), read.pop("placeholder"), read.pop("answer"), {**self._arguments, **read}
+    ids: Array | None
+    placeholder: Array | None
+    answer: Array | None
+    arguments: Mapping[str, Any]
 
 
-def _is_read(value: object) -> bool:
-    return isinstance(value, Tensor) and value.ndim <= 2
+def read(
+    adapter: Adapter,
+    ids: Tensor | None,
+    placeholder: Tensor | None,
+    arguments: Mapping[str, Any],
+    described: Mapping[str, Any] = MappingProxyType({}),
+    answer: Tensor | None = None,
+) -> Reading:
+    """Copies of these on the host, with one wait for all of them.
 
-
-def _array(x: Tensor) -> Array:
-    return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+    `described` is the `description` of videos that the body gets encoded.
+    """
+    arguments = {**described, **{name: value for name, value in arguments.items() if value is not None}}
+    names = (*_READ, "mm_token_type_ids") if adapter.token == "image_token_id" else _READ
+    known = [name for name in names if isinstance(arguments.get(name), Tensor) and arguments[name].ndim <= 2]
+    given = ids, placeholder, answer, *(arguments[name] for name in known)
+    copies = [None if x is None else x.to("cpu", non_blocking=x.is_cuda) for x in given]
+    for device in {x.device for x in given if x is not None and x.is_cuda}:
+        torch.cuda.current_stream(device).synchronize()
+    arrays = [x if x is None else (x.float() if x.dtype == torch.bfloat16 else x).numpy() for x in copies]
+    return Reading(*arrays[:3], {**arguments, **dict(zip(known, arrays[3:], strict=True))})
 
 
 def find(
@@ -163,9 +164,9 @@ def find(
     the same.
     Raises `UnsupportedCall` where the placeholders do not fit the arguments that describe the videos.
     """
-    given, placed, answered, arguments = reading.arrived()
+    placed, arguments = reading.placeholder, reading.arguments
     if placed is None:
-        placed = given == getattr(config, adapter.token)
+        placed = np.equal(reading.ids, getattr(config, adapter.token))
     video = _video_mask(adapter, placed, arguments)
     columns = [np.flatnonzero(row) for row in video]  # for every row, where a video has its tokens
     cut = {"grid": _by_grid, "clips": _by_clip, "runs": _by_run}[adapter.layout]
@@ -176,7 +177,7 @@ def find(
         clips = tuple(replace(clip, row=copies * clip.row + n) for clip in clips for n in range(copies))
     real = _real(placed, arguments.get("attention_mask"))
     image = getattr(config, "image_token_id", -1)
-    ids_of, answer_of = (repeat(None) if x is None else x for x in (given, answered))
+    ids_of, answer_of = (repeat(None) if x is None else x for x in (reading.ids, reading.answer))
     after = [int(found[-1]) + 1 if len(found) else 0 for found in columns]
     rows = zip(ids_of, placed, real, answer_of, after, strict=False)
     questions = tuple(_question(*row, image, end_of_turn, marks) for row in rows)

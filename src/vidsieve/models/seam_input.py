@@ -2,8 +2,8 @@
 
 Two hooks on one model instance do it, for every family, with no model code copied:
 
-    body      sees the token ids: on the way to the host with them.                            layout.py
-    decoder   sees embeddings, positions, mask: where are the videos, their frames, the
+    body      sees the token ids, and brings them to the host.                                 layout.py
+    decoder   sees embeddings, positions, mask. Where are the videos, their frames, the        layout.py
               question? Reduce each video, gather what stays.                                  gather.py
     layers    for `Staged` only: the same again where a stage says so.                         seam_layers.py
 
@@ -192,7 +192,7 @@ class Attachment:
     def _read(
         self, body: Any, ids: Tensor | None, kwargs: Arguments, answer: Tensor | None
     ) -> tuple[layout.Reading, int]:
-        """What says where the videos are, and how many rows share each; the host looks when the device is busy."""
+        """What says where the videos are, and how many rows share each. The host looks when the device is busy."""
         placeholder = None
         if ids is None:
             embeds = kwargs["inputs_embeds"]  # (B, L, D)
@@ -208,11 +208,11 @@ class Attachment:
         encoded = layout.encodings(kwargs)
         if not (encoded and once):
             described, encoded, once = {}, 1, 1
-        return layout.Reading(self.adapter, ids, placeholder, kwargs, described, answer), encoded // once
+        return layout.read(self.adapter, ids, placeholder, kwargs, described, answer), encoded // once
 
     def _find(self, reading: layout.Reading, copies: int) -> layout.Layout:
         end = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
-        ends = frozenset(end if isinstance(end, list) else [] if end is None else [end])
+        ends = frozenset(end if isinstance(end, list) else () if end is None else (end,))
         return layout.find(self.adapter, self.model.config, reading, copies, ends, self._marks)
 
     def _before_decoder(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> Any:
