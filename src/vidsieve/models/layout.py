@@ -147,7 +147,8 @@ def read(
     for device in {x.device for x in given if x is not None and x.is_cuda}:
         torch.cuda.current_stream(device).synchronize()
     arrays = [x if x is None else (x.float() if x.dtype == torch.bfloat16 else x).numpy() for x in copies]
-    return Reading(*arrays[:3], {**arguments, **dict(zip(known, arrays[3:], strict=True))})
+    on_host = dict(zip(known, arrays[3:], strict=True))
+    return Reading(arrays[0], arrays[1], arrays[2], {**arguments, **on_host})
 
 
 def find(
@@ -166,7 +167,7 @@ def find(
     """
     placed, arguments = reading.placeholder, reading.arguments
     if placed is None:
-        placed = np.equal(reading.ids, getattr(config, adapter.token))
+        placed = np.equal(reading.ids, getattr(config, adapter.token))  # type: ignore[arg-type]  # one of the two is
     video = _video_mask(adapter, placed, arguments)
     columns = [np.flatnonzero(row) for row in video]  # for every row, where a video has its tokens
     cut = {"grid": _by_grid, "clips": _by_clip, "runs": _by_run}[adapter.layout]

@@ -206,9 +206,8 @@ class Attachment:
                 )
         described, once = self._here.__dict__.get("described", ({}, 0))
         encoded = layout.encodings(kwargs)
-        if not (encoded and once):
-            described, encoded, once = {}, 1, 1
-        return layout.read(self.adapter, ids, placeholder, kwargs, described, answer), encoded // once
+        given, copies = (described, encoded // once) if encoded and once else ({}, 1)
+        return layout.read(self.adapter, ids, placeholder, kwargs, given, answer), copies
 
     def _find(self, reading: layout.Reading, copies: int) -> layout.Layout:
         end = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
