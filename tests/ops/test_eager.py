@@ -168,8 +168,9 @@ def test_cuts_and_gains_equal_the_reference(frames: int) -> None:
     lengths = torch.randint(1, 40, (frames,))
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
     persistence = torch.rand(int(lengths.sum())) * 2 - 1
-    ours, true = (m.novelty(persistence, offsets) for m in (eager, reference))
-    torch.testing.assert_close(ours, true, atol=1e-5, rtol=1e-5)
+    for at in (None, torch.randperm(len(persistence))):
+        ours, true = (m.novelty(persistence, offsets, at) for m in (eager, reference))
+        torch.testing.assert_close(ours, true, atol=1e-5, rtol=1e-5)
     for threshold, most in ((0.0, 8), (0.0, None), (0.2, 1), (-1.0, 7), (2.0, 3)):
         arguments = persistence, offsets, threshold, most
         assert torch.equal(eager.scene_cuts(*arguments), reference.scene_cuts(*arguments))

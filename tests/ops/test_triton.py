@@ -212,8 +212,9 @@ def test_cuts_and_gains_equal_the_reference(frames: int) -> None:
     lengths = torch.randint(1, 40, (frames,), generator=generator)
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]).to(DEVICE)
     persistence = (torch.rand(int(lengths.sum()), generator=generator) * 2 - 1).to(DEVICE)
-    ours, true = (m.novelty(persistence, offsets) for m in (triton_launch, reference))
-    torch.testing.assert_close(ours, true, atol=1e-5, rtol=1e-5)
+    for at in (None, torch.randperm(len(persistence), generator=generator).to(DEVICE)):
+        ours, true = (m.novelty(persistence, offsets, at) for m in (triton_launch, reference))
+        torch.testing.assert_close(ours, true, atol=1e-5, rtol=1e-5)
     for threshold, most in ((0.0, 8), (0.0, None), (0.2, 1), (-1.0, 7), (2.0, 3)):
         arguments = persistence, offsets, threshold, most
         assert torch.equal(triton_launch.scene_cuts(*arguments), reference.scene_cuts(*arguments))

@@ -177,11 +177,10 @@ def reduce_arguments(
     positions = kept.positions(positions)
     if positions.ndim == 3 and len(positions) == 4:
         # Row 0 is no rotary position: it tells packed sequences apart, and a gap would read as a new sequence.
-        if kept.padded:
-            text = (kept.valid.cumsum(-1) - 1).clamp(min=0) + past
+        if batch == 1 and not kept.padded:
+            torch.arange(past, past + present, out=positions[0, 0])
         else:
-            text = torch.arange(past, past + present, device=positions.device)
-        positions[0] = text
+            positions[0] = (kept.valid.cumsum(-1) - 1).clamp(min=0) + past
     new["position_ids"] = positions
 
     # Always an explicit mask: without one, gaps in the positions would read as packed sequences.

@@ -213,11 +213,12 @@ class Pass:
         """Look for NaN or inf in what the stages saw, now that the last is over, without waiting for the device."""
         bad = [reduction.bad for reduction in self._reductions() if reduction.bad is not None]
         if bad:
-            self._any_bad = (bad[0] if len(bad) == 1 else torch.cat(bad)).any()
-            if self._any_bad.is_cuda:
-                stream = torch.cuda.current_stream(self._any_bad.device)
-                self._any_bad = self._any_bad.to("cpu", non_blocking=True)
-                self._looked = stream.record_event()
+            aside = torch.cuda.Stream(bad[0].device) if bad[0].is_cuda else None  # type: ignore[no-untyped-call]
+            if aside is not None:
+                aside.wait_stream(torch.cuda.current_stream(bad[0].device))
+            with torch.cuda.stream(aside):  # which the layers need not wait for
+                self._any_bad = (bad[0] if len(bad) == 1 else torch.cat(bad)).any().to("cpu", non_blocking=True)
+                self._looked = None if aside is None else aside.record_event()
 
     def check(self) -> None:
         """Raise `NonFiniteFeatures` if `look` found any. By now the device has long been there, and has more to do."""

@@ -145,9 +145,12 @@ def scene_cuts(
     return module.scene_cuts(persistence, offsets, threshold, max_frames, **_videos(videos))  # type: ignore[no-any-return]
 
 
-def novelty(persistence: Tensor, offsets: Tensor) -> Tensor:
-    """The sum of 1 - persistence over each segment, at least 0: float32 (S,). method.md eq. 2."""
-    return _implementation("novelty", persistence).novelty(persistence, offsets)  # type: ignore[no-any-return]
+def novelty(persistence: Tensor, offsets: Tensor, at: Tensor | None = None) -> Tensor:
+    """The sum of 1 - persistence over each segment, at least 0: float32 (S,). method.md eq. 2.
+
+    at: int64 (N,), which of `persistence` each of the N tokens has, where those are not all.
+    """
+    return _implementation("novelty", persistence).novelty(persistence, offsets, at)  # type: ignore[no-any-return]
 
 
 def apportion(weights: Tensor | None, offsets: Tensor, total: int, videos: int = 1) -> Tensor:

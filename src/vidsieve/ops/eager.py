@@ -101,7 +101,8 @@ def scene_cuts(persistence: Tensor, offsets: Tensor, threshold: float, max_frame
     return offsets[bounds]
 
 
-def novelty(persistence: Tensor, offsets: Tensor) -> Tensor:
+def novelty(persistence: Tensor, offsets: Tensor, at: Tensor | None = None) -> Tensor:
+    persistence = persistence if at is None else persistence[at]
     return (segment_mean(1 - persistence, offsets) * offsets.diff()).clamp(min=0)
 
 

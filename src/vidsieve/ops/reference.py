@@ -101,8 +101,9 @@ def scene_cuts(persistence: Tensor, offsets: Tensor, threshold: float, max_frame
     return offsets[torch.tensor(bounds, device=offsets.device)]
 
 
-def novelty(persistence: Tensor, offsets: Tensor) -> Tensor:
+def novelty(persistence: Tensor, offsets: Tensor, at: Tensor | None = None) -> Tensor:
     """Eq. 2."""
+    persistence = persistence if at is None else persistence[at]
     sums = [max(0.0, float((1 - persistence[a:b].double()).sum())) for a, b in pairwise(offsets.tolist())]
     return torch.tensor(sums, dtype=torch.float32, device=persistence.device)
 

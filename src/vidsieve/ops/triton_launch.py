@@ -117,9 +117,10 @@ def _directions(y: Tensor, rows: tuple[int, ...], like: Tensor | None) -> Tensor
     return out
 
 
-def novelty(persistence: Tensor, offsets: Tensor) -> Tensor:
+def novelty(persistence: Tensor, offsets: Tensor, at: Tensor | None = None) -> Tensor:
     out = torch.empty(len(offsets) - 1, dtype=torch.float32, device=persistence.device)
-    launch(_novelty_kernel, (len(out),), persistence, offsets, out, BLOCK=512)
+    places = offsets if at is None else at
+    launch(_novelty_kernel, (len(out),), persistence, places, offsets, out, WHOLE=at is None, BLOCK=512)
     return out
 
 
@@ -134,7 +135,7 @@ def scene_cuts(
     block = covering(frames + 1)
     launch(
         _scene_cuts_kernel, (videos,), persistence, offsets, similarity, out, frames, threshold, max_frames or frames,
-        BLOCK=block, TOKENS=max(1, min(16, 4096 // block)), num_warps=4,
+        BLOCK=block, TOKENS=max(1, min(64, 8192 // block)), num_warps=8,
     )  # fmt: skip
     return out
 
@@ -178,9 +179,8 @@ def compact(
 def compact_rows(left: Tensor, longest: int, begin: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
     left = left.contiguous()
     rows = len(left)
-    index = torch.empty(rows, longest, dtype=torch.int64, device=left.device)
-    valid = torch.empty_like(index)
-    slot = index.new_empty(rows, length)
+    index, valid = left.new_empty(2, rows, longest).unbind()
+    slot = left.new_empty(rows, length)
     block = min(4096, covering(length))
     launch(
         _compact_rows_kernel, (rows,), left, index, valid, slot, left.shape[1], begin, length, longest,

@@ -8,9 +8,11 @@ from vidsieve.ops.triton_greedy import _picks_before
 
 @triton.jit
 def _novelty_kernel(
-    persistence_ptr,  # (N,) float32
+    persistence_ptr,  # float32
+    at_ptr,  # (N,) int64, where in it each token's is; read unless WHOLE
     offsets_ptr,  # (S + 1,) int64
     out_ptr,  # (S,) float32: eq. 2
+    WHOLE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     segment = tl.program_id(0)
@@ -19,7 +21,8 @@ def _novelty_kernel(
     acc = tl.zeros((BLOCK,), tl.float32)
     for at in range(0, n, BLOCK):
         i = at + tl.arange(0, BLOCK)
-        acc += 1.0 - tl.load(persistence_ptr + begin + i, mask=i < n, other=1.0)
+        j = begin + i if WHOLE else tl.load(at_ptr + begin + i, mask=i < n, other=0)
+        acc += 1.0 - tl.load(persistence_ptr + j, mask=i < n, other=1.0)
     tl.store(out_ptr + segment, tl.maximum(tl.sum(acc, 0), 0.0))
 
 
