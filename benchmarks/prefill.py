@@ -211,6 +211,7 @@ def held_now(device: torch.device) -> int | None:
     if device.type == "cpu":
         return None
     torch.cuda.synchronize()
+    torch.cuda.empty_cache()  # which takes away what graphs that are gone kept
     graphs = [part for part in torch.cuda.memory_snapshot() if tuple(part["segment_pool_id"]) != (0, 0)]
     idle = sum(part["total_size"] - part["allocated_size"] for part in graphs)
     return int(torch.cuda.memory_allocated() + idle)

@@ -37,6 +37,7 @@ class Replay:
         self.reducer = reducer
         self._lock = threading.Lock()
         self._last: object = None  # the layout of the last video
+        self._crowded = False  # memory was too short for a capture
         self._captured: Captured | None = None
 
     def clear(self) -> None:
@@ -67,12 +68,18 @@ class Replay:
         with self._lock:
             if self._captured is None or self._captured.key != key:
                 last, self._last = self._last, key
-                if last != key or torch.cuda.mem_get_info(x.device)[0] < ROOM * x.nbytes:
+                if last != key or self._crowded or not self._has_room(x):
                     return None
-                self._captured = None  # what it holds is free for the next
-                self._captured = Captured(key, reducer, video, prompt)
+                self._captured = Captured(key, reducer, video, prompt, self._captured)
             with stage("replay"):
                 return self._captured.replay(video, prompt)
+
+    def _has_room(self, x: Tensor) -> bool:
+        """Whether the device has memory to capture; what torch keeps for later is of no use there."""
+        if torch.cuda.mem_get_info(x.device)[0] < ROOM * x.nbytes:
+            torch.cuda.empty_cache()
+            self._crowded = torch.cuda.mem_get_info(x.device)[0] < ROOM * x.nbytes
+        return not self._crowded
 
 
 def _suits(video: VideoTokens) -> bool:
@@ -100,7 +107,10 @@ def _stream(x: Tensor) -> object:
 class Captured:
     """What `reducer` asks of the device for one layout, as a graph that reads and writes memory of its own."""
 
-    def __init__(self, key: object, reducer: Capturable, video: VideoTokens, prompt: Prompt | None) -> None:
+    def __init__(
+        self, key: object, reducer: Capturable, video: VideoTokens, prompt: Prompt | None, before: "Captured | None"
+    ) -> None:
+        """`before`, which is never replayed again, leaves its memory to this one."""
         self.key = key
         with torch.inference_mode(False), torch.no_grad(), unheard():  # or nobody else might write to it
             self._features = video.features.clone()
@@ -113,11 +123,12 @@ class Captured:
                 found["segments"] = {str(i): segments.offsets for i, (_, segments) in enumerate(tokens.segments)}
                 return tokens, found, _packed([x for some in found.values() for x in some.values()])
 
-            self._graph, (tokens, found, self._answer) = capture(ask, video.features.device)
+            pool = None if before is None else before.graph.pool()
+            graph, (tokens, found, self._answer) = capture(ask, video.features.device, pool)
+        self.graph: Any = graph
         self._segments = [(segmenter, segments.longest) for segmenter, segments in tokens.segments]
-        self._places: list[
-            tuple[str, str, torch.dtype, int, int]
-        ] = []  # of the answer's parts, in numbers of their type
+        # Where each part of the answer is, counted in numbers of its type.
+        self._places: list[tuple[str, str, torch.dtype, int, int]] = []
         begin = 0
         for whose, some in found.items():
             for name, x in some.items():
@@ -130,7 +141,7 @@ class Captured:
         self._features.copy_(video.features)
         if self._prompt is not None and prompt is not None:
             self._prompt.embeddings.copy_(prompt.embeddings)
-        self._graph.replay()
+        self.graph.replay()
         answer = self._answer.clone()
         numbers = {dtype: answer.view(dtype) for dtype in {place[2] for place in self._places}}
         found: dict[str, dict[str, Tensor]] = {"reduction": {}, "tokens": {}, "segments": {}}
@@ -142,15 +153,22 @@ class Captured:
         return found["reduction"]
 
 
-def capture(ask: Callable[[], T], device: torch.device) -> tuple[Any, T]:
-    """A CUDA graph of what `ask` does on `device`, and what it returned: where a replay leaves its answer."""
-    with torch.cuda.device(device):
+_capturing = threading.Lock()  # a process may capture one graph at a time
+
+
+def capture(ask: Callable[[], T], device: torch.device, pool: Any) -> tuple[Any, T]:
+    """A CUDA graph of what `ask` does on `device`, and what it returned: where a replay leaves its answer.
+
+    pool: of a graph that gives its memory up, None for memory of its own.
+    """
+    with _capturing, torch.cuda.device(device):
         graph, caller = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(caller)
         with torch.cuda.stream(stream):
             ask()  # what is done once in a process, such as to compile, cannot be captured
-            graph.capture_begin(capture_error_mode="thread_local")  # other threads may do as they like
+            torch.cuda.synchronize(device)
+            graph.capture_begin(pool, capture_error_mode="thread_local")  # other threads may do as they like
             try:
                 found = ask()
             finally:
