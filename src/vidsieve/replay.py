@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from vidsieve import ops
+from vidsieve._streams import stream_for
 from vidsieve.reducer import Capturable, Reducer
 from vidsieve.reduction import Reduction
 from vidsieve.segment import Segments
@@ -162,18 +163,15 @@ def capture(ask: Callable[[], T], device: torch.device, pool: Any) -> tuple[Any,
     pool: of a graph that gives its memory up, None for memory of its own.
     """
     with _capturing, torch.cuda.device(device):
-        graph, caller = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(caller)
-        with torch.cuda.stream(stream):
-            ask()  # what is done once in a process, such as to compile, cannot be captured
-            torch.cuda.synchronize(device)
+        ask()  # what is done once in a process, such as to compile, cannot be captured
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(stream_for("capture", device)):
             graph.capture_begin(pool, capture_error_mode="thread_local")  # other threads may do as they like
             try:
                 found = ask()
             finally:
                 graph.capture_end()
-        caller.wait_stream(stream)
     return graph, found
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vidsieve.models.gather import Fold, Kept, reduced
 from vidsieve.models.layout import Clip, Columns
-from vidsieve.models.trace import StageRecord
+from vidsieve.models.trace import StageRecord, VideoRecord
 from vidsieve.reducer import Reducer
 from vidsieve.reduction import Reduction
 from vidsieve.replay import Replay
@@ -54,6 +54,13 @@ class Video:
     def after(self) -> int:
         """How many tokens are left."""
         return self.stages[-1].after if self.stages else len(self.whole)
+
+    def record(self) -> VideoRecord:
+        """What became of it so far."""
+        clip = self.clip
+        return VideoRecord(
+            clip.row, torch.from_numpy(clip.at), clip.frames, clip.grid, self.timeline, tuple(self.stages)
+        )
 
     def since(self, layer: int) -> Reduction:
         """What the stages from `layer` on did together."""

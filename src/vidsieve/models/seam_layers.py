@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
 
 from vidsieve import ops
+from vidsieve._streams import stream_for
 from vidsieve.errors import BudgetError, UnsupportedCall
 from vidsieve.models import flops
 from vidsieve.models.attention import As, kinds, last, layer_type
@@ -28,7 +29,7 @@ from vidsieve.models.cache import Prefix, Switch, layer_bytes, physical_length, 
 from vidsieve.models.gather import Fold, Kept, left_by, moved, reduced_visual
 from vidsieve.models.layout import Columns
 from vidsieve.models.remains import State, Video
-from vidsieve.models.trace import CallRecord, VideoRecord
+from vidsieve.models.trace import CallRecord
 from vidsieve.reducer import Reducer
 from vidsieve.reduction import Reduction
 from vidsieve.timeline import Timeline, stage
@@ -213,7 +214,7 @@ class Pass:
         """Look for NaN or inf in what the stages saw, now that the last is over, without waiting for the device."""
         bad = [reduction.bad for reduction in self._reductions() if reduction.bad is not None]
         if bad:
-            aside = torch.cuda.Stream(bad[0].device) if bad[0].is_cuda else None  # type: ignore[no-untyped-call]
+            aside = stream_for("look", bad[0].device) if bad[0].is_cuda else None
             if aside is not None:
                 aside.wait_stream(torch.cuda.current_stream(bad[0].device))
             with torch.cuda.stream(aside):  # which the layers need not wait for
@@ -239,16 +240,10 @@ class Pass:
     def record(self, cache: Any) -> CallRecord:
         """What became of the pass, now that the decoder has run."""
         rows, layers = range(len(self.full)), range(len(self.costs))
-        videos = tuple(
-            VideoRecord(
-                v.clip.row, torch.from_numpy(v.clip.at), v.clip.frames, v.clip.grid, v.timeline, tuple(v.stages)
-            )
-            for v in self.videos
-        )
         present = self.length if self.first is None else self.first.index.shape[1]
         last = self.state(len(self.costs))
         return CallRecord(
-            videos,
+            tuple(video.record() for video in self.videos),
             (self.length, present if last is None else last.kept.index.shape[1]),
             None if cache is None else self.held + present,
             self.timeline,

@@ -1,0 +1,12 @@
+"""Streams beside the one that a model runs on, each always the same: memory is used again on its own stream alone."""
+
+from functools import cache
+from typing import Any, Literal
+
+import torch
+
+
+@cache
+def stream_for(purpose: Literal["capture", "look"], device: torch.device) -> Any:
+    """The stream of `device` that serves this and nothing else."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
