@@ -92,6 +92,7 @@ def _suits(video: VideoTokens) -> bool:
         and video.origin is None
         and video.regular
         and ops.together(x, len(video.frames))
+        and not torch.is_autocast_enabled("cuda")  # which may be another at the next call
         and not torch.compiler.is_compiling()
         and not torch.cuda.is_current_stream_capturing()
     )
