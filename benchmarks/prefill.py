@@ -230,15 +230,16 @@ def measure(
         for name, method in VARIANTS.items():
             tell(f"{name}: {done} of {rounds} rounds")
             between = Clock(device)
+            last.pop(name, None)
             held = held_now(device)
             with attached(whole, method, between) as trace:
                 for _ in range(WARM_UP):
                     last[name] = prefill(whole, given, trace, between, marked=False)
-                kept[name] = None if held is None else held_now(device) - held
                 wrong[name] = wrong.get(name) or check(name, last[name], tokens)
                 for _ in range(min(TURN, rounds - done)):
                     times[name].append(prefill(whole, given, trace, between, marked=False).ms)
                     hooks[name].append(prefill(whole, given, trace, between, marked=True).hooks_ms)
+                kept[name] = None if held is None else held_now(device) - held
     bare = quantiles(hooks["full"])[1]
     rows = []
     whole_flops = last["before-10"].call.flops[0]

@@ -172,7 +172,9 @@ class Prune(Capturable):
         return frozenset().union(*(getattr(part, "needs", ()) for part in self._parts))
 
     def captures(self, tokens: VideoTokens) -> bool:
-        return self.merger is None and ours(*self._parts) and self._keeps(tokens) < tokens.each
+        # Matrix products of torch's keep memory of the graph's for good.
+        multiplies = isinstance(self.selector, LowRankDPP | MaxMin)
+        return self.merger is None and not multiplies and ours(*self._parts) and self._keeps(tokens) < tokens.each
 
     def ask(self, tokens: VideoTokens, prompt: Prompt | None = None) -> dict[str, Tensor]:
         return self._select(tokens, prompt)[1]

@@ -9,6 +9,7 @@ answer is copied out: as one piece, for a copy costs the host what a launch does
 """
 
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -26,9 +27,14 @@ from vidsieve.tokens import Prompt, VideoTokens
 
 T = TypeVar("T")
 
-LARGEST = 1 << 27  # bytes of features: with more of them it is the device that takes long, and memory is dear
-ROOM = 4  # times their bytes that must be free; what is held, with what selections need, is less
+# Bytes of features, and of what a reduction needs besides them: with more it is the device that takes long, and what a
+# graph holds is lost to all others.
+LARGEST, MOST = 1 << 27, 1 << 29
 ALIGNED = 16  # bytes that kernels expect a tensor to begin at a multiple of
+
+
+class TooLarge(RuntimeError):
+    """A graph would take more memory than there is, or than a replay is worth."""
 
 
 class Replay:
@@ -38,7 +44,8 @@ class Replay:
         self.reducer = reducer
         self._lock = threading.Lock()
         self._last: object = None  # the layout of the last video
-        self._crowded = False  # memory was too short for a capture
+        self._too_large: set[object] = set()  # layouts
+        self._broken = False  # a capture failed: there is no second
         self._captured: Captured | None = None
 
     def clear(self) -> None:
@@ -62,25 +69,26 @@ class Replay:
         return lambda: reductions
 
     def _replayed(self, reducer: Capturable, video: VideoTokens, prompt: Prompt | None) -> dict[str, Tensor] | None:
-        """What `reducer` would be told of `video`; None where the layout is new."""
+        """What `reducer` would be told of `video`; None where its layout is new, or cannot be captured."""
         x, asked = video.features, None if prompt is None else prompt.embeddings
         # On one stream, the device is done with one video before it begins with the next.
-        key = _layout(x), video.frames, video.grid, None if asked is None else _layout(asked), _stream(x)
+        key = _layout(x), tuple(video.frames), video.grid, None if asked is None else _layout(asked), _stream(x)
         with self._lock:
+            last, self._last = self._last, key
             if self._captured is None or self._captured.key != key:
-                last, self._last = self._last, key
-                if last != key or self._crowded or not self._has_room(x):
+                if last != key or self._broken or key in self._too_large or not _undisturbed():
                     return None
-                self._captured = Captured(key, reducer, video, prompt, self._captured)
+                try:
+                    self._captured = Captured(key, reducer, video, prompt, self._captured)
+                except TooLarge:
+                    self._too_large.add(key)
+                    return None
+                except RuntimeError as error:
+                    self._broken = True
+                    warnings.warn(f"{reducer!r} is launched step by step, not replayed: {error}", stacklevel=2)
+                    return None
             with stage("replay"):
                 return self._captured.replay(video, prompt)
-
-    def _has_room(self, x: Tensor) -> bool:
-        """Whether the device has memory to capture; what torch keeps for later is of no use there."""
-        if torch.cuda.mem_get_info(x.device)[0] < ROOM * x.nbytes:
-            torch.cuda.empty_cache()
-            self._crowded = torch.cuda.mem_get_info(x.device)[0] < ROOM * x.nbytes
-        return not self._crowded
 
 
 def _suits(video: VideoTokens) -> bool:
@@ -96,6 +104,12 @@ def _suits(video: VideoTokens) -> bool:
         and not torch.compiler.is_compiling()
         and not torch.cuda.is_current_stream_capturing()
     )
+
+
+def _undisturbed() -> bool:
+    """Whether a capture can be. Before torch 2.12 no other thread may draw random numbers on the device meanwhile."""
+    major, minor = map(int, torch.__version__.split(".")[:2])
+    return (major, minor) >= (2, 12) or threading.active_count() == 1
 
 
 def _layout(x: Tensor) -> tuple[object, ...]:
@@ -162,10 +176,17 @@ def capture(ask: Callable[[], T], device: torch.device, pool: Any) -> tuple[Any,
     """A CUDA graph of what `ask` does on `device`, and what it returned: where a replay leaves its answer.
 
     pool: of a graph that gives its memory up, None for memory of its own.
+    Raises `TooLarge`, and `RuntimeError` if CUDA refuses.
     """
     with _capturing, torch.cuda.device(device):
+        before = _ever_allocated(device)
         ask()  # what is done once in a process, such as to compile, cannot be captured
+        need = _ever_allocated(device) - before
         torch.cuda.synchronize()
+        if need <= MOST and torch.cuda.mem_get_info(device)[0] < need:
+            torch.cuda.empty_cache()  # what torch keeps for later is of no use to a graph
+        if need > min(MOST, torch.cuda.mem_get_info(device)[0]):
+            raise TooLarge(f"{need >> 20} MiB besides the features")
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(stream_for("capture", device)):
             graph.capture_begin(pool, capture_error_mode="thread_local")  # other threads may do as they like
@@ -174,6 +195,11 @@ def capture(ask: Callable[[], T], device: torch.device, pool: Any) -> tuple[Any,
             finally:
                 graph.capture_end()
     return graph, found
+
+
+def _ever_allocated(device: torch.device) -> int:
+    """Bytes of all tensors there have been: what is allocated between two looks is at least what is needed at once."""
+    return int(torch.cuda.memory_stats(device).get("allocated_bytes.all.allocated", 0))
 
 
 def _packed(tensors: Sequence[Tensor]) -> Tensor:

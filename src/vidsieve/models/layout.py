@@ -118,7 +118,8 @@ class Reading:
     """What tells where videos are, on the host.
 
     ids: (B, L), None where only the placeholders are known.  placeholder: bool (B, L), true where the adapter's token
-    is; None where `ids` say so.  answer: bool (B, L), true on the tokens of a training target.  arguments: of the body.
+    is; None where `ids` say so.  answer: bool (B, L), true on the tokens of a training target.  arguments: those of the
+    body that say more about videos.
     """
 
     ids: Array | None
@@ -148,7 +149,7 @@ def read(
         torch.cuda.current_stream(device).synchronize()
     arrays = [x if x is None else (x.float() if x.dtype == torch.bfloat16 else x).numpy() for x in copies]
     on_host = dict(zip(known, arrays[3:], strict=True))
-    return Reading(arrays[0], arrays[1], arrays[2], {**arguments, **on_host})
+    return Reading(arrays[0], arrays[1], arrays[2], description(arguments) | on_host)
 
 
 def find(

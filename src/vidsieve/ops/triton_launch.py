@@ -119,7 +119,7 @@ def _directions(y: Tensor, rows: tuple[int, ...], like: Tensor | None) -> Tensor
 
 def novelty(persistence: Tensor, offsets: Tensor, at: Tensor | None = None) -> Tensor:
     out = torch.empty(len(offsets) - 1, dtype=torch.float32, device=persistence.device)
-    places = offsets if at is None else at
+    places = offsets if at is None else at.contiguous()
     launch(_novelty_kernel, (len(out),), persistence, places, offsets, out, WHOLE=at is None, BLOCK=512)
     return out
 
@@ -219,6 +219,7 @@ def temporal(
     cosine = torch.empty(n, dtype=torch.float32, device=x.device)
     slot = before
     if at is not None:
+        at = at.contiguous()
         slot = torch.full((sum(frames),), -1, dtype=torch.int32, device=x.device)
         slot.index_copy_(0, at, torch.arange(n, dtype=torch.int32, device=x.device))
     segments = len(offsets) - 1
