@@ -20,7 +20,7 @@ from vidsieve.merge import NearestKept
 from vidsieve.ops import eager, reference
 from vidsieve.relevance import Flat, Novelty, PromptSimilarity
 from vidsieve.segment import PerFrame, SceneCuts, Uniform, Whole, Within
-from vidsieve.selection import MMR, ConditionalDPP, EvenlySpaced, LowRankDPP, MaxMin, Random, TopRelevance
+from vidsieve.selection import MMR, ConditionalDPP, EvenlySpaced, Hybrid, LowRankDPP, MaxMin, Random, TopRelevance
 
 triton_launch = pytest.importorskip("vidsieve.ops.triton_launch", reason="Triton is not installed")
 triton_select = pytest.importorskip("vidsieve.ops.triton_select", reason="Triton is not installed")
@@ -212,7 +212,8 @@ def test_cuts_and_gains_equal_the_reference(frames: int) -> None:
     lengths = torch.randint(1, 40, (frames,), generator=generator)
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]).to(DEVICE)
     persistence = (torch.rand(int(lengths.sum()), generator=generator) * 2 - 1).to(DEVICE)
-    for at in (None, torch.randperm(len(persistence), generator=generator).to(DEVICE)):
+    shuffled = torch.randperm(len(persistence), generator=generator).to(DEVICE)
+    for at in (None, shuffled, torch.stack([shuffled, -shuffled], 1)[:, 0]):
         ours, true = (m.novelty(persistence, offsets, at) for m in (triton_launch, reference))
         torch.testing.assert_close(ours, true, atol=1e-5, rtol=1e-5)
     for threshold, most in ((0.0, 8), (0.0, None), (0.2, 1), (-1.0, 7), (2.0, 3)):
@@ -448,6 +449,8 @@ TOGETHER = {
     "sketched": Prune(0.2, Whole(), Proportional(), PromptSimilarity(), LowRankDPP(16, above=32)),
     "evenly": Prune(0.3, Within(25), MarginalGain(), Novelty(), EvenlySpaced()),
     "most relevant": Prune(0.3, Whole(), Proportional(), PromptSimilarity(), TopRelevance()),
+    "hybrid": Prune(0.3, SceneCuts(), MarginalGain(), PromptSimilarity(), Hybrid(16)),
+    "hybrid of others": Prune(0.3, SceneCuts(), MarginalGain(), Novelty(), Hybrid(16, MaxMin(), ConditionalDPP())),
 }
 
 
