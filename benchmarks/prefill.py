@@ -38,6 +38,7 @@ from torch import Tensor
 
 from vidsieve import presets
 from vidsieve._card import commit, processor, quantiles
+from vidsieve._torchvision import make_importable
 from vidsieve.reducer import Attachable
 
 RESULTS = Path(__file__).parent / "results"
@@ -284,6 +285,7 @@ def main() -> None:
     options.dtype = options.dtype or ("bfloat16" if device.type == "cuda" else "float32")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
 
+    make_importable()
     torch.manual_seed(0)
     whole, given, video = model(options, device), inputs(options, device), features(options, device)
     given["position_ids"] = positions(whole, given)
