@@ -14,10 +14,10 @@ take turns, a few prefills each; medians and quantiles are over all of them.
 A variant's `overhead_ms` is what stands between the layers: on the device's own clock, from the end of what came before
 the hooks to the start of what comes after, summed over the body, the decoder (before and after) and all its layers,
 plus the reading of attention within a layer; less what the same marks show where there are no hooks, which is what
-`full` has for it. The FLOPs are those that the trace counts, of the decoder's layers. Peak
-memory is of one prefill beyond what was held before it: weights and features; `kept_bytes` is what the attached method
-holds from one prefill to the next. Weights are random, so what is kept means
-nothing; how much is kept is checked, and a variant that missed its cost by more than 1 % is reported without a time.
+`full` has for it. The FLOPs are those that the trace counts, of the decoder's layers. Peak memory is of one prefill
+beyond what was held before it: weights and features; `kept_bytes` is what the attached method holds from one prefill to
+the next. Weights are random, so what is kept means nothing; how much is kept is checked, and a variant that missed its
+cost by more than 1 % is reported without a time.
 """
 
 import argparse

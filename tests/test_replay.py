@@ -46,6 +46,7 @@ OTHERS: dict[str, Reducer] = {
     "low rank": Prune(0.3, Within(12), MarginalGain(), Novelty(), LowRankDPP(rank=8, above=4)),
     "with a merger": Prune(0.3, PerFrame(), merger=NearestKept()),
     "random": Prune(0.3, selector=Random(1)),
+    "hybrid of max-min": Prune(0.3, Whole(), selector=Hybrid(8, ConditionalDPP(), MaxMin())),
     "hybrid of others": Prune(0.3, selector=Hybrid(8, large=Random(1))),
     "chain": Chain(TemporalMerge(0.5), Prune(0.3)),
     "all": Prune(1.0),

@@ -45,5 +45,5 @@ class MarginalGain:
     needs: ClassVar[frozenset[str]] = frozenset({"persistence"})
 
     def __call__(self, tokens: VideoTokens, segments: Segments, total: int) -> Tensor:
-        whole, at = (tokens, None) if tokens.origin is None else (tokens.origin.whole, tokens.origin.kept)
-        return _apportion(ops.novelty(whole.persistence, segments.offsets, at), tokens, segments, total)
+        gain = ops.novelty(tokens.whole.persistence, segments.offsets, tokens.at)
+        return _apportion(gain, tokens, segments, total)

@@ -66,17 +66,16 @@ class TemporalMerge(Capturable):
             raise ValueError(f"least is a share of the tokens, in [0, 1]; got {self.least}")
 
     def reduce(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Reduction:
-        if self._keeps(tokens) == len(tokens) and self.keep is not None:
+        if self._keeps_all(tokens):
             refuse_non_finite(tokens)
             return Reduction.identity(len(tokens), tokens.features.device, unseen(tokens))
         return self.settle(tokens, self.ask(tokens))
 
-    def _keeps(self, tokens: VideoTokens) -> int:
-        """The most tokens that stay."""
-        return len(tokens) if self.keep is None else min(len(tokens), kept_count(self.keep, tokens.produced))
+    def _keeps_all(self, tokens: VideoTokens) -> bool:
+        return self.keep is not None and kept_count(self.keep, tokens.produced) >= len(tokens)
 
     def captures(self, tokens: VideoTokens) -> bool:
-        return ours(self.segmenter) and (self.keep is None or self._keeps(tokens) < len(tokens))
+        return ours(self.segmenter) and not self._keeps_all(tokens)
 
     @property
     def prompted(self) -> bool:
@@ -87,13 +86,13 @@ class TemporalMerge(Capturable):
             segments = cut(tokens, self.segmenter)
         refuse_non_finite(tokens)
         with stage("merge"):
-            whole, at = (tokens, None) if tokens.origin is None else (tokens.origin.whole, tokens.origin.kept)
-            frames = tuple(whole.frames)
-            before, cosine = ops.temporal(tokens.features, tokens.norm, segments.offsets, frames, at)
-            if self.threshold is not None:  # where there is none before, the cosine is below any
+            frames = tuple(tokens.whole.frames)
+            before, cosine = ops.temporal(tokens.features, tokens.norm, segments.offsets, frames, tokens.at)
+            if self.keep is None:  # where there is none before, the cosine is below any threshold
+                assert self.threshold is not None
                 kept, count, row, source, link = ops.runs(cosine, before, self.threshold, len(frames))
                 return {"kept": kept, "source": source, "row": row, "link": link, "count": count}
-            n, total = len(tokens), self._keeps(tokens)
+            n, total = len(tokens), kept_count(self.keep, tokens.produced)
             bounds = torch.arange(2, device=cosine.device) * n
             budget = torch.full((1,), total, device=cosine.device)
             kept, row = ops.compact(ops.top(-cosine, bounds, budget), bounds, budget, n, total)

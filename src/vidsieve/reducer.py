@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -122,10 +122,14 @@ _OURS: set[type] = {
 }
 
 
+def _with_theirs(parts: Iterable[object]) -> list[object]:
+    """The parts, and the parts of those."""
+    return [x for part in parts for x in ((part, part.small, part.large) if isinstance(part, Hybrid) else (part,))]
+
+
 def ours(*parts: object) -> bool:
-    """Whether all parts, and the parts of those, are known to behave."""
-    within = [x for part in parts if isinstance(part, Hybrid) for x in (part.small, part.large)]
-    return all(type(part) in _OURS for part in (*parts, *within))
+    """Whether all parts are known to behave."""
+    return all(type(part) in _OURS for part in _with_theirs(parts))
 
 
 @dataclass(frozen=True)
@@ -173,7 +177,7 @@ class Prune(Capturable):
 
     def captures(self, tokens: VideoTokens) -> bool:
         # Matrix products of torch's keep memory of the graph's for good.
-        multiplies = isinstance(self.selector, LowRankDPP | MaxMin)
+        multiplies = any(isinstance(part, LowRankDPP | MaxMin) for part in _with_theirs([self.selector]))
         return self.merger is None and not multiplies and ours(*self._parts) and self._keeps(tokens) < tokens.each
 
     def ask(self, tokens: VideoTokens, prompt: Prompt | None = None) -> dict[str, Tensor]:

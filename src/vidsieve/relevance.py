@@ -74,8 +74,8 @@ class Novelty:
             raise ValueError(f"floor is the weight of what stays, in (0, 1]; got {self.floor}")
 
     def __call__(self, tokens: VideoTokens, prompt: Prompt | None) -> Tensor:
-        if tokens.origin is not None:
-            return self(tokens.origin.whole, prompt)[tokens.origin.kept]
+        if tokens.at is not None:
+            return self(tokens.whole, prompt)[tokens.at]
         return ops.passing(tokens.persistence, tuple(tokens.frames), self.floor)
 
 

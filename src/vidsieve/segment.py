@@ -45,14 +45,14 @@ def cut(tokens: VideoTokens, segmenter: Segmenter) -> Segments:
 
     What a merge leaves of a still scene is what changed in it, which by itself would look like a cut in every frame.
     """
-    video = tokens if tokens.origin is None else tokens.origin.whole
+    video = tokens.whole
     segments = next((found for other, found in video.segments if other is segmenter or other == segmenter), None)
     if segments is None:  # one stage after another asks for the same
         segments = segmenter(video)
         video.segments.append((segmenter, segments))
-    if tokens.origin is None:
+    if tokens.at is None:
         return segments
-    return Segments(torch.searchsorted(tokens.origin.kept, segments.offsets), min(len(tokens), segments.longest))
+    return Segments(torch.searchsorted(tokens.at, segments.offsets), min(len(tokens), segments.longest))
 
 
 def _longest(tokens: VideoTokens, frames: int | None) -> int:

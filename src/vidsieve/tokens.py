@@ -188,6 +188,16 @@ class VideoTokens:
         return f"VideoTokens({show(self.features)}, {shape})"
 
     @property
+    def whole(self) -> "VideoTokens":
+        """The video as it came: these tokens, unless they are what a reduction left of it."""
+        return self if self.origin is None else self.origin.whole
+
+    @property
+    def at(self) -> Tensor | None:
+        """Which tokens of `whole` these are: int64 (N,), None for all of them."""
+        return None if self.origin is None else self.origin.kept
+
+    @property
     def regular(self) -> bool:
         """Whether every frame has the same number of tokens."""
         return len({*self.frames}) == 1
@@ -257,8 +267,8 @@ class VideoTokens:
 
         method.md, eq. 1. In a reduced video that neighbour may be gone, so there it is that of the video as it came.
         """
-        if self.origin is not None:
-            return self.origin.whole.persistence[self.origin.kept]
+        if self.at is not None:
+            return self.whole.persistence[self.at]
         if "persistence" not in self._known:
             self._expected["persistence"] = True
             self._measure()
