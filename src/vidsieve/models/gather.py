@@ -174,13 +174,9 @@ def reduce_arguments(
     positions = arguments.get("position_ids")
     if positions is None:
         positions = torch.arange(start, start + length, device=embeds.device)[None]
-    positions = kept.positions(positions)
     if positions.ndim == 3 and len(positions) == 4:
-        # Row 0 is no rotary position: it tells packed sequences apart, and a gap would read as a new sequence.
-        if batch == 1 and not kept.padded:
-            torch.arange(past, past + present, out=positions[0, 0])
-        else:
-            positions[0] = (kept.valid.cumsum(-1) - 1).clamp(min=0) + past
+        positions = positions[1:]  # row 0 is for packed sequences, and a gap in it would read as the begin of another
+    positions = kept.positions(positions)
     new["position_ids"] = positions
 
     # Always an explicit mask: without one, gaps in the positions would read as packed sequences.
