@@ -9,11 +9,11 @@ import torch
 
 import vidsieve
 from tests.synthetic import independent, video_like
-from vidsieve import Chain, Prompt, Prune, Reduction, Staged, VideoTokens, ops, presets
+from vidsieve import Chain, FrameFusion, Prompt, Prune, Reduction, Staged, VideoTokens, ops, presets
 from vidsieve.budget import MarginalGain, Proportional
 from vidsieve.errors import KernelUnavailable
 from vidsieve.merge import NearestKept, TemporalMerge
-from vidsieve.relevance import Flat, Given, Novelty, PromptSimilarity, min_max
+from vidsieve.relevance import Flat, Given, Novelty, PromptAttention, PromptSimilarity, min_max
 from vidsieve.segment import PerFrame, SceneCuts, Segments, Uniform, Whole, Within
 from vidsieve.selection import MMR, ConditionalDPP, EvenlySpaced, Hybrid, LowRankDPP, MaxMin, TopRelevance, sketch
 from vidsieve.video import read_video
@@ -21,6 +21,21 @@ from vidsieve.video import read_video
 
 def kept(method: vidsieve.Reducer, tokens: VideoTokens, prompt: Prompt | None = None) -> list[int]:
     return method.reduce(tokens, prompt).kept.tolist()
+
+
+def test_in_a_chain_attention_follows_the_tokens_that_are_left() -> None:
+    x = torch.tensor([[1.0, 0], [3, 0], [2, 0], [0, 4], [1, 0], [9, 0]])
+    mass = torch.tensor([0.9, 0.1, 0.3, 0.2, 0.5, 0.2])
+    tokens = VideoTokens(x, (2, 2, 2), attended={"question": mass})
+    attended = Prune(1 / 3, Whole(), Proportional(), PromptAttention(), TopRelevance())
+    loudest = Prune(2 / 3, Whole(), Proportional(), Given(x.norm(dim=1) / 9), TopRelevance())  # 1, 2, 3, 5
+    assert kept(Chain(loudest, attended), tokens) == [2, 3]
+    # The first place is alike in all frames: 0, 2 and 4 become one that received (0.9 + 0.3 + 0.5) / 3 = 0.57, not 0.9.
+    merged = TemporalMerge(0.9, Whole()).reduce(tokens)
+    left = tokens.reduced(merged)
+    assert merged.kept.tolist() == [0, 1, 3, 5]
+    assert left.attended is not None
+    torch.testing.assert_close(left.attended["question"], torch.tensor([1.7 / 3, 0.1, 0.2, 0.2]))
 
 
 # --- segments
@@ -159,10 +174,27 @@ def test_low_rank_is_for_segments_that_are_too_long_or_too_much() -> None:
         (lambda: Prune("a"), "keep is the fraction"),  # type: ignore[arg-type]
         (lambda: Prune(0.1, selector=ConditionalDPP), r"write ConditionalDPP\(\)"),  # type: ignore[arg-type]
         (lambda: Prune(0.1, budget="even"), "expected a budget"),  # type: ignore[arg-type]
-        (lambda: LowRankDPP(1.5), "whole rank"),  # type: ignore[arg-type]
+        (lambda: Prune(True), "keep is the fraction"),
+        (lambda: Prune(0.1, merger=NearestKept), r"write NearestKept\(\)"),  # type: ignore[arg-type]
+        (lambda: LowRankDPP(1.5), "whole number"),  # type: ignore[arg-type]
         (lambda: Hybrid(-1), "whole number"),
+        (lambda: Hybrid(5, ConditionalDPP), r"short segments, .* write ConditionalDPP\(\)"),  # type: ignore[arg-type]
+        (lambda: MMR("x"), "trade is"),  # type: ignore[arg-type]
+        (lambda: Novelty(0), "floor is"),
+        (lambda: Uniform(1.5), "whole number"),  # type: ignore[arg-type]
+        (lambda: SceneCuts("a"), "threshold is"),  # type: ignore[arg-type]
+        (lambda: SceneCuts(5), "threshold is"),
         (lambda: TemporalMerge(0.6, keep=0.3), "one of the two"),
+        (lambda: TemporalMerge("a"), "is a cosine"),  # type: ignore[arg-type]
+        (lambda: TemporalMerge(keep=0.5, least=0.3), "least goes with a threshold"),
+        (lambda: TemporalMerge(segmenter=Whole), r"write Whole\(\)"),  # type: ignore[arg-type]
         (lambda: Staged([Prune(0.3)]), "layer: reducer"),  # type: ignore[arg-type]
+        (lambda: Staged({float("nan"): Prune(0.3)}), "a stage is at a layer"),
+        (lambda: Staged({1: Prune(0.3)}, cost="0.3"), "cost is the share"),  # type: ignore[arg-type]
+        (lambda: presets.hieravid("x"), "keep is the fraction"),  # type: ignore[arg-type]
+        (lambda: presets.framefusion(None), "cost is the share"),  # type: ignore[arg-type]
+        (lambda: FrameFusion(cost=None), "cost is the share"),  # type: ignore[arg-type]
+        (lambda: FrameFusion(use_ultra_fast_mode="no"), "True or False"),  # type: ignore[arg-type]
     ],
 )
 def test_a_wrong_argument_is_refused_where_it_is_given(make: Callable[[], object], told: str) -> None:
@@ -304,5 +336,5 @@ def test_runs_of_frames_within_a_bound_of_tokens() -> None:
         assert segments.longest == 10 * frames
         assert int(segments.lengths.max()) == 10 * frames
         assert int(segments.lengths.sum()) == 130
-    with pytest.raises(ValueError, match="at least one token"):
+    with pytest.raises(ValueError, match="at least 1 a segment"):
         Within(0)

@@ -230,10 +230,14 @@ def test_a_frame_beyond_the_end_is_an_error(clip: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"num_frames": 4, "fps": 1}, {"num_frames": 0}, {"fps": 0}, {"fps": float("nan")}, {"index": []}, {"size": 0}],
+    [
+        *({"num_frames": wrong} for wrong in (0, 1.5, True, "x")),
+        *({"fps": wrong} for wrong in (0, float("nan"), float("inf"), "x")),
+        *({"num_frames": 4, "fps": 1}, {"index": []}, {"size": 0}),
+    ],
 )
 def test_arguments_that_make_no_sense(clip: Path, arguments: dict) -> None:
-    with pytest.raises(ValueError, match=r"expected|give one"):
+    with pytest.raises(ValueError, match=r"expected|give one|num_frames is a whole|fps is frames a second"):
         read_video(clip, **arguments)
 
 

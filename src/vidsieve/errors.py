@@ -15,7 +15,10 @@ A message says what was expected, what was found, and what to do.
 """
 
 import importlib
+import math
+from numbers import Integral, Real
 from types import ModuleType
+from typing import Any
 
 from torch import Tensor
 
@@ -65,6 +68,23 @@ def require(module: str, extra: str) -> ModuleType:
             f"this needs {module.partition('.')[0]}, which could not be imported ({error}); "
             f"install it with: pip install 'vidsieve[{extra}]'"
         ) from error
+
+
+def check_number(
+    told: str, value: Any, low: float, high: float = math.inf, *, beyond: bool = False, whole: bool = False
+) -> None:
+    """Raise `ValueError`, saying what it is, unless `value` is a number in [low, high], or (low, high] if `beyond`."""
+    fits = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    if not (fits and low <= value <= high and not (beyond and value == low)):
+        raise ValueError(f"{told}; got {value!r}")
+
+
+def check_part(name: str, part: object) -> None:
+    """Raise `ValueError` unless `part` can be called, and is not merely a class of what can."""
+    if isinstance(part, type):
+        raise ValueError(f"expected a {name}, got the class {part.__name__}; write {part.__name__}()")
+    if not callable(part):
+        raise ValueError(f"expected a {name} such as the parts of vidsieve, got {part!r}")
 
 
 def show(tensor: Tensor) -> str:

@@ -14,7 +14,7 @@ from torch import nn
 
 from vidsieve.budget import MarginalGain
 from vidsieve.merge import TemporalMerge
-from vidsieve.reducer import Prune, Staged
+from vidsieve.reducer import Attachable, Prune, Staged, check_cost
 from vidsieve.relevance import PromptAttention
 from vidsieve.segment import SceneCuts
 from vidsieve.selection import MMR, ConditionalDPP, Hybrid
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vidsieve.models import Attachment
 
 
-class FrameFusion(nn.Module):
+class FrameFusion(nn.Module, Attachable):
     """Merge look-alike tokens of neighbouring frames at layers 0 and 1, select among the rest by segment at layer 2.
 
     cost: share of the decoder's prefill FLOPs to spend; sets how many the selection keeps.
@@ -31,7 +31,9 @@ class FrameFusion(nn.Module):
     ratio_lower_bound: a layer merges only where at least this share of its video tokens would join.
     segment_threshold: a scene begins where neighbouring frames resemble each other less (`SceneCuts`).
     use_ultra_fast_mode: exact selection for shorter segments only, up to 256 tokens rather than 512.
-    greedy_threshold: that length, if neither; longer segments are selected by MMR.
+    greedy_threshold: another length than those two, whatever the mode; longer segments are selected by MMR.
+
+    Raises `ValueError` for what is out of range.
     """
 
     def __init__(
@@ -44,6 +46,9 @@ class FrameFusion(nn.Module):
         greedy_threshold: int | None = None,
     ) -> None:
         super().__init__()
+        check_cost(cost)  # a Staged may do without
+        if not isinstance(use_ultra_fast_mode, bool):
+            raise ValueError(f"use_ultra_fast_mode is True or False; got {use_ultra_fast_mode!r}")
         if greedy_threshold is None:
             greedy_threshold = 256 if use_ultra_fast_mode else 512
         cuts = SceneCuts(segment_threshold, max_frames=None)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vidsieve import ops
+from vidsieve.errors import check_number, check_part
 from vidsieve.reducer import Capturable, check_keep, kept_count, ours, refuse_non_finite, unseen
 from vidsieve.reduction import Reduction
 from vidsieve.segment import SceneCuts, Segmenter, Segments, cut
@@ -60,10 +61,12 @@ class TemporalMerge(Capturable):
                 raise ValueError("threshold and keep both say how many join; give one of the two")
         elif self.threshold is None:
             object.__setattr__(self, "threshold", 0.6)
-        if self.threshold is not None and not -1 <= self.threshold <= 1:
-            raise ValueError(f"threshold is a cosine, in [-1, 1]; got {self.threshold}")
-        if not 0 <= self.least <= 1:
-            raise ValueError(f"least is a share of the tokens, in [0, 1]; got {self.least}")
+        if self.threshold is not None:
+            check_number("threshold is a cosine, in [-1, 1]", self.threshold, -1, 1)
+        check_number("least is a share of the tokens, in [0, 1]", self.least, 0, 1)
+        if self.keep is not None and self.least:
+            raise ValueError("least goes with a threshold; with keep it is known how many join")
+        check_part("segmenter", self.segmenter)
 
     def reduce(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Reduction:
         if self._keeps_all(tokens):
@@ -75,7 +78,7 @@ class TemporalMerge(Capturable):
         return self.keep is not None and kept_count(self.keep, tokens.produced) >= len(tokens)
 
     def captures(self, tokens: VideoTokens) -> bool:
-        return ours(self.segmenter) and not self._keeps_all(tokens)
+        return type(self) is TemporalMerge and ours(self.segmenter) and not self._keeps_all(tokens)
 
     @property
     def prompted(self) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from vidsieve.budget import MarginalGain, Proportional
 from vidsieve.merge import TemporalMerge
-from vidsieve.reducer import Prune, Reducer, Staged
+from vidsieve.reducer import Prune, Reducer, Staged, check_cost, check_keep
 from vidsieve.relevance import Flat, Novelty, PromptAttention, PromptSimilarity
 from vidsieve.segment import PerFrame, SceneCuts, Whole, Within
 from vidsieve.selection import ConditionalDPP, EvenlySpaced, MaxMin, TopRelevance
@@ -60,18 +60,20 @@ def framefusion(cost: float = 0.3, similarity: float = 0.6, ratio: float = 0.1) 
     after that prunes; here layers 0 and 1 merge, if they find as much, and layer 2 prunes. Merges do not cross cuts,
     and `cost` is in FLOPs of the real layers rather than in tokens times 28.
     """
+    check_cost(cost)  # a Staged may do without
     merge = TemporalMerge(similarity, least=ratio)
     return Staged({0: merge, 1: merge, 2: _attended(1.0)}, cost)
 
 
 def hieravid(keep: float = 0.3, similarity: float = 0.8) -> Staged:
-    """HieraVid: merge along time first, then select by segment, fewer and fewer as the layers go by.
+    """HieraVid: merge along time, then select by segment: `keep` at 1/4 of the depth, half of it at 1/2, 1/4 at 3/4.
 
     Guo et al., "HieraVid: hierarchical token pruning for fast video large language models", arXiv 2604.01881. Its
     hierarchy of segment, frame and layer in the parts of this library: merges within segments at 0, and at 1/4, 1/2 and
     3/4 of the depth a determinantal selection by segment, weighted by the question's attention, of `keep`, half and a
     quarter of it. Schedule and thresholds are ours, and merges are along time only.
     """
+    check_keep(keep)
     stages: dict[int | float, Reducer] = {0: TemporalMerge(similarity)}
     for i, depth in enumerate((0.25, 0.5, 0.75)):
         stages[depth] = Prune(keep / 2**i, SceneCuts(), MarginalGain(), PromptAttention(), ConditionalDPP())

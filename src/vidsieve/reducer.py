@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from vidsieve import ops
 from vidsieve.budget import Budget, MarginalGain, Proportional
+from vidsieve.errors import check_number, check_part
 from vidsieve.reduction import Reduction
 from vidsieve.relevance import Flat, Novelty, PromptSimilarity, Relevance
 from vidsieve.segment import PerFrame, SceneCuts, Segmenter, Segments, Uniform, Whole, Within, cut
@@ -96,8 +98,12 @@ def kept_count(keep: float, produced: int) -> int:
 
 def check_keep(keep: float) -> None:
     """Raise unless `keep` is a fraction in (0, 1]."""
-    if not isinstance(keep, int | float) or not 0 < keep <= 1:
-        raise ValueError(f"keep is the fraction of the video tokens that stays, in (0, 1]; got {keep!r}")
+    check_number("keep is the fraction of the video tokens that stays, in (0, 1]", keep, 0, 1, beyond=True)
+
+
+def check_cost(cost: float) -> None:
+    """Raise unless `cost` is a share in (0, 1]."""
+    check_number("cost is the share of the prefill FLOPs to spend, in (0, 1]", cost, 0, 1, beyond=True)
 
 
 def refuse_non_finite(tokens: VideoTokens) -> None:
@@ -122,13 +128,16 @@ _OURS: set[type] = {
 }
 
 
-def _with_theirs(parts: Iterable[object]) -> list[object]:
+def _with_theirs(parts: Iterable[object]) -> Iterator[object]:
     """The parts, and the parts of those."""
-    return [x for part in parts for x in ((part, part.small, part.large) if isinstance(part, Hybrid) else (part,))]
+    for part in parts:
+        yield part
+        if isinstance(part, Hybrid):
+            yield from _with_theirs((part.small, part.large))
 
 
 def ours(*parts: object) -> bool:
-    """Whether all parts are known to behave."""
+    """Whether all parts are known to behave, for which a class derived from one of ours is not."""
     return all(type(part) in _OURS for part in _with_theirs(parts))
 
 
@@ -149,11 +158,9 @@ class Prune(Capturable):
     def __post_init__(self) -> None:
         check_keep(self.keep)
         for name in ("segmenter", "budget", "relevance", "selector"):
-            part = getattr(self, name)
-            if isinstance(part, type):
-                raise ValueError(f"expected a {name}, got the class {part.__name__}; write {part.__name__}()")
-            if not callable(part):
-                raise ValueError(f"expected a {name} such as the parts of vidsieve, got {part!r}")
+            check_part(name, getattr(self, name))
+        if self.merger is not None:
+            check_part("merger", self.merger)
 
     def reduce(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Reduction:
         if self._keeps(tokens) == len(tokens):
@@ -167,6 +174,10 @@ class Prune(Capturable):
         return self.segmenter, self.budget, self.relevance, self.selector
 
     @property
+    def _ours(self) -> bool:
+        return type(self) is Prune and ours(*self._parts)
+
+    @property
     def prompted(self) -> bool:
         return "similarity" in self._needs
 
@@ -178,7 +189,7 @@ class Prune(Capturable):
     def captures(self, tokens: VideoTokens) -> bool:
         # Matrix products of torch's keep memory of the graph's for good.
         multiplies = any(isinstance(part, LowRankDPP | MaxMin) for part in _with_theirs([self.selector]))
-        return self.merger is None and not multiplies and ours(*self._parts) and self._keeps(tokens) < tokens.each
+        return self.merger is None and not multiplies and self._ours and self._keeps(tokens) < tokens.each
 
     def ask(self, tokens: VideoTokens, prompt: Prompt | None = None) -> dict[str, Tensor]:
         return self._select(tokens, prompt)[1]
@@ -225,7 +236,7 @@ class Prune(Capturable):
             len(layouts) == 1
             and first.regular
             and self._keeps(first) < len(first)
-            and ours(*self._parts)
+            and self._ours
             and ops.together(first.features, len(first.frames))
         )
 
@@ -288,7 +299,8 @@ class Staged(Attachable):
     """A reducer at each of several layers of the language model: `Staged({0: TemporalMerge(0.6), 0.5: Prune(0.3)})`.
 
     stages: where a reducer takes its share of what the one before it left, as layers are entered. A layer is a number,
-    or a fraction of the depth, so that one configuration serves 28, 36 and 80 layers; 0 is before the language model.
+    or a fraction of the depth, so that one configuration serves 28, 36 and 80 layers: the layer nearest to it. 0 is
+    before the language model.
     Every `keep` counts from the original video.
     cost: the share of the decoder's prefill FLOPs to spend, counted from its real layers (models/flops.py). The keep of
     the last stage is then whatever meets it, at most its own; `BudgetError` says so where nothing can. Where less is
@@ -301,26 +313,25 @@ class Staged(Attachable):
     def __init__(self, stages: Mapping[int | float, Reducer], cost: float | None = None) -> None:
         if not isinstance(stages, Mapping):
             raise ValueError(f"expected stages as {{layer: reducer}}, got {stages!r}")
-        object.__setattr__(self, "stages", dict(stages))
-        object.__setattr__(self, "cost", cost)
         if not stages:
             raise ValueError("Staged needs at least one stage, as {layer: reducer}")
         for layer, reducer in stages.items():
-            end = 1 if isinstance(layer, float) else math.inf
-            if isinstance(layer, bool) or not isinstance(layer, int | float) or not 0 <= layer < end:
-                raise ValueError(
-                    f"a stage is at a layer, 0 or more, or at a fraction of the depth in [0, 1); got {layer!r}"
-                )
+            end = math.inf if isinstance(layer, Integral) else math.nextafter(1, 0)
+            told = "a stage is at a layer, 0 or more, or at a fraction of the depth in [0, 1)"
+            check_number(told, layer, 0, end)
             if not isinstance(reducer, Reducer):
                 raise ValueError(f"expected a reducer at layer {layer}, got {reducer!r}")
-        if cost is not None and not 0 < cost <= 1:
-            raise ValueError(f"cost is the share of the prefill FLOPs to spend, in (0, 1]; got {cost}")
+        if cost is not None:
+            check_cost(cost)
+        layers = {int(x) if isinstance(x, Integral) else float(x): reducer for x, reducer in stages.items()}
+        object.__setattr__(self, "stages", layers)
+        object.__setattr__(self, "cost", cost)
 
     def layers(self, depth: int) -> dict[int, Reducer]:
         """The stages of a model of `depth` layers, first to last."""
         found: dict[int, Reducer] = {}
         for place, reducer in self.stages.items():
-            layer = round(place * depth) if isinstance(place, float) else place
+            layer = min(round(place * depth), depth - 1) if isinstance(place, float) else place
             if layer >= depth:
                 raise ValueError(f"no layer {layer} to stage at: this model has {depth}, 0 to {depth - 1}")
             if layer in found:
@@ -330,7 +341,7 @@ class Staged(Attachable):
                 )
             found[layer] = reducer
         last = max(found)
-        if self.cost is not None and not hasattr(found[last], "keep"):
+        if self.cost is not None and getattr(found[last], "keep", None) is None:
             raise ValueError(f"cost sets the keep of the last stage, and {found[last]!r} has none; end with a Prune")
         if self.cost is not None and last == 0:
             raise ValueError("cost is met by a stage at layer 1 or later; before the language model, set keep itself")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vidsieve import ops
+from vidsieve.errors import check_number
 from vidsieve.tokens import Prompt, VideoTokens
 
 EPSILON = 1e-6
@@ -70,8 +71,7 @@ class Novelty:
     floor: float = 0.3
 
     def __post_init__(self) -> None:
-        if not 0 < self.floor <= 1:
-            raise ValueError(f"floor is the weight of what stays, in (0, 1]; got {self.floor}")
+        check_number("floor is the weight of what stays, in (0, 1]", self.floor, 0, 1, beyond=True)
 
     def __call__(self, tokens: VideoTokens, prompt: Prompt | None) -> Tensor:
         if tokens.at is not None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vidsieve import ops
+from vidsieve.errors import check_number
 from vidsieve.tokens import VideoTokens
 
 
@@ -76,8 +77,7 @@ class Uniform:
     frames: int
 
     def __post_init__(self) -> None:
-        if self.frames < 1:
-            raise ValueError(f"expected at least one frame a segment, got {self.frames}")
+        check_number("frames is a whole number, at least 1 a segment", self.frames, 1, whole=True)
 
     def __call__(self, tokens: VideoTokens) -> Segments:
         if tokens.regular and len(tokens.frames) % self.frames == 0:
@@ -99,8 +99,7 @@ class Within:
     tokens: int = 8 * 196
 
     def __post_init__(self) -> None:
-        if self.tokens < 1:
-            raise ValueError(f"expected at least one token a segment, got {self.tokens}")
+        check_number("tokens is a whole number, at least 1 a segment", self.tokens, 1, whole=True)
 
     def __call__(self, tokens: VideoTokens) -> Segments:
         frames = len(tokens.frames)
@@ -133,8 +132,9 @@ class SceneCuts:
     max_frames: int | None = 8
 
     def __post_init__(self) -> None:
-        if self.max_frames is not None and self.max_frames < 1:
-            raise ValueError(f"expected max_frames of at least 1, or None; got {self.max_frames}")
+        check_number("threshold is a mean of cosines, in [-1, 1]", self.threshold, -1, 1)
+        if self.max_frames is not None:
+            check_number("max_frames is a whole number, at least 1, or None", self.max_frames, 1, whole=True)
 
     def __call__(self, tokens: VideoTokens) -> Segments:
         persistence = tokens.persistence

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vidsieve import ops
+from vidsieve.errors import check_number, check_part
 from vidsieve.segment import Segments
 from vidsieve.tokens import VideoTokens
 
@@ -64,8 +65,10 @@ class LowRankDPP:
     max_memory: int | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.rank, int) or self.rank < 1:
-            raise ValueError(f"expected a whole rank of at least 1, got {self.rank!r}")
+        check_number("rank is a whole number of dimensions, at least 1", self.rank, 1, whole=True)
+        check_number("above is a whole number of tokens, at least 0", self.above, 0, whole=True)
+        if self.max_memory is not None:
+            check_number("max_memory is a number of bytes, at least 0, or None", self.max_memory, 0)
 
     def __call__(
         self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor, total: int
@@ -102,8 +105,7 @@ class MMR:
     trade: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.trade <= 1:
-            raise ValueError(f"trade is the weight of relevance, in [0, 1]; got {self.trade}")
+        check_number("trade is the weight of relevance, in [0, 1]", self.trade, 0, 1)
 
     def __call__(
         self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor, total: int
@@ -131,8 +133,9 @@ class Hybrid:
     large: Selector = MMR()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.threshold, int) or self.threshold < 0:
-            raise ValueError(f"threshold is a whole number of tokens, at least 0; got {self.threshold!r}")
+        check_number("threshold is a whole number of tokens, at least 0", self.threshold, 0, whole=True)
+        check_part("selector for short segments", self.small)
+        check_part("selector for long segments", self.large)
 
     def __call__(
         self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor, total: int

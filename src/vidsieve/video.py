@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidsieve.errors import VideoError, require
+from vidsieve.errors import VideoError, check_number, require
 from vidsieve.tokens import Frames
 
 LONGEST_SIDE = 1024
@@ -112,10 +112,10 @@ def _check_arguments(
 ) -> None:
     if sum(choice is not None for choice in (num_frames, fps, index)) > 1:
         raise ValueError("give one of num_frames, fps and index, not several")
-    if num_frames is not None and num_frames < 1:
-        raise ValueError(f"expected num_frames of at least 1, got {num_frames}")
-    if fps is not None and not 0 < fps < float("inf"):
-        raise ValueError(f"expected fps above 0, got {fps}")
+    if num_frames is not None:
+        check_number("num_frames is a whole number, at least 1", num_frames, 1, whole=True)
+    if fps is not None:
+        check_number("fps is frames a second, above 0", fps, 0, sys.float_info.max, beyond=True)
     if index is not None and not len(index):
         raise ValueError("expected at least one frame number in index")
     if size is not None and min(size if isinstance(size, tuple) else (size,)) < 1:
