@@ -45,7 +45,7 @@ RESULTS = Path(__file__).parent / "results"
 VIDEO, IMAGE, START, END, WORDS = 1000, 1001, 1002, 1003, 1000
 BEFORE, QUESTION = 20, 40  # tokens of text around the video
 COST = 0.3
-WARM_UP, TURN = 4, 5  # prefills before any is counted, and pairs of them in a row
+WARM_UP, TURN = 6, 5  # prefills before any is counted, and pairs of them in a row
 VARIANTS: dict[str, Attachable | None] = {
     "full": None,
     "before-10": presets.vidsieve(0.1),

@@ -19,7 +19,7 @@ from vidsieve.merge import NearestKept, TemporalMerge
 from vidsieve.reducer import Reducer
 from vidsieve.reduction import Reduction
 from vidsieve.relevance import Flat, Novelty, PromptSimilarity
-from vidsieve.replay import Replay
+from vidsieve.replay import TIMES, Replay
 from vidsieve.segment import PerFrame, SceneCuts, Uniform, Whole, Within
 from vidsieve.selection import MMR, ConditionalDPP, EvenlySpaced, Hybrid, LowRankDPP, MaxMin, Random, TopRelevance
 
@@ -41,7 +41,22 @@ METHODS: dict[str, Reducer] = {
     "merge, of a size": TemporalMerge(keep=0.5),
     "merge, if it pays": TemporalMerge(0.9, least=0.9),
 }
+
+
+class FirstFrame(Prune):
+    """Keeps the first frame."""
+
+    def reduce(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Reduction:
+        return Reduction.select(torch.arange(tokens.frames[0], device=tokens.features.device), len(tokens))
+
+
+class Counting(MaxMin):
+    """Stands for a selector that asks the device something of its own."""
+
+
 OTHERS: dict[str, Reducer] = {
+    "of a class of its own": FirstFrame(0.3),
+    "with a part of a class of its own": Prune(0.3, Whole(), selector=Hybrid(4, large=Hybrid(9, large=Counting()))),
     "max-min": Prune(0.3, Whole(), Proportional(), Flat(), MaxMin()),
     "low rank": Prune(0.3, Within(12), MarginalGain(), Novelty(), LowRankDPP(rank=8, above=4)),
     "with a merger": Prune(0.3, PerFrame(), merger=NearestKept()),
@@ -111,7 +126,7 @@ def same(a: Reduction, b: Reduction) -> bool:
 def test_what_is_replayed_is_what_would_have_been_launched(method: str, captures: list[object]) -> None:
     reducer = METHODS[method]
     again, answers = Replay(reducer), []
-    for seed in range(3):
+    for seed in range(TIMES + 1):
         given, asked = video(seed), prompt(seed)
         [ours] = again.reduce_each([given], [asked])()
         plain = like(given)
@@ -130,7 +145,7 @@ def test_what_is_replayed_is_what_would_have_been_launched(method: str, captures
 @pytest.mark.parametrize("method", OTHERS)
 def test_what_cannot_be_captured_is_launched(method: str, captures: list[object]) -> None:
     again = Replay(OTHERS[method])
-    for seed in range(3):
+    for seed in range(TIMES + 1):
         [ours] = again.reduce_each([video(seed)], [prompt(seed)])()
         assert same(ours, OTHERS[method].reduce(video(seed), prompt(seed)))
     assert not captures
@@ -138,7 +153,7 @@ def test_what_cannot_be_captured_is_launched(method: str, captures: list[object]
 
 def test_what_is_known_of_a_video_is_not_asked_again(captures: list[object]) -> None:
     again = Replay(TemporalMerge(0.5))
-    for seed in range(3):
+    for seed in range(TIMES + 1):
         given = video(seed)
         [ours] = again.reduce_each([given], [None])()
     with ops.spy() as calls:
@@ -148,24 +163,26 @@ def test_what_is_known_of_a_video_is_not_asked_again(captures: list[object]) -> 
     assert [operation for operation, _ in calls].count("measure") == 1  # of what the merge made
 
 
-def test_a_layout_is_captured_when_it_comes_twice_in_a_row(captures: list[object]) -> None:
+def test_a_layout_is_captured_when_it_comes_some_times_in_a_row(captures: list[object]) -> None:
     again, numbers = Replay(Prune(0.3, relevance=PromptSimilarity())), []
-    for frames, words in ((5, 3), (4, 3), (5, 3), (5, 3), (4, 3), (5, 3), (4, 3), (5, 3), (5, 4), (5, 4), (5, 4)):
+    usual, other = (5, 3), (4, 3)
+    in_turn = [usual, other] * TIMES
+    for frames, words in [*in_turn, *[usual] * TIMES, *in_turn, *[(5, 4)] * (TIMES + 1)]:
         again.reduce_each([video(0, frames)], [prompt(0, words)])()
         numbers.append(len(captures))
-    assert numbers == [0, 0, 0, 1, 1, 1, 1, 1, 1, 2, 2]
+    assert numbers == [0] * (3 * TIMES - 1) + [1] * (3 * TIMES) + [2, 2]
 
 
 def test_the_length_of_a_question_nobody_asks_about_does_not_matter(captures: list[object]) -> None:
     again = Replay(Prune(0.3))
-    for words in range(2, 6):
+    for words in range(2, 3 + TIMES):
         again.reduce_each([video(0)], [prompt(0, words)])()
     assert len(captures) == 1
 
 
 def test_several_videos_go_together_without_a_capture(captures: list[object]) -> None:
     reducer, again = Prune(0.3), Replay(Prune(0.3))
-    for _ in range(3):
+    for _ in range(TIMES + 1):
         ours = again.reduce_each([video(0), video(1)], [None, None])()
     assert not captures
     assert all(same(x, y) for x, y in zip(ours, reducer.reduce_each([video(0), video(1)]), strict=True))
@@ -181,29 +198,35 @@ def failing(error: Exception) -> Any:
     return capture
 
 
-def test_a_layout_too_large_is_launched_and_a_smaller_one_is_captured_all_the_same(
-    captures: list[object], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", [replay.TooLarge("1 MiB"), torch.OutOfMemoryError("no")], ids=["large", "no memory"])
+def test_a_layout_too_large_is_launched_until_another_has_been(
+    error: Exception, captures: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     again, given = Replay(Prune(0.3)), video(0)
     with monkeypatch.context() as crowded:
-        crowded.setattr(replay, "capture", short := failing(replay.TooLarge("1 MiB")))
-        for _ in range(4):
+        crowded.setattr(replay, "capture", short := failing(error))
+        for _ in range(TIMES + 2):
             [ours] = again.reduce_each([like(given)], [None])()
             assert same(ours, Prune(0.3).reduce(like(given)))
-    assert len(short.tried) == 1
-    for _ in range(2):
-        again.reduce_each([video(0, 4)], [None])()
-    assert len(captures) == 1
+        assert len(short.tried) == 1
+        for _ in range(TIMES):
+            again.reduce_each([video(0, 3)], [None])()
+        assert len(short.tried) == 2
+    for frames in (4, FRAMES):
+        for _ in range(TIMES):
+            again.reduce_each([video(0, frames)], [None])()
+    assert len(captures) == 2
 
 
 def test_a_capture_that_fails_is_told_and_is_the_last(captures: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
     again, given = Replay(Prune(0.3)), video(0)
     monkeypatch.setattr(replay, "capture", broken := failing(RuntimeError("CUDA says no")))
-    again.reduce_each([like(given)], [None])()
+    for _ in range(TIMES - 1):
+        again.reduce_each([like(given)], [None])()
     with pytest.warns(UserWarning, match="not replayed: CUDA says no"):
         [ours] = again.reduce_each([like(given)], [None])()
     assert same(ours, Prune(0.3).reduce(like(given)))
-    for frames in (5, 4, 4, 4):
+    for frames in (5, *[4] * (TIMES + 1)):
         again.reduce_each([video(0, frames)], [None])()
     assert len(broken.tried) == 1
 
@@ -289,7 +312,7 @@ def test_before_torch_2_12_nothing_is_captured_beside_other_threads(monkeypatch:
 
 def test_a_replay_in_inference_mode_and_one_outside_it(captures: list[object]) -> None:
     again, true = Replay(Prune(0.3)), Prune(0.3).reduce(video(1))
-    for mode in (True, True, False, True):
+    for mode in (*[True] * TIMES, False, True):
         with torch.inference_mode(mode), torch.no_grad():
             [ours] = again.reduce_each([video(1)], [None])()
             assert same(ours, true)
@@ -300,7 +323,7 @@ def test_a_replay_in_inference_mode_and_one_outside_it(captures: list[object]) -
 @pytest.mark.parametrize("method", [Prune(0.3), TemporalMerge(0.5)], ids=["prune", "merge"])
 def test_bad_features_are_told_after_a_replay_too(method: Reducer, captures: list[object]) -> None:
     again = Replay(method)
-    for seed in range(3):
+    for seed in range(TIMES + 1):
         [ours] = again.reduce_each([video(seed)], [None])()
         ours.check()
     features = video(0).features.clone()
@@ -319,7 +342,7 @@ def test_one_layout_after_another_is_captured_in_the_same_memory(monkeypatch: py
 
     again, reducer, held = Replay(Prune(0.1)), Prune(0.1), []
     for frames in (32, 31, 30, 29, 28, 27):
-        for _ in range(3):
+        for _ in range(TIMES + 1):
             given = big(frames)
             [ours] = again.reduce_each([given], [None])()
             assert same(ours, reducer.reduce(like(given)))
@@ -367,8 +390,8 @@ def test_an_attached_model_answers_alike_once_it_replays_and_gives_all_memory_ba
         torch.cuda.synchronize()
         held = torch.cuda.memory_allocated()
         with method(model) as trace:
-            logits = [answer() for _ in range(4)]
-            assert ["replay" in call.stages_ms for call in trace.calls] == [False, True, True, True]
+            logits = [answer() for _ in range(TIMES + 2)]
+            assert ["replay" in call.stages_ms for call in trace.calls] == [False] * (TIMES - 1) + [True] * 3
         assert all(torch.equal(logits[0], others) for others in logits[1:])
         del logits, trace
         torch.cuda.synchronize()

@@ -1,8 +1,8 @@
 """Reductions on a GPU, captured as a CUDA graph for a layout of video and replayed for the next video laid out alike.
 
 To reduce a video takes some ten launches, and to launch them one by one takes the host several times what they take the
-device. A graph of them is one launch. So a layout that is seen twice in a row is captured, with the memory it needs,
-until another layout is; a video of any other layout is reduced launch by launch, as ever.
+device. A graph of them is one launch. So a layout that is seen a few times in a row is captured, with the memory it
+needs, until another layout is; a video of any other layout is reduced launch by launch, as ever.
 
 What is captured reads its input and leaves its answer where it always did. So the features are copied there, and the
 answer is copied out: as one piece, for a copy costs the host what a launch does.
@@ -30,6 +30,7 @@ T = TypeVar("T")
 # Bytes of features, and of what a reduction needs besides them: with more it is the device that takes long, and what a
 # graph holds is lost to all others.
 LARGEST, MOST = 1 << 27, 1 << 29
+TIMES = 4  # that a layout comes in a row before it is captured, which costs what some five replays save
 ALIGNED = 16  # bytes that kernels expect a tensor to begin at a multiple of
 
 
@@ -44,7 +45,8 @@ class Replay:
         self.reducer = reducer
         self._lock = threading.Lock()
         self._last: object = None  # the layout of the last video
-        self._too_large: set[object] = set()  # layouts
+        self._times = 0  # that it came in a row
+        self._too_large: object = None  # the last layout that was
         self._broken = False  # a capture failed: there is no second
         self._captured: Captured | None = None
 
@@ -56,9 +58,9 @@ class Replay:
     def reduce_each(
         self, videos: Sequence[VideoTokens], prompts: Sequence[Prompt | None]
     ) -> Callable[[], list[Reduction]]:
-        """The reduction of each video, once the device says what only it knows: one alone is replayed if it can be.
+        """The reduction of each video, by calling what is returned: one alone is replayed if it can be.
 
-        That is waited for by calling what is returned, for until then the host may have other things to do.
+        What only the device knows of a replay is waited for then, and until then the host may have other things to do.
         """
         reducer = self.reducer
         if len(videos) == 1 and isinstance(reducer, Capturable) and _suits(videos[0]) and reducer.captures(videos[0]):
@@ -72,16 +74,18 @@ class Replay:
         """What `reducer` would be told of `video`; None where its layout is new, or cannot be captured."""
         x, asked = video.features, None if prompt is None else prompt.embeddings
         # On one stream, the device is done with one video before it begins with the next.
-        key = _layout(x), tuple(video.frames), video.grid, None if asked is None else _layout(asked), _stream(x)
+        of = None if asked is None else _layout(asked)
+        key = _layout(x), tuple(video.frames), video.grid, video.produced, of, _stream(x)
         with self._lock:
-            last, self._last = self._last, key
+            self._times = self._times + 1 if self._last == key else 1
+            self._last = key
             if self._captured is None or self._captured.key != key:
-                if last != key or self._broken or key in self._too_large or not _undisturbed():
+                if self._times < TIMES or self._broken or key == self._too_large or not _undisturbed():
                     return None
                 try:
                     self._captured = Captured(key, reducer, video, prompt, self._captured)
-                except TooLarge:
-                    self._too_large.add(key)
+                except (TooLarge, torch.OutOfMemoryError):
+                    self._too_large = key
                     return None
                 except RuntimeError as error:
                     self._broken = True
@@ -126,7 +130,7 @@ class Captured:
     def __init__(
         self, key: object, reducer: Capturable, video: VideoTokens, prompt: Prompt | None, before: "Captured | None"
     ) -> None:
-        """`before`, which is never replayed again, leaves its memory to this one."""
+        """`before` leaves its memory to this one, and is not replayed again once there is this one."""
         self.key = key
         with torch.inference_mode(False), torch.no_grad(), unheard():  # or nobody else might write to it
             self._features = video.features.clone()
@@ -198,7 +202,10 @@ def capture(ask: Callable[[], T], device: torch.device, pool: Any) -> tuple[Any,
 
 
 def _ever_allocated(device: torch.device) -> int:
-    """Bytes of all tensors there have been: what is allocated between two looks is at least what is needed at once."""
+    """Bytes of all tensors there have been: what is allocated between two looks is at least what is needed at once.
+
+    Other threads' are among them, so that a busy process captures less.
+    """
     return int(torch.cuda.memory_stats(device).get("allocated_bytes.all.allocated", 0))
 
 

@@ -68,11 +68,11 @@ class Video:
         return reduce(Reduction.then, done) if done else Reduction.identity(self.after, self.at.device)
 
     @staticmethod
-    def reduce_each(videos: "Sequence[Video]", reducer: Replay, prompts: Sequence[Prompt | None]) -> Callable[[], None]:
+    def reduce_each(videos: "Sequence[Video]", replay: Replay, prompts: Sequence[Prompt | None]) -> Callable[[], None]:
         """Reduce whole videos before the language model, those of one layout together. What is returned ends it."""
         timeline = Timeline(videos[0].at.device)
         with torch.no_grad(), timeline:
-            settle = reducer.reduce_each([video.whole for video in videos], prompts)
+            settle = replay.reduce_each([video.whole for video in videos], prompts)
 
         def end() -> None:
             for video, reduction in zip(videos, settle(), strict=True):

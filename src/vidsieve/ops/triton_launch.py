@@ -179,7 +179,7 @@ def compact(
 def compact_rows(left: Tensor, longest: int, begin: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
     left = left.contiguous()
     rows = len(left)
-    index, valid = left.new_empty(2, rows, longest).unbind()
+    index, valid = left.new_empty(rows, longest), left.new_empty(rows, longest)  # each aligned, as `launch` counts on
     slot = left.new_empty(rows, length)
     block = min(4096, covering(length))
     launch(
