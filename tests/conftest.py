@@ -33,6 +33,16 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[START] = commit(), time.monotonic()  # what is tested, not what is there when the last test ends
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if (
+        torch.cuda.is_available() or config.getoption("markexpr") == "gpu"
+    ):  # who asks for them is told of what is missing
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pytest.Config) -> None:
     path = config.getoption("--card")
     if path is None:

@@ -322,7 +322,10 @@ class VideoTokens:
     def reduced(self, reduction: Reduction) -> "VideoTokens":
         """The tokens that `reduction` leaves; `keep` of a later stage still counts from `produced`."""
         origin = (self.origin or Origin.of(self)).then(reduction)
-        return VideoTokens.left_of(origin, reduction.apply(self.features, self.count))
+        attended = self.attended
+        if attended is not None:  # like the features, the mean of what merged
+            attended = {kind: reduction.apply(mass, self.count) for kind, mass in attended.items()}
+        return VideoTokens.left_of(origin, reduction.apply(self.features, self.count), attended)
 
 
 @dataclass(frozen=True, eq=False)

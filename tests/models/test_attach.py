@@ -1,18 +1,23 @@
 """Attaching, detaching, and all that may stand around the model: threads, offloading, wrappers, errors."""
 
+import copy
+import pickle
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from tests.models import by_hand, tiny
-from tests.models.reducers import Loudest
+from tests.models.reducers import Loudest, NearestToQuestion
 from tests.models.test_staged import STAGES
 from tests.models.truth import STEPS, answer, each_family, truth
-from vidsieve import Prune, Staged
-from vidsieve.errors import AlreadyAttached, NonFiniteFeatures
+from vidsieve import FrameFusion, Prune, Staged
+from vidsieve.errors import AlreadyAttached, NonFiniteFeatures, UnsupportedCall
 from vidsieve.merge import TemporalMerge
 from vidsieve.models import attach, verify
 from vidsieve.models.flops import layer_costs
@@ -122,3 +127,76 @@ def test_an_exception_detaches_and_leaves_no_stale_state() -> None:
             model.generate(**broken, max_new_tokens=STEPS)
         out = model.generate(**inputs, max_new_tokens=STEPS)
     assert out[0, inputs["input_ids"].shape[1] :].tolist() == truth("qwen2_5_vl", inputs)
+
+
+def failing(module: torch.nn.Module) -> AbstractContextManager[object]:
+    """While this is open, `module` fails when it is called."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    return closing(SimpleNamespace(close=module.register_forward_pre_hook(fail).remove))
+
+
+@torch.no_grad()
+def test_a_vision_tower_that_fails_leaves_nothing_for_the_next_call() -> None:
+    model, inputs = tiny.model("qwen2_5_vl"), tiny.prompt("qwen2_5_vl")
+    length = inputs["input_ids"].shape[1]
+    with attach(model, Loudest()) as trace:
+        with failing(model.base_model.visual), pytest.raises(RuntimeError, match="out of memory"):
+            model(**inputs)
+        positions = torch.arange(length).expand(3, 1, -1)
+        out = model.get_decoder()(inputs_embeds=torch.randn(1, length, 64), position_ids=positions)
+    assert out.last_hidden_state.shape[1] == length
+    assert not trace.videos
+
+
+@torch.no_grad()
+def test_labels_of_a_call_that_failed_are_forgotten() -> None:
+    model, inputs = tiny.model("qwen2_5_vl"), tiny.prompt("qwen2_5_vl")
+    with attach(model, NearestToQuestion()) as trace:
+        model(**inputs)
+        with failing(model), pytest.raises(RuntimeError, match="out of memory"):
+            model(**inputs, labels=inputs["input_ids"])
+        model(**inputs)
+    assert trace.videos[0].kept == trace.videos[1].kept
+
+
+@pytest.mark.parametrize("method", [Loudest(), Staged(STAGES["two layers"]), Staged(STAGES["merge at 0"])], ids=repr)
+@torch.no_grad()
+def test_a_decoder_that_fails_leaves_the_cache_as_it_was_and_holds_nothing(method: Any) -> None:
+    model, inputs = tiny.model("qwen2_5_vl"), tiny.prompt("qwen2_5_vl")
+    cache = transformers.DynamicCache(config=model.config.get_text_config())
+    handle = attach(model, method)
+    true = model(**inputs).logits
+    with failing(model.get_decoder().layers[0]), pytest.raises(RuntimeError, match="out of memory"):
+        model(**inputs, past_key_values=cache)
+    assert cache.get_seq_length() == 0
+    assert "current" not in handle._here.__dict__
+    torch.testing.assert_close(model(**inputs, past_key_values=cache).logits, true)
+    handle.remove()
+
+
+def test_a_model_is_copied_and_pickled_once_it_is_free() -> None:
+    model = tiny.fresh("qwen2_5_vl")
+    with attach(model, Loudest()):
+        for copied in (copy.deepcopy, pickle.dumps):
+            with pytest.raises(UnsupportedCall, match="cannot be copied or pickled with a reducer attached"):
+                copied(model)
+    copy.deepcopy(model)
+
+
+def test_a_removed_attachment_is_not_taken_for_another() -> None:
+    handle = attach(tiny.model("qwen2_5_vl"), Loudest())
+    handle.remove()
+    with pytest.raises(UnsupportedCall, match="attach again"), handle:
+        pass
+
+
+def test_the_interface_of_the_guide_is_attached_like_any_method() -> None:
+    model, inputs = tiny.model("qwen2_5_vl"), tiny.prompt("qwen2_5_vl")
+    method = FrameFusion(cost=0.9)
+    with attach(model, method) as trace, torch.no_grad():
+        model(**inputs)
+    assert trace.cost == pytest.approx(0.9, rel=0.1)
+    assert verify(model, inputs, method).ok

@@ -116,6 +116,9 @@ def test_a_cost_out_of_reach_is_told() -> None:
     model, message = deep(4), r"cost=0.3 cannot be met: all before layer 2.*take 0\.[5-9]\d* of the full"
     with attach(model, Staged({2: Prune(0.5)}, cost=0.3)), pytest.raises(BudgetError, match=message):
         model(**tiny.prompt("qwen2_5_vl"))
+    longer = tiny.batch(*[tiny.prompt("qwen2_5_vl", text=6 + 40 * row) for row in range(2)])
+    with attach(model, Staged({2: Prune(0.5)}, cost=0.75)), pytest.raises(BudgetError, match="cannot be met for row 1"):
+        model(**longer)
 
 
 def test_the_last_stage_keeps_at_most_its_own_keep() -> None:

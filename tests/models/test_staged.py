@@ -39,6 +39,7 @@ STAGES: dict[str, dict[int, Reducer]] = {
     "merges everywhere": {0: MergeIntoLoudest(0.7), 1: MergeIntoLoudest(0.5), 2: MergeIntoLoudest(0.25)},
     "attention": {1: attended(0.5), 2: attended(0.25, "last")},
     "late": {2: LouderThanMean()},
+    "chains": {1: Chain(Loudest(0.7), attended(0.4)), 2: Chain(TemporalMerge(keep=0.3), attended(0.2, "last"))},
 }
 
 
@@ -382,14 +383,19 @@ def test_stages_that_a_model_has_no_layers_for() -> None:
     with pytest.raises(UnsupportedCall, match="attention of layer 0, which is linear"):
         attach(tiny.model("qwen3_5"), Staged({1: attended(0.5)}))
     attach(tiny.model("qwen3_5"), Loudest()).remove()  # a failed attachment leaves the model free
-    with attach(model, Staged({0: attended(0.5)})), pytest.raises(ValueError, match="at layer 1 or later"):
-        model.generate(**tiny.prompt("qwen2_5_vl"), max_new_tokens=1)
+    for early in (attended(0.5), Staged({0.1: attended(0.5)}), Chain(Loudest(), attended(0.5))):
+        with pytest.raises(UnsupportedCall, match="at layer 1 or later"):
+            attach(model, early)
+    with pytest.raises(ValueError, match="cost sets the keep of the last stage"):
+        attach(model, Staged({1: TemporalMerge(0.4)}, cost=0.9))
+    attach(model, Loudest()).remove()
 
 
 def test_fractions_of_the_depth() -> None:
     stages = Staged({0: Loudest(0.9), 0.25: Loudest(0.8), 0.5: Loudest(0.7), 0.75: Loudest(0.6)})
     assert [tuple(stages.layers(depth)) for depth in (4, 28, 80)] == [(0, 1, 2, 3), (0, 7, 14, 21), (0, 20, 40, 60)]
     assert stages.layers(28)[21] == Loudest(0.6)
+    assert [*Staged({0.99: Loudest()}).layers(28)] == [27]
 
 
 @dataclass(frozen=True)

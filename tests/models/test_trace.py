@@ -43,7 +43,7 @@ def test_what_a_trace_tells_of_one_video() -> None:
     assert (video.kept, video.segments, video.budgets) == ([0, 12], [(0, 12), (12, 24)], [1, 1])
     assert set(trace.stages_ms) == {"select", "gather"}
     assert str(trace).startswith("24 video tokens -> 2 kept (8.3 %) in 2 segments, ")
-    assert str(trace).endswith(" ms")
+    assert str(trace).endswith(f" ms, {100 * trace.cost:.1f} % of the prefill FLOPs")
     assert json.loads(json.dumps(trace.to_dict()))["remembered_calls"][0]["videos"][0]["kept"] == [0, 12]
 
 
@@ -52,7 +52,7 @@ def test_a_line_for_each_of_several_videos() -> None:
     with attach(model, Segmented()) as trace:
         model.generate(**tiny.batch(*[tiny.prompt("qwen2_5_vl", seed=n) for n in range(2)]), max_new_tokens=2)
     head, *lines = str(trace).splitlines()
-    assert head == "48 video tokens -> 4 kept (8.3 %), 2 videos"
+    assert head == f"48 video tokens -> 4 kept (8.3 %), 2 videos, {100 * trace.cost:.1f} % of the prefill FLOPs"
     assert [line.split(":")[0].strip() for line in lines] == ["prompt 0", "prompt 1"]
 
 

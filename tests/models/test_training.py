@@ -6,7 +6,12 @@ import torch
 from tests.models import by_hand, tiny
 from tests.models.reducers import Loudest, NearestToQuestion
 from tests.models.truth import each_family, question_length
+from vidsieve import Prune, Staged
+from vidsieve.budget import Proportional
 from vidsieve.models import attach
+from vidsieve.relevance import PromptAttention
+from vidsieve.segment import Whole
+from vidsieve.selection import TopRelevance
 from vidsieve.tokens import Prompt, VideoTokens
 
 
@@ -33,6 +38,27 @@ def test_labels_follow_the_kept_tokens(family: str) -> None:
         logits += [by_hand.decode(model, reduced.keep(torch.arange(length) < end), 1)[1][0]]
     by_definition = torch.nn.functional.cross_entropy(torch.stack(logits), inputs["input_ids"][0, -3:])
     torch.testing.assert_close(loss, by_definition, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("queries", ["question", "last"])
+@pytest.mark.parametrize("padding", [0, 3])  # on the right
+@each_family
+def test_an_answer_that_is_trained_has_no_say_in_what_is_kept(family: str, padding: int, queries: str) -> None:
+    model, asked = tiny.model(family), tiny.prompt(family)
+    columns, kept = asked["input_ids"].shape[1], []
+    method = Staged({2: Prune(0.3, Whole(), Proportional(), PromptAttention(queries), TopRelevance())})  # type: ignore[arg-type]
+    for answer in ([], [7, 8, 9], [50, 60, 70]):
+        more = [*answer, *[tiny.PAD] * padding]
+        inputs = {**asked, "input_ids": torch.cat([asked["input_ids"], torch.tensor([more], dtype=torch.long)], 1)}
+        inputs["attention_mask"] = (torch.arange(columns + len(more)) < columns + len(answer)).long()[None]
+        if "mm_token_type_ids" in asked:
+            inputs["mm_token_type_ids"] = torch.nn.functional.pad(asked["mm_token_type_ids"], (0, len(more)))
+        labels = inputs["input_ids"].clone()
+        labels[:, :columns] = labels[:, columns + len(answer) :] = -100
+        with attach(model, method) as trace, torch.no_grad():
+            model(**inputs, labels=labels if answer else None)
+        kept.append(trace.videos[0].kept)
+    assert kept[0] == kept[1] == kept[2]
 
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")

@@ -3,9 +3,9 @@
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from vidsieve.errors import UnsupportedCall
 from vidsieve.relevance import PromptAttention
 
 
@@ -30,10 +30,13 @@ def kinds(reducer: Any) -> set[str]:
     return set()
 
 
-def last(real: Tensor | None, length: int, device: torch.device) -> Tensor:
-    """The last of `length` columns, with `real` (past + length,) the last that is no padding: (1,)."""
-    place = torch.arange(length, device=device)
-    return place[-1:] if real is None else torch.where(real[-length:], place, -1).argmax()[None]
+def refuse_attention(first: Any) -> None:
+    """Raise `UnsupportedCall` if `first`, a reducer before the language model, wants to read attention."""
+    if kinds(first):
+        raise UnsupportedCall(
+            "PromptAttention reads the attention of the layer before, and before the language model there is none; "
+            f"make it a stage of Staged at layer 1 or later, got {first!r}"
+        )
 
 
 def layer_type(config: Any, layer: int) -> str:

@@ -148,12 +148,45 @@ def remember(cache: Any, prefix: Prefix, layer: int = 0) -> None:
         cache.__class__ = _reduced_classes[plain]
 
 
+def restore(cache: Any, prefixes: dict[int, Prefix]) -> None:
+    """Let `cache` remember what it did before a pass that failed."""
+    if isinstance(cache, _Reduced):
+        cache.vidsieve_prefixes = dict(prefixes)
+
+
 def physical_length(cache: Any, layer: int = 0) -> int:
     """Tokens that `cache` holds at `layer`. Waits for the device where a static cache counts there."""
     if cache is None or not (layer == 0 or _counts(cache, layer)):
         return 0
     prefix = prefix_of(cache, layer)
     return int(cache.get_seq_length(layer)) - (prefix.removed if prefix else 0)
+
+
+def continued(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The decoder's arguments with the mask that a cache of a reduced prompt needs."""
+    cache: Any = kwargs.get("past_key_values")
+    mask, prefix = kwargs.get("attention_mask"), prefix_of(cache)
+    if prefix is None or not (mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)):
+        return kwargs
+    batch, length = kwargs["inputs_embeds"].shape[:2]
+    if mask is not None:
+        seen = cache.get_seq_length()
+        if not isinstance(seen, Tensor):  # a static cache counts on the device, which decoding must not wait for
+            check_length(mask, seen + length)
+        return {**kwargs, "attention_mask": prefix.physical(mask)}
+    if not prefix.ragged:
+        return kwargs
+    keys, _ = cache.get_mask_sizes(length, 0)
+    return {**kwargs, "attention_mask": prefix.filled(keys, batch)}
+
+
+def check_length(mask: Tensor, expected: int) -> None:
+    """Raise unless `mask` (B, L) is of so many tokens."""
+    if mask.shape[1] != expected:
+        raise UnsupportedCall(
+            f"expected an attention_mask over all {expected} tokens of the conversation, dropped ones included, "
+            f"got {tuple(mask.shape)}"
+        )
 
 
 def layer_bytes(cache: Any) -> tuple[int, ...]:

@@ -76,18 +76,26 @@ class Layout:
     """What a batch of prompts holds.
 
     real: bool (B, L), the tokens that are no padding.  whole: whether that is all.  clips: its videos, row after row.
-    questions: for each row, int64 (M,) columns of the question.
+    questions: for each row, int64 (M,) columns of the question.  answers: the column where the answer begins that is
+    being trained, L where there is none.
     """
 
     real: Array
     whole: bool = True
     clips: tuple[Clip, ...] = ()
     questions: tuple[Array, ...] = ()
+    answers: tuple[int, ...] = ()
 
     @property
     def counts(self) -> tuple[int, ...]:
         """Tokens in each row."""
         return tuple(self.real.sum(1).tolist())
+
+    @property
+    def lasts(self) -> tuple[Array, ...]:
+        """For each row, the column of the last token of the prompt, which an answer is no part of: int64 (1,)."""
+        rows = zip(self.real, self.answers, strict=True)
+        return tuple(np.flatnonzero(real[:answer])[-1:] for real, answer in rows)
 
     @property
     def tail(self) -> int:
@@ -183,7 +191,8 @@ def find(
     after = [int(found[-1]) + 1 if len(found) else 0 for found in columns]
     rows = zip(ids_of, placed, real, answer_of, after, strict=False)
     questions = tuple(_question(*row, image, end_of_turn, marks) for row in rows)
-    return Layout(real, bool(real.all()), clips, questions)
+    answers = tuple(map(_answer, real, answer_of, after))
+    return Layout(real, bool(real.all()), clips, questions, answers)
 
 
 def marks_of(config: Any) -> frozenset[int]:
@@ -301,6 +310,13 @@ def _by_run(adapter: Adapter, config: Any, placed: list[Array], arguments: Mappi
 def _square(adapter: Adapter, size: int) -> tuple[int, int] | None:
     side = math.isqrt(size)
     return (side, side) if adapter.square and side * side == size else None
+
+
+def _answer(real: Array, answered: Array | None, after_video: int) -> int:
+    """The first column after the video that is answer, else how many columns there are."""
+    if answered is None or not answered[after_video:].any():
+        return len(real)
+    return after_video + int(answered[after_video:].argmax())
 
 
 def _question(

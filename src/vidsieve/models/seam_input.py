@@ -26,14 +26,19 @@ from torch import Tensor, nn
 from transformers.masking_utils import create_masks_for_generate
 
 from vidsieve.errors import AlreadyAttached, UnsupportedCall
+from vidsieve.framefusion import FrameFusion
 from vidsieve.models import layout
+from vidsieve.models.attention import kinds, refuse_attention
 from vidsieve.models.cache import (
     Prefix,
     Switch,
+    check_length,
+    continued,
     physical_length,
     prefix_of,
     prefixes_of,
     remember,
+    restore,
 )
 from vidsieve.models.families import adapter_for
 from vidsieve.models.flops import LayerCost, layer_costs
@@ -70,6 +75,8 @@ class Attachment:
     def __init__(self, model: Any, reducer: Attachable) -> None:
         if hasattr(model, "get_base_model"):  # PEFT
             model = model.get_base_model()
+        if isinstance(reducer, FrameFusion):
+            reducer = reducer.method
         self.adapter = adapter_for(model)
         self.model, self.reducer, self.trace = model, reducer, Trace()
         self.token: int = getattr(model.config, self.adapter.token)
@@ -86,6 +93,8 @@ class Attachment:
         self.share = reducer.cost if isinstance(reducer, Staged) else None
         self.first = stages.pop(0, None)
         self._replay = None if self.first is None else Replay(self.first)
+        refuse_attention(self.first)
+        self._asks_last = any("last" in kinds(reducer) for reducer in stages.values())
         self.stages = stages
         for module in (self.model, self.body, self.decoder):
             if _is_compiled(module):
@@ -93,7 +102,7 @@ class Attachment:
                     f"{type(module).__name__} is compiled, and a compiled model never looks at hooks added later; "
                     "attach to the plain model first, then compile"
                 )
-        self._here = threading.local()
+        self._here, self._removed = threading.local(), False
         with _attaching:
             self._attached = _attached.setdefault(self.body, Switch())
             if self._attached.on:
@@ -109,7 +118,9 @@ class Attachment:
             self._hook(self.model, self._before_model)
             self._hook(self.body, self._before_body)
             self._hook(self.decoder, self._before_decoder)
-            self._undo.callback(self.decoder.register_forward_hook(self._after_decoder, with_kwargs=True).remove)
+            for module, hook in ((self.body, self._after_body), (self.decoder, self._after_decoder)):
+                again = module.register_forward_hook(hook, with_kwargs=True, always_call=True)  # if it fails, too
+                self._undo.callback(again.remove)
             if self.stages:
                 self._attached.at_layers = True
                 self._undo.callback(setattr, self._attached, "at_layers", False)
@@ -122,6 +133,8 @@ class Attachment:
             self._undo = self._undo.pop_all()
 
     def __enter__(self) -> Trace:
+        if self._removed:
+            raise UnsupportedCall("this attachment was removed, and would reduce nothing; attach again")
         return self.trace
 
     def __exit__(
@@ -132,9 +145,16 @@ class Attachment:
     def __repr__(self) -> str:
         return f"Attachment({type(self.model).__name__}, {self.reducer!r})"
 
+    def __reduce_ex__(self, protocol: object) -> Any:
+        raise UnsupportedCall(
+            "a model cannot be copied or pickled with a reducer attached, whose hooks know this model alone; "
+            "remove() it first, or attach within `with`"
+        )
+
     def remove(self) -> None:
         """Detach: the model is as it was before. Doing so twice is harmless."""
         self._undo.close()
+        self._here, self._removed = threading.local(), True
 
     def _hook(self, module: nn.Module, hook: Callable[..., Any]) -> None:
         """Call `hook` before each call of `module`, until removal."""
@@ -171,11 +191,11 @@ class Attachment:
         # generate() prepares 4D masks ahead of the call for static caches, which would not survive a reduction.
         if kwargs["inputs_embeds"].shape[1] > 1:
             return kwargs["attention_mask"]  # the decoder builds it, once reduced
-        return inner(*args, **_continued(kwargs))
+        return inner(*args, **continued(kwargs))
 
     def _before_model(self, model: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> None:
-        if kwargs.get("labels") is not None:
-            self._here.answer = kwargs["labels"] != -100
+        labels = kwargs.get("labels")
+        self._here.answer = None if labels is None else labels != -100
 
     def _before_body(self, body: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> None:
         ids = kwargs.get("input_ids", args[0] if args else None)  # (B, L)
@@ -186,7 +206,7 @@ class Attachment:
         here.pop("left", None)
         answer = here.pop("answer", None)
         if answer is not None and answer.shape != given.shape[:2]:
-            answer = None  # of a call that failed before it came here
+            answer = None  # of a model whose labels are no tokens of its prompt
         here["reading"] = self._read(body, ids, kwargs, answer)
 
     def _read(
@@ -198,16 +218,20 @@ class Attachment:
             embeds = kwargs["inputs_embeds"]  # (B, L, D)
             embedding = body.get_input_embeddings()(torch.tensor(self.token, device=embeds.device))  # (D,)
             placeholder = (embeds == embedding).all(-1)
-            if not placeholder.any():
-                warnings.warn(
-                    "inputs_embeds without a video placeholder: if video features were already merged into them, "
-                    "nothing tells which they are, and none is dropped; pass input_ids and pixels instead",
-                    stacklevel=2,
-                )
         described, once = self._here.__dict__.get("described", ({}, 0))
         encoded = layout.encodings(kwargs)
         given, copies = (described, encoded // once) if encoded and once else ({}, 1)
-        return layout.read(self.adapter, ids, placeholder, kwargs, given, answer), copies
+        reading = layout.read(self.adapter, ids, placeholder, kwargs, given, answer)
+        if reading.placeholder is not None and not reading.placeholder.any():
+            warnings.warn(
+                "inputs_embeds without a video placeholder: if video features were already merged into them, "
+                "nothing tells which they are, and none is dropped; pass input_ids and pixels instead",
+                stacklevel=2,
+            )
+        return reading, copies
+
+    def _after_body(self, *_: Any) -> None:
+        self._here.__dict__.pop("reading", None)  # which the decoder did not come to ask for
 
     def _find(self, reading: layout.Reading, copies: int) -> layout.Layout:
         end = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
@@ -224,7 +248,7 @@ class Attachment:
             if found is not None and found.clips and found.real.shape == embeds.shape[:2]:
                 with Timeline(embeds.device) as timeline:
                     return args, self._reduce(found, kwargs, timeline)
-        new = _continued(kwargs)
+        new = continued(kwargs)
         if self.stages and any(layer > 0 for layer in prefixes_of(kwargs.get("past_key_values"))):
             new = {**new, CONTEXT: self._pass(kwargs)}
         return args, new
@@ -246,9 +270,10 @@ class Attachment:
         """The decoder's arguments without the dropped tokens, and the memory of them on the cache."""
         embeds, mask, cache = kwargs["inputs_embeds"], kwargs.get("attention_mask"), kwargs.get("past_key_values")
         asked = {
-            row: found.columns(columns, embeds.device) for row, columns in enumerate(found.questions) if len(columns)
+            kind: {row: found.columns(at, embeds.device) for row, at in enumerate(rows) if len(at)}
+            for kind, rows in (("question", found.questions), ("last", found.lasts if self._asks_last else ()))
         }
-        videos, settle = self._videos(found, embeds, asked)
+        videos, settle = self._videos(found, embeds, asked["question"])
         # The device is busy now, so what the host can say without it is said here.
         if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
             raise UnsupportedCall("a prompt with video needs a 2D attention_mask (B, L), no custom one can be reduced")
@@ -261,7 +286,7 @@ class Attachment:
         prefix, past = prefix_of(cache), physical_length(cache)
         start = past + (prefix.removed if prefix else 0)
         if mask is not None:
-            _check_length(mask, start + length)
+            check_length(mask, start + length)
         before = None  # (B, past)
         if past:
             if mask is not None:
@@ -277,7 +302,7 @@ class Attachment:
             full=full,
             tail=tail,
             videos=videos,
-            questions=asked,
+            asked=asked,
             stages=self.stages,
             costs=self.costs,
             share=self.share,
@@ -293,10 +318,11 @@ class Attachment:
                 folds = [Fold(v.clip.row, v.at, v.stages[0].reduction) for v in videos]
                 kept = left_by(folds, found.valid_on(embeds.device), length, now)
                 kwargs = reduce_arguments(self.adapter, self.decoder.config, kwargs, folds, kept, before, start)
+        self._here.current = current
         uneven = len(set(now)) > 1 or (before is not None and not before.all())
         current.real, current.padded = tuple(now), uneven or set(full) != {length}
         if kept is None:
-            kwargs = _continued(kwargs)
+            kwargs = continued(kwargs)
         else:
             whole = kwargs["attention_mask"]
             begins = Prefix(start + length - tail, whole[:, : whole.shape[1] - tail], uneven, self._attached)
@@ -305,18 +331,18 @@ class Attachment:
                 remember(cache, begins)
         if not self.stages:
             current.look()
-        self._here.current = current
         return {**kwargs, CONTEXT: current} if self.stages else kwargs
 
     def _after_decoder(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: Arguments, output: Any) -> None:
-        """Record a pass that saw video."""
-        if kwargs["inputs_embeds"].shape[1] == 1:
-            return
+        """Record a pass that saw video; one that failed leaves nothing behind."""
         current: Pass | None = self._here.__dict__.pop("current", None)
         if current is None:
             return
-        self._here.left = current.left()
         cache = kwargs.get("past_key_values")
+        if output is None:
+            restore(cache, current.prefixes)
+            return
+        self._here.left = current.left()
         if cache is None:
             cache = getattr(output, "past_key_values", None)  # the decoder's own
             if cache is not None and current.begins is not None:
@@ -363,32 +389,6 @@ class Attachment:
         if left and labels is not None and labels.shape[1] == left[0].length:
             kwargs["labels"] = reduce(lambda x, kept: kept.labels(x), left, labels)
         return inner(*args, **kwargs)
-
-
-def _continued(kwargs: Arguments) -> Arguments:
-    """The decoder's arguments with the mask that a cache of a reduced prompt needs."""
-    cache: Any = kwargs.get("past_key_values")
-    mask, prefix = kwargs.get("attention_mask"), prefix_of(cache)
-    if prefix is None or not (mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)):
-        return kwargs
-    batch, length = kwargs["inputs_embeds"].shape[:2]
-    if mask is not None:
-        seen = cache.get_seq_length()
-        if not isinstance(seen, Tensor):  # a static cache counts on the device, which decoding must not wait for
-            _check_length(mask, seen + length)
-        return {**kwargs, "attention_mask": prefix.physical(mask)}
-    if not prefix.ragged:
-        return kwargs
-    keys, _ = cache.get_mask_sizes(length, 0)
-    return {**kwargs, "attention_mask": prefix.filled(keys, batch)}
-
-
-def _check_length(mask: Tensor, expected: int) -> None:
-    if mask.shape[1] != expected:
-        raise UnsupportedCall(
-            f"expected an attention_mask over all {expected} tokens of the conversation, dropped ones included, "
-            f"got {tuple(mask.shape)}"
-        )
 
 
 def _is_compiled(module: nn.Module) -> bool:

@@ -24,7 +24,7 @@ from vidsieve import ops
 from vidsieve._streams import stream_for
 from vidsieve.errors import BudgetError, UnsupportedCall
 from vidsieve.models import flops
-from vidsieve.models.attention import As, kinds, last, layer_type
+from vidsieve.models.attention import As, kinds, layer_type
 from vidsieve.models.cache import Prefix, Switch, layer_bytes, physical_length, remember
 from vidsieve.models.gather import Fold, Kept, left_by, moved, reduced_visual
 from vidsieve.models.layout import Columns
@@ -50,9 +50,9 @@ class Pass:
     Where the sequence just goes on, that is all. For a prompt with videos,
     tail: how many of the last columns stay in every row, whatever is dropped.
     first: what the decoder's input is of the prompt as it came.  full, real: tokens in each row of the prompt, and of
-    the input.  padded: whether there is any padding, in the prompt or the cache.  questions: columns of the question in
-    each row, as the sequence is.  stages, share, costs: of the attached `Staged` and of the layers.  past: tokens that
-    the cache holds in each layer.  timeline: of all but the reductions, which have one for each video.
+    the input.  padded: whether there is any padding, in the prompt or the cache.  asked: for each kind of query, its
+    columns in each row, as the sequence is.  stages, share, costs: of the attached `Staged` and of the layers.
+    past: tokens that the cache holds in each layer.  timeline: of all but the reductions: each video has its own.
     """
 
     config: Any
@@ -68,7 +68,7 @@ class Pass:
     real: tuple[int, ...] = ()
     padded: bool = True
     videos: tuple[Video, ...] = ()
-    questions: dict[int, Columns] = field(default_factory=dict)
+    asked: Mapping[str, dict[int, Columns]] = field(default_factory=dict)
     stages: Mapping[int, Reducer] = field(default_factory=dict)
     costs: tuple[flops.LayerCost, ...] = ()
     share: float | None = None
@@ -95,10 +95,13 @@ class Pass:
             self._input = [video.at for video in self.videos]
 
     def _move(self, folds: Sequence[Fold], step: Kept) -> None:
-        """Follow what is left of the videos and the questions to their new places."""
+        """Follow what is left of the videos, and what is asked, to their new places."""
         for video, fold in zip(self.videos, folds, strict=True):
             video.at = moved(video.at, fold.row, folds, step, fold)
-        self.questions = {row: moved(asked, row, folds, step) for row, asked in self.questions.items()}
+        self.asked = {
+            kind: {row: moved(columns, row, folds, step) for row, columns in rows.items()}
+            for kind, rows in self.asked.items()
+        }
 
     def enter(self, layer: int, hidden: Tensor, arguments: Arguments) -> Tensor:
         """What `layer` gets in place of `hidden` (B, L, D); its other `arguments` are adapted."""
@@ -152,7 +155,7 @@ class Pass:
             scores = self.attended.get(layer, {}).get(row)
             attended = {kind: video.at.take(mass) for kind, mass in scores.items()} if scores else None
             tokens = VideoTokens.left_of(video.origin, video.at.take(hidden.detach()[row]).to(home), attended)
-            question = self.questions.get(row)
+            question = self.asked["question"].get(row)
             prompt = None if question is None else Prompt(question.take(hidden.detach()[row]).to(home))
             folds.append(Fold(row, video.at, video.reduce(layer, reducers[row], tokens, prompt), tokens.origin))
             counts[row] -= len(tokens) - len(folds[-1].reduction)
@@ -194,8 +197,9 @@ class Pass:
         left = flops.affordable(self.costs[layer:], budget - spent, self.past[layer:], count) - text
         if left < len(mine):
             least = spent + flops.total(self.costs[layer:], text + len(mine), self.past[layer:])
+            of = f" for row {row}" if len(self.full) > 1 else ""
             raise BudgetError(
-                f"cost={self.share} cannot be met: all before layer {layer}, where the last stage is, and the text "
+                f"cost={self.share} cannot be met{of}: all before layer {layer}, where the last stage is, and the text "
                 f"alone take {self.share * least / budget:.3f} of the full prefill; raise cost, reduce more before, "
                 "or stage earlier"
             )
@@ -218,7 +222,9 @@ class Pass:
             if aside is not None:
                 aside.wait_stream(torch.cuda.current_stream(bad[0].device))
             with torch.cuda.stream(aside):  # which the layers need not wait for
-                self._any_bad = (bad[0] if len(bad) == 1 else torch.cat(bad)).any().to("cpu", non_blocking=True)
+                self._any_bad = (
+                    (bad[0] if len(bad) == 1 else torch.cat(bad)).any().to("cpu", non_blocking=aside is not None)
+                )
                 self._looked = None if aside is None else aside.record_event()
 
     def check(self) -> None:
@@ -279,15 +285,11 @@ class Pass:
             seen = None if seen is None else seen.to(query.device).bool()
             for row in {video.clip.row for video in self.videos}:
                 real = None if seen is None else seen[row]
-                queries = {}
-                for kind in kinds(self.stages[layer]):
-                    if kind == "last":
-                        queries[kind] = last(real, query.shape[2], query.device)
-                    elif row in self.questions:
-                        queries[kind] = self.questions[row].at.to(query.device)
+                queries = {kind: self.asked[kind].get(row) for kind in kinds(self.stages[layer])}
                 self.attended.setdefault(layer, {})[row] = {
-                    kind: ops.received(query[row], key[row], columns, real, scaling, softcap).to(home)
-                    for kind, columns in queries.items()
+                    kind: ops.received(query[row], key[row], at.at.to(query.device), real, scaling, softcap).to(home)
+                    for kind, at in queries.items()
+                    if at is not None
                 }
 
     # --- masks

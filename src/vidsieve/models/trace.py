@@ -206,7 +206,7 @@ class Trace:
 
     @property
     def flops(self) -> tuple[float, float] | None:
-        """FLOPs of the last prefill in the decoder's layers: without any reduction, and as it was."""
+        """FLOPs of the last prefill in the decoder's layers: without any reduction, and spent."""
         calls = self.calls
         return calls[-1].flops if calls else None
 
@@ -231,13 +231,12 @@ class Trace:
             return "no video tokens seen"
         if totals["videos"] == 1:
             segments, spent = videos[0].segments, sum(self.stages_ms.values())
-            text = _sentence(totals["tokens_before"], totals["tokens_after"], segments, spent) + videos[0].by_layer
-            if videos[0].by_layer and self.cost is not None:
-                text += f", {100 * self.cost:.1f} % of the prefill FLOPs"
-            return text
+            text = _sentence(totals["tokens_before"], totals["tokens_after"], segments, spent)
+            return text + videos[0].by_layer + _share(self.calls)
         lines = [_sentence(totals["tokens_before"], totals["tokens_after"]) + f", {totals['videos']} videos"]
         if totals["calls"] > 1:
             lines[0] += f" in {totals['calls']} calls"
+        lines[0] += _share(self.calls)
         if forgotten := totals["videos"] - len(videos):
             lines.append(f"  ({forgotten} earlier videos no longer remembered)")
         lines += [f"  prompt {video.row}: {video}" for video in videos]
@@ -258,3 +257,11 @@ def _sentence(
     if segments is not None:
         text += f" in {len(segments)} segment{'s' * (len(segments) != 1)}"
     return text if milliseconds is None else f"{text}, {milliseconds:.1f} ms"
+
+
+def _share(calls: list[CallRecord]) -> str:
+    known = [call.flops for call in calls if call.flops is not None]
+    if not known:
+        return ""
+    full, spent = map(sum, zip(*known, strict=True))
+    return f", {100 * spent / full:.1f} % of the prefill FLOPs"
