@@ -17,7 +17,7 @@ RAY     := .venv/.ray
 # One torch thread a worker: two pytest workers that each take every core are slower than one.
 ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help setup demo test test-all test-gpu test-ray test-vllm lint format constraints clean
+.PHONY: help setup demo test test-gpu test-ray test-vllm lint format constraints clean
 .DEFAULT_GOAL := help
 
 help:
@@ -36,9 +36,6 @@ demo: $(READY)
 	$(BIN)/vidsieve demo --out out/demo
 
 test: $(READY)
-	$(ENVIRONMENT) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m 'not gpu and not slow and not ray' $(PYTEST)
-
-test-all: $(READY)
 	$(ENVIRONMENT) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m 'not gpu and not ray' $(PYTEST)
 
 test-gpu: $(READY)

@@ -25,6 +25,31 @@ def test_a_run_becomes_its_mean_and_ends_where_a_token_differs() -> None:
     torch.testing.assert_close(reduction.apply(x), torch.stack([x[:3].mean(0), x[3:5].mean(0), x[5]]))
 
 
+@pytest.mark.parametrize("frames", range(2, 34))
+def test_a_run_of_any_length_is_one_token(frames: int) -> None:
+    tokens = VideoTokens(torch.ones(frames, 2), (1,) * frames)
+    assert TemporalMerge(1.0, Whole()).reduce(tokens).source.tolist() == [0] * frames  # a cosine of 1 is enough
+
+
+def test_what_it_does_by_default() -> None:
+    assert TemporalMerge() == TemporalMerge(0.6, SceneCuts(0.5, max_frames=None), least=0.0)
+    assert len(TemporalMerge().reduce(VideoTokens(torch.ones(20, 2), (1,) * 20))) == 1
+
+
+def test_keep_is_a_share_of_the_video_as_it_came() -> None:
+    tokens = VideoTokens(torch.randn(10, 4), (1,) * 10)
+    left = tokens.reduced(Reduction.select(torch.arange(0, 10, 2), 10))
+    assert len(TemporalMerge(keep=0.4, segmenter=Whole()).reduce(left)) == 4
+
+
+def test_counts_outlast_a_pruning_between_merges() -> None:
+    tokens = VideoTokens(torch.randn(6, 4), (1,) * 6)
+    merged = tokens.reduced(Reduction(torch.tensor([0, 3, 4]), torch.tensor([0, 0, 0, 1, 2, 2]), merges=True))
+    pruned = merged.reduced(Reduction.select(torch.tensor([0, 2]), 3))
+    assert pruned.count is not None
+    assert pruned.count.tolist() == [3, 2]
+
+
 def test_neighbours_in_a_run_are_compared_and_not_its_ends() -> None:
     x = line(0, 40, 80, 120)  # each within 40 degrees of the one before, the last opposite to the first
     assert len(TemporalMerge(0.7, Whole()).reduce(VideoTokens(x, (1,) * 4))) == 1

@@ -6,9 +6,11 @@ import torch
 import vidsieve
 from tests.synthetic import video_like
 from vidsieve import FrameFusion, Prune, Reducer, Staged, VideoTokens, presets
+from vidsieve.budget import MarginalGain, Proportional
 from vidsieve.merge import TemporalMerge
 from vidsieve.relevance import PromptAttention
-from vidsieve.selection import MMR, ConditionalDPP, Hybrid
+from vidsieve.segment import SceneCuts, Whole
+from vidsieve.selection import MMR, ConditionalDPP, Hybrid, TopRelevance
 
 
 def attended_video(n: int, mass: list[float]) -> VideoTokens:
@@ -18,6 +20,19 @@ def attended_video(n: int, mass: list[float]) -> VideoTokens:
 
 def kept(reducer: Reducer, tokens: VideoTokens) -> list[int]:
     return reducer.reduce(tokens).kept.tolist()
+
+
+def test_the_expressions_with_every_default() -> None:
+    merge = TemporalMerge(0.6, SceneCuts(0.5, max_frames=None), least=0.1)
+    select = Prune(1.0, SceneCuts(0.5), MarginalGain(), PromptAttention(), Hybrid(512, ConditionalDPP(), MMR()))
+    assert FrameFusion().method == Staged({0: merge, 1: merge, 2: select}, 0.3)
+    last = Prune(1.0, Whole(), Proportional(), PromptAttention("last"), TopRelevance())
+    assert presets.framefusion() == Staged({0: merge, 1: merge, 2: last}, 0.3)
+
+    def part(keep: float) -> Prune:
+        return Prune(keep, SceneCuts(), MarginalGain(), PromptAttention(), ConditionalDPP())
+
+    assert presets.hieravid() == Staged({0: TemporalMerge(0.8), 0.25: part(0.3), 0.5: part(0.15), 0.75: part(0.075)})
 
 
 def test_fastv_keeps_the_half_that_the_last_token_attends_to_most() -> None:

@@ -16,6 +16,7 @@ from vidsieve import Chain, Prompt, Prune, VideoTokens, ops, replay
 from vidsieve.budget import MarginalGain, Proportional
 from vidsieve.errors import NonFiniteFeatures
 from vidsieve.merge import NearestKept, TemporalMerge
+from vidsieve.models import attach
 from vidsieve.reducer import Reducer
 from vidsieve.reduction import Reduction
 from vidsieve.relevance import Flat, Novelty, PromptSimilarity
@@ -171,6 +172,34 @@ def test_a_layout_is_captured_when_it_comes_some_times_in_a_row(captures: list[o
         again.reduce_each([video(0, frames)], [prompt(0, words)])()
         numbers.append(len(captures))
     assert numbers == [0] * (3 * TIMES - 1) + [1] * (3 * TIMES) + [2, 2]
+
+
+def test_frames_grid_and_type_are_part_of_a_layout(captures: list[object]) -> None:
+    reducer = Prune(0.3, PerFrame())
+    again, x = Replay(reducer), video(0, 4).features
+    layouts: list[Any] = [
+        (x, (6,) * 4),
+        (x, (4,) * 6),
+        (x.bfloat16(), (6,) * 4),
+        (x, (6,) * 4, (2, 3)),
+        (x, (6,) * 4, (3, 2)),
+    ]
+    for n, layout in enumerate(layouts):
+        for _ in range(TIMES):
+            [ours] = again.reduce_each([VideoTokens(*layout)], [None])()
+            assert same(ours, reducer.reduce(VideoTokens(*layout)))
+        assert len(captures) == n + 1
+
+
+def test_detaching_lets_go_of_what_is_captured(captures: list[object]) -> None:
+    handle = attach(tiny.model("qwen2_5_vl"), Prune(0.3))
+    again = handle._replay
+    assert again is not None
+    for _ in range(TIMES):
+        again.reduce_each([video(0)], [None])()
+    assert again._captured is not None
+    handle.remove()
+    assert again._captured is None
 
 
 def test_the_length_of_a_question_nobody_asks_about_does_not_matter(captures: list[object]) -> None:

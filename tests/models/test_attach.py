@@ -75,7 +75,8 @@ def test_features_that_are_not_finite_are_refused(method: Any, device: str) -> N
 def test_weights_of_eight_bits(method: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of libraries it finds missing
-        quantization = pytest.importorskip("torchao.quantization")
+        from torchao import quantization
+
         model = tiny.fresh("qwen2_5_vl")
         costs = layer_costs(model.get_decoder())
         quantization.quantize_(model.get_decoder(), quantization.Int8WeightOnlyConfig())

@@ -95,3 +95,21 @@ def test_it_says_where_it_can_be_used() -> None:
         attended(0.5).reduce(tokens)
     with pytest.raises(ValueError, match='"question" or the "last"'):
         PromptAttention("first")  # type: ignore[arg-type]
+
+
+def test_scale_and_soft_cap_are_those_of_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    eager, model, note = tiny.fresh("qwen2_5_vl", "eager"), tiny.fresh("qwen2_5_vl"), Note()
+    for layer in (*eager.get_decoder().layers, *model.get_decoder().layers):
+        layer.self_attn.scaling = 0.6
+    inputs = tiny.prompt("qwen2_5_vl")
+    with torch.no_grad(), attach(model, Staged({2: note})):
+        model(**inputs)
+    with torch.no_grad():
+        matrix = eager(**inputs, output_attentions=True).attentions[1][0]
+    video = by_hand.merge(eager, inputs).video
+    torch.testing.assert_close(note.seen[0]["last"], matrix[:, -1].mean(0)[video], atol=1e-6, rtol=1e-4)
+    caps, received = [], ops.received
+    monkeypatch.setattr(ops, "received", lambda *given: (caps.append(given[5]), received(*given))[1])
+    with torch.no_grad(), attach(model, Staged({2: Note()})):
+        model(**inputs, softcap=2.0)
+    assert caps == [2.0, 2.0]

@@ -1,13 +1,16 @@
 """Caches that hold less than they stand for: kept, reset, cropped, copied, static, none."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import StaticCache
 
 from tests.models import by_hand, tiny
 from tests.models.reducers import LouderThanMean, Loudest
+from tests.models.test_staged import STAGES, prompts
 from tests.models.truth import STEPS, answer, each_family, truth
 from vidsieve import Prune, Staged
 from vidsieve.errors import UnsupportedCall
@@ -107,3 +110,36 @@ def test_a_copied_cache_continues_alike() -> None:
 def test_without_a_cache(family: str) -> None:
     inputs = tiny.prompt(family)
     assert answer(tiny.model(family), inputs, use_cache=False) == [truth(family, inputs)]
+
+
+def again(model: Any, method: Attachable, first: tiny.Inputs, second: tiny.Inputs, given: bool = True) -> Tensor:
+    """Logits of the last tokens of `second`, which follows `first` in its cache, with positions or without."""
+    length = first["input_ids"].shape[1]
+    mask = torch.cat([first["attention_mask"], second["attention_mask"]], 1)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    before, now = ({"position_ids": part} if given else {} for part in (positions[:, :length], positions[:, length:]))
+    with torch.no_grad(), attach(model, method):
+        cache = model(**first, **before, use_cache=True).past_key_values
+        out = model(**{**second, "attention_mask": mask, **now}, past_key_values=cache, use_cache=True)
+    return out.logits[:, -1]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(
+    "method",
+    [LouderThanMean(), Staged(STAGES["merge at 0"]), Staged(STAGES["attention"])],
+    ids=["before", "merge", "attention"],
+)
+def test_a_second_video_in_a_padded_batch(method: Attachable, attention: str) -> None:
+    model = tiny.model("llava_onevision", attention)
+    firsts = prompts("llava_onevision", 2)
+    seconds = [tiny.prompt("llava_onevision", seed=30 + 4 * row, text=11 - 5 * row) for row in range(2)]
+    alone = torch.cat([again(model, method, *pair) for pair in zip(firsts, seconds, strict=True)])
+    found = again(model, method, tiny.batch(*firsts), tiny.batch(*seconds))
+    torch.testing.assert_close(found, alone, atol=1e-4, rtol=0)
+
+
+def test_a_second_video_without_positions() -> None:
+    model, pair = tiny.model("llava_onevision"), [tiny.prompt("llava_onevision", seed=3 * turn) for turn in range(2)]
+    found = [again(model, Loudest(), *pair, given=given) for given in (True, False)]
+    torch.testing.assert_close(*found)

@@ -73,7 +73,6 @@ def test_a_decoder_compiled_after_attaching(dynamo: Any) -> None:
     assert torch.equal(model.generate(**inputs, max_new_tokens=STEPS), whole)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["merge at 0", "attention"])
 def test_stages_in_a_decoder_compiled_after_attaching(name: str, dynamo: Any) -> None:
     model, inputs = tiny.fresh("qwen2_5_vl"), tiny.prompt("qwen2_5_vl")

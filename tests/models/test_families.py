@@ -140,4 +140,5 @@ def test_the_question_ends_with_its_turn_and_leaves_markers_out() -> None:
         return rows[0, columns].tolist()
 
     assert asked(tiny.END, 5, 6, tiny.END_OF_TURN, 9, 9) == [5, 6]
+    assert asked(8, 9, tiny.IMAGE, tiny.IMAGE, 5, tiny.IMAGE, 6, 7) == [6, 7]  # after the last image, too
     assert asked(tiny.END, tiny.END_OF_TURN, 9, 9) == [1, 2, 9, 9]  # the question stands before the video

@@ -145,3 +145,30 @@ def test_cost_is_a_share_and_needs_a_keep_to_set() -> None:
         attach(deep(4), Staged({1: LouderThanMean()}, cost=0.5))
     with pytest.raises(ValueError, match="at layer 1 or later"):
         attach(deep(4), Staged({0: Prune(0.5)}, cost=0.5))
+
+
+def test_the_cost_of_a_second_video_is_that_of_attending_to_the_first_too() -> None:
+    model = deep(4)
+    first, second = (tiny.prompt("qwen2_5_vl", seed=3 * turn, frames=24) for turn in range(2))
+    begin, length = first["input_ids"].shape[1], second["input_ids"].shape[1]
+    positions = torch.arange(begin, begin + length).expand(4, 1, -1)
+    second["attention_mask"] = torch.ones(1, begin + length, dtype=torch.long)
+    with torch.no_grad(), attach(model, Staged({1: Prune(1.0)}, cost=0.6)) as trace:
+        cache = model(**first, use_cache=True).past_key_values
+        held = [layer.keys.shape[2] for layer in cache.layers]
+        model(**second, position_ids=positions, past_key_values=cache, use_cache=True)
+    costs = layer_costs(model.get_decoder())
+    now = [layer.keys.shape[2] for layer in cache.layers]
+    full, spent = trace.calls[1].flops
+    assert spent / full == pytest.approx(0.6, rel=0.01)
+    assert full == pytest.approx(total(costs, length, [begin] * 4))
+    assert spent == pytest.approx(sum(cost.flops(b - a, a) for cost, a, b in zip(costs, held, now, strict=True)))
+
+
+def test_heads_may_be_wider_than_the_hidden_size_allows() -> None:
+    config = tiny._CONFIGS["qwen3_vl"]()
+    config.text_config.head_dim = 32  # of four heads, where there are 64 features
+    config.text_config.rope_parameters["mrope_section"] = [8, 4, 4]
+    with torch.device("meta"):
+        cost = layer_costs(transformers.AutoModelForImageTextToText.from_config(config).get_decoder())[0]
+    assert cost.pair == 2 * 2 * 4 * 32

@@ -391,6 +391,32 @@ def test_stages_that_a_model_has_no_layers_for() -> None:
     attach(model, Loudest()).remove()
 
 
+def test_linear_attention_after_a_stage_sees_no_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny._CONFIGS["qwen3_5"]()
+    config.text_config.layer_types = ["full_attention", "linear_attention", "full_attention"]
+    monkeypatch.setitem(tiny._CONFIGS, "qwen3_5", lambda: config)
+    model, inputs = tiny.fresh("qwen3_5"), tiny.batch(*prompts("qwen3_5", 2))
+    for stages in ({1: LouderThanMean()}, {0: Loudest(0.8), 1: LouderThanMean(), 2: Loudest(0.1)}):
+        assert verify(model, inputs, Staged(stages), STEPS, TOLERANCE).ok
+
+
+@pytest.mark.parametrize("name", ["merge at 0", "attention", "two layers"])
+@each_family
+@torch.no_grad()
+def test_beams_of_a_padded_batch_are_those_of_each_prompt(family: str, name: str) -> None:
+    model, singles = tiny.model(family), prompts(family, 2)
+    inputs, length = tiny.batch(*singles), tiny.batch(*singles)["input_ids"].shape[1]
+    beams: dict[str, Any] = {"num_beams": 3, "num_return_sequences": 3, "max_new_tokens": 4, "length_penalty": 0.0}
+    beams |= {"return_dict_in_generate": True, "output_scores": True}
+    with attach(model, Staged(STAGES[name])):
+        together = model.generate(**inputs, **beams)
+        alone = [model.generate(**single, **beams) for single in singles]
+    for row, one in enumerate(alone):
+        mine, begin = slice(3 * row, 3 * row + 3), singles[row]["input_ids"].shape[1]
+        assert together.sequences[mine, length:].tolist() == one.sequences[:, begin:].tolist()
+        torch.testing.assert_close(together.sequences_scores[mine], one.sequences_scores, atol=TOLERANCE, rtol=0)
+
+
 def test_fractions_of_the_depth() -> None:
     stages = Staged({0: Loudest(0.9), 0.25: Loudest(0.8), 0.5: Loudest(0.7), 0.75: Loudest(0.6)})
     assert [tuple(stages.layers(depth)) for depth in (4, 28, 80)] == [(0, 1, 2, 3), (0, 7, 14, 21), (0, 20, 40, 60)]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.models import by_hand, tiny
-from tests.models.reducers import Loudest, NearestToQuestion
+from tests.models.reducers import LouderThanMean, Loudest, NearestToQuestion
 from tests.models.truth import each_family, question_length
 from vidsieve import Prune, Staged
 from vidsieve.budget import Proportional
@@ -78,3 +78,21 @@ def test_gradients_with_and_without_checkpointing(family: str) -> None:
     assert any("vis" in name and grad.abs().sum() > 0 for name, grad in gradients[0].items())
     for name, grad in gradients[0].items():
         torch.testing.assert_close(grad, gradients[1][name])
+
+
+@each_family
+def test_the_loss_of_a_ragged_batch_is_that_of_its_rows(family: str) -> None:
+    model, singles = tiny.model(family), [tiny.prompt(family, seed=4 * row, text=6 + 5 * row) for row in range(2)]
+    losses, weights = [], []
+    inputs = tiny.batch(*singles)
+    labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+    labels.scatter_(1, inputs["attention_mask"].argmax(1, keepdim=True), -100)  # nothing but padding foretells it
+    labels[:, -2:] = -100
+    with torch.no_grad(), attach(model, LouderThanMean()) as trace:
+        for row, single in enumerate(singles):
+            own = labels[row : row + 1, -single["input_ids"].shape[1] :]
+            losses.append(model(**single, labels=own).loss)
+            weights.append(trace.calls[-1].sequence[1] - 3)
+        found = model(**inputs, labels=labels).loss
+    assert weights[0] != weights[1]
+    torch.testing.assert_close(found, sum(map(torch.mul, losses, torch.tensor(weights))) / sum(weights))
