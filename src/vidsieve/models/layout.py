@@ -93,9 +93,9 @@ class Layout:
 
     @property
     def lasts(self) -> tuple[Array, ...]:
-        """For each row, the column of the last token of the prompt, which an answer is no part of: int64 (1,)."""
-        rows = zip(self.real, self.answers, strict=True)
-        return tuple(np.flatnonzero(real[:answer])[-1:] for real, answer in rows)
+        """For each row, the column of the last token of the prompt, which an answer is no part of: int64 (1,), or (0,)."""
+        found = (real[:answer].tobytes().rfind(1) for real, answer in zip(self.real, self.answers, strict=True))
+        return tuple(np.array([last] if last >= 0 else [], dtype=np.int64) for last in found)
 
     @property
     def tail(self) -> int:
