@@ -93,7 +93,7 @@ class Layout:
 
     @property
     def lasts(self) -> tuple[Array, ...]:
-        """For each row, the column of the last token of the prompt, which an answer is no part of: int64 (1,), or (0,)."""
+        """For each row, the column of the prompt's last token, before any answer: int64 (1,), or (0,)."""
         found = (real[:answer].tobytes().rfind(1) for real, answer in zip(self.real, self.answers, strict=True))
         return tuple(np.array([last] if last >= 0 else [], dtype=np.int64) for last in found)
 
