@@ -42,6 +42,13 @@ def test_keep_is_a_share_of_the_video_as_it_came() -> None:
     assert len(TemporalMerge(keep=0.4, segmenter=Whole()).reduce(left)) == 4
 
 
+def test_least_is_a_share_of_what_is_left() -> None:
+    tokens = VideoTokens(line(0, 90, 0, 0, 90, 0, 90, 0, 90, 0), (1,) * 10)
+    left = tokens.reduced(Reduction.select(torch.tensor([0, 1, 2, 3, 4]), 10))
+    assert len(TemporalMerge(0.9, Whole(), least=0.2).reduce(left)) == 4  # one of five joins
+    assert len(TemporalMerge(0.9, Whole(), least=0.21).reduce(left)) == 5
+
+
 def test_counts_outlast_a_pruning_between_merges() -> None:
     tokens = VideoTokens(torch.randn(6, 4), (1,) * 6)
     merged = tokens.reduced(Reduction(torch.tensor([0, 3, 4]), torch.tensor([0, 0, 0, 1, 2, 2]), merges=True))

@@ -94,3 +94,12 @@ def test_a_handle_for_servers() -> None:
     model.generate(**tiny.prompt("qwen2_5_vl"), max_new_tokens=1)
     assert handle.trace.totals["calls"] == 2
     assert "Loudest" in repr(handle)
+
+
+def test_a_layer_of_linear_attention_holds_its_states() -> None:
+    model = tiny.model("qwen3_5")
+    with attach(model, Loudest()) as trace, torch.no_grad():
+        cache = model(**tiny.prompt("qwen3_5"), use_cache=True).past_key_values
+    linear, full, _ = cache.layers
+    assert trace.kv_bytes[0] == linear.conv_states[0].nbytes + linear.recurrent_states[0].nbytes > 0
+    assert trace.kv_bytes[1] == full.keys.nbytes + full.values.nbytes
