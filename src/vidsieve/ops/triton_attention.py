@@ -7,6 +7,8 @@ splits of the keys, then for all of them.
 import triton
 import triton.language as tl
 
+from vidsieve.ops.triton_call import COUNTS
+
 
 @triton.jit
 def _queries(
@@ -48,7 +50,7 @@ def _scores(
     return tl.where(sees, score, -float("inf"))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def _softmax_kernel(
     query_ptr,  # (H, L, d)
     key_ptr,  # (G, keys, d)
@@ -92,7 +94,7 @@ def _softmax_kernel(
     tl.store(level_ptr + at, peak + tl.log(tl.where(total > 0, total, 1.0)), mask=row < share * query_count)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def _level_kernel(
     part_ptr,  # (splits, H * M) float32
     level_ptr,  # (H * M,) float32 out: of each query among all keys, inf where it sees none
@@ -116,7 +118,7 @@ def _level_kernel(
     tl.store(level_ptr + row, level, mask=row < queries)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def _received_kernel(
     query_ptr,  # (H, L, d)
     key_ptr,  # (G, keys, d)

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from vidsieve.ops.reference import TIE
+from vidsieve.ops.triton_call import COUNTS
 
 _TIE: tl.constexpr = tl.constexpr(TIE)
 
@@ -22,7 +23,7 @@ def _inverse(norm_ptr, i, mask):
     return tl.where(norm > 0, 1.0 / tl.where(norm > 0, norm, 1.0), 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def _segment_gram_kernel(
     x_ptr,  # (N, D) features, rows `stride` apart
     split_ptr,  # (V, D, 16) columns that add up to a direction; read if COSINE
@@ -111,7 +112,7 @@ def _tile_of(offsets_ptr, row, segments, BLOCK: tl.constexpr, BLOCK_S: tl.conste
     return begin, n, row - first
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def _gram_kernel(
     x_ptr,  # (N, D) features, rows `stride` apart
     norm_ptr,  # (N,) float32, length of each row

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from vidsieve.ops.reference import EXHAUSTED, TIE
+from vidsieve.ops.triton_call import COUNTS
 from vidsieve.ops.triton_gram import _inverse
 
 DPP: tl.constexpr = tl.constexpr(0)
@@ -80,7 +81,7 @@ def _scaled(row, scale_i, scale_j):
     return tl.where(row == row, row, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def _greedy_kernel(
     s_ptr,  # (N, longest) float32 cosines; if PARTS > 0, that many planes whose sum are products
     norm_ptr,  # (N,) float32 lengths of the tokens

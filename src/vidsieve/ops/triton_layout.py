@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from vidsieve.ops.triton_call import COUNTS
 from vidsieve.ops.triton_greedy import _picks_before
 
 
@@ -36,7 +37,7 @@ def _smaller(a, b):
     return tl.minimum(a, b)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def _scene_cuts_kernel(
     persistence_ptr,  # (N,) float32
     frame_ptr,  # (T + 1,) int64 bounds of the frames
@@ -77,7 +78,7 @@ def _scene_cuts_kernel(
     tl.store(out_ptr + t, tl.zeros((BLOCK,), tl.int64) + last, mask=(t >= used) & (t <= frames))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def _apportion_kernel(
     weights_ptr,  # (S,) floating point; read if WEIGHED
     offsets_ptr,  # (S + 1,) int64
@@ -163,7 +164,7 @@ def _min_max_kernel(
         tl.store(out_ptr + i, (score - least + epsilon) / span, mask=i < n)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def _compact_kernel(
     order_ptr,  # (N,) int32, -1 where not picked
     offsets_ptr,  # (S + 1,) int64
@@ -190,7 +191,7 @@ def _compact_kernel(
         before += tl.sum(picked.to(tl.int32), 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def _compact_rows_kernel(
     left_ptr,  # (B, n) int64, below 0 where it goes: of the columns from `begin` on
     index_ptr,  # (B, M) int64 out
@@ -229,7 +230,7 @@ def _compact_rows_kernel(
         done += tl.sum(stays.to(tl.int32), 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def _passing_kernel(
     persistence_ptr,  # (N,) float32
     out_ptr,  # (N,) float32 out: eq. 4b

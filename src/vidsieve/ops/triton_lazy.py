@@ -17,6 +17,7 @@ device; a team of more than one meets at a barrier between phases, so all progra
 import triton
 import triton.language as tl
 
+from vidsieve.ops.triton_call import COUNTS
 from vidsieve.ops.triton_gram import _inverse
 from vidsieve.ops.triton_greedy import DPP, HYBRID, MAX_MIN, MMR, _initial, _picks_before, _relevance, _score
 from vidsieve.ops.triton_pick import _candidates, _pick
@@ -137,7 +138,7 @@ def _apply(
     tl.store(score_ptr + begin + j, score, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def _lazy_greedy_kernel(
     x_ptr,  # (N, D) features, rows `stride` apart; read where S is not held
     s_ptr,  # (N, longest) float32 cosines, where held

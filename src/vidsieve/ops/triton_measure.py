@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from vidsieve.ops.reference import NOISE
+from vidsieve.ops.triton_call import COUNTS
 
 _NOISE: tl.constexpr = tl.constexpr(NOISE)
 
@@ -22,7 +23,7 @@ def _unit_kernel(
     tl.store(out_ptr + i * D + d, y / tl.maximum(tl.sqrt_rn(tl.sum(y * y, 0)), 1e-30), mask=d < D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def _direction_kernel(
     unit_ptr,  # (V * M, D) float32
     mean_ptr,  # (V, D) float32 out: the mean of M rows; written if not SPLIT
@@ -54,7 +55,7 @@ def _direction_kernel(
         tl.store(mean_ptr + d, mean, mask=d < D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def _settle_kernel(
     square_ptr,  # (PARTS, N) float32: what each part of the features adds to the squared length
     along_ptr,  # (PARTS, N) float32: and to the product with the direction; read if COSINE
@@ -80,7 +81,7 @@ def _settle_kernel(
         tl.store(cosine_ptr + i, along / tl.maximum(norm, 1e-30), mask=i < n)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def _measure_kernel(
     x_ptr,  # (N, D), rows `stride` apart, of V videos
     mean_ptr,  # (V, D) float32; read if PERSISTENCE

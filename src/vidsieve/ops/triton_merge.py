@@ -4,11 +4,12 @@ import triton
 import triton.language as tl
 
 from vidsieve.ops.reference import NOISE
+from vidsieve.ops.triton_call import COUNTS
 
 _NOISE: tl.constexpr = tl.constexpr(NOISE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def _temporal_kernel(
     x_ptr,  # (N, D), rows `stride` apart
     norm_ptr,  # (N,) float32, length of each row
@@ -61,7 +62,7 @@ def _temporal_kernel(
     tl.store(cosine_ptr + i, cosine)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def _begin_kernel(
     value_ptr,  # (N,) float32
     index_ptr,  # (N,) int64 out: places of values below the threshold, in order
@@ -85,7 +86,7 @@ def _begin_kernel(
     tl.store(count_ptr, tl.cast(done, tl.int64))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def _absorbed_kernel(
     row_ptr,  # (N,) int64, -1 for tokens that begin no run
     before_ptr,  # (N,) int64
@@ -108,7 +109,7 @@ def _absorbed_kernel(
     tl.store(source_ptr + i, source, mask=i < n)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def _mean_kernel(
     x_ptr,  # (L, D), rows `stride` apart
     index_ptr,  # (M,) int64, the first row of each mean
