@@ -23,7 +23,7 @@ def _inverse(norm_ptr, i, mask):
     return tl.where(norm > 0, 1.0 / tl.where(norm > 0, norm, 1.0), 0.0)
 
 
-@triton.jit(do_not_specialize=COUNTS)
+@triton.jit(do_not_specialize=[*COUNTS, "longest"])
 def _segment_gram_kernel(
     x_ptr,  # (N, D) features, rows `stride` apart
     split_ptr,  # (V, D, 16) columns that add up to a direction; read if COSINE

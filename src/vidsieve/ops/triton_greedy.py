@@ -81,7 +81,7 @@ def _scaled(row, scale_i, scale_j):
     return tl.where(row == row, row, 0.0)
 
 
-@triton.jit(do_not_specialize=COUNTS)
+@triton.jit(do_not_specialize=[*COUNTS, "longest", "plane"])  # wide pieces of a row would be exchanged among threads
 def _greedy_kernel(
     s_ptr,  # (N, longest) float32 cosines; if PARTS > 0, that many planes whose sum are products
     norm_ptr,  # (N,) float32 lengths of the tokens

@@ -18,7 +18,7 @@ from vidsieve.ops.triton_lazy import _lazy_greedy_kernel
 ONCE = 256  # tokens of a segment of which one program holds all of S
 SHORT = 512
 HELD = 2048
-ALIGNED = 16  # tokens: rows of S begin at a multiple of this, so that they are read in wide pieces
+ALIGNED = 16  # tokens: rows of S of long segments begin at a multiple of this, so that they are read in wide pieces
 CANDIDATES = 32  # tokens that a block of picks of a long segment is among: one a lane of a warp
 
 
@@ -35,11 +35,6 @@ def parts_of(x: Tensor, offsets: Tensor, longest: int) -> int:
     return min(2, max(1, programs // segments))
 
 
-def _width(longest: int) -> int:
-    """Of a row of S: like `longest` a bound on the tokens of a segment, on the same side of every limit above."""
-    return cdiv(longest, ALIGNED) * ALIGNED
-
-
 def _shape(x: Tensor) -> dict[str, Any]:
     return {"D": x.shape[1], "BLOCK_D": 32 if x.dtype == torch.float32 else 64, "PRECISION": precision(x)}
 
@@ -47,12 +42,11 @@ def _shape(x: Tensor) -> dict[str, Any]:
 def products_of(
     x: Tensor, split: Tensor | None, offsets: Tensor, longest: int, parts: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Products within segments in planes to be added (parts, N, W), their diagonals and products with `split`.
+    """Products within segments in planes to be added (parts, N, longest), their diagonals and products with `split`.
 
-    W: `longest`, or a little more.  split: (V, D, 16), for the segments of V videos, each with as many.
+    split: (V, D, 16), for the segments of V videos, each with as many.
     """
     n, d = x.shape
-    longest = _width(longest)
     products = torch.empty(parts, n, longest, device=x.device, dtype=torch.float32)
     square = torch.empty(parts, n, device=x.device, dtype=torch.float32)
     along = square if split is None else torch.empty_like(square)
@@ -98,7 +92,8 @@ def _greedy(
     x = rows_of(x)
     if rule == HYBRID.value and longest <= threshold:
         rule = DPP.value
-    longest = _width(longest)
+    if longest > SHORT:
+        longest = cdiv(longest, ALIGNED) * ALIGNED
     n, segments, norm = len(x), len(budget), known.norm
     r = torch.ones_like(norm) if relevance is None else relevance.float()
     held = longest <= HELD
