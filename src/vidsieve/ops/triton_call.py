@@ -9,8 +9,8 @@ from torch import Tensor
 from triton import knobs
 from triton.runtime import driver
 
-# Arguments that kernels are not compiled anew for: Triton makes another version for 1 and for multiples of 16. It should
-# know that of strides, but counts are now this and now that, from one video to the next.
+# Arguments that kernels are not compiled anew for. Triton makes another version for 1 and for multiples of 16, which it
+# should know of strides; but counts are now this and now that, from one video to the next.
 COUNTS = [
     *("n", "m", "tokens", "segments", "frames", "per_frame", "max_frames", "count", "total", "picks", "begin"),
     *("length", "reach", "c_rows", "threshold", "queries", "query_count", "keys", "past", "share", "splits"),
