@@ -16,7 +16,6 @@ A message says what was expected, what was found, and what to do.
 
 import importlib
 import math
-from numbers import Integral, Real
 from types import ModuleType
 from typing import Any
 
@@ -74,7 +73,7 @@ def check_number(
     told: str, value: Any, low: float, high: float = math.inf, *, beyond: bool = False, whole: bool = False
 ) -> None:
     """Raise `ValueError`, saying what it is, unless `value` is a number in [low, high], or (low, high] if `beyond`."""
-    fits = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    fits = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
     if not (fits and low <= value <= high and not (beyond and value == low)):
         raise ValueError(f"{told}; got {value!r}")
 

@@ -16,7 +16,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -316,15 +315,14 @@ class Staged(Attachable):
         if not stages:
             raise ValueError("Staged needs at least one stage, as {layer: reducer}")
         for layer, reducer in stages.items():
-            end = math.inf if isinstance(layer, Integral) else math.nextafter(1, 0)
+            end = math.nextafter(1, 0) if isinstance(layer, float) else math.inf
             told = "a stage is at a layer, 0 or more, or at a fraction of the depth in [0, 1)"
             check_number(told, layer, 0, end)
             if not isinstance(reducer, Reducer):
                 raise ValueError(f"expected a reducer at layer {layer}, got {reducer!r}")
         if cost is not None:
             check_cost(cost)
-        layers = {int(x) if isinstance(x, Integral) else float(x): reducer for x, reducer in stages.items()}
-        object.__setattr__(self, "stages", layers)
+        object.__setattr__(self, "stages", dict(stages))
         object.__setattr__(self, "cost", cost)
 
     def layers(self, depth: int) -> dict[int, Reducer]:

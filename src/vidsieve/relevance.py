@@ -117,6 +117,6 @@ class PromptAttention:
         if tokens.attended is None or self.queries not in tokens.attended:
             raise ValueError(
                 "PromptAttention reads the attention of the layer before, and here is none; use it in a stage of "
-                "Staged at layer 1 or later, with a prompt that asks a question"
+                "Staged at layer 1 or later, with a prompt that asks a question, which labels do not call the answer"
             )
         return min_max(tokens.attended[self.queries])

@@ -84,6 +84,7 @@ class Replay:
                     return None
                 try:
                     self._captured = Captured(key, reducer, video, prompt, self._captured)
+                    self._too_large = None
                 except (TooLarge, torch.OutOfMemoryError):
                     self._too_large = key
                     return None

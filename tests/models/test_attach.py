@@ -17,7 +17,7 @@ from tests.models.reducers import Loudest, NearestToQuestion
 from tests.models.test_staged import STAGES
 from tests.models.truth import STEPS, answer, each_family, truth
 from vidsieve import FrameFusion, Prune, Staged
-from vidsieve.errors import AlreadyAttached, NonFiniteFeatures, UnsupportedCall
+from vidsieve.errors import AlreadyAttached, BudgetError, NonFiniteFeatures, UnsupportedCall
 from vidsieve.merge import TemporalMerge
 from vidsieve.models import attach, verify
 from vidsieve.models.flops import layer_costs
@@ -170,12 +170,49 @@ def test_a_decoder_that_fails_leaves_the_cache_as_it_was_and_holds_nothing(metho
     cache = transformers.DynamicCache(config=model.config.get_text_config())
     handle = attach(model, method)
     true = model(**inputs).logits
-    with failing(model.get_decoder().layers[0]), pytest.raises(RuntimeError, match="out of memory"):
-        model(**inputs, past_key_values=cache)
-    assert cache.get_seq_length() == 0
-    assert "current" not in handle._here.__dict__
+    for layer in model.get_decoder().layers:
+        with failing(layer), pytest.raises(RuntimeError, match="out of memory"):
+            model(**inputs, past_key_values=cache)
+        assert [cache.get_seq_length(i) for i in range(3)] == [0, 0, 0]
+        assert "current" not in handle._here.__dict__
     torch.testing.assert_close(model(**inputs, past_key_values=cache).logits, true)
     handle.remove()
+
+
+@torch.no_grad()
+def test_a_refusal_within_the_decoder_leaves_a_filled_cache_as_it_was() -> None:
+    model = tiny.model("llava_onevision")
+    first, second = (tiny.prompt("llava_onevision", seed=turn) for turn in range(2))
+    length, found = first["input_ids"].shape[1], []
+    mask = torch.ones(1, length + second["input_ids"].shape[1], dtype=torch.long)
+    for fails in (False, True):
+        with attach(model, Staged({1: Loudest(0.5), 2: Loudest(0.3)})):
+            cache = model(**first, use_cache=True).past_key_values
+        held = [layer.keys.shape[2] for layer in cache.layers]
+        if fails:
+            with attach(model, Staged({1: Loudest(0.5), 2: Prune(0.3)}, cost=0.05)), pytest.raises(BudgetError):
+                model(**{**second, "attention_mask": mask}, past_key_values=cache)
+            assert [layer.keys.shape[2] for layer in cache.layers] == held
+        with attach(model, Staged({1: Loudest(0.5), 2: Loudest(0.3)})):
+            found.append(model(**{**second, "attention_mask": mask}, past_key_values=cache).logits)
+    assert torch.equal(*found)
+
+
+@torch.no_grad()
+def test_an_interrupted_prefill_is_not_taken_over_by_the_next_call() -> None:
+    model = tiny.model("qwen2_5_vl")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with attach(model, Loudest()) as trace:
+        interrupting = model.get_decoder().layers[0].register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            model(**tiny.prompt("qwen2_5_vl"))
+        interrupting.remove()
+        cache = model(input_ids=torch.tensor([[5]]), use_cache=True).past_key_values
+    assert cache.get_seq_length() == 1
+    assert not trace.calls
 
 
 def test_a_model_is_copied_and_pickled_once_it_is_free() -> None:

@@ -1,5 +1,7 @@
 """Losses and gradients of a reduced prompt."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -43,10 +45,10 @@ def test_labels_follow_the_kept_tokens(family: str) -> None:
 @pytest.mark.parametrize("queries", ["question", "last"])
 @pytest.mark.parametrize("padding", [0, 3])  # on the right
 @each_family
-def test_an_answer_that_is_trained_has_no_say_in_what_is_kept(family: str, padding: int, queries: str) -> None:
+def test_an_answer_that_is_trained_has_no_say_in_what_is_kept(family: str, padding: int, queries: Any) -> None:
     model, asked = tiny.model(family), tiny.prompt(family)
     columns, kept = asked["input_ids"].shape[1], []
-    method = Staged({2: Prune(0.3, Whole(), Proportional(), PromptAttention(queries), TopRelevance())})  # type: ignore[arg-type]
+    method = Staged({2: Prune(0.3, Whole(), Proportional(), PromptAttention(queries), TopRelevance())})
     for answer in ([], [7, 8, 9], [50, 60, 70]):
         more = [*answer, *[tiny.PAD] * padding]
         inputs = {**asked, "input_ids": torch.cat([asked["input_ids"], torch.tensor([more], dtype=torch.long)], 1)}
@@ -59,6 +61,14 @@ def test_an_answer_that_is_trained_has_no_say_in_what_is_kept(family: str, paddi
             model(**inputs, labels=labels if answer else None)
         kept.append(trace.videos[0].kept)
     assert kept[0] == kept[1] == kept[2]
+
+
+@pytest.mark.parametrize("queries", ["question", "last"])
+def test_labels_that_leave_no_question_are_refused(queries: Any) -> None:
+    model, inputs = tiny.model("qwen2_5_vl"), tiny.prompt("qwen2_5_vl")
+    method = Staged({2: Prune(0.3, Whole(), Proportional(), PromptAttention(queries), TopRelevance())})
+    with attach(model, method), pytest.raises(ValueError, match="which labels do not call the answer"):
+        model(**inputs, labels=inputs["input_ids"])
 
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")

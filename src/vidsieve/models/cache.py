@@ -7,12 +7,14 @@ physical. Where tokens left at several layers, each of those begins a run of lay
 travels with the cache, so that threads and conversations cannot mix theirs up.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 from transformers import Cache
+from transformers.cache_utils import DynamicLayer
 
 from vidsieve.errors import UnsupportedCall
 
@@ -148,10 +150,16 @@ def remember(cache: Any, prefix: Prefix, layer: int = 0) -> None:
         cache.__class__ = _reduced_classes[plain]
 
 
-def restore(cache: Any, prefixes: dict[int, Prefix]) -> None:
-    """Let `cache` remember what it did before a pass that failed."""
+def restore(cache: Any, prefixes: dict[int, Prefix], held: Sequence[int]) -> None:
+    """Make `cache` what it was before a pass that failed: what it remembered, and the tokens it held in each layer.
+
+    A layer of another kind than transformers' dynamic one, of full attention, cannot be brought back.
+    """
     if isinstance(cache, _Reduced):
         cache.vidsieve_prefixes = dict(prefixes)
+    for layer, length in zip(getattr(cache, "layers", ()), held, strict=False):
+        if type(layer) is DynamicLayer and layer.is_initialized:
+            layer.keys, layer.values = layer.keys[..., :length, :], layer.values[..., :length, :]
 
 
 def physical_length(cache: Any, layer: int = 0) -> int:

@@ -76,15 +76,15 @@ class Layout:
     """What a batch of prompts holds.
 
     real: bool (B, L), the tokens that are no padding.  whole: whether that is all.  clips: its videos, row after row.
-    questions: for each row, int64 (M,) columns of the question.  answers: the column where the answer begins that is
-    being trained, L where there is none.
+    questions: for each row, int64 (M,) columns of the question.  ends: the column where the prompt ends and the answer
+    begins that is being trained; L without an answer, 0 where the answer is all there is after the video.
     """
 
     real: Array
     whole: bool = True
     clips: tuple[Clip, ...] = ()
     questions: tuple[Array, ...] = ()
-    answers: tuple[int, ...] = ()
+    ends: tuple[int, ...] = ()
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -94,7 +94,7 @@ class Layout:
     @property
     def lasts(self) -> tuple[Array, ...]:
         """For each row, the column of the prompt's last token, before any answer: int64 (1,), or (0,)."""
-        found = (real[:answer].tobytes().rfind(1) for real, answer in zip(self.real, self.answers, strict=True))
+        found = (real[:end].tobytes().rfind(1) for real, end in zip(self.real, self.ends, strict=True))
         return tuple(np.array([last] if last >= 0 else [], dtype=np.int64) for last in found)
 
     @property
@@ -191,8 +191,7 @@ def find(
     after = [int(found[-1]) + 1 if len(found) else 0 for found in columns]
     rows = zip(ids_of, placed, real, answer_of, after, strict=False)
     questions = tuple(_question(*row, image, end_of_turn, marks) for row in rows)
-    answers = tuple(map(_answer, real, answer_of, after))
-    return Layout(real, bool(real.all()), clips, questions, answers)
+    return Layout(real, bool(real.all()), clips, questions, tuple(map(_end, real, answer_of, after)))
 
 
 def marks_of(config: Any) -> frozenset[int]:
@@ -312,11 +311,12 @@ def _square(adapter: Adapter, size: int) -> tuple[int, int] | None:
     return (side, side) if adapter.square and side * side == size else None
 
 
-def _answer(real: Array, answered: Array | None, after_video: int) -> int:
-    """The first column after the video that is answer, else how many columns there are."""
+def _end(real: Array, answered: Array | None, after_video: int) -> int:
+    """See `Layout.ends`."""
     if answered is None or not answered[after_video:].any():
         return len(real)
-    return after_video + int(answered[after_video:].argmax())
+    end = after_video + int(answered[after_video:].argmax())
+    return end if real[after_video:end].any() else 0
 
 
 def _question(

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from transformers.masking_utils import create_masks_for_generate
 
-from vidsieve.errors import AlreadyAttached, UnsupportedCall
+from vidsieve.errors import AlreadyAttached, NonFiniteFeatures, UnsupportedCall
 from vidsieve.framefusion import FrameFusion
 from vidsieve.models import layout
 from vidsieve.models.attention import kinds, refuse_attention
@@ -148,7 +148,7 @@ class Attachment:
     def __reduce_ex__(self, protocol: object) -> Any:
         raise UnsupportedCall(
             "a model cannot be copied or pickled with a reducer attached, whose hooks know this model alone; "
-            "remove() it first, or attach within `with`"
+            "remove() it first"
         )
 
     def remove(self) -> None:
@@ -240,9 +240,9 @@ class Attachment:
 
     def _before_decoder(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> Any:
         embeds = kwargs["inputs_embeds"]  # (B, L, D)
+        here = self._here.__dict__
+        here.pop("current", None)
         if embeds.shape[1] > 1:
-            here = self._here.__dict__
-            here.pop("current", None)
             reading = here.pop("reading", None)
             found = None if reading is None else self._find(*reading)
             if found is not None and found.clips and found.real.shape == embeds.shape[:2]:
@@ -340,7 +340,7 @@ class Attachment:
             return
         cache = kwargs.get("past_key_values")
         if output is None:
-            restore(cache, current.prefixes)
+            restore(cache, current.prefixes, current.past)
             return
         self._here.left = current.left()
         if cache is None:
@@ -348,7 +348,11 @@ class Attachment:
             if cache is not None and current.begins is not None:
                 remember(cache, current.begins)
         record = current.record(cache)
-        current.check()
+        try:
+            current.check()
+        except NonFiniteFeatures:
+            restore(cache, current.prefixes, current.past)
+            raise
         self.trace.add(record)
 
     def _videos(

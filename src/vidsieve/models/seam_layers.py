@@ -203,9 +203,9 @@ class Pass:
                 f"alone take {self.share * least / budget:.3f} of the full prefill; raise cost, reduce more before, "
                 "or stage earlier"
             )
-        own: float | None = reducer.keep  # type: ignore[attr-defined]  # Staged has seen to it
+        own: float = reducer.keep  # type: ignore[attr-defined]  # Staged has seen to it
         keep = left / sum(video.whole.produced for video in mine)
-        return replace(reducer, keep=min(keep, 1.0 if own is None else own))  # type: ignore[type-var]
+        return replace(reducer, keep=min(keep, own))  # type: ignore[type-var]
 
     def _full(self, row: int) -> float:
         return flops.total(self.costs, self.full[row], [self.start] * len(self.costs))

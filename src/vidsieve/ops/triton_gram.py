@@ -155,7 +155,7 @@ def _gram_kernel(
             tl.store(s_ptr + (begin + j).to(tl.int64)[None, :] * longest + i[:, None], acc, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def _nearest_kept_kernel(
     x_ptr,  # (N, D) features, rows `stride` apart
     norm_ptr,  # (N,) float32, length of each row

@@ -179,7 +179,8 @@ def compact(
 def compact_rows(left: Tensor, longest: int, begin: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
     left = left.contiguous()
     rows = len(left)
-    index, valid = left.new_empty(rows, longest), left.new_empty(rows, longest)  # each aligned, as `launch` counts on
+    # Not one tensor cut in two: the second half might not be aligned, and the kernel is compiled anew for that.
+    index, valid = left.new_empty(rows, longest), left.new_empty(rows, longest)
     slot = left.new_empty(rows, length)
     block = min(4096, covering(length))
     launch(

@@ -191,7 +191,7 @@ def _compact_kernel(
         before += tl.sum(picked.to(tl.int32), 0)
 
 
-@triton.jit(do_not_specialize=COUNTS)
+@triton.jit(do_not_specialize=[*COUNTS, "longest"])
 def _compact_rows_kernel(
     left_ptr,  # (B, n) int64, below 0 where it goes: of the columns from `begin` on
     index_ptr,  # (B, M) int64 out
