@@ -221,6 +221,16 @@ def test_no_permission(tmp_path: Path, clip: Path) -> None:
         read_video(path)
 
 
+def test_damaged_frames_are_told_of(clip: Path, tmp_path: Path) -> None:
+    held = bytearray(clip.read_bytes())
+    begin = held.index(b"mdat") + len(held) // 2
+    for i in range(begin, begin + len(held) // 8, 50):
+        held[i] ^= 0xFF
+    (path := tmp_path / "damaged.mp4").write_bytes(held)
+    with pytest.warns(UserWarning, match=r"damaged.mp4: \d+ of 100 frames are damaged"):
+        assert len(read_video(path, num_frames=100)) == 100
+
+
 def test_a_frame_beyond_the_end_is_an_error(clip: Path) -> None:
     with pytest.raises(VideoError, match="has no frame 100, only 0 to 99"):
         read_video(clip, index=[5, 100])

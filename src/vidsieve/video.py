@@ -11,6 +11,7 @@ picture is held at a time.
 import math
 import os
 import sys
+import warnings
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -68,6 +69,7 @@ def read_video(
 
     Raises `VideoError`, in one line, for a file that is missing, a directory, empty, cut short, not a video, without a
     picture or without the frame asked for; `MissingExtra` without PyAV; `ValueError` for arguments that make no sense.
+    Warns of frames that are damaged: what they show is the decoder's guess.
     """
     _check_arguments(num_frames, fps, index, size)
     av = require("av", "video")
@@ -209,14 +211,20 @@ def _decode(
     """The wanted frames by number, each (H, W, 3), as far as they can be decoded."""
     targets = sorted(set(wanted))
     decoder = _Decoder(container, stream, found)
-    pixels = {}
+    pixels, damaged = {}, 0
     with _progress_bar(progress and found.duration >= LONG_CLIP, len(targets)) as advance:
         for target in targets:
             frame = decoder.advance_to(target)
             if frame is None:
                 break
             pixels[target] = _pixels(frame, size)
+            damaged += frame.is_corrupt
             advance()
+    if damaged:
+        warnings.warn(
+            f"{container.name}: {damaged} of {len(targets)} frames are damaged; what they show is the decoder's guess",
+            stacklevel=3,
+        )
     return pixels
 
 
