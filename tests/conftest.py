@@ -34,9 +34,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if (
-        torch.cuda.is_available() or config.getoption("markexpr") == "gpu"
-    ):  # who asks for them is told of what is missing
+    """Without a GPU, skip the tests that need one, unless they are asked for: then they tell of what is missing."""
+    if torch.cuda.is_available() or config.getoption("markexpr") == "gpu":
         return
     for item in items:
         if item.get_closest_marker("gpu"):

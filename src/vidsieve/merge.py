@@ -74,8 +74,12 @@ class TemporalMerge(Capturable):
             return Reduction.identity(len(tokens), tokens.features.device, unseen(tokens))
         return self.settle(tokens, self.ask(tokens))
 
+    def _keeps(self, tokens: VideoTokens) -> int:
+        """How many tokens stay, if `keep` says so; else how many could."""
+        return kept_count(1.0 if self.keep is None else self.keep, tokens.produced)
+
     def _keeps_all(self, tokens: VideoTokens) -> bool:
-        return self.keep is not None and kept_count(self.keep, tokens.produced) >= len(tokens)
+        return self.keep is not None and self._keeps(tokens) >= len(tokens)
 
     def captures(self, tokens: VideoTokens) -> bool:
         return type(self) is TemporalMerge and ours(self.segmenter) and not self._keeps_all(tokens)
@@ -91,11 +95,10 @@ class TemporalMerge(Capturable):
         with stage("merge"):
             frames = tuple(tokens.whole.frames)
             before, cosine = ops.temporal(tokens.features, tokens.norm, segments.offsets, frames, tokens.at)
-            if self.keep is None:  # where there is none before, the cosine is below any threshold
-                assert self.threshold is not None
+            if self.threshold is not None:  # where there is none before, the cosine is below any
                 kept, count, row, source, link = ops.runs(cosine, before, self.threshold, len(frames))
                 return {"kept": kept, "source": source, "row": row, "link": link, "count": count}
-            n, total = len(tokens), kept_count(self.keep, tokens.produced)
+            n, total = len(tokens), self._keeps(tokens)
             bounds = torch.arange(2, device=cosine.device) * n
             budget = torch.full((1,), total, device=cosine.device)
             kept, row = ops.compact(ops.top(-cosine, bounds, budget), bounds, budget, n, total)

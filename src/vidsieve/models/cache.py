@@ -158,8 +158,9 @@ def restore(cache: Any, prefixes: dict[int, Prefix], held: Sequence[int]) -> Non
     if isinstance(cache, _Reduced):
         cache.vidsieve_prefixes = dict(prefixes)
     for layer, length in zip(getattr(cache, "layers", ()), held, strict=False):
-        if type(layer) is DynamicLayer and layer.is_initialized:
-            layer.keys, layer.values = layer.keys[..., :length, :], layer.values[..., :length, :]
+        if type(layer) is DynamicLayer and layer.get_seq_length() > length:
+            # Copies, or all of what the pass had stored would be held on to.
+            layer.keys, layer.values = (x[..., :length, :].clone() for x in (layer.keys, layer.values))
 
 
 def physical_length(cache: Any, layer: int = 0) -> int:

@@ -1,5 +1,6 @@
 """What is left of a prompt on its way through the layers: of each video, and of the sequence from one stage on."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
@@ -11,7 +12,7 @@ from torch import Tensor
 from vidsieve.models.gather import Fold, Kept, reduced
 from vidsieve.models.layout import Clip, Columns
 from vidsieve.models.trace import StageRecord, VideoRecord
-from vidsieve.reducer import Reducer
+from vidsieve.reducer import Reducer, kept_count
 from vidsieve.reduction import Reduction
 from vidsieve.replay import Replay
 from vidsieve.timeline import Timeline
@@ -78,6 +79,7 @@ class Video:
             for video, reduction in zip(videos, settle(), strict=True):
                 video.timeline.shared(timeline, len(videos))
                 video.stages.append(StageRecord(0, len(video.whole), len(reduction), reduction))
+                _warn_if_idle(replay.reducer, len(video.whole), len(reduction))
 
         return end
 
@@ -87,6 +89,12 @@ class Video:
             reduction = reducer.reduce(tokens, prompt)
         self.stages.append(StageRecord(layer, len(tokens), len(reduction), reduction))
         return reduction
+
+
+def _warn_if_idle(reducer: Reducer, before: int, after: int) -> None:
+    keep = getattr(reducer, "keep", None)
+    if after == before and isinstance(keep, float) and kept_count(keep, before) < before:
+        warnings.warn(f"{reducer!r} removed none of {before} video tokens", stacklevel=2)
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from transformers.masking_utils import create_masks_for_generate
 
-from vidsieve.errors import AlreadyAttached, NonFiniteFeatures, UnsupportedCall
+from vidsieve.errors import AlreadyAttached, UnsupportedCall
 from vidsieve.framefusion import FrameFusion
 from vidsieve.models import layout
 from vidsieve.models.attention import kinds, refuse_attention
@@ -46,7 +46,7 @@ from vidsieve.models.gather import Fold, Kept, left_by, reduce_arguments
 from vidsieve.models.remains import Video
 from vidsieve.models.seam_layers import CONTEXT, Layers, Pass
 from vidsieve.models.trace import Trace
-from vidsieve.reducer import Attachable, Reducer, Staged, kept_count
+from vidsieve.reducer import Attachable, Reducer, Staged
 from vidsieve.replay import Replay
 from vidsieve.timeline import Timeline, stage
 from vidsieve.tokens import Prompt, VideoTokens
@@ -339,20 +339,18 @@ class Attachment:
         if current is None:
             return
         cache = kwargs.get("past_key_values")
-        if output is None:
-            restore(cache, current.prefixes, current.past)
-            return
-        self._here.left = current.left()
-        if cache is None:
-            cache = getattr(output, "past_key_values", None)  # the decoder's own
-            if cache is not None and current.begins is not None:
-                remember(cache, current.begins)
-        record = current.record(cache)
-        try:
+        with ExitStack() as failed:
+            failed.callback(restore, cache, current.prefixes, current.past)
+            if output is None:
+                return
+            self._here.left = current.left()
+            if cache is None:
+                cache = getattr(output, "past_key_values", None)  # the decoder's own
+                if cache is not None and current.begins is not None:
+                    remember(cache, current.begins)
+            record = current.record(cache)
             current.check()
-        except NonFiniteFeatures:
-            restore(cache, current.prefixes, current.past)
-            raise
+            failed.pop_all()
         self.trace.add(record)
 
     def _videos(
@@ -368,19 +366,8 @@ class Attachment:
         if self._replay is None:
             return tuple(videos), lambda: None
         questions = {row: Prompt(columns.take(embeds[row])) for row, columns in asked.items()}
-        reduced = Video.reduce_each(videos, self._replay, [questions.get(clip.row) for clip in found.clips])
-
-        def settle() -> None:
-            reduced()
-            for video in videos:
-                self._check(len(video.whole), video.after)
-
+        settle = Video.reduce_each(videos, self._replay, [questions.get(clip.row) for clip in found.clips])
         return tuple(videos), settle
-
-    def _check(self, before: int, after: int) -> None:
-        keep = getattr(self.first, "keep", None)
-        if after == before and isinstance(keep, float) and kept_count(keep, before) < before:
-            warnings.warn(f"{self.first!r} removed none of {before} video tokens", stacklevel=2)
 
     def _deepstack(self, inner: Callable[..., Any], hidden: Tensor, visual: Tensor, rows: Tensor) -> Any:
         # Qwen3-VL adds features to the visual tokens after its first layers, by the mask of the decoder's input.
