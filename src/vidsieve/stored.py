@@ -7,7 +7,6 @@ model.generate(**restore(model, tensors), max_new_tokens=32)            # withou
 import json
 import os
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -38,7 +37,7 @@ def encode(
 
     inputs = prepare(processor, frames, question).to(model.device, model.dtype)
     with (attachment := attach(model, reducer)) as trace:
-        given = _given_to_decoder(model, inputs)
+        given = _given_to_decoder(attachment, inputs)
     if not trace.videos:
         raise VidsieveError(f"{type(model).__name__} was shown no video token; nothing could be reduced")
     video = trace.videos[0]
@@ -106,26 +105,29 @@ def restore(model: Any, tensors: Mapping[str, Tensor], tail: Tensor | None = Non
     }
 
 
-def _given_to_decoder(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The decoder's arguments for a prompt, as an attached reducer leaves them. The decoder itself does not run."""
-    from transformers.modeling_outputs import BaseModelOutputWithPast  # loaded with any model
+class _Given(Exception):
+    """Ends a forward pass once the decoder's arguments are known."""
 
-    decoder, given = model.get_decoder(), {}
 
-    def stand_in(*args: Any, **arguments: Any) -> Any:
+def _given_to_decoder(attachment: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The decoder's arguments for a prompt, as the attached reducer leaves them. The decoder itself does not run."""
+    given: dict[str, Any] = {}
+
+    def stop(decoder: Any, args: tuple[Any, ...], arguments: dict[str, Any]) -> None:
         given.update(arguments)
-        return BaseModelOutputWithPast(last_hidden_state=arguments["inputs_embeds"][:, -1:])
+        attachment.after_decoder(decoder, args, arguments, {})  # which records the videos
+        raise _Given
 
-    own = decoder.__dict__
-    undo = partial(own.__setitem__, "forward", own["forward"]) if "forward" in own else partial(own.pop, "forward")
-    decoder.forward = stand_in
+    watching = attachment.decoder.register_forward_pre_hook(stop, with_kwargs=True)  # after the attachment's own
     try:
-        model(**inputs, use_cache=False)
+        attachment.model(**inputs, use_cache=False)
+    except _Given:
+        return given
     finally:
-        undo()
-    if not given:
-        raise VidsieveError(f"{type(model).__name__} answered without calling its decoder; nothing could be stored")
-    return given
+        watching.remove()
+    raise VidsieveError(
+        f"{type(attachment.model).__name__} answered without calling its decoder; nothing could be stored"
+    )
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Row]:

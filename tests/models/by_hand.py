@@ -200,7 +200,7 @@ def _layers(
 ) -> Tensor:
     decoder = model.get_decoder()
     hidden, deepstack = merged.embeddings, list(merged.deepstack)
-    cos, sin = (x[0] for x in decoder.rotary_emb(hidden[None], merged.positions[..., None, :]))
+    cos, sin = (x.squeeze(-3) for x in decoder.rotary_emb(hidden[None], merged.positions[..., None, :]))
     video, visual, place = merged.video, merged.visual, torch.arange(len(hidden))
     at = video.nonzero()[:, 0]
     whole = VideoTokens(hidden[at], (len(at) // frames,) * frames)
@@ -224,11 +224,12 @@ def _layers(
             decision = decisions[i]
             stays = decision.stays(len(hidden))
             hidden, deepstack = decision.apply(hidden), [decision.apply(x) for x in deepstack]
-            cos, sin, video, visual, place = (x[stays] for x in (cos, sin, video, visual, place))
+            cos, sin = (x[..., stays, :] for x in (cos, sin))
+            video, visual, place = (x[stays] for x in (video, visual, place))
         seen.append(len(hidden))
         length = len(hidden)
         mask = torch.full((length, length), torch.finfo(torch.float32).min).triu(1)[None, None]
-        given = {"attention_mask": mask, "position_embeddings": (cos[None], sin[None])}
+        given = {"attention_mask": mask, "position_embeddings": (cos.unsqueeze(-3), sin.unsqueeze(-3))}
         attention = layer.self_attn(hidden_states=layer.input_layernorm(hidden[None]), **given)[1][0]  # (H, L, L)
         hidden = layer(hidden[None], **given)[0]
         if i < len(deepstack):

@@ -20,6 +20,7 @@ from vidsieve import FrameFusion, Prune, Staged
 from vidsieve.errors import AlreadyAttached, BudgetError, NonFiniteFeatures, UnsupportedCall
 from vidsieve.merge import TemporalMerge
 from vidsieve.models import attach, verify
+from vidsieve.models.contract import CACHE
 from vidsieve.models.flops import layer_costs
 
 
@@ -172,10 +173,10 @@ def test_a_decoder_that_fails_leaves_the_cache_as_it_was_and_holds_nothing(metho
     true = model(**inputs).logits
     for layer in model.get_decoder().layers:
         with failing(layer), pytest.raises(RuntimeError, match="out of memory"):
-            model(**inputs, past_key_values=cache)
+            model(**inputs, **{CACHE: cache})
         assert [cache.get_seq_length(i) for i in range(3)] == [0, 0, 0]
         assert "current" not in handle._here.__dict__
-    torch.testing.assert_close(model(**inputs, past_key_values=cache).logits, true)
+    torch.testing.assert_close(model(**inputs, **{CACHE: cache}).logits, true)
     handle.remove()
 
 
@@ -187,14 +188,14 @@ def test_a_refusal_within_the_decoder_leaves_a_filled_cache_as_it_was() -> None:
     mask = torch.ones(1, length + second["input_ids"].shape[1], dtype=torch.long)
     for fails in (False, True):
         with attach(model, Staged({1: Loudest(0.5), 2: Loudest(0.3)})):
-            cache = model(**first, use_cache=True).past_key_values
+            cache = model(**first, use_cache=True)[CACHE]
         held = [layer.keys.shape[2] for layer in cache.layers]
         if fails:
             with attach(model, Staged({1: Loudest(0.5), 2: Prune(0.3)}, cost=0.05)), pytest.raises(BudgetError):
-                model(**{**second, "attention_mask": mask}, past_key_values=cache)
+                model(**{**second, "attention_mask": mask}, **{CACHE: cache})
             assert [layer.keys.shape[2] for layer in cache.layers] == held
         with attach(model, Staged({1: Loudest(0.5), 2: Loudest(0.3)})):
-            found.append(model(**{**second, "attention_mask": mask}, past_key_values=cache).logits)
+            found.append(model(**{**second, "attention_mask": mask}, **{CACHE: cache}).logits)
     assert torch.equal(*found)
 
 
@@ -210,7 +211,7 @@ def test_an_interrupted_prefill_is_not_taken_over_by_the_next_call() -> None:
         with pytest.raises(KeyboardInterrupt):
             model(**tiny.prompt("qwen2_5_vl"))
         interrupting.remove()
-        cache = model(input_ids=torch.tensor([[5]]), use_cache=True).past_key_values
+        cache = model(input_ids=torch.tensor([[5]]), use_cache=True)[CACHE]
     assert cache.get_seq_length() == 1
     assert not trace.calls
 

@@ -15,6 +15,7 @@ from tests.models.truth import STEPS, answer, each_family, truth
 from vidsieve import Prune, Staged
 from vidsieve.errors import UnsupportedCall
 from vidsieve.models import attach
+from vidsieve.models.contract import CACHE
 from vidsieve.reducer import Attachable
 
 
@@ -29,7 +30,7 @@ def test_a_follow_up_turn_on_a_kept_cache(family: str, full_ids: bool) -> None:
         found = model.generate(
             input_ids=given,
             attention_mask=torch.ones_like(ids),
-            past_key_values=out.past_key_values,
+            **{CACHE: out[CACHE]},
             max_new_tokens=STEPS,
         )
     merged = by_hand.reduce(model, inputs, Loudest())
@@ -49,7 +50,7 @@ def test_a_static_cache_too_small_for_the_unreduced_prompt(family: str) -> None:
     model, inputs = tiny.model(family), tiny.prompt(family)
     room = inputs["input_ids"].shape[1] - 10 + STEPS
     cache = StaticCache(config=model.config.get_text_config(decoder=True), max_cache_len=room)
-    assert answer(model, inputs, past_key_values=cache) == [truth(family, inputs)]
+    assert answer(model, inputs, **{CACHE: cache}) == [truth(family, inputs)]
 
 
 def test_a_static_cache_that_is_reset_forgets_the_reduced_prompt() -> None:
@@ -57,9 +58,9 @@ def test_a_static_cache_that_is_reset_forgets_the_reduced_prompt() -> None:
     length = inputs["input_ids"].shape[1]
     cache = StaticCache(config=model.config.get_text_config(decoder=True), max_cache_len=length + STEPS)
     whole = model.generate(**inputs, max_new_tokens=STEPS)[:, length:].tolist()
-    answer(model, inputs, past_key_values=cache)
+    answer(model, inputs, **{CACHE: cache})
     cache.reset()
-    assert model.generate(**inputs, max_new_tokens=STEPS, past_key_values=cache)[:, length:].tolist() == whole
+    assert model.generate(**inputs, max_new_tokens=STEPS, **{CACHE: cache})[:, length:].tolist() == whole
 
 
 @each_family
@@ -68,9 +69,9 @@ def test_a_cache_that_the_decoder_makes_itself_knows_what_was_removed(family: st
     model, inputs = tiny.model(family), tiny.prompt(family)
     with torch.no_grad(), attach(model, reducer):
         out = model(**inputs, use_cache=True)
-        assert out.past_key_values.get_seq_length() == inputs["input_ids"].shape[1]
+        assert out[CACHE].get_seq_length() == inputs["input_ids"].shape[1]
         ids = torch.cat([inputs["input_ids"], out.logits[:, -1:].argmax(-1)], 1)
-        more = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "past_key_values": out.past_key_values}
+        more = {"input_ids": ids, "attention_mask": torch.ones_like(ids), CACHE: out[CACHE]}
         said = model.generate(**more, max_new_tokens=STEPS - 1)[0, inputs["input_ids"].shape[1] :].tolist()
     assert [said] == answer(model, inputs, reducer)
 
@@ -78,10 +79,24 @@ def test_a_cache_that_the_decoder_makes_itself_knows_what_was_removed(family: st
 def test_a_cache_is_not_cropped_into_the_reduced_prompt() -> None:
     model, inputs = tiny.model("qwen2_5_vl"), tiny.prompt("qwen2_5_vl")
     with torch.no_grad(), attach(model, Loudest()):
-        cache = model(**inputs, use_cache=True).past_key_values
+        cache = model(**inputs, use_cache=True)[CACHE]
         cache.crop(-4)  # of the six tokens of the question
         with pytest.raises(UnsupportedCall, match="cannot be cropped"):
             cache.crop(-10)
+
+
+@pytest.mark.parametrize("reducer", [Loudest(), Staged({1: Prune(0.4)}), Staged({0: Prune(0.7), 2: Prune(0.4)})])
+def test_cropping_to_a_length_counts_in_the_sequence_as_it_came(reducer: Attachable) -> None:
+    model, inputs = tiny.model("qwen2_5_vl"), tiny.prompt("qwen2_5_vl")
+    with torch.no_grad(), attach(model, reducer):
+        caches = [model(**inputs, use_cache=True)[CACHE] for _ in range(3)]
+        length = caches[0].get_seq_length()
+        caches[0].crop(-3)
+        caches[1].crop(length - 3)
+        caches[2].crop(length + 5)
+    lengths = [[layer.get_seq_length() for layer in cache.layers] for cache in caches]
+    assert lengths[0] == lengths[1] == [n - 3 for n in lengths[2]]
+    assert [cache.get_seq_length() for cache in caches] == [length - 3, length - 3, length]
 
 
 def test_a_padded_cache_is_not_continued_without_its_reducer() -> None:
@@ -91,9 +106,9 @@ def test_a_padded_cache_is_not_continued_without_its_reducer() -> None:
         out = model.generate(**inputs, max_new_tokens=STEPS, return_dict_in_generate=True)
     more = {"input_ids": out.sequences, "attention_mask": torch.ones_like(out.sequences), "max_new_tokens": 2}
     with pytest.raises(UnsupportedCall, match="attach one again"):
-        model.generate(**more, past_key_values=copy.deepcopy(out.past_key_values))
+        model.generate(**more, **{CACHE: copy.deepcopy(out[CACHE])})
     with attach(model, LouderThanMean()):
-        model.generate(**more, past_key_values=copy.deepcopy(out.past_key_values))
+        model.generate(**more, **{CACHE: copy.deepcopy(out[CACHE])})
 
 
 def test_a_copied_cache_continues_alike() -> None:
@@ -101,7 +116,7 @@ def test_a_copied_cache_continues_alike() -> None:
     with attach(model, Loudest()):
         out = model.generate(**inputs, max_new_tokens=2, return_dict_in_generate=True)
         more = {"input_ids": out.sequences, "attention_mask": torch.ones_like(out.sequences), "max_new_tokens": 4}
-        answers = [model.generate(**more, past_key_values=copy.deepcopy(out.past_key_values)) for _ in range(2)]
+        answers = [model.generate(**more, **{CACHE: copy.deepcopy(out[CACHE])}) for _ in range(2)]
     assert torch.equal(*answers)
     assert answers[0][0, inputs["input_ids"].shape[1] :].tolist() == truth("qwen3_vl", inputs)
 
@@ -119,8 +134,8 @@ def again(model: Any, method: Attachable, first: tiny.Inputs, second: tiny.Input
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     before, now = ({"position_ids": part} if given else {} for part in (positions[:, :length], positions[:, length:]))
     with torch.no_grad(), attach(model, method):
-        cache = model(**first, **before, use_cache=True).past_key_values
-        out = model(**{**second, "attention_mask": mask, **now}, past_key_values=cache, use_cache=True)
+        cache = model(**first, **before, use_cache=True)[CACHE]
+        out = model(**{**second, "attention_mask": mask, **now}, **{CACHE: cache}, use_cache=True)
     return out.logits[:, -1]
 
 

@@ -12,6 +12,7 @@ from vidsieve import Prune, Staged
 from vidsieve.errors import BudgetError
 from vidsieve.merge import TemporalMerge
 from vidsieve.models import attach
+from vidsieve.models.contract import CACHE
 from vidsieve.models.flops import affordable, layer_costs, total
 from vidsieve.segment import Whole
 
@@ -80,7 +81,7 @@ def test_the_cost_spent_is_the_cost_asked_for(layers: int, name: str) -> None:
     model = deep(layers)
     inputs = tiny.batch(*[tiny.prompt("qwen2_5_vl", seed=n, frames=48, text=6 + 5 * n) for n in range(2)])
     with attach(model, Staged(STAGED[name], cost=0.45)) as trace, torch.no_grad():
-        cache = model(**inputs, use_cache=True).past_key_values
+        cache = model(**inputs, use_cache=True)[CACHE]
     assert trace.cost == pytest.approx(0.45, rel=0.01)
     one = [cost.flops for cost in layer_costs(model.get_decoder())]
     held = [layer.keys.shape[2] for layer in cache.layers]
@@ -154,9 +155,9 @@ def test_the_cost_of_a_second_video_is_that_of_attending_to_the_first_too() -> N
     positions = torch.arange(begin, begin + length).expand(4, 1, -1)
     second["attention_mask"] = torch.ones(1, begin + length, dtype=torch.long)
     with torch.no_grad(), attach(model, Staged({1: Prune(1.0)}, cost=0.6)) as trace:
-        cache = model(**first, use_cache=True).past_key_values
+        cache = model(**first, use_cache=True)[CACHE]
         held = [layer.keys.shape[2] for layer in cache.layers]
-        model(**second, position_ids=positions, past_key_values=cache, use_cache=True)
+        model(**second, position_ids=positions, **{CACHE: cache}, use_cache=True)
     costs = layer_costs(model.get_decoder())
     now = [layer.keys.shape[2] for layer in cache.layers]
     full, spent = trace.calls[1].flops

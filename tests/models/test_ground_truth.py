@@ -9,6 +9,7 @@ from torch import nn
 from tests.models import by_hand, tiny
 from tests.models.reducers import LouderThanMean, Loudest, MergeIntoLoudest
 from vidsieve.models import attach, verify
+from vidsieve.models.contract import CACHE
 from vidsieve.reducer import Reducer
 
 STEPS = 6
@@ -62,7 +63,7 @@ def test_the_answer_changes_and_the_cache_is_really_shorter(family: str) -> None
     assert not torch.allclose(out.logits[0], whole.logits[0], atol=1e-2)
     [video] = trace.videos
     assert (video.before, video.after) == (tokens, round(0.25 * tokens))
-    attention = next(layer for layer in out.past_key_values.layers if getattr(layer, "keys", None) is not None)
+    attention = next(layer for layer in out[CACHE].layers if getattr(layer, "keys", None) is not None)
     assert trace.kv_length == length - tokens + video.after
     assert attention.keys.shape[2] == trace.kv_length + STEPS - 1
 

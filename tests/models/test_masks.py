@@ -10,6 +10,7 @@ from tests.models.reducers import LouderThanMean, Loudest
 from tests.models.truth import BY_HAND, STEPS, answer, each_family, truth
 from vidsieve.errors import UnsupportedCall
 from vidsieve.models import attach
+from vidsieve.models.contract import CACHE
 
 
 @each_family
@@ -46,7 +47,7 @@ def test_a_decoding_loop_of_ones_own(family: str, with_mask: bool) -> None:
             tokens.append(int(token))
             mask = torch.cat([mask, torch.ones_like(token)], 1)
             extra = {"attention_mask": mask} if with_mask else {}
-            out = model(input_ids=token, past_key_values=out.past_key_values, use_cache=True, **extra)
+            out = model(input_ids=token, **{CACHE: out[CACHE]}, use_cache=True, **extra)
     assert tokens == truth(family, inputs)
 
 
@@ -56,7 +57,7 @@ def test_a_mask_over_the_reduced_sequence_is_refused() -> None:
         out = model(**inputs, use_cache=True)
         short = torch.ones(1, trace.kv_length + 1, dtype=torch.long)
         with pytest.raises(UnsupportedCall, match="dropped ones included"):
-            model(input_ids=torch.tensor([[5]]), attention_mask=short, past_key_values=out.past_key_values)
+            model(input_ids=torch.tensor([[5]]), attention_mask=short, **{CACHE: out[CACHE]})
 
 
 def test_a_custom_4d_mask_is_refused() -> None:
@@ -101,5 +102,5 @@ def second_turn(model: Any, family: str, reducer: Any = None) -> list[int]:
             said = torch.zeros(1, STEPS, dtype=torch.long)
             kinds = [first["mm_token_type_ids"], said, second["mm_token_type_ids"]]
             inputs["mm_token_type_ids"] = torch.cat(kinds, 1)
-        out = model.generate(**inputs, past_key_values=out.past_key_values, max_new_tokens=STEPS)
+        out = model.generate(**inputs, **{CACHE: out[CACHE]}, max_new_tokens=STEPS)
     return out[0, ids.shape[1] :].tolist()

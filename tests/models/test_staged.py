@@ -20,6 +20,7 @@ from vidsieve.budget import Proportional
 from vidsieve.errors import UnsupportedCall
 from vidsieve.merge import TemporalMerge
 from vidsieve.models import attach, verify
+from vidsieve.models.contract import CACHE
 from vidsieve.reduction import Reduction
 from vidsieve.relevance import PromptAttention
 from vidsieve.segment import Whole
@@ -66,7 +67,7 @@ def test_every_step_equals_the_layers_by_hand(family: str, attention: str, rows:
         torch.testing.assert_close(torch.stack(out.logits, 1)[row], logits, atol=TOLERANCE, rtol=0)
         assert out.sequences[row, inputs["input_ids"].shape[1] :].tolist() == tokens
         longest = [max(pair) for pair in zip(longest, seen, strict=True)]
-    held = [layer.keys.shape[2] - (STEPS - 1) for layer in out.past_key_values.layers]
+    held = [layer.keys.shape[2] - (STEPS - 1) for layer in out[CACHE].layers]
     assert held == longest
     assert len(set(held)) > 1
     assert trace.calls[0].sequence == (inputs["input_ids"].shape[1], longest[-1])
@@ -79,7 +80,9 @@ def test_every_family_verifies(family: str, attention: str, rows: int) -> None:
     middle: Reducer = LouderThanMean() if linear else attended(0.5)
     stages = Staged({0: MergeIntoLoudest(0.8), 1 / 3: middle, 2: attended(0.1)})
     inputs = tiny.batch(*prompts(family, rows))
-    report = verify(tiny.model(family, attention), inputs, stages, STEPS, TOLERANCE)
+    # A linear layer accumulates in float32 whatever the model's type: a quarter of the difference stays in float64.
+    tolerance = 2e-4 if linear else TOLERANCE
+    report = verify(tiny.model(family, attention), inputs, stages, STEPS, tolerance)
     assert report.ok, report
     assert [stage.layer for stage in report.trace.videos[0].stages] == [0, 1, 2]
 
@@ -144,7 +147,7 @@ def test_a_decoding_loop_of_ones_own_without_any_mask(family: str, name: str, at
         for _ in range(STEPS):
             tokens.append(int(out.logits[0, -1].argmax()))
             step = torch.tensor([tokens[-1:]])
-            out = model(input_ids=step, past_key_values=out.past_key_values, use_cache=True)
+            out = model(input_ids=step, **{CACHE: out[CACHE]}, use_cache=True)
     assert tokens == expected(family, tiny.prompt(family), name)
 
 
@@ -185,7 +188,7 @@ def test_a_follow_up_turn_on_a_kept_cache(family: str, full_ids: bool, attention
         out = model.generate(**inputs, max_new_tokens=STEPS, return_dict_in_generate=True)
         ids = torch.cat([out.sequences, torch.tensor([question])], 1)
         given = ids if full_ids else ids[:, out.sequences.shape[1] - 1 :]  # the last token is not in the cache yet
-        more = {"input_ids": given, "attention_mask": torch.ones_like(ids), "past_key_values": out.past_key_values}
+        more = {"input_ids": given, "attention_mask": torch.ones_like(ids), CACHE: out[CACHE]}
         found = model.generate(**more, max_new_tokens=STEPS)[0, given.shape[1] :].tolist()
     said = ids[0, inputs["input_ids"].shape[1] :].tolist()
     assert found == by_hand.staged(family, inputs, stages, STEPS, question_length(family), said=said)[0]
@@ -200,7 +203,7 @@ def test_a_padded_follow_up_turn() -> None:
         out = model.generate(**inputs, max_new_tokens=STEPS, return_dict_in_generate=True)
         ids = torch.cat([out.sequences, torch.tensor([[40, 41]] * 2)], 1)
         mask = torch.cat([inputs["attention_mask"], torch.ones(2, STEPS + 2, dtype=torch.long)], 1)
-        more = {"input_ids": ids, "attention_mask": mask, "past_key_values": copy.deepcopy(out.past_key_values)}
+        more = {"input_ids": ids, "attention_mask": mask, CACHE: copy.deepcopy(out[CACHE])}
         found = model.generate(**more, max_new_tokens=STEPS)[:, ids.shape[1] :].tolist()
     for row, single in enumerate(singles):
         said, asked = ids[row, length:].tolist(), question_length(family) + 5 * row
@@ -315,17 +318,17 @@ def test_a_cache_reduced_inside_the_model_is_not_continued_without_stages() -> N
         out = model.generate(**inputs, max_new_tokens=STEPS, return_dict_in_generate=True)
     more = {"input_ids": out.sequences, "attention_mask": torch.ones_like(out.sequences), "max_new_tokens": 2}
     with pytest.raises(UnsupportedCall, match="an attached Staged"):
-        model.generate(**more, past_key_values=copy.deepcopy(out.past_key_values))
+        model.generate(**more, **{CACHE: copy.deepcopy(out[CACHE])})
     with attach(model, Loudest()), pytest.raises(UnsupportedCall, match="an attached Staged"):
-        model.generate(**more, past_key_values=copy.deepcopy(out.past_key_values))
+        model.generate(**more, **{CACHE: copy.deepcopy(out[CACHE])})
     with attach(model, Staged({1: Loudest()})):  # which stages does not matter: the cache knows its own
-        model.generate(**more, past_key_values=copy.deepcopy(out.past_key_values))
+        model.generate(**more, **{CACHE: copy.deepcopy(out[CACHE])})
 
 
 def test_a_cache_is_not_cropped_into_the_reduced_prompt() -> None:
     model, inputs = tiny.model("qwen2_5_vl"), tiny.prompt("qwen2_5_vl")
     with torch.no_grad(), attach(model, Staged(STAGES["late"])):
-        cache = model(**inputs, use_cache=True).past_key_values
+        cache = model(**inputs, use_cache=True)[CACHE]
         cache.crop(-4)  # of the six tokens of the question
         with pytest.raises(UnsupportedCall, match="cannot be cropped"):
             cache.crop(-10)
@@ -346,7 +349,7 @@ def test_what_a_trace_tells_of_stages() -> None:
     assert video.kept == sorted(set(video.kept))
     held = [40, 28, 22]  # 16 tokens of text
     assert trace.kv_bytes == tuple(2 * 2 * 16 * 4 * n for n in held)  # keys and values, heads, width, float32
-    assert trace.kv_bytes == tuple(2 * layer.keys.nbytes for layer in out.past_key_values.layers)
+    assert trace.kv_bytes == tuple(2 * layer.keys.nbytes for layer in out[CACHE].layers)
     assert "(12 from layer 1, 6 from layer 2), " in str(trace)
     assert str(trace).endswith(" % of the prefill FLOPs")
     assert json.loads(json.dumps(trace.to_dict()))["remembered_calls"][0]["kv_bytes"] == list(trace.kv_bytes)

@@ -9,6 +9,7 @@ import torch
 from tests.models import tiny
 from tests.models.reducers import Loudest
 from vidsieve.models import attach
+from vidsieve.models.contract import CACHE
 from vidsieve.models.trace import CallRecord, StageRecord, Trace, VideoRecord
 from vidsieve.reducer import Reducer
 from vidsieve.reduction import Reduction
@@ -99,7 +100,7 @@ def test_a_handle_for_servers() -> None:
 def test_a_layer_of_linear_attention_holds_its_states() -> None:
     model = tiny.model("qwen3_5")
     with attach(model, Loudest()) as trace, torch.no_grad():
-        cache = model(**tiny.prompt("qwen3_5"), use_cache=True).past_key_values
+        cache = model(**tiny.prompt("qwen3_5"), use_cache=True)[CACHE]
     linear, full, _ = cache.layers
     assert trace.kv_bytes[0] == linear.conv_states[0].nbytes + linear.recurrent_states[0].nbytes > 0
     assert trace.kv_bytes[1] == full.keys.nbytes + full.values.nbytes

@@ -1,5 +1,6 @@
 """Reducers on Hugging Face video language models: attach, detach, trace, verify."""
 
+from vidsieve.models import contract  # first, for it tells of a missing transformers
 from vidsieve.models.families import Adapter, adapter_for, model_types, register
 from vidsieve.models.seam_input import Attachment, attach
 from vidsieve.models.trace import CallRecord, Trace, VideoRecord
@@ -14,6 +15,7 @@ __all__ = [
     "VideoRecord",
     "adapter_for",
     "attach",
+    "contract",
     "model_types",
     "register",
     "verify",

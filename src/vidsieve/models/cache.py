@@ -17,6 +17,7 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 from vidsieve.errors import UnsupportedCall
+from vidsieve.models import contract
 
 
 class Switch:
@@ -91,8 +92,10 @@ class _Reduced:
         super().reset()  # type: ignore[misc]
         self.vidsieve_prefixes = {}
 
-    def crop(self: Any, *args: Any, **kwargs: Any) -> None:
-        super().crop(*args, **kwargs)  # type: ignore[misc]
+    def crop(self: Any, *given: int, **named: int) -> None:
+        """Remove the last n tokens, given -n; given n > 0, all but the first n of the sequence as it came."""
+        (tokens,) = *given, *named.values()  # its name differs between releases
+        super().crop(min(0, tokens - self.get_seq_length()) if tokens > 0 else tokens)  # type: ignore[misc]
         for layer, prefix in self.vidsieve_prefixes.items():
             if physical_length(self, layer) < prefix.mask.shape[1]:
                 raise UnsupportedCall(
@@ -141,7 +144,7 @@ def prefix_of(cache: Any, layer: int = 0) -> Prefix | None:
 def remember(cache: Any, prefix: Prefix, layer: int = 0) -> None:
     """Let `cache` (a transformers `Cache`) know that from `layer` on its beginning is `prefix`."""
     if not isinstance(cache, Cache):
-        raise UnsupportedCall(f"expected past_key_values to be a transformers Cache, got {type(cache).__name__}")
+        raise UnsupportedCall(f"expected {contract.CACHE} to be a transformers Cache, got {type(cache).__name__}")
     cache.vidsieve_prefixes = {**prefixes_of(cache), layer: prefix}
     plain = type(cache)
     if not issubclass(plain, _Reduced):
@@ -173,7 +176,7 @@ def physical_length(cache: Any, layer: int = 0) -> int:
 
 def continued(kwargs: dict[str, Any]) -> dict[str, Any]:
     """The decoder's arguments with the mask that a cache of a reduced prompt needs."""
-    cache: Any = kwargs.get("past_key_values")
+    cache: Any = contract.cache_of(kwargs)
     mask, prefix = kwargs.get("attention_mask"), prefix_of(cache)
     if prefix is None or not (mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)):
         return kwargs

@@ -9,11 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from vidsieve.errors import MissingExtra, UnsupportedModel, require
-
-# The first module of this package to be imported, so here is where a missing transformers is told of.
-if not hasattr(require("transformers", "hf").Cache, "get_query_offset"):
-    raise MissingExtra("this needs transformers >= 5.14; install it with: pip install -U 'vidsieve[hf]'")
+from vidsieve.errors import UnsupportedModel
 
 
 @dataclass(frozen=True)
@@ -31,6 +27,7 @@ class Adapter:
     frame_tokens: config attribute with the tokens of a frame; runs of any other length are images ("runs").
     gap: fewest tokens between two frames; runs closer together are the tiles of one image ("runs").
     per_token: decoder arguments (B, L, ...) that follow the sequence, besides embeddings, positions and mask.
+    unchanged: decoder arguments that do not follow the sequence, besides those that transformers' own decoders take.
     per_visual: decoder arguments that are lists of (V, D), a row for each of the V true places of `visual_pos_masks`.
     """
 
@@ -43,6 +40,7 @@ class Adapter:
     gap: int = 1
     per_token: tuple[str, ...] = ("visual_pos_masks",)
     per_visual: tuple[str, ...] = ("deepstack_visual_embeds",)
+    unchanged: tuple[str, ...] = ()
 
 
 _ADAPTERS: dict[str, Adapter] = {}

@@ -72,6 +72,12 @@ class Kept:
         taken = rows.gather(-1, index.expand(*rows.shape[:-1], index.shape[1]))
         return taken * self.valid.to(x.device) if self.padded else taken
 
+    def rotations(self, x: Tensor) -> Tensor:
+        """Cosines or sines of positions (..., B or 1, L, d) at the kept tokens: (..., B, M, d)."""
+        index = self.index.to(x.device)[..., None]  # (B, M, 1)
+        rows = x.expand(*x.shape[:-3], len(index), *x.shape[-2:])
+        return rows.gather(-2, index.expand(*rows.shape[:-2], index.shape[1], rows.shape[-1]))
+
     def labels(self, x: Tensor, ignored: int = -100) -> Tensor:
         """Training targets (B, L) at the kept tokens, `ignored` on padding: (B, M)."""
         return self.gather(x).masked_fill(self.valid.to(x.device) == 0, ignored)

@@ -27,7 +27,7 @@ from transformers.masking_utils import create_masks_for_generate
 
 from vidsieve.errors import AlreadyAttached, UnsupportedCall
 from vidsieve.framefusion import FrameFusion
-from vidsieve.models import layout
+from vidsieve.models import contract, layout
 from vidsieve.models.attention import kinds, refuse_attention
 from vidsieve.models.cache import (
     Prefix,
@@ -102,6 +102,7 @@ class Attachment:
                     f"{type(module).__name__} is compiled, and a compiled model never looks at hooks added later; "
                     "attach to the plain model first, then compile"
                 )
+        contract.check(self.model, self.adapter, layers=bool(self.stages))
         self._here, self._removed = threading.local(), False
         with _attaching:
             self._attached = _attached.setdefault(self.body, Switch())
@@ -118,7 +119,7 @@ class Attachment:
             self._hook(self.model, self._before_model)
             self._hook(self.body, self._before_body)
             self._hook(self.decoder, self._before_decoder)
-            for module, hook in ((self.body, self._after_body), (self.decoder, self._after_decoder)):
+            for module, hook in ((self.body, self._after_body), (self.decoder, self.after_decoder)):
                 again = module.register_forward_hook(hook, with_kwargs=True, always_call=True)  # if it fails, too
                 self._undo.callback(again.remove)
             if self.stages:
@@ -239,6 +240,7 @@ class Attachment:
         return layout.find(self.adapter, self.model.config, reading, copies, ends, self._marks)
 
     def _before_decoder(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> Any:
+        kwargs = contract.with_new_names(kwargs)
         embeds = kwargs["inputs_embeds"]  # (B, L, D)
         here = self._here.__dict__
         here.pop("current", None)
@@ -249,13 +251,13 @@ class Attachment:
                 with Timeline(embeds.device) as timeline:
                     return args, self._reduce(found, kwargs, timeline)
         new = continued(kwargs)
-        if self.stages and any(layer > 0 for layer in prefixes_of(kwargs.get("past_key_values"))):
+        if self.stages and any(layer > 0 for layer in prefixes_of(contract.cache_of(kwargs))):
             new = {**new, CONTEXT: self._pass(kwargs)}
         return args, new
 
     def _pass(self, kwargs: Arguments, **more: Any) -> Pass:
         """What the layers need to know of a call of the decoder with these arguments."""
-        mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
+        mask, cache = kwargs.get("attention_mask"), contract.cache_of(kwargs)
         if mask is not None and mask.ndim != 2:
             raise UnsupportedCall(
                 "a static cache has its masks made before the call, for layers of one length; inside the model each "
@@ -268,7 +270,7 @@ class Attachment:
 
     def _reduce(self, found: layout.Layout, kwargs: Arguments, timeline: Timeline) -> Arguments:
         """The decoder's arguments without the dropped tokens, and the memory of them on the cache."""
-        embeds, mask, cache = kwargs["inputs_embeds"], kwargs.get("attention_mask"), kwargs.get("past_key_values")
+        embeds, mask, cache = kwargs["inputs_embeds"], kwargs.get("attention_mask"), contract.cache_of(kwargs)
         asked = {
             kind: {row: found.columns(at, embeds.device) for row, at in enumerate(rows) if len(at)}
             for kind, rows in (("question", found.questions), ("last", found.lasts if self._asks_last else ()))
@@ -333,19 +335,19 @@ class Attachment:
             current.look()
         return {**kwargs, CONTEXT: current} if self.stages else kwargs
 
-    def _after_decoder(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: Arguments, output: Any) -> None:
+    def after_decoder(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: Arguments, output: Any) -> None:
         """Record a pass that saw video; one that failed leaves nothing behind."""
         current: Pass | None = self._here.__dict__.pop("current", None)
         if current is None:
             return
-        cache = kwargs.get("past_key_values")
+        cache = contract.cache_of(kwargs)
         with ExitStack() as failed:
             failed.callback(restore, cache, current.prefixes, current.past)
             if output is None:
                 return
             self._here.left = current.left()
             if cache is None:
-                cache = getattr(output, "past_key_values", None)  # the decoder's own
+                cache = getattr(output, contract.CACHE, None)  # the decoder's own
                 if cache is not None and current.begins is not None:
                     remember(cache, current.begins)
             record = current.record(cache)

@@ -23,7 +23,7 @@ from transformers.masking_utils import create_causal_mask
 from vidsieve import ops
 from vidsieve._streams import stream_for
 from vidsieve.errors import BudgetError, UnsupportedCall
-from vidsieve.models import flops
+from vidsieve.models import contract, flops
 from vidsieve.models.attention import As, kinds, layer_type
 from vidsieve.models.cache import Prefix, Switch, layer_bytes, physical_length, remember
 from vidsieve.models.gather import Fold, Kept, left_by, moved, reduced_visual
@@ -114,11 +114,11 @@ class Pass:
         if state is not None:
             arguments["position_embeddings"] = state.rope
             if arguments.get("position_ids") is not None:
-                arguments["position_ids"] = self._order(layer, hidden, arguments.get("past_key_values"))
+                arguments["position_ids"] = self._order(layer, hidden, contract.cache_of(arguments))
             for name in _PACKING:
                 arguments.pop(name, None)
         if layer + 1 in self.stages and kinds(self.stages[layer + 1]):
-            cache = arguments.get("past_key_values")
+            cache = contract.cache_of(arguments)
             if self.padded:
                 self._read_masks[layer + 1] = self._seen(layer, cache, hidden)
         if state is not None or self._run(layer) > 0:
@@ -168,8 +168,8 @@ class Pass:
             valid = self._valid(layer)
             step = left_by(folds, None if valid is None else valid.to(home), hidden.shape[1], counts)
             kept = before.kept.then(step) if before else step
-            rope = before.rope if before else [x.expand(len(hidden), -1, -1) for x in arguments["position_embeddings"]]
-            rope = tuple(step.gather(x) for x in rope)
+            rope = before.rope if before else arguments["position_embeddings"]
+            rope = tuple(step.rotations(x) for x in rope)
             state = self.states[layer] = State(kept, step, tuple(folds), tuple(counts), rope)
             self.padded |= len(set(counts)) > 1
             self._move(folds, step)
@@ -296,7 +296,7 @@ class Pass:
 
     def _adapt_mask(self, layer: int, hidden: Tensor, arguments: Arguments, state: State | None) -> None:
         """Give this layer the mask of what it sees, and let the cache remember it."""
-        cache, given, run = arguments.get("past_key_values"), arguments.get("attention_mask"), self._run(layer)
+        cache, given, run = contract.cache_of(arguments), arguments.get("attention_mask"), self._run(layer)
         reduces = state is not None or self.first is not None
         if layer == run and cache is not None and reduces:
             mask = self._seen(layer, cache, hidden)
@@ -315,8 +315,8 @@ class Pass:
                 config=self.config,
                 inputs_embeds=hidden,
                 attention_mask=None if full else self._seen(layer, cache, hidden),
-                past_key_values=cache,
                 layer_idx=layer,
+                **{contract.CACHE: cache},
             )
         arguments["attention_mask"] = self._masks[run]
 

@@ -198,7 +198,7 @@ def _through_layers(
     for i, layer in enumerate(decoder.layers):
         if i in stages:
             stays, (hidden, *stacked) = _reduce(clips, stages[i], [hidden, *stacked])
-            rope = tuple(x[:, stays] for x in rope)
+            rope = tuple(x[..., stays, :] for x in rope)
             visual = visual[stays] if visual is not None else None
         ones = torch.ones(1, len(hidden), dtype=torch.long, device=hidden.device)
         mask = None
