@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from vidsieve.tokens import Frames
 from vidsieve.video import read_video
 from vidsieve.visualize import Overlay
 
+MICRO = 10**6  # a second in microseconds
 PACKAGES = ("vidsieve", "torch", "transformers", "torchvision", "av", "pillow", "rich", "triton")
 
 
@@ -163,24 +165,37 @@ class _Described:
 
 
 def prepare(processor: Any, frames: Frames, question: str) -> Any:
-    """What `model.generate` wants: the processor's tensors for one video and one question, frames as sampled."""
+    """What `model.generate` wants: the processor's tensors for one video and one question, frames as sampled.
+
+    Its times are the frames' own. What needs more frames than there are is given the last one again: a processor whose
+    patches span several, a model that takes a lone frame for an image.
+    """
     from transformers.video_utils import VideoMetadata
 
     content = [{"type": "video"}, {"type": "text", "text": question}]
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    begin = processor.tokenizer.bos_token
+    lone = hasattr(processor, "image_seq_length") or hasattr(processor, "image_seq_len")  # InternVL, SmolVLM
+    needed = max(getattr(processor.video_processor, "temporal_patch_size", 1), 2 * lone)
+    missing = max(0, needed - len(frames))
+    pixels = torch.cat([frames.pixels, *[frames.pixels[-1:]] * missing]) if missing else frames.pixels
+    seconds = [*frames.seconds, *frames.seconds[-1:] * missing]
+    steps = [abs(b - a) for a, b in pairwise(frames.seconds)]
+    step = sum(steps) / max(len(steps), 1) or frames.duration / max(frames.total, 1) or 1.0
+    # Processors take index / fps for the time of a frame, and frames / total_num_frames * fps for the rate of sampling.
+    # Counted in microseconds, both are true of any clip, and exact for the times that are printed.
     metadata = VideoMetadata(
-        total_num_frames=frames.total,
-        fps=frames.fps,
-        width=frames.pixels.shape[2],
-        height=frames.pixels.shape[1],
+        total_num_frames=round(len(seconds) * step * MICRO),
+        fps=float(MICRO),
+        width=pixels.shape[2],
+        height=pixels.shape[1],
         duration=frames.duration,
         video_backend="pyav",
-        frames_indices=list(frames.index),
+        frames_indices=[round(second * MICRO) for second in seconds],
     )
-    begin = processor.tokenizer.bos_token
     return processor(
         text=[text],
-        videos=[frames.pixels.permute(0, 3, 1, 2)],
+        videos=[pixels.permute(0, 3, 1, 2)],
         video_metadata=[metadata],
         do_sample_frames=False,
         return_tensors="pt",
