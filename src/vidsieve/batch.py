@@ -46,6 +46,7 @@ class Job:
     """What becomes of every clip, and where it is kept. device, dtype: None, what fits the machine and the checkpoint.
 
     question: what methods that look at the question are given; part of the stored prompt with every method.
+    strict: a clip that is cut short or damaged fails.
     """
 
     model: str
@@ -56,6 +57,7 @@ class Job:
     question: str = QUESTION
     device: str | None = None
     dtype: str | None = None
+    strict: bool = False
 
     def __post_init__(self) -> None:
         if self.method not in presets.METHODS:
@@ -80,6 +82,7 @@ class Job:
             "reducer": repr(presets.METHODS[self.method](self.keep)),
             "frames": self.frames,
             "dtype": self.dtype,
+            "strict": self.strict or None,  # as in a folder of before there was the choice
         }
         path = Path(self.out) / "job.json"
         self.features.mkdir(parents=True, exist_ok=True)
@@ -175,7 +178,7 @@ class EncodeClips:
         if task.file.exists():
             return None
         task.attempt()
-        return read_video(task.clip, num_frames=self.job.frames)
+        return read_video(task.clip, num_frames=self.job.frames, strict=self.job.strict)
 
     def _row(self, task: "_Task", decoding: "Future[Frames | None]") -> Row:
         try:

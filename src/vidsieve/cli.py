@@ -95,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--question", "-q", required=True)
     run.add_argument("--model", "-m", required=True, help="Hub id or folder of a video language model")
     run.add_argument("--frames", type=_count, default=64, help="frames to sample, evenly (64)")
+    run.add_argument("--strict", action="store_true", help="refuse a clip that is cut short or damaged")
     run.add_argument("--max-new-tokens", type=_count, default=128, help="longest answer (128)")
     run.add_argument("--only-reduced", action="store_true", help="do not answer with every token too")
     run.add_argument("--out", type=Path, help="folder for result.json and the overlay as PNG, MP4 and GIF")
@@ -112,6 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     batch.add_argument("--out", type=Path, required=True, help="folder for the table and the features; resumes there")
     batch.add_argument("--question", "-q", help="what methods that look at the question are given, for every clip")
     batch.add_argument("--frames", type=_count, default=64, help="frames to sample, evenly (64)")
+    batch.add_argument("--strict", action="store_true", help="a clip that is cut short or damaged is one that fails")
     batch.add_argument("--workers", type=_count, help="copies of the model (one a GPU, or one for four processors)")
     batch.add_argument("--address", help="of a Ray cluster (this machine)")
 
@@ -215,6 +217,7 @@ def _run(options: argparse.Namespace) -> Found:
         options.dtype,
         options.max_new_tokens,
         not options.only_reduced,
+        options.strict,
     )
     return _carry_out(request, options.out)
 
@@ -281,6 +284,7 @@ def _batch(options: argparse.Namespace) -> Found:
         options.question or batch.QUESTION,
         options.device,
         options.dtype,
+        options.strict,
     )
     with _notes() as note:
         return batch.run(options.clips, job, options.address, options.workers, note)

@@ -33,7 +33,10 @@ PACKAGES = ("vidsieve", "torch", "transformers", "torchvision", "av", "pillow", 
 
 @dataclass(frozen=True)
 class Request:
-    """What `vidsieve run` is asked. device, dtype: None, what fits this machine and the checkpoint."""
+    """What `vidsieve run` is asked. device, dtype: None, what fits this machine and the checkpoint.
+
+    strict: refuse a clip that is cut short or damaged.
+    """
 
     clip: str
     question: str
@@ -45,6 +48,7 @@ class Request:
     dtype: str | None = None
     max_new_tokens: int = 128
     compare: bool = True
+    strict: bool = False
 
 
 def run(request: Request, note: Callable[[str], None] = lambda what: None) -> dict[str, Any]:
@@ -53,7 +57,7 @@ def run(request: Request, note: Callable[[str], None] = lambda what: None) -> di
     stages: dict[str, float] = {}
     require("av", "video")  # not on the clock
     with _clocked(stages, "decode"):
-        frames = read_video(request.clip, num_frames=request.frames, progress=True)
+        frames = read_video(request.clip, num_frames=request.frames, progress=True, strict=request.strict)
     note("loading the model")
     processor, model = load(request.model, request.device, request.dtype)
     with _clocked(stages, "process"):
@@ -69,7 +73,7 @@ def run(request: Request, note: Callable[[str], None] = lambda what: None) -> di
         raise VidsieveError(f"{request.model} was shown no video token; nothing could be reduced")
     video = trace.videos[0]
     result = {
-        "clip": str(Path(request.clip).resolve()),
+        "clip": request.clip if "://" in request.clip else str(Path(request.clip).resolve()),
         "question": request.question,
         "model": request.model,
         "model_type": model.config.model_type,
