@@ -53,6 +53,7 @@ ODD = {
     "mid-group": mid_group,
     "2000-a-second": lambda folder: write(folder / "fast.mkv", rate=2000),
     "one-stamp-for-three": lambda folder: write(folder / "same.mkv", pts=[i // 3 for i in range(100)], bf="0"),
+    "cut-in-a-packet": lambda folder: cut(write(folder / "whole.nut")),
     "raw-h264": lambda folder: write(folder / "raw.h264"),
     "raw-mjpeg": lambda folder: write(folder / "raw.mjpeg", codec="mjpeg"),
 }
@@ -63,7 +64,7 @@ def test_frames_are_those_of_the_decoder_in_its_order(tmp_path: Path, make) -> N
     path = make(tmp_path)
     truth = torch.stack([rgb(frame, HEIGHT, WIDTH) for frame in decoded(path)])
     everything = read_video(path, num_frames=1000)
-    assert everything.total == len(truth) > 50
+    assert everything.total == len(truth) > 40
     assert torch.equal(everything.pixels, truth)
     assert list(everything.seconds) == sorted(everything.seconds)
     some = [len(truth) - 1, 3, 57, 0]

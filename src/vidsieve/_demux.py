@@ -27,6 +27,7 @@ class Index:
     pts: sorted time stamps, one a frame, where `keys` is not empty.  seconds: of each frame, from the first.
     duration: to the end of the last.  truncated: the file ends before its video does.
     keys: (frame number, time stamp to seek to) of each key frame; empty where stamps do not say which frame is which.
+    packets: how many there are; most give one frame.  whole: each can be decoded.
     """
 
     seconds: Sequence[float]
@@ -34,6 +35,8 @@ class Index:
     truncated: bool
     pts: Sequence[int] = ()
     keys: Sequence[tuple[int, int]] = ()
+    packets: int = 0
+    whole: bool = True
 
     def __len__(self) -> int:
         return len(self.seconds)
@@ -93,7 +96,6 @@ def video_stream(container: Any, name: str) -> Any:
     covers = 0
     for stream in container.streams.video:
         if not stream.disposition & Disposition.attached_pic:
-            stream.thread_type = "AUTO"
             return stream
         covers += 1
     kinds = sorted({stream.type for stream in container.streams} - {"video"}) + ["a cover picture"] * bool(covers)
@@ -116,12 +118,18 @@ def packets(container: Any, stream: Any) -> Iterator[Any]:
                 yield packet
 
 
-def pictures(container: Any, stream: Any) -> Iterator[Any]:
-    """Decoded frames in display order. A damaged packet is passed over, as players do."""
+def pictures(container: Any, stream: Any, whole: bool) -> Iterator[Any]:
+    """Decoded frames in display order.
+
+    Where a packet cannot be decoded: with `whole`, raises PyAV's `InvalidDataError`; else passes over it, as players
+    do. Threads that each decode a frame lose others beside it, at the end of a file without an error.
+    """
     from av.error import InvalidDataError
 
+    if not stream.codec_context.is_open:
+        stream.thread_type = "AUTO" if whole else "SLICE"
     for packet in chain(packets(container, stream), (None,)):  # None has the decoder hand out what it still holds
-        with suppress(InvalidDataError):
+        with suppress(*(() if whole else (InvalidDataError,))):
             yield from stream.decode(packet)
 
 
@@ -144,7 +152,7 @@ def by_packets(place: str, name: str) -> Index:
         and (not shown or (listed[0].key and shown[0] == min(shown)))
     )
     if not (sure and shown):
-        return Index((), 0.0, truncated)
+        return Index((), 0.0, truncated, packets=len(listed))
     pts = sorted(shown)
     seconds = [(stamp - pts[0]) * tick for stamp in pts]
     last = listed[shown.index(pts[-1])].duration * tick
@@ -155,7 +163,14 @@ def by_packets(place: str, name: str) -> Index:
         for stamp, packet in zip(shown, listed, strict=True)
         if packet.key
     }
-    return Index(seconds, duration, truncated, pts, [(bisect_left(pts, key), seek[key]) for key in sorted(seek)])
+    return Index(
+        seconds,
+        duration,
+        truncated,
+        pts,
+        [(bisect_left(pts, key), seek[key]) for key in sorted(seek)],
+        packets=len(listed),
+    )
 
 
 @dataclass(frozen=True)
@@ -201,7 +216,18 @@ def _promised(container: Any) -> float:
     return float(container.duration / 1e6)
 
 
-def by_decoding(place: str, name: str, truncated: bool) -> Index:
+def by_decoding(place: str, name: str, found: Index) -> Index:
+    """The index of what the decoder gives out, with as many threads as that allows. `found`: that of the packets."""
+    from av.error import InvalidDataError
+
+    try:
+        counted = _counted(place, name, found, True)
+    except InvalidDataError:
+        return _counted(place, name, found, False)
+    return counted if len(counted) >= found.packets else _counted(place, name, found, False)
+
+
+def _counted(place: str, name: str, found: Index, whole: bool) -> Index:
     """The index of what the decoder gives out.
 
     Where its stamps go back (parts of recordings that were joined) or are missing, a frame follows the one before it
@@ -214,10 +240,10 @@ def by_decoding(place: str, name: str, truncated: bool) -> Index:
         stamped = container.format.name != "avi"
         last: float | None = None
         stays = 1 / rate
-        for frame in pictures(container, stream):
+        for frame in pictures(container, stream, whole):
             stamp = frame.pts * tick if stamped and frame.pts is not None else None
             step = stays if stamp is None or last is None or stamp < last else stamp - last
             seconds.append(seconds[-1] + step if seconds else 0.0)
             last = stamp
             stays = frame.duration * tick if stamped and frame.duration else 1 / rate
-    return Index(seconds, seconds[-1] + stays if seconds else 0.0, truncated)
+    return Index(seconds, seconds[-1] + stays if seconds else 0.0, found.truncated, whole=whole)

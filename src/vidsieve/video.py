@@ -54,7 +54,7 @@ def read_video(
     At most one of
       num_frames: that many, evenly from the first frame to the last; all of them where there are fewer (default 64).
       fps: the frame on screen at 0, 1/fps, 2/fps, ... seconds; no frame twice.
-      index: exactly these frame numbers, in this order. Numbers are those of the frames that can be decoded.
+      index: exactly these frame numbers, in this order. Frames that damage has lost have none, where one comes upon it.
     size: (height, width); or the longest side in pixels, in proportion and never enlarged; or None, as shown. Frames
       of another size than the file's first are scaled to it, as ffmpeg does.
     progress: a progress bar on standard error for long clips, if that is a terminal.
@@ -65,7 +65,7 @@ def read_video(
     Warns of a file that is cut short, and of frames that are damaged: what they show is the decoder's guess.
     """
     wanted = _Wanted(num_frames, fps, index, size, progress, strict)
-    require("av", "video")
+    av = require("av", "video")
     require("numpy", "video")
     name = os.fsdecode(path)
     place = locate(name)
@@ -74,9 +74,9 @@ def read_video(
         if found.keys:
             try:
                 return _read(place, name, found, wanted)
-            except _Miscounted:
+            except (_Miscounted, av.error.InvalidDataError):
                 pass
-        return _read(place, name, by_decoding(place, name, found.truncated), wanted)
+        return _read(place, name, by_decoding(place, name, found), wanted)
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ class _Decoder:
 
     def __init__(self, container: Any, stream: Any, found: Index, name: str) -> None:
         self.container, self.stream, self.found, self.name = container, stream, found, name
-        self.pictures = pictures(container, stream)
+        self.pictures = pictures(container, stream, found.whole)
         self.number = -1
         self.frame: Any = None
         self._step()
@@ -219,7 +219,7 @@ class _Decoder:
             self.container.seek(stamp, stream=self.stream)
         except FFmpegError as error:
             raise self._miscounted(number) from error
-        self.pictures = pictures(self.container, self.stream)
+        self.pictures = pictures(self.container, self.stream, self.found.whole)
         for frame in self.pictures:
             # Those before the key frame lack what they are made from; where stamps change with a seek, it never comes.
             if frame.pts is None or frame.pts >= self.found.pts[number]:
