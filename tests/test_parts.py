@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,18 @@ from vidsieve.budget import MarginalGain, Proportional
 from vidsieve.errors import KernelUnavailable
 from vidsieve.merge import NearestKept, TemporalMerge
 from vidsieve.relevance import Flat, Given, Novelty, PromptAttention, PromptSimilarity, min_max
-from vidsieve.segment import PerFrame, SceneCuts, Segments, Uniform, Whole, Within
-from vidsieve.selection import MMR, ConditionalDPP, EvenlySpaced, Hybrid, LowRankDPP, MaxMin, TopRelevance, sketch
+from vidsieve.segment import PerFrame, SceneCuts, Segments, Uniform, Whole, Within, cut
+from vidsieve.selection import (
+    MMR,
+    ConditionalDPP,
+    EvenlySpaced,
+    Hybrid,
+    LowRankDPP,
+    MaxMin,
+    Selector,
+    TopRelevance,
+    sketch,
+)
 from vidsieve.video import read_video
 
 
@@ -91,6 +102,23 @@ def test_a_still_scene_gets_little_more_than_its_first_frame() -> None:
     assert still + busy == 40
     assert busy > 4 * still
     assert Proportional()(tokens, segments, 40).tolist() == [20, 20]
+
+
+def test_after_a_merge_a_segment_adds_what_its_tokens_added_to_the_video_as_it_came() -> None:
+    """By what is left, all that is left is new to its place: the still scene would count as much as the other."""
+    x = video_like(20, 8, 64, seed=0, cuts=(10,), motion=0.0)
+    x[80:] = video_like(10, 8, 64, seed=1, motion=0.8)
+    tokens = VideoTokens.from_grid(x, 20, 2, 4)
+    left = tokens.reduced(TemporalMerge(keep=0.4, segmenter=Whole()).reduce(tokens))
+    assert left.at is not None
+    segments = cut(left, Uniform(10))
+    kept = [int(n) for n in segments.offsets]
+    gain = [float((1 - tokens.persistence[left.at[a:b]]).sum()) for a, b in pairwise(kept)]
+    expected = ops.apportion(torch.tensor(gain), segments.offsets, 25).tolist()
+    assert MarginalGain()(left, segments, 25).tolist() == expected
+    anew = VideoTokens(left.features, (len(left),)).persistence
+    for wrong in (anew, tokens.persistence[: len(left)], torch.zeros(len(left))):
+        assert ops.apportion(ops.novelty(wrong, segments.offsets), segments.offsets, 25).tolist() != expected
 
 
 # --- relevance
@@ -214,6 +242,28 @@ def test_hybrid_takes_each_segment_to_its_side() -> None:
     assert torch.equal(order[50:], exact[50:])
 
 
+@pytest.mark.parametrize("implementation", ["reference", "eager", "triton"])
+@pytest.mark.parametrize("small", [ConditionalDPP(), TopRelevance()], ids=repr)  # in one operation, and in two
+def test_a_segment_of_exactly_the_threshold_is_a_short_one(
+    small: Selector, implementation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if why := ops.available()[implementation]:
+        pytest.skip(why)
+    monkeypatch.setenv("VIDSIEVE_OPS", implementation)
+    device = "cuda" if implementation == "triton" and torch.cuda.is_available() else "cpu"
+    relevance = torch.rand(60, generator=torch.Generator().manual_seed(0)).to(device)
+    budget = torch.tensor([9, 9], device=device)
+    for bounds in ([0, 20, 60], [0, 30, 60]):  # with a longer one beside it, and alone
+        tokens = VideoTokens(video_like(6, 10, 16, seed=2).float().to(device), (10,) * 6)
+        segments = Segments(torch.tensor(bounds, device=device), bounds[2] - bounds[1])
+        given = tokens, relevance, segments, budget, 18
+        end = bounds[1]
+        first, large = small(*given)[:end], MMR()(*given)[:end]
+        assert not torch.equal(first, large)
+        assert torch.equal(Hybrid(end, small)(*given)[:end], first)
+        assert torch.equal(Hybrid(end - 1, small)(*given)[:end], large)
+
+
 def test_a_reduction_inside_a_compiled_function_is_right() -> None:
     """Dynamo breaks its graph at the parts that decide by Python; what comes out must not change."""
     x, method = video_like(6, 10, 16, seed=2).float(), presets.vidsieve(0.25)
@@ -235,14 +285,16 @@ def test_merging_takes_the_true_mean() -> None:
     assert reduction.gather(x).tolist() == [[2.0, 0.0], [0.0, 1.0]]
 
 
-def test_then_composes_and_keeps_true_counts() -> None:
-    x = independent(8, 4, 0)
-    first = Reduction(torch.tensor([0, 2, 5]), torch.tensor([0, 0, 1, 1, 1, 2, -1, 2]), merges=True)
-    second = Reduction(torch.tensor([0, 2]), torch.tensor([0, 0, 1]), merges=True)
-    both = first.then(second)
-    assert both.kept.tolist() == [0, 5]
-    assert both.source.tolist() == [0, 0, 0, 0, 0, 1, -1, 1]
-    torch.testing.assert_close(both.apply(x)[0], x[:5].mean(0))
+def test_a_fraction_of_the_depth_is_inside_the_model() -> None:
+    method = Prune(0.3)
+    for place, depth, layer in ((0.01, 28, 1), (1e-9, 80, 1), (0.5, 28, 14), (0.99, 28, 27), (0.0, 28, 0), (0, 28, 0)):
+        assert Staged({place: method}).layers(depth) == {layer: method}
+    with pytest.raises(ValueError, match=r"two stages at layer 1 of 28, the later one at 0.02"):
+        Staged({0.01: method, 0.02: method}).layers(28)
+    with pytest.raises(ValueError, match=r"two stages at layer 1 of 28, the later one at 0.01"):
+        Staged({1: method, 0.01: method}).layers(28)
+    with pytest.raises(ValueError, match="no layer 1 to stage at: this model has 1"):
+        Staged({0.5: method}).layers(1)
 
 
 def test_a_later_stage_counts_from_the_original_video() -> None:

@@ -32,7 +32,7 @@ class NearestKept:
 
     def __call__(self, tokens: VideoTokens, segments: Segments, reduction: Reduction) -> Reduction:
         source = ops.nearest_kept(tokens.features, segments.offsets, reduction.kept)
-        return replace(reduction, source=source, merges=True)
+        return replace(reduction, source=source, merges=True, link=None)
 
 
 @dataclass(frozen=True)

@@ -298,8 +298,8 @@ class Staged(Attachable):
     """A reducer at each of several layers of the language model: `Staged({0: TemporalMerge(0.6), 0.5: Prune(0.3)})`.
 
     stages: where a reducer takes its share of what the one before it left, as layers are entered. A layer is a number,
-    or a fraction of the depth, so that one configuration serves 28, 36 and 80 layers: the layer nearest to it. 0 is
-    before the language model.
+    or a fraction of the depth, so that one configuration serves 28, 36 and 80 layers: the layer nearest to it, and 1
+    at least, for 0 alone is before the language model.
     Every `keep` counts from the original video.
     cost: the share of the decoder's prefill FLOPs to spend, counted from its real layers (models/flops.py). The keep of
     the last stage is then whatever meets it, at most its own; `BudgetError` says so where nothing can. Where less is
@@ -329,13 +329,13 @@ class Staged(Attachable):
         """The stages of a model of `depth` layers, first to last."""
         found: dict[int, Reducer] = {}
         for place, reducer in self.stages.items():
-            layer = min(round(place * depth), depth - 1) if isinstance(place, float) else place
+            layer = max(1, min(round(place * depth), depth - 1)) if isinstance(place, float) and place else int(place)
             if layer >= depth:
                 raise ValueError(f"no layer {layer} to stage at: this model has {depth}, 0 to {depth - 1}")
             if layer in found:
                 raise ValueError(
-                    f"two stages at layer {layer} of {depth}; give them layers of their own, or combine them: "
-                    "Chain(first, second)"
+                    f"two stages at layer {layer} of {depth}, the later one at {place}; give them layers of their own, "
+                    "or combine them: Chain(first, second)"
                 )
             found[layer] = reducer
         last = max(found)

@@ -51,7 +51,7 @@ class Reduction:
         """Keep `kept` (K,) of `total` tokens and drop the others."""
         source = torch.full((total,), -1, dtype=torch.int64, device=kept.device)
         rows = torch.arange(len(kept), device=kept.device)
-        return cls(kept, source.scatter_(0, kept, rows))
+        return cls(kept, source.scatter_(0, kept, rows), offsets=offsets, budget=budget)
 
     @classmethod
     def identity(cls, total: int, device: torch.device, bad: Tensor | None = None) -> Self:
@@ -84,7 +84,12 @@ class Reduction:
 
     def gather(self, x: Tensor) -> Tensor:
         """The kept rows of `x` (N, ...), for what must not be averaged (positions, masks): (K, ...)."""
+        self._expect("x", x)
         return x.index_select(0, self.kept)
+
+    def _expect(self, name: str, x: Tensor) -> None:
+        if x.ndim < 1 or len(x) != len(self.source):
+            raise ValueError(f"expected {name} of the {len(self.source)} tokens that were reduced, got {show(x)}")
 
     def apply(self, x: Tensor, count: Tensor | None = None) -> Tensor:
         """`x` (N, ...) reduced to (K, ...): the kept rows, or the mean of all that each kept row absorbed.
@@ -92,11 +97,33 @@ class Reduction:
         count: (N,), how many tokens each row already stands for, which is its weight; None where each is one.
         The mean is taken in float32 and returned in the dtype of `x`.
         """
+        self._expect("x", x)
+        if count is not None:
+            self._expect("count", count)
         return ops.merge_mean(x, self.source, self.kept, count, self.link) if self.merges else self.gather(x)
 
     def then(self, later: "Reduction") -> "Reduction":
-        """This reduction followed by `later`, which saw the K tokens this one kept."""
+        """This reduction followed by `later`, which saw the K tokens this one kept.
+
+        offsets, budget: those of `later`, the bounds counted in the N tokens here; this one's where `later` dropped
+        nothing and had none, and None where it dropped tokens without saying by which segments.
+        """
         if len(later.source) != len(self.kept):
             raise ValueError(f"expected a reduction of {len(self.kept)} tokens to follow, got {later}")
         source = torch.where(self.source < 0, -1, later.source[self.source.clamp(min=0)])
-        return Reduction(self.kept[later.kept], source, self.merges or later.merges)
+        offsets, budget = later.offsets, later.budget
+        if offsets is not None:  # a segment of what was left begins where its first token is among the N
+            offsets = torch.cat([self.kept.new_zeros(1), self.kept[1:], self.kept.new_full((1,), len(self.source))])[
+                offsets
+            ]
+        elif len(later) == len(self):
+            offsets, budget = self.offsets, self.budget
+        merges = self.merges or later.merges
+        return Reduction(self.kept[later.kept], source, merges, offsets, budget, self._bad_before(later))
+
+    def _bad_before(self, later: "Reduction") -> Tensor | None:
+        """`bad` of the N tokens here, or where none is, of those `later` saw: NaN that merged counts once."""
+        if later.bad is None:
+            return self.bad
+        found = later.bad.new_zeros(len(self.source)).index_copy_(0, self.kept, later.bad)
+        return found if self.bad is None else torch.where(self.bad.any(), self.bad, found)

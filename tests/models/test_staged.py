@@ -386,7 +386,7 @@ def test_stages_that_a_model_has_no_layers_for() -> None:
     with pytest.raises(UnsupportedCall, match="attention of layer 0, which is linear"):
         attach(tiny.model("qwen3_5"), Staged({1: attended(0.5)}))
     attach(tiny.model("qwen3_5"), Loudest()).remove()  # a failed attachment leaves the model free
-    for early in (attended(0.5), Staged({0.1: attended(0.5)}), Chain(Loudest(), attended(0.5))):
+    for early in (attended(0.5), Staged({0.0: attended(0.5)}), Chain(Loudest(), attended(0.5))):
         with pytest.raises(UnsupportedCall, match="at layer 1 or later"):
             attach(model, early)
     with pytest.raises(ValueError, match="cost sets the keep of the last stage"):
