@@ -25,7 +25,7 @@ from vidsieve.tokens import Prompt, VideoTokens
 from vidsieve.vllm import positions
 from vidsieve.vllm.processor import Qwen2_5_VLProcessor, Qwen3VLProcessor, check_hooks, served
 from vidsieve.vllm.runner import relieve
-from vidsieve.vllm.settings import KWARG
+from vidsieve.vllm.settings import KWARG, check_pipeline
 
 logger = init_logger("vllm.vidsieve")  # vLLM shows what is logged below its own name
 
@@ -37,8 +37,11 @@ class Sieved:
     visual: Any
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        serving = served(vllm_config.model_config)
+        if serving is not None:
+            check_pipeline(vllm_config.parallel_config.pipeline_parallel_size)
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
-        self._serving = served(vllm_config.model_config)
+        self._serving = serving
         self._batch = vllm_config.scheduler_config.max_num_encoder_input_tokens
         name = type(self).__name__
         if self._serving is None:

@@ -102,6 +102,20 @@ def insisted() -> bool:
     return VARIABLE in os.environ
 
 
+def check_pipeline(stages: int) -> None:
+    """Raise `UnsupportedCall` for a model in more than one pipeline stage.
+
+    vLLM tells the first of them alone where the tokens that stayed stand; the others would go on with the negative
+    positions that hold those places.
+    """
+    if stages > 1:
+        raise UnsupportedCall(
+            f"pipeline_parallel_size is {stages}, and beyond the first stage tokens of pruned videos would have wrong "
+            "positions; expected 1: start the server with --pipeline-parallel-size 1 (--tensor-parallel-size may take "
+            "its place), or without --video-pruning-rate"
+        )
+
+
 @dataclass(frozen=True)
 class Wishes:
     """What a request asks for its videos. keep: None, what the server's pruning rate leaves."""
