@@ -90,6 +90,29 @@ def test_low_precision_has_no_regret_beyond_rounding(kind: str, dtype: torch.dty
             assert regret(x, relevance, offsets, order) <= REGRET[dtype]
 
 
+def duplicated(n: int, dim: int, seed: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The first half are all different, a quarter of it of next to no relevance; what follows is of the other quarter
+    again, each row once more and once in another length."""
+    x = independent(n, dim, seed, dtype)
+    half, quarter = n // 2, n // 4
+    x[half:] = x[torch.arange(n - half) % quarter]
+    x[half + quarter :] *= 2
+    relevance = torch.ones(n)
+    relevance[quarter:half] = 1e-3
+    return x, relevance
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("n", "dim"), [(32, 64), (64, 256), (196, 1024)])
+def test_duplicates_wait_for_all_that_is_new(n: int, dim: int, dtype: torch.dtype) -> None:
+    for seed in range(6):
+        x, relevance = duplicated(n, dim, seed, dtype)
+        offsets, budget = torch.tensor([0, n, 2 * n]), torch.tensor([n // 2, n // 2 - 3])
+        x, relevance = torch.cat([x, x]), torch.cat([relevance, relevance])
+        order = eager.conditional_dpp(x, relevance, offsets, budget, *bounds_of(x, offsets, budget)) >= 0
+        assert order.view(2, n)[:, : n // 2].sum(1).tolist() == budget.tolist()
+
+
 @pytest.mark.parametrize("dtype", REGRET)
 def test_low_precision_reaches_the_log_det_of_the_reference(dtype: torch.dtype) -> None:
     x = video_like(4, 64, 128, seed=3, dtype=dtype, motion=0.3)

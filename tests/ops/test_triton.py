@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.ops.test_eager import attention, bounds_of, regret
+from tests.ops.test_eager import attention, bounds_of, duplicated, regret
 from tests.synthetic import independent, video_like
 from vidsieve import Prompt, Prune, VideoTokens, ops
 from vidsieve.budget import MarginalGain, Proportional
@@ -143,6 +143,17 @@ def test_degenerate_features_still_give_the_picks_of_the_reference(kind: str) ->
     order = triton_launch.conditional_dpp(x, relevance, offsets, budget, *bounds)
     # Which is picked, not when: what comes after the rank is exhausted adds nothing in any order.
     assert torch.equal(order >= 0, reference.conditional_dpp(x, relevance, offsets, budget) >= 0)
+
+
+@pytest.mark.usefixtures("path", "poisoned")
+@pytest.mark.parametrize("dtype", REGRET)
+def test_duplicates_wait_for_all_that_is_new(dtype: torch.dtype) -> None:
+    n = 40
+    x, relevance = duplicated(n, 1024, 0, dtype)
+    offsets, budget = torch.tensor([0, n], device=DEVICE), torch.tensor([n // 2], device=DEVICE)
+    x, relevance = x.to(DEVICE), relevance.to(DEVICE)
+    order = triton_launch.conditional_dpp(x, relevance, offsets, budget, *bounds_of(x, offsets, budget))
+    assert (order >= 0).nonzero()[:, 0].tolist() == list(range(n // 2))
 
 
 @pytest.mark.usefixtures("path", "poisoned")

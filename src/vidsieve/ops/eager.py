@@ -6,14 +6,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from vidsieve.ops.eager_greedy import PIECE_BYTES, _pieces, _unit, _working
+from vidsieve.ops.eager_greedy import PIECE_BYTES, STREAM_BYTES, _pieces, _unit, _working
 from vidsieve.ops.eager_greedy import conditional_dpp as conditional_dpp
 from vidsieve.ops.eager_greedy import hybrid as hybrid
 from vidsieve.ops.eager_greedy import max_min as max_min
 from vidsieve.ops.eager_greedy import mmr as mmr
 from vidsieve.ops.reference import NOISE, TIE, Measures
 
-STREAM_BYTES = 2 << 20  # of a piece that is read once, element by element: stays in a core's cache
 QUERIES = 64  # rows of attention computed at a time
 
 

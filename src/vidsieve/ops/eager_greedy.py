@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 from vidsieve.ops.reference import EXHAUSTED, TIE, Measures
 
 PIECE_BYTES = 32 << 20  # float32 working set of one piece of a batch: bounds the peak memory
+STREAM_BYTES = 2 << 20  # of a piece that is read once, element by element: stays in a core's cache
 BLOCK_BYTES = 24 << 20  # of a piece that is multiplied twice: stays in the cache that cores share
 GRAM_LIMIT = 2048  # tokens; longer segments compute rows of S as they are picked and never hold n x n
 
@@ -100,12 +101,17 @@ def _inverse(norm: Tensor) -> Tensor:
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """a (B, m, D) times b (B, n, D) transposed: (B, m, n), accumulated and returned in float32 or better."""
-    if a.dtype == torch.bfloat16 and a.device.type == "cpu" and b.shape[1] >= 64:
+    if _rounds(b):
         # CPUs with bf16 units multiply twice as fast in bf16 as in float32, and accumulate in float32; only the
         # result is rounded. A second product minus the first result brings back what the rounding took.
         coarse = a @ b.mT
         return torch.baddbmm(coarse, a, b.mT, beta=-1).to(torch.float32).add_(coarse)
     return a.to(_working(a)) @ b.to(_working(b)).mT
+
+
+def _rounds(x: Tensor) -> bool:
+    """Whether products with x (B, n, D) are off by up to 2^-16 of the lengths, as `_product` makes them."""
+    return x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.shape[1] >= 64
 
 
 def _gram(x: Tensor, norm: Tensor) -> Tensor:
@@ -133,8 +139,9 @@ class _Rule(Protocol):
 
 
 class _ConditionalDPP:
-    def __init__(self, norm: Tensor, r: Tensor, steps: int) -> None:
-        self.r = r
+    def __init__(self, x: Tensor, norm: Tensor, r: Tensor, steps: int) -> None:
+        self.x, self.norm, self.r = x, norm, r
+        self.rounds = _rounds(x)
         self.residual = (norm > 0).to(r.dtype)  # (B, n)
         self.c = r.new_empty(len(r), steps, r.shape[1])  # (B, k, n)
 
@@ -143,6 +150,8 @@ class _ConditionalDPP:
 
     def update(self, step: int, pick: Tensor, row: Tensor) -> None:
         residual = self.residual.gather(1, pick)  # (B, 1)
+        if self.rounds:
+            self._refine(pick, row, (self.residual > EXHAUSTED) & (residual > EXHAUSTED))
         c = self.c[:, :step]
         at_pick = c.gather(2, pick[:, :, None].expand(-1, step, 1))  # (B, step, 1)
         e = torch.baddbmm(row[:, None], at_pick.mT, c, alpha=-1)[:, 0]
@@ -150,6 +159,19 @@ class _ConditionalDPP:
         e = torch.where(residual > EXHAUSTED, e * residual.clamp(min=EXHAUSTED).rsqrt(), 0)
         self.c[:, step] = e
         self.residual = (self.residual - e * e).clamp_(min=0)
+
+    def _refine(self, pick: Tensor, row: Tensor, matters: Tensor) -> None:
+        """Multiply anew in float32 what a pick may exhaust: twice the error of a rounded product is above that limit.
+
+        A token that is exhausted does not come back, so duplicates are read once more, whatever there are.
+        """
+        near = (row > 1 - 2 * EXHAUSTED) & matters
+        segment, at = near.scatter_(1, pick, False).nonzero(as_tuple=True)
+        inverse = _inverse(self.norm)
+        for piece in _pieces([1] * len(at), 2 * self.x.shape[2], STREAM_BYTES):
+            i, j = (segment[piece], at[piece]), (segment[piece], pick[segment[piece], 0])
+            product = torch.linalg.vecdot(self.x[i].float(), self.x[j].float())
+            row[i] = product * inverse[i] * inverse[j]
 
     def shrink(self, size: int) -> None:
         self.r, self.residual, self.c = self.r[:size], self.residual[:size], self.c[:size]
@@ -249,7 +271,7 @@ def _greedy_batch(similarities: _Similarities, picks: list[int], rule: _Rule) ->
 def conditional_dpp(
     x: Tensor, relevance: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int, known: Measures
 ) -> Tensor:
-    return _greedy(x, relevance, offsets, budget, known, lambda _, norm, r, steps: _ConditionalDPP(norm, r, steps))
+    return _greedy(x, relevance, offsets, budget, known, _ConditionalDPP)
 
 
 def mmr(
