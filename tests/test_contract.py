@@ -1,5 +1,6 @@
 """What every method and part promises. A new method is one line in METHODS, a new part one line in its list."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -7,11 +8,12 @@ import torch
 from torch import Tensor
 
 from tests.synthetic import independent, video_like
-from vidsieve import Chain, Prompt, Prune, Reducer, VideoTokens, peers, presets
+from vidsieve import Chain, Prompt, Prune, Reducer, VideoTokens, ops, peers, presets
 from vidsieve.budget import Budget, MarginalGain, Proportional
 from vidsieve.errors import BudgetError, NonFiniteFeatures
 from vidsieve.evaluate import fewer_frames
 from vidsieve.merge import NearestKept, TemporalMerge
+from vidsieve.ops.reference import LEAST, MOST
 from vidsieve.relevance import Flat, Given, Novelty, PromptSimilarity, Relevance
 from vidsieve.segment import PerFrame, SceneCuts, Segmenter, Uniform, Whole, Within
 from vidsieve.selection import (
@@ -123,6 +125,107 @@ def test_non_finite_features_are_counted_and_refused(method: str, value: float) 
     tokens.features[3, 2] = tokens.features[8, 1] = value
     with pytest.raises(NonFiniteFeatures, match="2 of 60 video tokens"):
         METHODS[method](0.5).reduce(tokens, PROMPT)
+
+
+# Powers of two, which scale every float exactly.
+SCALES = {
+    "1e-30": -100,
+    "1e-20": -66,
+    "1e-9": -30,
+    "1e-5": -17,
+    "1e5": 17,
+    "1e15": 50,
+    "1e19": 63,
+    "3e19": 65,
+    "1e25": 83,
+}
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def scaled(power: int, dtype: torch.dtype) -> VideoTokens:
+    """A video at a power of two of the scale at which it was drawn, whole numbers up to 100."""
+    x = (20 * video_like(6, 10, DIM, 8, cuts=(3,))).round().clamp(-100, 100)
+    return VideoTokens.from_grid((x * 2.0**power).to(dtype), 6, 1, 10)
+
+
+def check_the_scale(method: str, tokens: VideoTokens, same: VideoTokens) -> None:
+    """Picks are the same at every scale, or refused; the features must be representable exactly."""
+    lengths = tokens.features.double().norm(dim=1)
+    if lengths.min() >= LEAST and lengths.max() <= MOST:
+        found, expected = (METHODS[method](0.3).reduce(x, PROMPT) for x in (tokens, same))
+        assert torch.equal(found.kept, expected.kept)
+        assert torch.equal(found.source, expected.source)
+    else:
+        with pytest.raises(NonFiniteFeatures, match=r"60 of 60 video tokens have a length .* 1e-12 to 1e\+18"):
+            METHODS[method](0.3).reduce(tokens, PROMPT)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("method", METHODS)
+def test_the_scale_of_features_says_nothing(method: str, scale: str) -> None:
+    for dtype in DTYPES[:2]:
+        check_the_scale(method, scaled(SCALES[scale], dtype), scaled(0, dtype))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_smallest_and_the_largest_numbers_of_a_type_are_as_good_as_any_or_refused(method: str) -> None:
+    for dtype in DTYPES:
+        kind = torch.finfo(dtype)
+        smallest = round(math.log2(kind.smallest_normal * kind.eps))
+        for power in (smallest, round(math.log2(kind.max)) - 7):
+            check_the_scale(method, scaled(power, dtype), scaled(0, dtype))
+
+
+@pytest.mark.parametrize("implementation", ["reference", "triton"])
+@pytest.mark.parametrize("method", ["vidsieve", "cdpruner", "divprune", "MMR(trade=0.5)", "with merging", "chained"])
+def test_the_scale_says_nothing_to_any_implementation(
+    method: str, implementation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if why := ops.available()[implementation]:
+        pytest.skip(why)
+    monkeypatch.setenv("VIDSIEVE_OPS", implementation)
+    device = "cuda" if implementation == "triton" and torch.cuda.is_available() else "cpu"
+    prompt = Prompt(PROMPT.embeddings.to(device))
+    for dtype, powers in ((torch.float32, (-30, 0, 50)), (torch.float16, (-24, 0, 9))):
+        videos = [VideoTokens.from_grid(scaled(p, dtype).features.to(device), 6, 1, 10) for p in powers]
+        first, *others = (METHODS[method](0.3).reduce(tokens, prompt).kept for tokens in videos)
+        assert all(torch.equal(first, kept) for kept in others)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_token_out_of_range_is_counted(method: str) -> None:
+    for scale in (1e-30, 1e25):
+        tokens = video("independent")
+        tokens.features[7] *= scale
+        with pytest.raises(NonFiniteFeatures, match="1 of 60 video tokens have a length"):
+            METHODS[method](0.5).reduce(tokens, PROMPT)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_prompt_that_is_not_finite_is_called_the_prompt(value: float) -> None:
+    embeddings = PROMPT.embeddings.clone()
+    embeddings[1, 2] = embeddings[4, 0] = value
+    tokens = video("independent")
+    with pytest.raises(NonFiniteFeatures, match="2 of 5 prompt tokens hold NaN or inf"):
+        presets.cdpruner(0.5).reduce(tokens, Prompt(embeddings))
+    for scale in (1e-30, 1e25):
+        with pytest.raises(NonFiniteFeatures, match="5 of 5 prompt tokens have a length"):
+            presets.cdpruner(0.5).reduce(tokens, Prompt(PROMPT.embeddings * scale))
+    assert len(presets.cdpruner(0.5).reduce(tokens, PROMPT)) == 30  # the same tokens, another prompt
+    assert len(presets.vidsieve(0.5).reduce(tokens, Prompt(embeddings))) == 30  # which does not look at it
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_features_and_prompts_in_training_are_reduced_like_any(method: str) -> None:
+    expected = METHODS[method](0.3).reduce(video("video-like"), PROMPT)
+    tokens = video("video-like")
+    tokens.features.requires_grad_()
+    found = METHODS[method](0.3).reduce(tokens, Prompt(PROMPT.embeddings.clone().requires_grad_()))
+    assert torch.equal(found.kept, expected.kept)
+    assert torch.equal(found.source, expected.source)
+    found.apply(tokens.features).sum().backward()
+    assert tokens.features.grad is not None
+    assert bool(tokens.features.grad.any())
 
 
 @pytest.mark.parametrize("method", METHODS)

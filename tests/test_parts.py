@@ -183,6 +183,15 @@ def test_a_sketch_keeps_angles_and_is_the_same_every_time() -> None:
     assert sketch(x[:, :8].bfloat16(), 4).dtype == torch.bfloat16
 
 
+def test_a_sketch_of_halves_is_of_their_directions() -> None:
+    """Sums of what float16 holds need not be held by it."""
+    x = (independent(60, 256, 0) * 2**13).half()
+    tokens, small = VideoTokens(x, (60,)), VideoTokens(x / 2**12, (60,))
+    method = Prune(0.1, Whole(), Proportional(), Flat(), LowRankDPP(16, above=0))
+    assert sketch(x, 16).isinf().any()
+    assert kept(method, tokens) == kept(method, small)
+
+
 def test_low_rank_is_for_segments_that_are_too_long_or_too_much() -> None:
     tokens = VideoTokens(video_like(6, 10, 64, seed=2), (10,) * 6)
     segments, budget, r = Segments(torch.tensor([0, 60]), 60), torch.tensor([12]), torch.rand(60)

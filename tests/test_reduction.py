@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.synthetic import independent, video_like
-from vidsieve import Chain, Prune, Reduction, VideoTokens, merge, reducer
+from vidsieve import Chain, Prompt, Prune, Reduction, VideoTokens, merge, presets, reducer
 from vidsieve.budget import Proportional
 from vidsieve.errors import NonFiniteFeatures
 from vidsieve.merge import NearestKept, TemporalMerge
@@ -77,6 +77,18 @@ def test_then_reports_what_either_found_bad(
             both.check()
 
 
+def test_what_is_bad_is_told_by_kind() -> None:
+    for bad, told in (
+        ([4, 4, 4], "some prompt tokens hold NaN or inf"),
+        ([5, 4, 4], "1 of 3 video tokens hold NaN or inf"),
+        ([0, 2, 1], "1 of 3 video tokens hold NaN or inf"),
+        ([0, 2, 2], "2 of 3 video tokens have a length"),
+    ):
+        reduction = Reduction(torch.tensor([0]), torch.tensor([0, -1, -1]), bad=torch.tensor(bad, dtype=torch.int32))
+        with pytest.raises(NonFiniteFeatures, match=told):
+            reduction.check()
+
+
 def test_a_chain_whose_parts_do_not_look_reports_nan(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on an accelerator, where a look would be a wait."""
     for module in (reducer, merge):
@@ -97,6 +109,18 @@ def test_a_chain_on_an_accelerator_reports_nan_when_it_is_asked() -> None:
     reduction = Chain(TemporalMerge(keep=0.9), Prune(0.5)).reduce(VideoTokens.from_grid(x.cuda(), 6, 2, 5))
     with pytest.raises(NonFiniteFeatures, match="1 of 60 video tokens"):
         reduction.check()
+
+
+@pytest.mark.gpu
+def test_a_prompt_on_an_accelerator_is_called_the_prompt() -> None:
+    x, y = independent(60, 16, 0, torch.float32).cuda(), independent(3, 16, 1, torch.float32).cuda()
+    for scale in (float("nan"), 1e-30, 1e25):
+        tokens = VideoTokens.from_grid(x, 6, 2, 5)
+        with pytest.raises(NonFiniteFeatures, match="some prompt tokens"):
+            presets.cdpruner(0.5).reduce(tokens, Prompt(y * scale)).check()
+        presets.cdpruner(0.5).reduce(tokens, Prompt(y)).check()
+        with pytest.raises(NonFiniteFeatures, match="60 of 60 video tokens"):
+            presets.cdpruner(0.5).reduce(VideoTokens.from_grid(x * scale, 6, 2, 5), Prompt(y)).check()
 
 
 @pytest.mark.parametrize("merges", [False, True])

@@ -5,7 +5,7 @@ VidsieveError
 ├── UnsupportedCall     (ValueError)    a call on an attached model that could only give a wrong answer
 ├── UnsupportedVersion  (RuntimeError)  a release of transformers whose names are not those that vidsieve knows
 ├── BudgetError         (ValueError)    a budget that cannot be met
-├── NonFiniteFeatures   (ValueError)    NaN or inf among the video tokens
+├── NonFiniteFeatures   (ValueError)    NaN, inf or what float32 cannot square among the tokens of video or prompt
 ├── KernelUnavailable   (RuntimeError)  an implementation was asked for that cannot run here
 ├── VideoError          (OSError)       a file that cannot be read as a video
 ├── AlreadyAttached     (RuntimeError)  a second reducer on a model that has one
@@ -44,7 +44,7 @@ class BudgetError(VidsieveError, ValueError):
 
 
 class NonFiniteFeatures(VidsieveError, ValueError):
-    """NaN or inf among the video tokens."""
+    """NaN, inf or what float32 cannot square among the tokens of the video or the prompt."""
 
 
 class KernelUnavailable(VidsieveError, RuntimeError):

@@ -52,8 +52,9 @@ class Reducer(Attachable, ABC):
     def reduce(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Reduction:
         """The reduction of one video's tokens (N, D).
 
-        Raises `ValueError` where the method needs a prompt and got none, and `NonFiniteFeatures` for NaN or inf: on CPU
-        here, on an accelerator from `Reduction.check`, so that nothing here waits for the device.
+        Raises `ValueError` where the method needs a prompt and got none, and `NonFiniteFeatures` for NaN, inf or a
+        length that float32 cannot square: on CPU here, on an accelerator from `Reduction.check`, so that nothing here
+        waits for the device.
         """
 
     def reduce_each(

@@ -20,7 +20,8 @@ class Reduction:
     link: int64 (N,), from each kept token through those it absorbed, -1 at the end of the way; None where not known.
     row: int64 (N,), the row of each token that stays, -1 of others; None where not known.
     offsets, budget: the segments (S + 1,) and their budgets (S,) that led here, for reports.
-    bad: above 0 for NaN or inf in the features (N,) it was made from, where nobody has looked yet: see `check`.
+    bad: above 0 for NaN, inf or lengths out of range in the features (N,) it was made from, and in the prompt, where
+    nobody has looked yet: see `check`.
     """
 
     kept: Tensor
@@ -74,13 +75,13 @@ class Reduction:
         return f"Reduction({len(self.source)} tokens -> {len(self.kept)} kept, {len(self.source) - len(self)} {verb})"
 
     def check(self) -> None:
-        """Raise `NonFiniteFeatures` if the features held NaN or inf. Waits for the device.
+        """Raise `NonFiniteFeatures` if the features or the prompt held NaN or inf. Waits for the device.
 
         On CPU a reducer has looked before it returns; on an accelerator that would be its only wait, so it is left to
         whoever waits anyway.
         """
         if self.bad is not None:
-            ops.raise_if_bad(int((self.bad > 0).sum()), len(self.bad))
+            ops.raise_if_bad(self.bad)
 
     def gather(self, x: Tensor) -> Tensor:
         """The kept rows of `x` (N, ...), for what must not be averaged (positions, masks): (K, ...)."""

@@ -77,6 +77,8 @@ class LowRankDPP:
         if longest > self.above and self.rank < x.shape[1]:
             exact = 4 * longest * (total + (len(x) if longest <= ops.GRAM_LIMIT else 0))
             if self.max_memory is None or exact > self.max_memory:
+                if x.dtype == torch.float16:  # which need not hold sums of what it holds
+                    x = x * torch.where(tokens.norm > 0, tokens.norm.reciprocal(), 0)[:, None]
                 x = sketch(x, self.rank)
                 tokens = VideoTokens(x, tokens.frames, videos=tokens.videos)
         return ops.conditional_dpp(x, relevance, segments.offsets, budget, longest, total, tokens.known(segments))

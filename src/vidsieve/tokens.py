@@ -257,6 +257,8 @@ class VideoTokens:
         embeddings, lengths = (None, ()) if prompt is None else (prompt.embeddings, prompt.lengths)
         within = None if segments is None else (segments.offsets, segments.longest)
         found = ops.measure(self.features, frames, embeddings, persistence, within, lengths)._asdict()
+        if prompt is None:
+            found["bad"] = self._known.get("bad", found["bad"])  # which may be what is known of a prompt
         self._known.update({name: value for name, value in found.items() if value is not None})
         self._known.update(self._expected)  # what similarity and products are of
         self._expected.clear()
@@ -289,6 +291,9 @@ class VideoTokens:
             self._expected["prompt"] = prompt
             self._measure()
         cosine: Tensor = self._known["cosine"]
+        if cosine.device.type == "cpu" and cosine.isnan().any():  # elsewhere `Reduction.check` says so
+            self.check()
+            prompt.check()
         return cosine
 
     def known(self, segments: "Segments") -> ops.Measures:
@@ -300,7 +305,7 @@ class VideoTokens:
 
     @property
     def bad(self) -> Tensor:
-        """Above 0 where a token holds NaN or inf: int32 (N,), on the device."""
+        """Above 0 where a token holds NaN or inf, or is too long or short for float32: int32 (N,), on the device."""
         if "bad" not in self._known:
             self._measure()
         bad: Tensor = self._known["bad"]
@@ -316,8 +321,8 @@ class VideoTokens:
         self.segments.extend(segments)
 
     def check(self) -> None:
-        """Raise `NonFiniteFeatures`, saying how many of how many, if features hold NaN or inf. Waits for the device."""
-        ops.raise_if_bad(int(self.bad.count_nonzero()), len(self))
+        """Raise `NonFiniteFeatures`, saying how many of how many, if features are not fit. Waits for the device."""
+        ops.raise_if_bad(self.bad & ~ops.BAD_PROMPT)
 
     def reduced(self, reduction: Reduction) -> "VideoTokens":
         """The tokens that `reduction` leaves; `keep` of a later stage still counts from `produced`."""
@@ -347,6 +352,10 @@ class Prompt:
         """The questions to several videos as one."""
         parts = [prompt.embeddings for prompt in prompts]
         return cls(torch.cat(parts), tuple(map(len, parts)))
+
+    def check(self) -> None:
+        """Raise `NonFiniteFeatures`, saying how many of how many, if embeddings are not fit. Waits for the device."""
+        ops.raise_if_bad(ops.measure(self.embeddings, (len(self.embeddings),), None, False).bad, "prompt")
 
     def __repr__(self) -> str:
         return f"Prompt({show(self.embeddings)})"

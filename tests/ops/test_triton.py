@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -175,6 +176,17 @@ def test_mmr_and_max_min_equal_the_reference(layout: str) -> None:
         assert torch.equal(order[is_long], true[is_long])
 
 
+@pytest.mark.usefixtures("path", "poisoned")
+def test_max_min_of_short_and_long_halves_equals_the_reference() -> None:
+    """The reciprocal of a length need not be a float16."""
+    offsets, budget = torch.tensor([0, 65], device=DEVICE), torch.tensor([9], device=DEVICE)
+    whole = (8 * independent(65, 24, 0)).round()
+    for power in (-23, 0, 10):
+        x = (whole * 2.0**power).half().to(DEVICE)
+        given = x, offsets, budget, *bounds_of(x, offsets, budget)
+        assert torch.equal(triton_launch.max_min(*given), reference.max_min(*given))
+
+
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("dim", [8, 24, 600])
 def test_measures(dim: int) -> None:
@@ -187,6 +199,34 @@ def test_measures(dim: int) -> None:
     assert not ours.bad.any()
     x[3, 2], x[3, 5], x[9, 0] = float("nan"), float("inf"), -float("inf")
     assert torch.equal(triton_launch.measure(x, (7,) * 5, None, False).bad, reference.measure(x, (7,), None, False).bad)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("dtype", REGRET)
+@pytest.mark.parametrize("shared", [False, True])  # whether programs share the features of a segment
+def test_what_no_square_of_float32_holds_is_bad_and_so_is_such_a_prompt(
+    dtype: torch.dtype, shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_select, "multiprocessors", lambda x: 4)
+    offsets = torch.tensor([0, 9, 18], device=DEVICE)
+    x, y = independent(18, 40, 0, dtype), independent(3, 40, 1, dtype)
+    tiny = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    x[1], x[2], x[5], x[6], x[7] = 0, tiny, 1e-6, 65504, float("nan")
+    if dtype != torch.float16:
+        x[8], x[9], x[10], x[11] = 1e-30, 1e-20, 1e19, 1e25
+    x[17, 3] = float("inf")
+    for prompt in (None, y, y * 0, torch.cat([y, y * float("inf")]), torch.cat([y, 0 * y + tiny]), y * 6e4):
+        given = x.to(DEVICE), (18,), None if prompt is None else prompt.to(DEVICE), False
+        with np.errstate(over="ignore", invalid="ignore"):  # of the interpreter
+            ours = triton_launch.measure(*given, (offsets, 9) if shared else None)
+        assert (ours.products is not None) == shared
+        for other in (reference, eager):
+            found = other.measure(*given)
+            unfit = found.bad & ~reference.BAD_PROMPT
+            assert torch.equal(ours.bad & ~reference.BAD_PROMPT, unfit)
+            assert torch.equal(ours.bad[unfit == 0], found.bad[unfit == 0])
+    with np.errstate(over="ignore", invalid="ignore"):
+        assert torch.equal(triton_launch.measure(x.to(DEVICE), (9, 9), None, True).bad, unfit)
 
 
 def test_apportion_equals_the_reference() -> None:

@@ -30,6 +30,8 @@ from torch import Tensor
 from vidsieve.errors import KernelUnavailable, NonFiniteFeatures
 from vidsieve.ops import eager, reference
 from vidsieve.ops.eager_greedy import GRAM_LIMIT as GRAM_LIMIT
+from vidsieve.ops.reference import BAD_PROMPT as BAD_PROMPT
+from vidsieve.ops.reference import LEAST, MOST, NON_FINITE, OUT_OF_RANGE
 from vidsieve.ops.reference import Measures as Measures
 
 SEGMENTS = 65535  # that one launch takes
@@ -100,13 +102,32 @@ def spy() -> Iterator[list[tuple[str, str]]]:
         _calls.reset(token)
 
 
-def raise_if_bad(bad: int, total: int) -> None:
-    """Raise `NonFiniteFeatures` if any of `total` tokens is bad."""
-    if bad:
+def raise_if_bad(bad: Tensor, whose: str = "video") -> None:
+    """Raise `NonFiniteFeatures`, saying how many of how many, if any token is bad (N,). Waits for the device."""
+    if not bad.count_nonzero():
+        return
+    found = bad.cpu()
+    non_finite, out_of_range = (int((found & what).count_nonzero()) for what in (NON_FINITE, OUT_OF_RANGE))
+    if non_finite:
+        maker = "vision tower's dtype (fp16 overflows) and the input frames" if whose == "video" else "embeddings"
         raise NonFiniteFeatures(
-            f"{bad} of {total} video tokens hold NaN or inf; a selection among them would be arbitrary. "
-            "Check the vision tower's dtype (fp16 overflows) and the input frames."
+            f"{non_finite} of {len(bad)} {whose} tokens hold NaN or inf; a selection among them would be arbitrary. "
+            f"Check the {maker}."
         )
+    if out_of_range:
+        raise NonFiniteFeatures(
+            f"{out_of_range} of {len(bad)} {whose} tokens have a length that float32 cannot square; expected 0, or "
+            f"{LEAST:g} to {MOST:g}. Multiply all of them by one number: what is kept does not depend on it."
+        )
+    raise NonFiniteFeatures(
+        "some prompt tokens hold NaN or inf, or have a length that float32 cannot square; relevance to them would be "
+        "arbitrary. Check the embeddings."
+    )
+
+
+def _plain(x: Tensor) -> Tensor:
+    """`x` for a decision, which has no gradient."""
+    return x.detach() if x.requires_grad else x
 
 
 def measure(
@@ -119,9 +140,10 @@ def measure(
 ) -> Measures:
     """What the later stages need to know of the tokens x (N, D), in one pass where there is a kernel.
 
-    norm: lengths (N,).  bad: above 0 where a token holds NaN or inf (N,).  persistence, if asked for: the centred
-    cosine of each token to the one at its place in the previous frame (N,), 0 in the first frame; where two
-    neighbouring frames differ in size, to the mean of the previous frame; method.md, eq. 1.
+    norm: lengths (N,).  bad: above 0 where a token holds NaN or inf, or its length is out of range, or y does or is:
+    `reference` has the bits (N,).  persistence, if asked for: the centred cosine of each token to the one at its
+    place in the previous frame (N,), 0 in the first frame; where two neighbouring frames differ in size, to the mean of
+    the previous frame; method.md, eq. 1.
     cosine, given y (M, D): the mean cosine to its vectors (N,).
     products, given (offsets, longest) of the segments that a greedy selection will run in: what that implementation
     would have to read the features again for, where it can be had from the same pass.
@@ -130,7 +152,8 @@ def measure(
     regular = min(frames) == max(frames)
     module = _implementation("measure", x, kernel=regular or not persistence)
     more = (questions,) if len(questions) > 1 else ()
-    return module.measure(x, frames, y, persistence, segments, *more)  # type: ignore[no-any-return]
+    y = None if y is None else _plain(y)
+    return module.measure(_plain(x), frames, y, persistence, segments, *more)  # type: ignore[no-any-return]
 
 
 def scene_cuts(
@@ -171,7 +194,7 @@ def conditional_dpp(
     x (N, D).  relevance (N,) in [0, 1].  Chen, Zhang & Zhou 2018, algorithm 1; method.md eq. 5-8.
     """
     module = _implementation("conditional_dpp", x)
-    return module.conditional_dpp(x, relevance, offsets, budget, longest, total, known)  # type: ignore[no-any-return]
+    return module.conditional_dpp(_plain(x), _plain(relevance), offsets, budget, longest, total, known)  # type: ignore[no-any-return]
 
 
 def mmr(
@@ -183,7 +206,7 @@ def mmr(
     Carbonell & Goldstein 1998; method.md eq. 9.
     """
     module = _implementation("mmr", x)
-    return module.mmr(x, relevance, offsets, budget, longest, total, known, trade)  # type: ignore[no-any-return]
+    return module.mmr(_plain(x), _plain(relevance), offsets, budget, longest, total, known, trade)  # type: ignore[no-any-return]
 
 
 def hybrid(
@@ -192,24 +215,24 @@ def hybrid(
 ) -> Tensor:  # fmt: skip
     """`conditional_dpp` in segments of up to `threshold` tokens, `mmr` in longer ones: order int32 (N,)."""
     module = _implementation("hybrid", x)
-    arguments = x, relevance, offsets, budget, longest, total, known, trade, threshold
+    arguments = _plain(x), _plain(relevance), offsets, budget, longest, total, known, trade, threshold
     return module.hybrid(*arguments)  # type: ignore[no-any-return]
 
 
 def max_min(x: Tensor, offsets: Tensor, budget: Tensor, longest: int, total: int, known: Measures) -> Tensor:
     """Farthest-first selection by cosine distance in every segment (DivPrune): order int32 (N,). method.md eq. 10."""
     module = _implementation("max_min", x)
-    return module.max_min(x, offsets, budget, longest, total, known)  # type: ignore[no-any-return]
+    return module.max_min(_plain(x), offsets, budget, longest, total, known)  # type: ignore[no-any-return]
 
 
 def nearest_kept(x: Tensor, offsets: Tensor, kept: Tensor) -> Tensor:
     """The row of `kept` (K,) most similar to each token within its segment: int64 (N,), -1 where it kept none."""
-    return _implementation("nearest_kept", x).nearest_kept(x, offsets, kept)  # type: ignore[no-any-return]
+    return _implementation("nearest_kept", x).nearest_kept(_plain(x), offsets, kept)  # type: ignore[no-any-return]
 
 
 def top(score: Tensor, offsets: Tensor, budget: Tensor) -> Tensor:
     """The `budget` highest scores of every segment, earlier tokens first among equals: order int32 (N,)."""
-    return _implementation("top", offsets).top(score, offsets, budget)  # type: ignore[no-any-return]
+    return _implementation("top", offsets).top(_plain(score), offsets, budget)  # type: ignore[no-any-return]
 
 
 def min_max(scores: Tensor, epsilon: float, videos: int = 1) -> Tensor:
@@ -257,7 +280,7 @@ def temporal(
     of each other. frames: of the whole video, of which x are the tokens `at` (N,), or all where that is None.
     """
     module = _implementation("temporal", x, kernel=min(frames) == max(frames))
-    return module.temporal(x, norm, offsets, frames, at)  # type: ignore[no-any-return]
+    return module.temporal(_plain(x), norm, offsets, frames, at)  # type: ignore[no-any-return]
 
 
 def runs(cosine: Tensor, before: Tensor, threshold: float, longest: int) -> tuple[Tensor, ...]:

@@ -11,18 +11,38 @@ from vidsieve.ops.eager_greedy import conditional_dpp as conditional_dpp
 from vidsieve.ops.eager_greedy import hybrid as hybrid
 from vidsieve.ops.eager_greedy import max_min as max_min
 from vidsieve.ops.eager_greedy import mmr as mmr
-from vidsieve.ops.reference import NOISE, TIE, Measures
+from vidsieve.ops.reference import BAD_PROMPT, LEAST, MOST, NOISE, NON_FINITE, OUT_OF_RANGE, TIE, Measures
 
 QUERIES = 64  # rows of attention computed at a time
 
 
 def measure(x: Tensor, frames: tuple[int, ...], y: Tensor | None, persistence: bool, *segments: object) -> Measures:
     norm, cosine = _norm_and_cosine(x, y)
-    if x.is_cuda or not torch.isfinite(norm).all():
-        bad = (~torch.isfinite(x)).sum(1, dtype=torch.int32)
-    else:  # no entry can be
-        bad = x.new_zeros(len(x), dtype=torch.int32)
+    bad = _bad(x, norm)
+    if cosine is not None:
+        bad.add_(cosine.isnan(), alpha=BAD_PROMPT)
     return Measures(norm, bad, _persistence(x, frames) if persistence else None, cosine)
+
+
+def _bad(x: Tensor, norm: Tensor) -> Tensor:
+    fits = (norm >= LEAST) & (norm <= MOST)
+    if x.device.type == "cpu":  # elsewhere a look would wait for the device
+        bad = norm.new_zeros(len(x), dtype=torch.int32)
+        odd = (~fits).nonzero()[:, 0]
+        return bad.index_copy_(0, odd, _what(x[odd], norm[odd])) if len(odd) else bad
+    return torch.where(fits, 0, _what(x, norm))
+
+
+def _what(x: Tensor, norm: Tensor) -> Tensor:
+    """What is bad about rows x (n, D) that may not fit: int32 (n,). A square may be 0 or inf though the row is not."""
+    out_of_range = torch.where((norm < LEAST) & (x == 0).all(1), 0, OUT_OF_RANGE)
+    return torch.where(torch.isfinite(x).all(1), out_of_range, NON_FINITE).int()
+
+
+def _direction(y: Tensor) -> Tensor:
+    """The mean of the rows of y (M, D), each at length one: (D,); NaN if one is bad."""
+    bad = _bad(y, torch.linalg.vector_norm(y.to(_working(y)), dim=-1)) > 0
+    return _unit(y).mean(0).masked_fill(bad.any(), torch.nan)
 
 
 def _persistence(x: Tensor, frames: tuple[int, ...]) -> Tensor:
@@ -58,7 +78,7 @@ def _cosine(a: Tensor, b: Tensor) -> Tensor:
     """Rowwise cosine of (n, D) and (n, D): float32 (n,). Two zero rows are alike, a zero row is unlike any other."""
     norm_a, norm_b = torch.linalg.vector_norm(a, dim=-1), torch.linalg.vector_norm(b, dim=-1)
     dot: Tensor = torch.linalg.vecdot(a, b)
-    cosine: Tensor = dot / (norm_a * norm_b).clamp(min=1e-30)
+    cosine: Tensor = dot / (norm_a * norm_b).clamp(min=1e-38)
     return cosine.masked_fill((norm_a == 0) & (norm_b == 0), 1.0).float()
 
 
@@ -66,7 +86,7 @@ def _norm_and_cosine(x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None
     """Lengths of the rows of x (N, D), and their mean cosine to those of y (M, D) if given: (N,) each."""
     norm = x.new_empty(len(x), dtype=_working(x))
     # The mean of the cosines to several vectors is the projection on the mean of their unit vectors.
-    direction = norm.new_zeros(x.shape[1]) if y is None else _unit(y).mean(0).to(norm.dtype)
+    direction = norm.new_zeros(x.shape[1]) if y is None else _direction(y).to(norm.dtype)
     projection = None if y is None else torch.empty_like(norm)
     rows = min(len(x), max(1, STREAM_BYTES // (4 * x.shape[1])))
     buffer = norm.new_empty(rows, x.shape[1])  # one for all pieces: fresh memory would cost more than the arithmetic

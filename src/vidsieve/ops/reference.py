@@ -20,6 +20,14 @@ TIE = 1e-6
 # What centring leaves of a token that equals the mean is rounding, not a direction: below this share of the mean's
 # length it counts as zero.
 NOISE = 1e-5
+# A token is zero or of a length in between: float32 then holds its square, that of a difference of two, and that of
+# what NOISE leaves of it, features wide as they are. `bad` says which are not, and which hold NaN or inf.
+LEAST, MOST = 1e-12, 1e18
+NON_FINITE, OUT_OF_RANGE, BAD_PROMPT = (
+    1,
+    2,
+    4,
+)  # in `bad`; the last where the cosine to the prompt is what is not finite
 
 
 class Measures(NamedTuple):
@@ -50,12 +58,20 @@ def _segments(offsets: Tensor, budget: Tensor) -> list[tuple[int, int, int]]:
 
 
 def measure(x: Tensor, frames: tuple[int, ...], y: Tensor | None, persistence: bool, *segments: object) -> Measures:
-    return Measures(
-        x.double().norm(dim=-1).float(),
-        (~torch.isfinite(x)).sum(1, dtype=torch.int32),
-        _persistence(x, frames) if persistence else None,
-        None if y is None else _cosine_to(x, y),
-    )
+    bad = _bad(x)
+    cosine = None if y is None else _cosine_to(x, y)
+    if y is not None and cosine is not None and _bad(y).any():
+        bad, cosine = bad + BAD_PROMPT, torch.full_like(cosine, math.nan)
+    norm = x.detach().double().norm(dim=-1).float()
+    return Measures(norm, bad, _persistence(x, frames) if persistence else None, cosine)
+
+
+def _bad(x: Tensor) -> Tensor:
+    rows = [
+        OUT_OF_RANGE * int(norm != 0 and not LEAST <= norm <= MOST) if math.isfinite(norm) else NON_FINITE
+        for norm in x.detach().double().norm(dim=-1).tolist()
+    ]
+    return torch.tensor(rows, dtype=torch.int32, device=x.device)
 
 
 def _persistence(x: Tensor, frames: tuple[int, ...]) -> Tensor:

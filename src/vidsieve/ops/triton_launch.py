@@ -86,8 +86,8 @@ def measure(
     if segments is not None and parts:
         products, square, along = products_of(x, None if y is None else direction, *segments, parts)
         launch(
-            _settle_kernel, (cdiv(n, 256),), square, along, norm, bad, cosine, n,
-            PARTS=parts, COSINE=y is not None, BLOCK=256,
+            _settle_kernel, (cdiv(n, 256),), x, square, along, norm, bad, cosine, n, x.stride(0),
+            D=d, PARTS=parts, COSINE=y is not None, BLOCK=256, BLOCK_D=4,
         )  # fmt: skip
         return Measures(norm, bad, None, None if y is None else cosine, products)
     persist = torch.empty_like(norm) if persistence else norm

@@ -3,16 +3,29 @@
 import triton
 import triton.language as tl
 
-from vidsieve.ops.reference import NOISE
+from vidsieve.ops.reference import BAD_PROMPT, LEAST, MOST, NOISE, NON_FINITE, OUT_OF_RANGE
 from vidsieve.ops.triton_call import COUNTS
 
 _NOISE: tl.constexpr = tl.constexpr(NOISE)
+_LEAST: tl.constexpr = tl.constexpr(LEAST)
+_MOST: tl.constexpr = tl.constexpr(MOST)
+_NON_FINITE: tl.constexpr = tl.constexpr(NON_FINITE)
+_OUT_OF_RANGE: tl.constexpr = tl.constexpr(OUT_OF_RANGE)
+_BAD_PROMPT: tl.constexpr = tl.constexpr(BAD_PROMPT)
+
+
+@triton.jit
+def _what(norm, infinite, largest):
+    """What is bad about rows of this length, so many NaN or inf, and this largest of the other entries."""
+    zero = (norm == 0.0) & (largest == 0.0)
+    bad = tl.where(zero | ((norm >= _LEAST) & (norm <= _MOST)), 0, _OUT_OF_RANGE)
+    return tl.where(infinite > 0, _NON_FINITE, bad)
 
 
 @triton.jit
 def _unit_kernel(
     y_ptr,  # (M, D), rows `stride` apart
-    out_ptr,  # (M, D) float32: each row at length 1, or zero
+    out_ptr,  # (M, D) float32: each row at length 1, or zero; NaN if it is bad
     stride,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,  # covers D
@@ -20,7 +33,10 @@ def _unit_kernel(
     i = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, BLOCK_D)
     y = tl.load(y_ptr + i * stride + d, mask=d < D, other=0.0).to(tl.float32)
-    tl.store(out_ptr + i * D + d, y / tl.maximum(tl.sqrt_rn(tl.sum(y * y, 0)), 1e-30), mask=d < D)
+    norm = tl.sqrt_rn(tl.sum(y * y, 0))
+    finite = tl.abs(y) < float("inf")
+    bad = _what(norm, tl.sum((~finite).to(tl.int32), 0), tl.max(tl.where(finite, tl.abs(y), 0.0), 0))
+    tl.store(out_ptr + i * D + d, tl.where(bad > 0, float("nan"), y / tl.maximum(norm, 1e-30)), mask=d < D)
 
 
 @triton.jit(do_not_specialize=COUNTS)
@@ -57,15 +73,19 @@ def _direction_kernel(
 
 @triton.jit(do_not_specialize=COUNTS)
 def _settle_kernel(
+    x_ptr,  # (N, D), rows `stride` apart; read where a length does not tell what it is of
     square_ptr,  # (PARTS, N) float32: what each part of the features adds to the squared length
     along_ptr,  # (PARTS, N) float32: and to the product with the direction; read if COSINE
     norm_ptr,  # (N,) float32 out
-    bad_ptr,  # (N,) int32 out: 1 where the length is not finite
+    bad_ptr,  # (N,) int32 out: what is bad about a token
     cosine_ptr,  # (N,) float32 out, eq. 4 before normalisation; written if COSINE
     n,
+    stride,
+    D: tl.constexpr,
     PARTS: tl.constexpr,
     COSINE: tl.constexpr,
     BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     square = tl.zeros((BLOCK,), tl.float32)
@@ -76,9 +96,25 @@ def _settle_kernel(
             along += tl.load(along_ptr + part * n + i, mask=i < n, other=0.0)
     norm = tl.sqrt_rn(square)
     tl.store(norm_ptr + i, norm, mask=i < n)
-    tl.store(bad_ptr + i, (~(norm < float("inf"))).to(tl.int32), mask=i < n)
+    odd = (i < n) & ~((norm >= _LEAST) & (norm <= _MOST))
+    bad = tl.zeros((BLOCK,), tl.int32)
+    if tl.max(odd.to(tl.int32), 0) > 0:
+        d = tl.arange(0, BLOCK_D)
+        infinite = tl.zeros((BLOCK,), tl.int32)
+        largest = tl.zeros((BLOCK,), tl.float32)
+        for k in range(0, D, BLOCK_D):
+            inside = odd[:, None] & (d < D - k)[None, :]
+            x = tl.load(x_ptr + i.to(tl.int64)[:, None] * stride + k + d[None, :], mask=inside, other=0.0)
+            x = tl.abs(x.to(tl.float32))
+            finite = x < float("inf")
+            infinite += tl.sum((~finite).to(tl.int32), 1)
+            largest = tl.maximum(largest, tl.max(tl.where(finite, x, 0.0), 1))
+        bad = _what(norm, infinite, largest)
     if COSINE:
-        tl.store(cosine_ptr + i, along / tl.maximum(norm, 1e-30), mask=i < n)
+        cosine = along / tl.maximum(norm, 1e-30)
+        bad += tl.where(cosine == cosine, 0, _BAD_PROMPT)
+        tl.store(cosine_ptr + i, cosine, mask=i < n)
+    tl.store(bad_ptr + i, bad, mask=i < n)
 
 
 @triton.jit(do_not_specialize=COUNTS)
@@ -87,7 +123,7 @@ def _measure_kernel(
     mean_ptr,  # (V, D) float32; read if PERSISTENCE
     direction_ptr,  # (V, D) float32; read if COSINE
     norm_ptr,  # (N,) float32 out: length of each token
-    bad_ptr,  # (N,) int32 out: NaN or inf entries
+    bad_ptr,  # (N,) int32 out: what is bad about a token
     persistence_ptr,  # (N,) float32 out, eq. 1
     cosine_ptr,  # (N,) float32 out, eq. 4 before normalisation
     n,
@@ -109,7 +145,8 @@ def _measure_kernel(
     before_ptr = x_ptr + (i - per_frame).to(tl.int64)[:, None] * stride + d[None, :]
     has_before = (i % tokens >= per_frame) & (i < n)
     xx = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
-    bad = tl.zeros((BLOCK_N, BLOCK_D), tl.int32)
+    infinite = tl.zeros((BLOCK_N, BLOCK_D), tl.int32)
+    largest = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     xq = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     cc = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     bb = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
@@ -119,7 +156,9 @@ def _measure_kernel(
         inside = d < D - k
         x = tl.load(row_ptr + k, mask=(i < n)[:, None] & inside[None, :], other=0.0).to(tl.float32)
         xx += x * x
-        bad += (~(tl.abs(x) < float("inf"))).to(tl.int32)
+        finite = tl.abs(x) < float("inf")
+        infinite += (~finite).to(tl.int32)
+        largest = tl.maximum(largest, tl.where(finite, tl.abs(x), 0.0))
         if COSINE:
             xq += x * tl.load(direction_ptr + k + d, mask=inside, other=0.0)[None, :]
         if PERSISTENCE:
@@ -133,9 +172,12 @@ def _measure_kernel(
             mm += mean * mean
     norm = tl.sqrt_rn(tl.sum(xx, 1))
     tl.store(norm_ptr + i, norm, mask=i < n)
-    tl.store(bad_ptr + i, tl.sum(bad, 1), mask=i < n)
+    bad = _what(norm, tl.sum(infinite, 1), tl.max(largest, 1))
     if COSINE:
-        tl.store(cosine_ptr + i, tl.sum(xq, 1) / tl.maximum(norm, 1e-30), mask=i < n)
+        cosine = tl.sum(xq, 1) / tl.maximum(norm, 1e-30)
+        bad += tl.where(cosine == cosine, 0, _BAD_PROMPT)
+        tl.store(cosine_ptr + i, cosine, mask=i < n)
+    tl.store(bad_ptr + i, bad, mask=i < n)
     if PERSISTENCE:
         # Squared lengths below this are what rounding leaves of a token that equals the mean: a zero row.
         still = _NOISE * _NOISE * tl.sum(mm, 0)
@@ -143,6 +185,6 @@ def _measure_kernel(
         b2 = tl.sum(bb, 1)
         c2 = tl.where(c2 <= still, 0.0, c2)
         b2 = tl.where(b2 <= still, 0.0, b2)
-        cosine = tl.sum(cb, 1) / tl.maximum(tl.sqrt_rn(c2) * tl.sqrt_rn(b2), 1e-30)
+        cosine = tl.sum(cb, 1) / tl.maximum(tl.sqrt_rn(c2) * tl.sqrt_rn(b2), 1e-38)
         cosine = tl.where((c2 == 0.0) | (b2 == 0.0), (c2 == b2).to(tl.float32), cosine)
         tl.store(persistence_ptr + i, tl.where(has_before, cosine, 0.0), mask=i < n)

@@ -155,7 +155,7 @@ def _nearest_other(x: Tensor, s: Tensor, parts: int, norm: Tensor, offsets: Tens
         )  # fmt: skip
         return out
     # A block of columns at a time: never N x N, and it runs once, before the first pick.
-    unit = x * torch.where(norm > 0, norm.reciprocal(), 0)[:, None].to(x.dtype)
+    unit = (x * torch.where(norm > 0, norm.reciprocal(), 0)[:, None]).to(x.dtype)  # no half holds every reciprocal
     position = torch.arange(len(x), device=x.device)
     for begin in range(0, len(x), HELD):
         block = (unit @ unit[begin : begin + HELD].mT).float()  # (N, HELD)

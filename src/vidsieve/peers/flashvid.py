@@ -47,7 +47,7 @@ class FlashVid(FixedSize):
     def _scenes(self, tokens: VideoTokens, bounds: list[int]) -> Tensor:
         """The scene of each frame: (T,)."""
         means = torch.stack([tokens.features[a:b].float().mean(0) for a, b in pairwise(bounds)])
-        alike = F.cosine_similarity(means[1:], means[:-1], dim=1)
+        alike = F.cosine_similarity(means[1:], means[:-1], dim=1, eps=1e-30)
         return F.pad((alike < self.cut).long().cumsum(0), (1, 0))
 
     def _event(self, tokens: VideoTokens, scene: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class FlashVid(FixedSize):
         x = tokens.features.float()
         # Added up in a fixed order, so that near-ties fall alike on every run.
         means = torch.segment_reduce(x, "mean", lengths=torch.bincount(scene))
-        return min_max(F.cosine_similarity(x, means[scene], dim=1))
+        return min_max(F.cosine_similarity(x, means[scene], dim=1, eps=1e-30))
 
     def _trees(self, unit: Tensor, kept: Tensor, bounds: list[int], scene: list[int], total: int) -> Tensor:
         """Of each token, the token of the previous frame that it joins, itself if none: int64 (N,)."""
