@@ -290,7 +290,7 @@ def main() -> None:
     torch.manual_seed(0)
     whole, given, video = model(options, device), inputs(options, device), features(options, device)
     given["position_ids"] = positions(whole, given)
-    encoded = SimpleNamespace(pooler_output=(video,))
+    encoded = transformers.modeling_outputs.BaseModelOutputWithPooling(pooler_output=(video,))
     whole.base_model.get_video_features = lambda *_, **__: encoded
     rows = measure(whole, given, options.rounds, device, lambda text: print(text, file=sys.stderr, flush=True))
     sizes = ("frames", "tokens", "layers", "hidden", "heads", "kv_heads", "intermediate", "rounds")
