@@ -4,7 +4,8 @@
 # make test-releases   the hooks on other releases of transformers, each in an environment of its own
 # make lint    ruff and mypy
 #
-# The first target you run creates .venv with the versions in constraints.txt; the next ones find it there.
+# The first target you run creates .venv with the versions in constraints.txt; the next ones find it there. `demo` installs
+# what runs, every other target what develops too (as `make setup` does).
 # PYTHON=python3.12 picks the interpreter, PYTEST="-k budget" passes arguments to pytest.
 
 SHELL   := /bin/bash
@@ -12,6 +13,7 @@ PYTHON  ?= python3
 PYTEST  ?=
 WORKERS ?= 2
 BIN     := .venv/bin
+RUNS    := .venv/.runs
 READY   := .venv/.ready
 RAY     := .venv/.ray
 
@@ -26,15 +28,22 @@ help:
 
 setup: $(READY)
 
-$(READY): pyproject.toml constraints.txt
+$(RUNS): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "vidsieve needs Python 3.11 or newer; set PYTHON="; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --build-constraint constraints.txt --editable '.[all]' --group dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --build-constraint constraints.txt --editable '.[all]'
+	@$(BIN)/python -m vidsieve._torchvision
 	@touch $@
 
-demo: $(READY)
+$(READY): $(RUNS)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev
+	@touch $@
+
+demo: $(RUNS)
 	$(BIN)/vidsieve demo --out out/demo
+	@echo
+	@echo "vidsieve is $(BIN)/vidsieve, or plain vidsieve after: source $(BIN)/activate"
 
 test: $(READY)
 	$(ENVIRONMENT) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m 'not gpu and not ray' $(PYTEST)
@@ -80,8 +89,7 @@ $(VLLM)/.ready: pyproject.toml
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio
 	$(VLLM)/bin/python -m pip install --quiet --no-deps torchcodec==0.13.0
 	$(VLLM)/bin/python -m pip install --quiet --no-deps --editable .
-	echo 'import vidsieve._torchvision; vidsieve._torchvision.make_importable()' \
-		> $$($(VLLM)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vidsieve_torchvision.pth
+	@$(VLLM)/bin/python -m vidsieve._torchvision
 	@touch $@
 
 test-vllm: $(VLLM)/.ready

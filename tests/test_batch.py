@@ -23,6 +23,7 @@ pytest.importorskip("av")
 pytest.importorskip("transformers")
 
 QUESTION = "What moves?"
+REST = {"ignored": {}, "table": "t", "features": "f"}
 
 
 @pytest.fixture(scope="module")
@@ -215,8 +216,34 @@ def test_a_damaged_file_is_said_to_be_and_its_clip_encoded_again(world: Path, tm
 
 def test_what_failed_is_listed_with_its_clip(capsys: pytest.CaptureFixture[str]) -> None:
     failed = [{"clip": "/a.mp4", "error": "/a.mp4: is empty"}, {"clip": "/b.mp4", "error": "CUDA out of memory"}]
-    show_batch({"clips": 3, "encoded": 1, "already_there": 0, "failed": failed, "table": "t", "features": "f"})
+    show_batch({"clips": 3, "encoded": 1, "already_there": 0, "failed": failed, **REST})
     assert capsys.readouterr().out.splitlines()[1:3] == ["  /a.mp4: is empty", "  /b.mp4: CUDA out of memory"]
+
+
+def test_what_is_no_clip_is_listed_with_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out" / "features").mkdir(parents=True)
+    for name in ("b.mp4", "notes.txt", "out/clips.parquet", "out/features/b-1.safetensors"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "gone.mkv").symlink_to(tmp_path / "nowhere")
+    ignored = batch.ignored(tmp_path, tmp_path / "out")
+    assert ignored.keys() == {"notes.txt", "gone.mkv"}
+    assert batch.ignored(tmp_path / "notes.txt", tmp_path / "out") == {}
+    more = {f"{i}.jpg": ignored["notes.txt"] for i in range(20)}
+    show_batch({"clips": 1, "encoded": 1, "already_there": 0, "failed": [], **REST, "ignored": ignored | more})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "22 files ignored"
+    assert lines[2] == "  it is no file, or a link that leads nowhere: gone.mkv"
+    assert lines[3].startswith("  its name does not end as a video's does: notes.txt, 0.jpg, ")
+    assert lines[3].endswith("8.jpg and 11 more")
+
+
+def test_ctrl_c_says_how_many_are_stored(world: Path, tmp_path: Path) -> None:
+    mine = job(world, tmp_path)
+    mine.claim()
+    mine.file("/a.mp4", QUESTION).touch()
+    says = "1 of 2 clips are stored in"
+    with pytest.raises(KeyboardInterrupt, match=says), batch._counted(mine, ["/a.mp4", "/b.mp4"]):
+        raise KeyboardInterrupt
 
 
 def test_find_walks_a_folder_and_reads_a_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

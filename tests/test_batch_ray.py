@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -167,7 +168,7 @@ def test_nothing_but_broken_clips_is_an_error(world: Path, tmp_path: Path) -> No
     clips.write_text("absent.mp4\n")
     done = subprocess.run(command(world, clips, tmp_path / "out", "--workers", "1"), capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stdout == ""
+    assert json.loads(done.stdout)["error"]["message"] in done.stderr
     assert "error: none of 1 clips could be encoded; the first says: " in done.stderr
     assert "absent.mp4: no such file" in done.stderr
 
@@ -178,7 +179,7 @@ def test_nothing_but_broken_clips_is_an_error(world: Path, tmp_path: Path) -> No
         (("--device", "cuda:1"), "expected device cpu or cuda, got 'cuda:1'"),
         (("--workers", "4096"), "expected a processor for each of 4096 workers"),
         (("--address", "127.0.0.1:1"), "no Ray cluster answers at '127.0.0.1:1'"),
-        (("--model", "absent"), "model 'absent' cannot be loaded"),
+        (("--model", "absent"), "model 'absent': no such folder"),
     ],
 )
 def test_what_cannot_work_is_said_in_one_line(world: Path, tmp_path: Path, more: tuple[str, ...], says: str) -> None:
@@ -187,7 +188,20 @@ def test_what_cannot_work_is_said_in_one_line(world: Path, tmp_path: Path, more:
     assert done.returncode == 1
     assert says in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
-    assert done.stdout == ""
+    assert says in json.loads(done.stdout)["error"]["message"]
+
+
+def test_ctrl_c_says_how_many_are_stored(world: Path, tmp_path: Path) -> None:
+    stopped = subprocess.Popen(
+        command(world, world / "clips", tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 200
+    while len(written(tmp_path)) < 2 and time.monotonic() < deadline and stopped.poll() is None:
+        time.sleep(0.01)
+    stopped.send_signal(signal.SIGINT)
+    _, err = stopped.communicate(timeout=120)
+    assert stopped.returncode == 130
+    assert re.search(rf"vidsieve: interrupted; \d+ of {3 * COPIES + 3} clips are stored", err.splitlines()[-1])
 
 
 @pytest.mark.skipif(not CLIPS, reason="set VIDSIEVE_CLIPS to a folder of real .mp4 clips")

@@ -1,13 +1,15 @@
 """bench.py, baselines.py: what is timed is right, and what is wrong is not timed. No test asserts a time."""
 
 import json
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
-from vidsieve import baselines, bench, cli
+from vidsieve import _methods, baselines, bench, cli
 from vidsieve._regret import regret, relevance64, unit64
 from vidsieve.ops import reference
 
@@ -112,7 +114,22 @@ def test_the_command_writes_what_it_found(tmp_path: Path, capsys: pytest.Capture
     assert "guide-loop" in capsys.readouterr().out
     assert cli.main(["bench", "ops", *shape, "--keep", "0.3", "--segments", "4", "--out", str(out)]) == 0
     assert {row["case"] for row in json.loads(out.read_text())["rows"]} == {"4-frame-segments-keep-0.3"}
-    assert cli.main(["bench", "ops", *shape, "--segments", "4"]) == 1
-    assert "--keep" in capsys.readouterr().err
-    assert cli.main(["bench", "ops", *shape, "--case", "perframe-11"]) == 1
-    assert "perframe-10" in capsys.readouterr().err
+    for mistake, says in ((["--segments", "4"], "--keep"), (["--case", "perframe-11"], "perframe-10")):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(["bench", "ops", *shape, *mistake])
+        assert stopped.value.code == 2
+        assert says in capsys.readouterr().err
+
+
+def test_every_named_method_can_be_timed(tmp_path: Path) -> None:
+    script = Path(__file__).parent.parent / "benchmarks" / "methods.py"
+    sizes = ("--frames", "4", "--tokens", "16", "--dim", "8", "--rounds", "2", "--threads", "1")
+    command = [sys.executable, str(script), *sizes, "--out", str(tmp_path / "found.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [row["method"] for row in found["rows"]] == list(_methods.BEFORE)
+    for row in found["rows"]:
+        assert row["runs"] == 2
+        assert row["ms"]["p20"] <= row["ms"]["median"] <= row["ms"]["p80"]
+    assert found["card"]["threads"] == 1

@@ -1,15 +1,21 @@
 """cli.py, run.py: the demo model end to end, what is printed where, and the exit codes."""
 
+import inspect
 import json
+import logging
 import os
+import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 
+import vidsieve
 from tests import drawn
-from vidsieve import cli, demo
+from vidsieve import _hub, _methods, cli, demo
+from vidsieve.errors import VidsieveError
 from vidsieve.presets import METHODS, STAGED
 
 pytest.importorskip("av")
@@ -58,9 +64,20 @@ def test_run_writes_a_result_whose_numbers_agree(result: dict) -> None:
     assert result["versions"]["torch"]
 
 
-def test_run_draws(world: Path, result: dict) -> None:
-    for kind in ("png", "mp4", "gif"):
-        assert (world / "out" / f"overlay.{kind}").stat().st_size > 1000
+def test_run_draws_a_picture_and_says_how_long_that_took(world: Path, result: dict) -> None:
+    assert sorted(path.name for path in (world / "out").iterdir()) == ["overlay.png", "result.json"]
+    assert (world / "out" / "overlay.png").stat().st_size > 1000
+    assert result["stages_ms"]["draw"] > 0
+
+
+def test_a_film_is_drawn_on_request(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(command(world, "--only-reduced", "--film", "--out", str(tmp_path))) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["overlay.mp4", "overlay.png", "result.json"]
+    out = capsys.readouterr().out
+    assert [line.split()[:1] for line in out.splitlines()].count(["draw"]) == 1
+    assert out.endswith(f"picture: {tmp_path / 'overlay.png'}\npicture: {tmp_path / 'overlay.mp4'}\n")
+    assert cli.main(["show", str(tmp_path), "--gif", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["pictures"]["gif"] == str(tmp_path / "overlay.gif")
 
 
 def test_keep_everything_answers_as_without(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,13 +96,13 @@ def test_run_prints_for_people(world: Path, capsys: pytest.CaptureFixture[str]) 
     assert "What moves?" in out
 
 
-@pytest.mark.parametrize("method", [*METHODS, *STAGED])
+@pytest.mark.parametrize("method", _methods.ALL)
 def test_every_method_runs_at_what_it_is_known_for(
     world: Path, method: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(command(world, "--method", method, "--only-reduced", "--json")) == 0
     result = json.loads(capsys.readouterr().out)
-    if method in METHODS:
+    if method not in STAGED:
         assert result["tokens_after"] == 77
     else:
         assert result["stages"][-1]["tokens_after"] == result["tokens_after"] < result["tokens_before"]
@@ -140,7 +157,18 @@ CLIPS = sorted(Path(os.environ.get("VIDSIEVE_CLIPS", "/nonexistent")).glob("*.mp
 
 @pytest.mark.skipif(not CLIPS, reason="set VIDSIEVE_CLIPS to a folder of real .mp4 clips")
 def test_run_on_a_real_clip(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["-q", "?", "-m", str(world / "model"), "--frames", "4", "--max-new-tokens", "2", "--only-reduced"]
+    arguments = [
+        "-q",
+        "?",
+        "-m",
+        str(world / "model"),
+        "--frames",
+        "4",
+        "--max-new-tokens",
+        "2",
+        "--only-reduced",
+        "--film",
+    ]
     assert cli.main(["run", str(CLIPS[0]), *arguments, "--json", "--out", str(tmp_path)]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["tokens_after"] == round(0.1 * result["tokens_before"])
@@ -150,10 +178,12 @@ def test_run_on_a_real_clip(world: Path, tmp_path: Path, capsys: pytest.CaptureF
 def test_methods_lists_every_preset(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["methods", "--json"]) == 0
     methods = json.loads(capsys.readouterr().out)
-    assert [method["name"] for method in methods] == [*METHODS, *STAGED]
+    assert {method["name"] for method in methods} >= {*METHODS, *STAGED, "evs", "fewer_frames"}
     assert all(method["summary"] for method in methods)
     assert cli.main(["methods"]) == 0
-    assert "arXiv" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert any("arXiv" in line for line in lines)
+    assert [line.split()[0] for line in lines if "square of the video's length" in line] == ["divprune"]
 
 
 def test_env_says_what_would_run(capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,17 +194,23 @@ def test_env_says_what_would_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert env["ops"]["available"]["eager"] == ""
     assert "qwen2_5_vl" in env["model_types"]
     assert cli.main(["env"]) == 0
-    assert "Did it engage?" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "Did it engage?" in out
+    call = re.search(r"vidsieve\.verify\((.+?)\)", out)
+    assert call
+    inspect.signature(vidsieve.verify).bind(*call[1].split(","))
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         ({"clip": "absent.mp4"}, "absent.mp4: no such file"),
-        ({"model": "/no/such/model"}, "model '/no/such/model' cannot be loaded"),
+        ({"model": "/no/such/model"}, "model '/no/such/model': no such folder; expected a folder"),
+        ({"model": "no/such"}, "model 'no/such': no such folder, no copy of it in the cache, and "),
+        ({"model": __file__}, "is a file; expected a folder"),
         ({"device": "cuda:99"}, "device 'cuda:99' cannot be used here"),
     ],
-    ids=["clip", "model", "device"],
+    ids=["clip", "folder", "name", "file", "device"],
 )
 def test_what_fails_says_why_in_one_line_and_exits_1(
     world: Path, change: dict[str, str], says: str, capsys: pytest.CaptureFixture[str]
@@ -200,10 +236,22 @@ def test_a_model_of_another_kind_is_refused_before_its_weights_are_read(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "COMMAND"),
+        (["--json"], "COMMAND"),
+        (["eval", "--method", "magic"], "no method 'magic'; there are vidsieve, "),
+        (["batch", "c", "-m", "m", "--out", "o", "--method", "magic"], "no method 'magic'; there are vidsieve, "),
+        (["batch", "c", "-m", "m", "--out", "o", "--method", "fastv"], "fastv cannot make features to store"),
+        (["bench", "ops", "--case", "magic"], "no case 'magic'; there are perframe-10, "),
+        (["run", "c", "-q", "?", "-m", "m", "--out", __file__], "expected a folder to write into"),
+        (["run", "c", "-q", "?", "-m", "m", "--out", f"{__file__}/out"], "test_cli.py is not: it is a file"),
+        (["batch", "c", "-m", "m", "--out", __file__], "expected a folder to write into"),
+        (["eval", "--out", os.path.dirname(__file__)], "expected the name of a file to write"),
         (["run", "clip.mp4"], "--question"),
         (["run", "c", "-q", "?", "-m", "m", "--method", "magic"], "no method 'magic'; there are vidsieve, "),
-        (["run", "c", "-q", "?", "-m", "m", "--keep", "1.5"], "expected a fraction above 0, at most 1; got 1.5"),
+        (
+            ["run", "c", "-q", "?", "-m", "m", "--keep", "1.5"],
+            "expected a fraction above 0, at most 1, such as 0.1 or 10%; got 1.5",
+        ),
+        (["run", "c", "-q", "?", "-m", "m", "--keep", "110%"], "at most 1, such as 0.1 or 10%; got 110%"),
         (["run", "c", "-q", "?", "-m", "m", "--frames", "0"], "at least 1; got 0"),
         (["sing"], "invalid choice"),
     ],
@@ -213,6 +261,104 @@ def test_mistakes_in_the_command_exit_2(arguments: list[str], says: str, capsys:
         cli.main(arguments)
     assert stopped.value.code == 2
     assert says in capsys.readouterr().err
+
+
+def test_keep_may_be_in_percent(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(command(world, "--keep", "25%", "--only-reduced", "--json")) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["keep"], result["tokens_after"]) == (0.25, 192)
+
+
+def test_alone_it_helps(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("usage: vidsieve")
+    assert "demo" in out
+
+
+def test_errors_are_json_for_those_who_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "absent.mp4", "-q", "?", "-m", "m", "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"error": {"type": "VideoError", "message": "absent.mp4: no such file"}}
+    assert err == "vidsieve: error: absent.mp4: no such file\n"
+    with pytest.raises(SystemExit):
+        cli.main(["run", "absent.mp4", "--json"])
+    assert "--question" in json.loads(capsys.readouterr().out)["error"]["message"]
+
+
+def test_nothing_of_other_libraries_reaches_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def methods(options: object) -> list:
+        """Nothing."""
+        logging.getLogger("torchao").warning("no extension")
+        logging.getLogger("torch.utils._pytree").warning("deprecated")
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            exec("import warnings; warnings.warn('theirs')", {"__name__": "theirs.module"})
+            exec("import warnings; warnings.warn('ours', stacklevel=2)", {"__name__": "vidsieve.module"})
+        return []
+
+    heard: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: heard.append(record.getMessage())
+    logging.getLogger().addHandler(handler)
+    monkeypatch.setattr(cli, "_methods", methods)
+    before = warnings.showwarning, logging.root.manager.disable
+    try:
+        assert cli.main(["methods"]) == 0
+    finally:
+        logging.getLogger().removeHandler(handler)
+    assert (warnings.showwarning, logging.root.manager.disable) == before
+    assert capsys.readouterr().err.splitlines() == ["vidsieve: warning: ours"]
+    assert heard == []
+
+
+def test_nothing_is_said_while_a_model_loads_and_answers(world: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "vidsieve", *command(world, "--only-reduced")],
+        env=os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "0"},  # as on a terminal
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("raised", "says"),
+    [
+        ("httpx.ConnectError('Name or service not known')", "cannot be reached (Name or service not known)"),
+        ("httpx.ConnectTimeout('')", "cannot be reached (ConnectTimeout)"),
+        ("hub.errors.RepositoryNotFoundError('404 many\\nlines', response=answer)", "knows no such model"),
+        ("hub.errors.GatedRepoError('403', response=answer)", "to those alone who asked for it"),
+        ("hub.errors.RemoteEntryNotFoundError('404', response=answer)", "has no config.json"),
+        ("hub.errors.HfHubHTTPError('503 busy\\nlater', response=answer)", "refused (503 busy)"),
+    ],
+)
+def test_a_name_on_the_hub_is_asked_for_once(raised: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import httpx
+    import huggingface_hub as hub
+
+    asked = []
+
+    def answer(url: str, timeout: float) -> None:
+        asked.append(timeout)
+        response = httpx.Response(404, request=httpx.Request("HEAD", url))
+        raise eval(raised, {"hub": hub, "httpx": httpx, "answer": response})
+
+    monkeypatch.setattr(hub, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(hub, "get_hf_file_metadata", answer)
+    with pytest.raises(VidsieveError) as error:
+        _hub.find("no/such")
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+    assert asked == [_hub.SECONDS]
+    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda name, file: "/cache/config.json")
+    assert _hub.find("no/such") == {"local_files_only": True}
+    monkeypatch.setattr(hub, "get_hf_file_metadata", lambda url, timeout: None)
+    assert _hub.find("no/such") == {}
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -229,6 +375,15 @@ def test_ctrl_c_exits_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     monkeypatch.setattr("vidsieve.run.run", interrupted)
     assert cli.main(["run", "c", "-q", "?", "-m", "m"]) == 130
     assert capsys.readouterr().err == "vidsieve: interrupted\n"
+
+    def counted(*_: object) -> None:
+        raise KeyboardInterrupt("3 of 4 are stored")
+
+    monkeypatch.setattr("vidsieve.run.run", counted)
+    assert cli.main(["run", "c", "-q", "?", "-m", "m", "--json"]) == 130
+    out, err = capsys.readouterr()
+    assert err == "vidsieve: interrupted; 3 of 4 are stored\n"
+    assert json.loads(out)["error"]["type"] == "KeyboardInterrupt"
 
 
 def test_the_place_of_an_error_is_shown_on_request(monkeypatch: pytest.MonkeyPatch) -> None:

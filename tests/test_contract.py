@@ -11,9 +11,9 @@ from tests.synthetic import independent, video_like
 from vidsieve import Chain, Prompt, Prune, Reducer, VideoTokens, ops, peers, presets
 from vidsieve.budget import Budget, MarginalGain, Proportional
 from vidsieve.errors import BudgetError, NonFiniteFeatures
-from vidsieve.evaluate import fewer_frames
 from vidsieve.merge import NearestKept, TemporalMerge
 from vidsieve.ops.reference import LEAST, MOST
+from vidsieve.peers.fewer_frames import fewer_frames
 from vidsieve.relevance import Flat, Given, Novelty, PromptSimilarity, Relevance
 from vidsieve.segment import PerFrame, SceneCuts, Segmenter, Uniform, Whole, Within
 from vidsieve.selection import (

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from vidsieve import visualize
 from vidsieve.tokens import Frames
 from vidsieve.video import read_video
 from vidsieve.visualize import Overlay
@@ -78,7 +79,7 @@ def test_the_sheet_has_room_for_every_number_of_panels(token_frames: int) -> Non
 
 
 def test_the_files_can_be_read_again(tmp_path: Path) -> None:
-    paths = overlay([0, 5, 11, 30], segments=(0, 24)).save(tmp_path, "caption")
+    paths = overlay([0, 5, 11, 30], segments=(0, 24)).save(tmp_path, "caption", ["mp4", "gif"])
     assert {kind: path.name for kind, path in paths.items()} == {
         kind: f"overlay.{kind}" for kind in ("png", "mp4", "gif")
     }
@@ -92,10 +93,53 @@ def test_the_files_can_be_read_again(tmp_path: Path) -> None:
         assert sheet.format == "PNG"
 
 
+def test_a_film_has_so_many_frames_at_most_and_the_clips_duration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(visualize, "MOST_FRAMES", 4)
+    picture = overlay([0, 30], count=7, token_frames=7)
+    assert picture._filmed == [0, 2, 4, 6]
+    film = read_video(picture.save(tmp_path, films=["mp4"])["mp4"])
+    assert film.total == 4
+    assert overlay([0], 1, 1)._filmed == [0]
+
+
+@pytest.mark.parametrize("films", ["mp4", ["avi"]])
+def test_a_film_of_another_kind_is_refused(films: object, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match='a list of "mp4" and "gif"'):
+        overlay([0]).save(tmp_path, films=films)
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("clip.mp4", "clip.mp4"),
+        ("\u89c6\u9891 a.mp4", "\\u89c6\\u9891 a.mp4"),
+        ("a\n\U0001f3ac\udcff\t", "a\\n\\U0001f3ac\\udcff\\t"),
+    ],
+)
+def test_what_no_font_can_write_is_escaped(name: str, written: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(visualize, "FONTS", ())
+    assert visualize._written(name, (0, 0, 0), 15)[0] == written
+    overlay([0]).sheet(name)
+
+
+def test_a_font_that_can_write_a_name_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Knowing:
+        def getmask(self, letter: str) -> bytes:
+            return letter.encode() if letter != "\U0010fffe" else b""
+
+    monkeypatch.setattr(visualize, "FONTS", ("absent.ttf", "knowing.ttf"))
+    monkeypatch.setattr(visualize, "_installed", lambda name, size: Knowing() if name == "knowing.ttf" else None)
+    text, _, font = visualize._written("\u89c6\u9891.mp4", (0, 0, 0), 15)
+    assert text == "\u89c6\u9891.mp4"
+    assert isinstance(font, Knowing)
+
+
 def test_keep_nothing_and_keep_everything_can_be_drawn(tmp_path: Path) -> None:
     assert not coloured(overlay([]).draw(0)).any()
     assert coloured(overlay(list(range(48))).draw(0)).all()
-    overlay([]).save(tmp_path)
+    assert list(overlay([]).save(tmp_path)) == ["png"]
 
 
 def test_what_does_not_fit_is_refused() -> None:

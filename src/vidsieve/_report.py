@@ -6,6 +6,16 @@ from typing import Any
 
 from vidsieve.errors import require
 
+MOST = 10  # of a list that is told of one by one
+
+TORCHVISION = {
+    None: "not installed",
+    "fine": "fits torch",
+    "patched": "is not built for this torch; patched here, so plain transformers works too",
+    "broken": "is not built for this torch: vidsieve works where that is without CUDA, `from transformers import "
+    "AutoProcessor` fails; install both from one package index, or run: python -m vidsieve._torchvision",
+}
+
 
 def show_result(result: dict[str, Any]) -> None:
     """Tokens, answers and times with and without the method; last of all, where the picture is."""
@@ -42,9 +52,13 @@ def show_result(result: dict[str, Any]) -> None:
     for name in ("decode", "process"):
         add(name, _ms(stages[name]), _ms(stages[name]))
     add("vision + prefill", _ms(whole["vision_prefill"]) if whole else "", _ms(stages["vision_prefill"]))
-    for name in sorted(stages.keys() - {"decode", "process", "vision_prefill", "generate"}, key=list(stages).index):
+    for name in sorted(
+        stages.keys() - {"decode", "process", "vision_prefill", "generate", "draw"}, key=list(stages).index
+    ):
         add(f"  of which {name}", "", _ms(stages[name]))
     add("generate", _ms(whole["generate"]) if whole else "", _ms(stages["generate"]))
+    if "draw" in stages:
+        add("draw", "", _ms(stages["draw"]))
     console.print(table)
 
     console.print(f"\n[dim]question[/]     {Text(result['question']).markup}")
@@ -54,7 +68,9 @@ def show_result(result: dict[str, Any]) -> None:
     if "note" in result:
         console.print(f"[dim]{result['note']}[/]")
     if "pictures" in result:
-        console.print(f"\npicture: [bold]{Text(result['pictures']['png']).markup}[/]")
+        console.print()
+        for path in result["pictures"].values():
+            console.print(f"picture: [bold]{Text(path).markup}[/]")
 
 
 def _adder(table: Any, compared: bool) -> Any:
@@ -73,11 +89,17 @@ def _ms(milliseconds: float) -> str:
 def show_batch(found: Any) -> None:
     print(f"{found['clips']} clips: {found['encoded']} encoded, {found['already_there']} were there", end="")
     print(f", {len(found['failed'])} failed" if found["failed"] else "")
-    for row in found["failed"][:10]:
+    for row in found["failed"][:MOST]:
         named = row["clip"] in row["error"]
         print(f"  {row['error']}" if named else f"  {row['clip']}: {row['error']}")
-    if len(found["failed"]) > 10:
-        print(f"  and {len(found['failed']) - 10} more, in the table")
+    if len(found["failed"]) > MOST:
+        print(f"  and {len(found['failed']) - MOST} more, in the table")
+    if found["ignored"]:
+        print(f"{len(found['ignored'])} files ignored")
+    for reason in sorted(set(found["ignored"].values())):
+        names = [repr(name)[1:-1] for name, why in found["ignored"].items() if why == reason]
+        more = f" and {len(names) - MOST} more" if len(names) > MOST else ""
+        print(f"  {reason}: {', '.join(names[:MOST])}{more}")
     print(f"table: {found['table']}\nfeatures: {found['features']}")
 
 
@@ -118,12 +140,14 @@ def show_methods(found: Any) -> None:
     for method in found:
         share = f" --keep: share of the prefill's {method['keep_of']}." if method["keep_of"] != "tokens" else ""
         paper = f" [{method['paper']}]" if method["paper"] else ""
-        print(f"{method['name']:<12}{method['summary']}{share}{paper}")
+        grows = " Grows with the square of the video's length." if method["grows"] == "square" else ""
+        print(f"{method['name']:<13}{method['summary']}{share}{grows}{paper}")
 
 
 def show_env(found: Any) -> None:
     for package, number in found["versions"].items():
         print(f"{package:<14}{number or 'not installed'}")
+    print(f"{'torchvision':<14}{TORCHVISION[found['torchvision']]}")
     print(f"{'devices':<14}{', '.join(found['devices'])}")
     print(f"{'VIDSIEVE_OPS':<14}{found['ops']['asked']}")
     for name, reason in found["ops"]["available"].items():
@@ -132,4 +156,4 @@ def show_env(found: Any) -> None:
         print(f"{'extra ' + extra:<14}" + ("complete" if present else f"missing: pip install 'vidsieve[{extra}]'"))
     print(f"{'models':<14}{', '.join(found['model_types']) if found['model_types'] else 'none without transformers'}")
     print("\nDid it engage? `print(trace)` inside `with method(model) as trace:` says how many tokens each video lost;")
-    print("`vidsieve.verify(model, inputs)` compares your model with and without hooks, token for token.")
+    print("`vidsieve.verify(model, inputs, method)` compares your model with and without hooks, token for token.")

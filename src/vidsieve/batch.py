@@ -26,7 +26,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from vidsieve import presets
+from vidsieve._clips import find, ignored
+from vidsieve._methods import BEFORE
 from vidsieve.errors import VidsieveError, require
 from vidsieve.run import check, load
 from vidsieve.stored import Row, encode, read_row, schema
@@ -34,11 +35,19 @@ from vidsieve.tokens import Frames
 from vidsieve.video import read_video
 
 QUESTION = "What happens in this video?"
-SUFFIXES = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv")
 CLIPS_A_TASK = 8  # few enough to share evenly, enough that the next clip decodes while this one is encoded
 THREADS = 4  # processors a worker asks for, where there are as many
 ATTEMPTS = 2  # a worker may die for reasons of its own; twice on one clip is the clip's doing
 LINE_EVERY = 30.0  # seconds between lines of progress in a log
+
+
+def refused(method: str) -> str | None:
+    """Why a method cannot make features to store; None where it can."""
+    if method in BEFORE:
+        return None
+    return (
+        f"{method} cannot make features to store: only what reduces before the language model does, {', '.join(BEFORE)}"
+    )
 
 
 @dataclass(frozen=True)
@@ -60,11 +69,8 @@ class Job:
     strict: bool = False
 
     def __post_init__(self) -> None:
-        if self.method not in presets.METHODS:
-            raise VidsieveError(
-                f"{self.method} cannot make features to store: only what reduces before the language model does, "
-                f"{', '.join(presets.METHODS)}"
-            )
+        if why := refused(self.method):
+            raise VidsieveError(why)
 
     @property
     def features(self) -> Path:
@@ -79,7 +85,7 @@ class Job:
         """Make the folder `out` this job's. Raises `VidsieveError` if it is another's: their features do not mix."""
         settings = {
             "model": self.model,
-            "reducer": repr(presets.METHODS[self.method](self.keep)),
+            "reducer": repr(BEFORE[self.method](self.keep)),
             "frames": self.frames,
             "dtype": self.dtype,
             "strict": self.strict or None,  # as in a folder of before there was the choice
@@ -112,32 +118,6 @@ class Job:
                 note(f"{file}: is damaged; its clip is encoded again, and it is now called {file.stem}.damaged")
 
 
-def find(source: str | os.PathLike[str]) -> list[str]:
-    """Absolute paths of the clips of a folder, its folders included, or of a text file that names one a line.
-
-    In a text file, empty lines and lines that begin with # are passed over, and relative paths begin where one is;
-    what it names need not exist (the clip becomes a row with its error). Raises `VidsieveError` where there is no clip.
-    """
-    path = Path(source)
-    if path.is_dir():
-        found = sorted(one for one in path.rglob("*") if one.suffix.lower() in SUFFIXES and one.is_file())
-        expected = f"files that end in {', '.join(SUFFIXES)}"
-    elif not path.exists():
-        raise VidsieveError(f"{path}: no such file; expected a folder of clips, or a text file with one path a line")
-    else:
-        try:
-            lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
-        except UnicodeDecodeError as error:
-            raise VidsieveError(
-                f"{path}: is no text; expected a folder of clips, or a text file with one path a line"
-            ) from error
-        found = [Path(line) for line in lines if line and not line.startswith("#")]
-        expected = "one path a line"
-    if not found:
-        raise VidsieveError(f"{path}: has no clip in it; expected {expected}")
-    return list(dict.fromkeys(os.path.abspath(one) for one in found))
-
-
 class EncodeClips:
     """For `ray.data.Dataset.map_batches`: clips in, rows out, features on disk.
 
@@ -151,7 +131,7 @@ class EncodeClips:
     def __init__(self, job: Job) -> None:
         job.claim()
         self.job = job
-        self.reducer = presets.METHODS[job.method](job.keep)
+        self.reducer = BEFORE[job.method](job.keep)
         self.processor, self.model = load(job.model, job.device, job.dtype)
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> Any:
@@ -227,7 +207,8 @@ def run(
 
     address: of a Ray cluster, None for this machine (or what RAY_ADDRESS says).  workers: copies of the model; one a
     GPU by default, or one for every four processors where there is none.
-    Raises `VidsieveError` where nothing could be done at all. A clip that fails is no error: `failed` lists it.
+    Raises `VidsieveError` where nothing could be done at all. A clip that fails is no error: `failed` lists it, as
+    `ignored` does what is in the folder and no clip.
     """
     ray = require("ray", "ray")
     require("ray.data", "ray")
@@ -243,7 +224,7 @@ def run(
     broken: list[Row] = []
     if todo:
         note("starting Ray")
-        with _cluster(ray, address):
+        with _counted(job, clips), _cluster(ray, address):
             dataset = _dataset(ray, todo, job, workers)
             note("loading the model")
             progress = _Progress(len(todo), note)
@@ -269,9 +250,22 @@ def run(
         "encoded": len(todo) - len(broken),
         "already_there": len(clips) - len(todo),
         "failed": [{"clip": row["clip"], "error": row["error"]} for row in failed],
+        "ignored": ignored(source, job.out),
         "table": str(table),
         "features": str(job.features),
     }
+
+
+@contextmanager
+def _counted(job: Job, clips: Sequence[str]) -> Iterator[None]:
+    """Has Ctrl-C say how much is done."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        stored = sum(job.file(clip, job.question).exists() for clip in clips)
+        raise KeyboardInterrupt(
+            f"{stored} of {len(clips)} clips are stored in {job.features}; the same command goes on with the others"
+        ) from None
 
 
 def _is_name(path: str) -> bool:

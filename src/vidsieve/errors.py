@@ -9,6 +9,7 @@ VidsieveError
 ├── KernelUnavailable   (RuntimeError)  an implementation was asked for that cannot run here
 ├── VideoError          (OSError)       a file that cannot be read as a video
 ├── AlreadyAttached     (RuntimeError)  a second reducer on a model that has one
+├── WrongArgument       (TypeError)     something of another kind than what was expected
 └── MissingExtra        (ImportError)   an optional dependency is not installed
 
 Each also derives from the built-in in brackets, so code that knows nothing of vidsieve still catches it.
@@ -17,10 +18,10 @@ A message says what was expected, what was found, and what to do.
 
 import importlib
 import math
-from types import ModuleType
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class VidsieveError(Exception):
@@ -59,6 +60,10 @@ class AlreadyAttached(VidsieveError, RuntimeError):
     """A second reducer on a model that already has one."""
 
 
+class WrongArgument(VidsieveError, TypeError):
+    """Something of another kind than what was expected."""
+
+
 class MissingExtra(VidsieveError, ImportError):
     """An optional dependency is not installed."""
 
@@ -80,7 +85,8 @@ def check_number(
     """Raise `ValueError`, saying what it is, unless `value` is a number in [low, high], or (low, high] if `beyond`."""
     fits = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
     if not (fits and low <= value <= high and not (beyond and value == low)):
-        raise ValueError(f"{told}; got {value!r}")
+        hint = "; a method is made first, then given the model: method(keep=0.1)(model)"
+        raise ValueError(f"{told}; got {describe(value)}{hint if isinstance(value, nn.Module) else ''}")
 
 
 def check_part(name: str, part: object) -> None:
@@ -89,6 +95,18 @@ def check_part(name: str, part: object) -> None:
         raise ValueError(f"expected a {name}, got the class {part.__name__}; write {part.__name__}()")
     if not callable(part):
         raise ValueError(f"expected a {name} such as the parts of vidsieve, got {part!r}")
+
+
+def describe(value: Any) -> str:
+    """Anything at all in a message: a line of at most 80 letters."""
+    if isinstance(value, Tensor):
+        return f"a tensor {show(value)}"
+    if isinstance(value, FunctionType | MethodType | BuiltinFunctionType):
+        return f"the function {value.__name__}"
+    if isinstance(value, type | ModuleType):
+        return f"the {'class' if isinstance(value, type) else 'module'} {value.__name__}"
+    text = repr(value)
+    return f"a {type(value).__name__}" if len(text) > 80 or "\n" in text or text.startswith("<") else text
 
 
 def show(tensor: Tensor) -> str:

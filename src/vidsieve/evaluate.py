@@ -19,48 +19,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidsieve import peers, presets
+from vidsieve import _methods, presets
 from vidsieve._card import commit
 from vidsieve._card import processor as processor_name
 from vidsieve.errors import VidsieveError
 from vidsieve.needles import CHANCE, KINDS, PLAN, generate, recall
 from vidsieve.needles.asking import Answers, Shown, Smaller, Suite, larger
 from vidsieve.needles.tiny import BUNDLED
-from vidsieve.reducer import Prune, Reducer, check_keep
-from vidsieve.relevance import Flat
+from vidsieve.peers.fewer_frames import fewer_frames
+from vidsieve.reducer import check_keep
 from vidsieve.run import load
-from vidsieve.segment import PerFrame, Segments
-from vidsieve.selection import EvenlySpaced
 from vidsieve.statistics import Bootstrap, holm, sign_test
-from vidsieve.tokens import VideoTokens
 
 KEEPS = (0.05, 0.1, 0.25, 0.5)
 MEASURES = ("accuracy", "agreement", "kl", "recall")
 GROUPS = ("all", *KINDS)
 LOW = "lower_resolution"
-
-
-@dataclass(frozen=True)
-class WholeFrames:
-    """As many whole frames as the budget pays for, evenly spread; the one after them gets what is left."""
-
-    def __call__(self, tokens: VideoTokens, segments: Segments, total: int) -> Tensor:
-        lengths = segments.lengths
-        frames = len(lengths)
-        many = min(frames, -(-total // min(tokens.frames)))
-        middle = ((2 * torch.arange(many, device=lengths.device) + 1) * frames) // (2 * many)
-        budget = torch.zeros_like(lengths)
-        before = lengths[middle].cumsum(0) - lengths[middle]
-        budget[middle] = torch.minimum(lengths[middle], (total - before).clamp(min=0))
-        return budget
-
-
-def fewer_frames(keep: float) -> Reducer:
-    """Whole frames at even distances and none of the others: what sampling fewer frames gives for the same tokens.
-
-    Exactly so for towers whose frames do not see each other, as Qwen2.5-VL's, in pairs of frames that share a token.
-    """
-    return Prune(keep, PerFrame(), WholeFrames(), Flat(), EvenlySpaced())
 
 
 Method = Callable[[float], Any]  # of keep: a `Reducer`, or anything else that can be attached by calling it
@@ -69,7 +43,7 @@ FLOORS: dict[str, Method] = {
     "random": presets.random,
     "fewer_frames": fewer_frames,
 }
-METHODS: dict[str, Method] = {**presets.METHODS, **presets.STAGED, **peers.METHODS, **FLOORS}
+METHODS = _methods.ALL
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ docs/reproduce.md has the commands.
 from importlib import import_module
 from typing import Any
 
-from vidsieve import peers, presets
+from vidsieve._methods import ALL
 from vidsieve.errors import VidsieveError, require
 
 PARENTS = {  # our name: their kind of model, module and class
@@ -20,7 +20,6 @@ PARENTS = {  # our name: their kind of model, module and class
     "vidsieve_qwen3_vl": ("chat", "qwen3_vl", "Qwen3_VL"),
     "vidsieve_llava_onevision": ("simple", "llava_hf", "LlavaHf"),  # its chat class fails on video
 }
-METHODS = {**presets.METHODS, **presets.STAGED, **peers.METHODS}
 
 
 def manifests() -> list[Any]:
@@ -48,10 +47,10 @@ class Reduced:
     """Attaches a method to the model that the class beside it loads, for as long as that lives."""
 
     def __init__(self, keep: float = 0.1, method: str = "vidsieve", **rest: Any) -> None:
-        if method not in METHODS:
-            raise ValueError(f"no method {method!r}; there are {', '.join(METHODS)}")
+        if method not in ALL:
+            raise ValueError(f"no method {method!r}; there are {', '.join(ALL)}")
         super().__init__(**rest)
-        self.trace = None if float(keep) == 1 else METHODS[method](float(keep))(self.model).trace  # type: ignore[attr-defined]
+        self.trace = None if float(keep) == 1 else ALL[method](float(keep))(self.model).trace  # type: ignore[attr-defined]
 
     def generate_until(self, requests: list[Any]) -> Any:
         before = self.trace.totals if self.trace is not None else {}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vidsieve import ops
 from vidsieve.errors import check_number, check_part
-from vidsieve.reducer import Capturable, check_keep, kept_count, ours, refuse_non_finite, unseen
+from vidsieve.reducer import Capturable, check_given, check_keep, kept_count, ours, refuse_non_finite, unseen
 from vidsieve.reduction import Reduction
 from vidsieve.segment import SceneCuts, Segmenter, Segments, cut
 from vidsieve.timeline import stage
@@ -69,6 +69,7 @@ class TemporalMerge(Capturable):
         check_part("segmenter", self.segmenter)
 
     def reduce(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Reduction:
+        check_given(tokens, prompt)
         if self._keeps_all(tokens):
             refuse_non_finite(tokens)
             return Reduction.identity(len(tokens), tokens.features.device, unseen(tokens))

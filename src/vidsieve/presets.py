@@ -3,7 +3,6 @@
 `METHODS` lists by name those that reduce before the language model, `STAGED` those that reduce inside it.
 """
 
-import inspect
 from collections.abc import Callable
 
 from vidsieve.budget import MarginalGain, Proportional
@@ -100,17 +99,6 @@ def pyramiddrop(keep: float = 0.5) -> Staged:
 
 def _attended(keep: float) -> Prune:
     return Prune(keep, Whole(), Proportional(), PromptAttention("last"), TopRelevance())
-
-
-def default_keep(method: str) -> float:
-    """The keep that a method's paper is about, 0.1 where there is none."""
-    (first, *_) = inspect.signature((METHODS | STAGED)[method]).parameters.values()
-    return 0.1 if first.default is first.empty else float(first.default)
-
-
-def keep_of(method: str) -> str:
-    """What the first argument of a method is a share of: "tokens", or the prefill's "FLOPs"."""
-    return "FLOPs" if next(iter(inspect.signature((METHODS | STAGED)[method]).parameters)) == "cost" else "tokens"
 
 
 METHODS: dict[str, Callable[[float], Reducer]] = {

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from vidsieve import ops
 from vidsieve.budget import Budget, MarginalGain, Proportional
-from vidsieve.errors import check_number, check_part
+from vidsieve.errors import WrongArgument, check_number, check_part, describe
 from vidsieve.reduction import Reduction
 from vidsieve.relevance import Flat, Novelty, PromptSimilarity, Relevance
 from vidsieve.segment import PerFrame, SceneCuts, Segmenter, Segments, Uniform, Whole, Within, cut
@@ -106,6 +106,17 @@ def check_cost(cost: float) -> None:
     check_number("cost is the share of the prefill FLOPs to spend, in (0, 1]", cost, 0, 1, beyond=True)
 
 
+def check_given(tokens: object, prompt: object = None) -> None:
+    """Raise `WrongArgument` unless these are the tokens of a video, and its prompt if there is one."""
+    if not isinstance(tokens, VideoTokens):
+        raise WrongArgument(
+            f"expected the VideoTokens of a video, got {describe(tokens)}; features (N, D) become them by "
+            "VideoTokens.from_grid(features, frames, rows, columns)"
+        )
+    if not isinstance(prompt, Prompt | None):
+        raise WrongArgument(f"expected a Prompt or None, got {describe(prompt)}; Prompt(embeddings) holds (L, D)")
+
+
 def refuse_non_finite(tokens: VideoTokens) -> None:
     """Raise `NonFiniteFeatures` for NaN or inf on CPU, before anything is decided; see `unseen` for accelerators."""
     if tokens.features.device.type == "cpu":
@@ -163,6 +174,7 @@ class Prune(Capturable):
             check_part("merger", self.merger)
 
     def reduce(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Reduction:
+        check_given(tokens, prompt)
         if self._keeps(tokens) == len(tokens):
             refuse_non_finite(tokens)
             return Reduction.identity(len(tokens), tokens.features.device, unseen(tokens))
@@ -201,6 +213,8 @@ class Prune(Capturable):
     def reduce_each(
         self, videos: Sequence[VideoTokens], prompts: Sequence[Prompt | None] | None = None
     ) -> list[Reduction]:
+        for video, prompt in zip(videos, prompts or [None] * len(videos), strict=True):
+            check_given(video, prompt)
         given = [prompt for prompt in prompts or () if prompt is not None]
         spaces = {prompt.embeddings.shape[1] for prompt in given}
         if not self._takes_together(videos) or len(given) not in (0, len(videos)) or len(spaces) > 1:
@@ -288,6 +302,7 @@ class Chain(Reducer):
         object.__setattr__(self, "reducers", reducers)
 
     def reduce(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Reduction:
+        check_given(tokens, prompt)
         reduction = self.reducers[0].reduce(tokens, prompt)
         for reducer in self.reducers[1:]:
             reduction = reduction.then(reducer.reduce(tokens.reduced(reduction), prompt))

@@ -1,17 +1,17 @@
 """One question about one clip, answered with all its video tokens and with the few that a method keeps.
 
-    result = run(Request("clip.mp4", "What happens?", "Qwen/Qwen2.5-VL-7B-Instruct"))
-    draw(result, "out")
+    result = run(Request("clip.mp4", "What happens?", "Qwen/Qwen2.5-VL-7B-Instruct"), out="out")
 
 What runs is what one would write by hand: decode, the model's own processor, `model.generate`, once with the method
 attached and once without. `result` is a plain dictionary and says everything that is needed to draw it again.
 """
 
 import json
+import os
 import platform
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
@@ -20,9 +20,10 @@ from typing import Any
 
 import torch
 
-from vidsieve import presets
+from vidsieve import _hub, _methods
+from vidsieve._quiet import without_bars
 from vidsieve._torchvision import make_importable
-from vidsieve.errors import UnsupportedModel, VidsieveError, require
+from vidsieve.errors import UnsupportedModel, VidsieveError, WrongArgument, describe, require
 from vidsieve.tokens import Frames
 from vidsieve.video import read_video
 from vidsieve.visualize import Overlay
@@ -51,15 +52,25 @@ class Request:
     strict: bool = False
 
 
-def run(request: Request, note: Callable[[str], None] = lambda what: None) -> dict[str, Any]:
-    """The result of `request`. `note` hears what is being done, once the clip is decoded."""
-    reducer = (presets.METHODS | presets.STAGED)[request.method](request.keep)
+def run(
+    request: Request,
+    note: Callable[[str], None] = lambda what: None,
+    out: str | os.PathLike[str] | None = None,
+    films: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The result of `request`. `note` hears what is being done, once the clip is decoded.
+
+    out: a folder for result.json and its picture.  films: as `draw` takes them.
+    """
+    if request.method not in _methods.ALL:
+        raise VidsieveError(f"no method {request.method!r}; there are {', '.join(_methods.ALL)}")
+    reducer = _methods.ALL[request.method](request.keep)
     stages: dict[str, float] = {}
     require("av", "video")  # not on the clock
     with _clocked(stages, "decode"):
         frames = read_video(request.clip, num_frames=request.frames, progress=True, strict=request.strict)
     note("loading the model")
-    processor, model = load(request.model, request.device, request.dtype)
+    processor, model = load(request.model, request.device, request.dtype, bar=False)
     with _clocked(stages, "process"):
         inputs = prepare(processor, frames, request.question).to(model.device, model.dtype)
     if request.compare:  # a first call pays for what later ones do not; neither of the two may be it
@@ -80,7 +91,7 @@ def run(request: Request, note: Callable[[str], None] = lambda what: None) -> di
         "method": request.method,
         "reducer": repr(reducer),
         "keep": request.keep,
-        "keep_of": presets.keep_of(request.method),
+        "keep_of": _methods.keep_of(request.method),
         "cost": trace.cost,
         "stages": video.to_dict()["stages"],
         "tokens_before": video.before,
@@ -111,11 +122,18 @@ def run(request: Request, note: Callable[[str], None] = lambda what: None) -> di
         note("answering with every token")
         result["answer_unreduced"], whole = _answer(model, processor, inputs, request.max_new_tokens)
         result["stages_ms_unreduced"] = {**stages, **whole}
+    if out is not None:
+        note("drawing")
+        write(result, out)  # whatever becomes of the picture
+        with _clocked(result["stages_ms"], "draw"):
+            pictures = draw(result, out, frames, films)
+        write(result, out)
+        result["pictures"] = pictures
     return result
 
 
-def load(name: str, device: str | None = None, dtype: str | None = None) -> tuple[Any, Any]:
-    """Processor and model of a checkpoint folder or Hub id.
+def load(name: str, device: str | None = None, dtype: str | None = None, bar: bool = True) -> tuple[Any, Any]:
+    """Processor and model of a checkpoint folder or Hub id. bar: whether transformers shows how far it has loaded.
 
     Raises `UnsupportedModel` before any weight is read, `VidsieveError` where nothing can be loaded by that name or
     the device cannot be used.
@@ -130,25 +148,30 @@ def load(name: str, device: str | None = None, dtype: str | None = None) -> tupl
     except (AssertionError, RuntimeError) as error:  # torch built without CUDA raises the former
         raise VidsieveError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
     dtype = dtype or ("float32" if torch.device(device).type == "cpu" else "auto")
-    check(name)
-    with _loading(name):
-        processor = AutoProcessor.from_pretrained(name)
-        model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype)
+    where = check(name)
+    with _loading(name), nullcontext() if bar else without_bars():
+        processor = AutoProcessor.from_pretrained(name, **where)
+        model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, **where)
     if getattr(processor, "video_processor", None) is None:
         raise UnsupportedModel(f"{name} has no video processor; expected the checkpoint of a video language model")
     return processor, model.to(device).eval()
 
 
-def check(name: str) -> None:
-    """Raise as `load` does for a model that cannot be found or is not supported. Reads its configuration alone."""
+def check(name: str) -> dict[str, Any]:
+    """Raise as `load` does for a model that cannot be found or is not supported. Reads its configuration alone.
+
+    What `from_pretrained` wants to know beside the name.
+    """
     require("transformers", "hf")
+    where = _hub.find(os.fspath(name))
     from transformers import AutoConfig
 
     from vidsieve.models import adapter_for
 
     with _loading(name):
-        described: Any = _Described(AutoConfig.from_pretrained(name))
+        described: Any = _Described(AutoConfig.from_pretrained(name, **where))
     adapter_for(described)
+    return where
 
 
 @contextmanager
@@ -174,6 +197,8 @@ def prepare(processor: Any, frames: Frames, question: str) -> Any:
     Its times are the frames' own. What needs more frames than there are is given the last one again: a processor whose
     patches span several, a model that takes a lone frame for an image.
     """
+    if not isinstance(frames, Frames):
+        raise WrongArgument(f'expected Frames, got {describe(frames)}; read them first: read_video("clip.mp4")')
     from transformers.video_utils import VideoMetadata
 
     content = [{"type": "video"}, {"type": "text", "text": question}]
@@ -250,30 +275,36 @@ def overlay(result: dict[str, Any], frames: Frames | None = None) -> Overlay:
     return Overlay(frames, kept, result["tokens"], tuple(result["grid"]) if result["grid"] else None, bounds)
 
 
-def draw(result: dict[str, Any], folder: Path) -> dict[str, str]:
-    """overlay.png, overlay.mp4 and overlay.gif in `folder`: their paths by kind."""
+def draw(
+    result: dict[str, Any], folder: str | os.PathLike[str], frames: Frames | None = None, films: Sequence[str] = ()
+) -> dict[str, str]:
+    """overlay.png in `folder`, and what `films` asks for of "mp4" and "gif": their paths by kind.
+
+    Reads the clip again unless `frames` are given.
+    """
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     model = result["model_type"] if Path(result["model"]).is_dir() else result["model"]
     about = (Path(result["clip"]).name, f"{result['method']}, keep {result['keep']:g}", model)
-    paths = overlay(result).save(folder, " \u00b7 ".join(about))
+    paths = overlay(result, frames).save(folder, " \u00b7 ".join(about), films)
     return {kind: str(path) for kind, path in paths.items()}
 
 
-def write(result: dict[str, Any], folder: Path) -> Path:
+def write(result: dict[str, Any], folder: str | os.PathLike[str]) -> Path:
     """result.json in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "result.json"
+    path = Path(folder) / "result.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
     return path
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A result, from result.json or the folder it lies in. A clip that has moved is looked for beside it.
 
     Raises `VidsieveError` for what is no result.
     """
-    path = path / "result.json" if path.is_dir() else path
-    if not path.exists():
+    path = Path(path) / "result.json" if Path(path).is_dir() else Path(path)
+    if not path.is_file():
         raise VidsieveError(f"{path}: no such file; expected the result.json of a `vidsieve run`")
     try:
         result = json.loads(path.read_text())

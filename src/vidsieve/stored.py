@@ -7,12 +7,13 @@ model.generate(**restore(model, tensors), max_new_tokens=32)            # withou
 import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vidsieve.errors import VidsieveError, require
+from vidsieve.errors import VidsieveError, WrongArgument, describe, require
 from vidsieve.reducer import Reducer
 from vidsieve.run import prepare
 from vidsieve.tokens import Frames
@@ -85,6 +86,13 @@ def restore(model: Any, tensors: Mapping[str, Tensor], tail: Tensor | None = Non
     from vidsieve.models import adapter_for
 
     adapter = adapter_for(model)
+    if not isinstance(tensors, Mapping):
+        raise WrongArgument(f"expected stored tensors, got {describe(tensors)}; tensors, row = stored.read(file)")
+    if tail is not None and not (isinstance(tail, Tensor) and tail.ndim == 1 and not tail.is_floating_point()):
+        raise WrongArgument(
+            f"expected tail as token ids, int64 (n,), got {describe(tail)}; text becomes them by "
+            'processor.tokenizer(text, return_tensors="pt").input_ids[0]'
+        )
     ids, place, positions = tensors["ids"], tensors["place"], tensors["position_ids"]
     per_token = {name: tensors[name] for name in adapter.per_token if name in tensors}
     if tail is not None:
@@ -132,12 +140,17 @@ def _given_to_decoder(attachment: Any, inputs: Mapping[str, Any]) -> dict[str, A
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Row]:
     """The tensors of one features file, and its row."""
-    return require("safetensors.torch", "hf").load_file(path), read_row(path)
+    row = read_row(path)  # which says what is wrong
+    return require("safetensors.torch", "hf").load_file(path), row
 
 
 def read_row(path: str | os.PathLike[str]) -> Row:
     """The row of one features file; its tensors are not read. Raises `VidsieveError` for one that is not whole."""
     safetensors = require("safetensors", "hf")
+    if not Path(path).is_file():
+        raise VidsieveError(
+            f"{path}: {'is a folder' if Path(path).exists() else 'no such file'}; expected one features file"
+        )
     try:
         with safetensors.safe_open(path, "pt") as file:
             return dict(json.loads(file.metadata()["vidsieve"]))

@@ -2,7 +2,7 @@
 
     picture = Overlay(frames, kept, tokens=(192,) * 16, grid=(12, 16))
     picture.sheet().save("overlay.png")     # every token frame, with its time, its share of the budget, its segment
-    picture.save_video("overlay.mp4")       # the clip beside what is left of it
+    picture.save_video("overlay.mp4")       # the clip beside what is left of it; at most 240 frames
     picture.save_gif("overlay.gif")
 
 The grid is laid over the whole frame; where a processor crops the frame first, it is that much off.
@@ -30,6 +30,14 @@ from vidsieve.tokens import Frames
 PAPER, INK, FAINT = (16, 19, 26), (232, 236, 243), (128, 136, 150)
 PANEL, GAP, MARGIN = 232, 16, 28  # pixels: across a panel of the sheet, between panels, around all
 MOST_PANELS = 64
+MOST_FRAMES = 240  # of a film; each is drawn anew, at tens of milliseconds
+# Fonts with Chinese, Japanese and Korean, as the systems that have one call it; Pillow knows where to look.
+FONTS = (
+    *("NotoSansCJK-Regular.ttc", "NotoSansCJKsc-Regular.otf", "SourceHanSansSC-Regular.otf"),
+    *("wqy-microhei.ttc", "wqy-zenhei.ttc", "DroidSansFallbackFull.ttf", "DroidSansFallback.ttf"),
+    *("PingFang.ttc", "Hiragino Sans GB.ttc", "STHeiti Light.ttc", "Arial Unicode.ttf"),
+    *("msyh.ttc", "simsun.ttc", "DejaVuSans.ttf"),
+)
 CHART = 76  # pixels, height of the chart of tokens kept
 
 
@@ -134,7 +142,7 @@ class Overlay:
         image = pil.Image.new("RGB", (width, top + rows * step + CHART + 38 + MARGIN), PAPER)
         pen = pil.ImageDraw.Draw(image)
         pen.text((MARGIN, MARGIN - 6), self._headline(), INK, _font(26))
-        pen.text((MARGIN, MARGIN + 28), caption, FAINT, _font(15))
+        pen.text((MARGIN, MARGIN + 28), *_written(caption, FAINT, 15))
         for place, patch in enumerate(shown):
             x, y = MARGIN + place % columns * (PANEL + GAP), top + place // columns * step
             frame = patch * self._joined
@@ -173,14 +181,21 @@ class Overlay:
         pen.text((left, bottom + 6), _clock(self.frames.seconds[0]), FAINT, _font(13))
         pen.text((right, bottom + 6), _clock(self.frames.seconds[-1]), FAINT, _font(13), anchor="ra")
 
+    @property
+    def _filmed(self) -> list[int]:
+        """The frames of a film: all of the sample, or as many as are allowed, evenly."""
+        total = len(self.frames)
+        count = min(total, MOST_FRAMES)
+        return [i * (total - 1) // max(count - 1, 1) for i in range(count)]
+
     def film(self, width: int = 448) -> Iterator[Any]:
-        """For each frame of the sample one PIL image: the frame, beside it what is left of it, the chart below."""
+        """For each frame of the sample, 240 of them at most, one PIL image: it, what is left of it, the chart below."""
         pil = _pil()
         height = round(width * self.frames.pixels.shape[1] / self.frames.pixels.shape[2])
         full = pil.Image.new("RGB", _even(2 * width + 3 * GAP, height + CHART + 112), PAPER)
         pen = pil.ImageDraw.Draw(full)
         pen.text((GAP, GAP - 2), self._headline(), INK, _font(19))
-        for frame in range(len(self.frames)):
+        for frame in self._filmed:
             image = full.copy()
             pen = pil.ImageDraw.Draw(image)
             patch = frame // self._joined
@@ -210,16 +225,19 @@ class Overlay:
 
     @property
     def _rate(self) -> Fraction:
-        """Frames a second at which the sample takes as long as the clip did, within what an eye can follow."""
-        rate = len(self.frames) / self.frames.duration if self.frames.duration else 4.0
+        """Frames a second at which the film takes as long as the clip did, within what an eye can follow."""
+        rate = len(self._filmed) / self.frames.duration if self.frames.duration else 4.0
         return Fraction(min(max(rate, 1.0), 30.0)).limit_denominator(1000)
 
-    def save(self, folder: str | os.PathLike[str], caption: str = "") -> dict[str, Path]:
-        """overlay.png, overlay.mp4 and overlay.gif in `folder`: their paths by kind."""
-        paths = {kind: Path(folder) / f"overlay.{kind}" for kind in ("png", "mp4", "gif")}
-        self.sheet(caption).save(paths["png"], optimize=True)
-        self.save_video(paths["mp4"])
-        self.save_gif(paths["gif"])
+    def save(self, folder: str | os.PathLike[str], caption: str = "", films: Sequence[str] = ()) -> dict[str, Path]:
+        """overlay.png in `folder`, and of `films` "mp4" and "gif": their paths by kind."""
+        savers = {"mp4": self.save_video, "gif": self.save_gif}
+        if isinstance(films, str) or not set(films) <= savers.keys():
+            raise ValueError(f'expected films to be a list of "mp4" and "gif", got {films!r}')
+        paths = {kind: Path(folder) / f"overlay.{kind}" for kind in ("png", *films)}
+        self.sheet(caption).save(paths["png"])
+        for kind in films:
+            savers[kind](paths[kind])
         return paths
 
 
@@ -233,6 +251,30 @@ def _pil() -> ModuleType:
 @cache
 def _font(size: int) -> Any:
     return _pil().ImageFont.load_default(size)
+
+
+def _written(text: str, colour: tuple[int, int, int], size: int) -> tuple[str, tuple[int, int, int], Any]:
+    """Text, its colour and a font that can write it. What no font here can write is escaped, as \\u4e2d."""
+    fonts = [_font(size), *(font for name in FONTS if (font := _installed(name, size)))]
+    best = min(fonts, key=lambda font: sum(not _has(font, letter) for letter in text))
+    shown = (letter if _has(best, letter) else letter.encode("unicode_escape").decode("ascii") for letter in text)
+    return "".join(shown), colour, best
+
+
+@cache
+def _installed(name: str, size: int) -> Any:
+    """A font by the name of its file, None where there is none."""
+    try:
+        return _pil().ImageFont.truetype(name, size)
+    except OSError:
+        return None
+
+
+def _has(font: Any, letter: str) -> bool:
+    """Whether a font can write a letter; what it cannot, it draws as it draws all that does not exist."""
+    if not letter.isprintable():
+        return False
+    return letter == " " or bytes(font.getmask(letter)) != bytes(font.getmask("\U0010fffe"))
 
 
 def _colour(segment: int) -> tuple[int, int, int]:

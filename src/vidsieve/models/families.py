@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from vidsieve.errors import UnsupportedModel
+from vidsieve.errors import UnsupportedModel, describe
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,11 @@ def adapter_for(model: nn.Module) -> Adapter:
     model_type = getattr(config, "model_type", None)
     if model_type in _ADAPTERS:
         return _ADAPTERS[model_type]
-    found = f"model type {model_type!r}" if model_type else f"{type(model).__name__}, which has no config.model_type"
+    found = f"model type {model_type!r}" if model_type else f"{describe(model)}, which has no config.model_type"
+    if model_type and not hasattr(config, "vision_config"):
+        hint = "That has no vision tower; where it is part of a model, as model.language_model is, give the whole model"
+    else:
+        hint = "A new type is one entry: vidsieve.models.register(Adapter(...)), see docs/adding_a_model.md"
     raise UnsupportedModel(
-        f"expected a Hugging Face video language model of type {', '.join(model_types())}; got {found}. "
-        "A new type is one entry: vidsieve.models.register(Adapter(...)), see docs/adding_a_model.md"
+        f"expected a Hugging Face video language model of type {', '.join(model_types())}; got {found}. {hint}"
     )

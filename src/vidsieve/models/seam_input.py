@@ -26,8 +26,7 @@ from torch import Tensor, nn
 from transformers.masking_utils import create_masks_for_generate
 
 from vidsieve.errors import AlreadyAttached, UnsupportedCall
-from vidsieve.framefusion import FrameFusion
-from vidsieve.models import contract, layout
+from vidsieve.models import arguments, contract, layout
 from vidsieve.models.attention import kinds, refuse_attention
 from vidsieve.models.cache import (
     Prefix,
@@ -46,13 +45,14 @@ from vidsieve.models.gather import Fold, Kept, left_by, reduce_arguments
 from vidsieve.models.remains import Video
 from vidsieve.models.seam_layers import CONTEXT, Layers, Pass
 from vidsieve.models.trace import Trace
-from vidsieve.reducer import Attachable, Reducer, Staged
+from vidsieve.reducer import Attachable, Staged
 from vidsieve.replay import Replay
 from vidsieve.timeline import Timeline, stage
 from vidsieve.tokens import Prompt, VideoTokens
 
 Arguments = dict[str, Any]
 _attached: "weakref.WeakKeyDictionary[nn.Module, Switch]" = weakref.WeakKeyDictionary()
+_handles: "weakref.WeakKeyDictionary[nn.Module, weakref.ref[Attachment]]" = weakref.WeakKeyDictionary()
 _attaching = threading.Lock()
 
 
@@ -69,14 +69,25 @@ def attach(model: Any, reducer: Attachable) -> "Attachment":
     return Attachment(model, reducer)
 
 
+def detach(model: Any) -> bool:
+    """Remove what is attached to `model`, as the `remove()` of its handle does, which may be lost.
+
+    Whether there was anything; that there was nothing is no error.
+    """
+    model = arguments.whole_model(model)
+    adapter_for(model)
+    handle = _handles.pop(model.base_model, lambda: None)()
+    if handle is None or handle._removed:
+        return False
+    handle.remove()
+    return True
+
+
 class Attachment:
     """A reducer, or a `Staged`, on a model until `remove()` or the end of its `with` block; `trace` records it."""
 
     def __init__(self, model: Any, reducer: Attachable) -> None:
-        if hasattr(model, "get_base_model"):  # PEFT
-            model = model.get_base_model()
-        if isinstance(reducer, FrameFusion):
-            reducer = reducer.method
+        model, reducer = arguments.whole_model(model), arguments.method(reducer)
         self.adapter = adapter_for(model)
         self.model, self.reducer, self.trace = model, reducer, Trace()
         self.token: int = getattr(model.config, self.adapter.token)
@@ -84,12 +95,7 @@ class Attachment:
         self.body: nn.Module = model.base_model
         self.decoder: nn.Module = model.get_decoder()
         self.costs: tuple[LayerCost, ...] = layer_costs(self.decoder) if hasattr(self.decoder, "layers") else ()
-        if isinstance(reducer, Staged):
-            stages = reducer.layers(len(self.costs))
-        elif isinstance(reducer, Reducer):
-            stages = {0: reducer}
-        else:
-            raise TypeError(f"expected a Reducer or a Staged to attach, got {reducer!r}")
+        stages = reducer.layers(len(self.costs)) if isinstance(reducer, Staged) else {0: reducer}
         self.share = reducer.cost if isinstance(reducer, Staged) else None
         self.first = stages.pop(0, None)
         self._replay = None if self.first is None else Replay(self.first)
@@ -109,7 +115,7 @@ class Attachment:
             if self._attached.on:
                 raise AlreadyAttached(
                     f"this {type(model).__name__} already has a reducer; remove() that one first, "
-                    "or combine the two: Chain(first, second)"
+                    "or vidsieve.detach(model) where its handle is lost, or combine the two: Chain(first, second)"
                 )
             self._attached.on = True
         with ExitStack() as self._undo:
@@ -132,6 +138,7 @@ class Attachment:
             self._wrap("_prepare_multimodal_encoder_kwargs_for_generation", self._encode)  # transformers >= 5.18
             self._wrap("_loss_function", self._loss, model.loss_function)
             self._undo = self._undo.pop_all()
+        _handles[self.body] = weakref.ref(self)
 
     def __enter__(self) -> Trace:
         if self._removed:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 
+from vidsieve.errors import WrongArgument, describe
+from vidsieve.models.arguments import whole_model
 from vidsieve.models.attention import layer_type
 from vidsieve.models.seam_input import attach
 from vidsieve.models.trace import Trace, VideoRecord
@@ -59,6 +61,9 @@ def verify(
     The tolerance suits float32; half precision needs a few 1e-2. Raises what attaching or generating raises, and
     `ValueError` for a model in training mode or inputs in which no video was found.
     """
+    whole_model(model)
+    if not isinstance(inputs, Mapping):
+        raise WrongArgument(f"expected inputs as the processor gives them, {{name: tensor}}, got {describe(inputs)}")
     if model.training:
         raise ValueError("expected a model in evaluation mode, call model.eval() first")
     with attach(model, reducer) as trace:

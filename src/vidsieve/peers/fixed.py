@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 
-from vidsieve.reducer import Prune, Reducer, check_keep, kept_count, refuse_non_finite, unseen
+from vidsieve.reducer import Prune, Reducer, check_given, check_keep, kept_count, refuse_non_finite, unseen
 from vidsieve.reduction import Reduction
 from vidsieve.timeline import stage
 from vidsieve.tokens import Prompt, VideoTokens
@@ -19,6 +19,7 @@ class FixedSize(Reducer):
         check_keep(self.keep)
 
     def reduce(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Reduction:
+        check_given(tokens, prompt)
         total = min(kept_count(self.keep, tokens.produced), len(tokens))
         if total == len(tokens):
             return Prune(self.keep).reduce(tokens, prompt)  # the identity, and the look for NaN

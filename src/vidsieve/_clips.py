@@ -1,0 +1,50 @@
+"""Which clips a folder or a list names, and what in the folder is none."""
+
+import os
+from pathlib import Path
+
+from vidsieve.errors import VidsieveError
+
+SUFFIXES = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv")
+
+
+def find(source: str | os.PathLike[str]) -> list[str]:
+    """Absolute paths of the clips of a folder, its folders included, or of a text file that names one a line.
+
+    In a text file, empty lines and lines that begin with # are passed over, and relative paths begin where one is;
+    what it names need not exist (the clip becomes a row with its error). Raises `VidsieveError` where there is no clip.
+    """
+    path = Path(source)
+    if path.is_dir():
+        found = sorted(one for one in path.rglob("*") if one.suffix.lower() in SUFFIXES and one.is_file())
+        expected = f"files that end in {', '.join(SUFFIXES)}"
+    elif not path.exists():
+        raise VidsieveError(f"{path}: no such file; expected a folder of clips, or a text file with one path a line")
+    else:
+        try:
+            lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
+        except UnicodeDecodeError as error:
+            raise VidsieveError(
+                f"{path}: is no text; expected a folder of clips, or a text file with one path a line"
+            ) from error
+        found = [Path(line) for line in lines if line and not line.startswith("#")]
+        expected = "one path a line"
+    if not found:
+        raise VidsieveError(f"{path}: has no clip in it; expected {expected}")
+    return list(dict.fromkeys(os.path.abspath(one) for one in found))
+
+
+def ignored(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> dict[str, str]:
+    """What `find` passes over in a folder, by its path in there, and why; but for what lies in `out`, which is ours."""
+    path, ours = Path(source), Path(out).resolve()
+    if not path.is_dir():
+        return {}
+    passed = {}
+    for one in sorted(path.rglob("*")):
+        if ours in (parent.resolve() for parent in one.parents) or one.is_dir():
+            continue
+        if one.suffix.lower() not in SUFFIXES:
+            passed[str(one.relative_to(path))] = "its name does not end as a video's does"
+        elif not one.is_file():
+            passed[str(one.relative_to(path))] = "it is no file, or a link that leads nowhere"
+    return passed

@@ -1,0 +1,40 @@
+"""What was given to be attached: the model itself, and a method that was made. Everything else is refused by name."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from vidsieve.errors import UnsupportedModel, WrongArgument, describe
+from vidsieve.framefusion import FrameFusion
+from vidsieve.reducer import Attachable, Reducer, Staged
+
+
+def whole_model(model: Any) -> Any:
+    """The model, out of what PEFT wraps around it. Raises `WrongArgument` or `UnsupportedModel` for what is none."""
+    if hasattr(model, "get_base_model"):  # PEFT
+        model = model.get_base_model()
+    if isinstance(model, Attachable):
+        raise WrongArgument(f"expected the model first, then the method; got the method {describe(model)} first")
+    if isinstance(model, Mapping):
+        raise WrongArgument(f"expected the model first; got {describe(model)}, as a processor gives it")
+    if not isinstance(model, nn.Module) and isinstance(inner := getattr(model, "model", None), nn.Module):
+        raise UnsupportedModel(
+            f"expected a model, got {describe(model)} around {describe(inner)}; give its .model instead, "
+            "and what it is then asked is reduced too"
+        )
+    return model
+
+
+def method(reducer: Any) -> Reducer | Staged:
+    """The reducer, or stages, of a method. Raises `WrongArgument` for what is none, as a preset that was not called."""
+    if isinstance(reducer, FrameFusion):
+        return reducer.method
+    if isinstance(reducer, Reducer | Staged):
+        return reducer
+    hint = ""
+    if isinstance(reducer, nn.Module | Mapping):
+        hint = "; the order is model, then what else there is, the method last"
+    elif callable(reducer) and (name := getattr(reducer, "__name__", None)):
+        hint = f", which makes one: call it first, as {name}(keep=0.1)"
+    raise WrongArgument(f"expected a Reducer or a Staged to attach, got {describe(reducer)}{hint}")
