@@ -8,6 +8,7 @@ take turns, so that a busy machine is busy for all; a slow one sits out once its
 
 import argparse
 import json
+import os
 import shlex
 import sys
 import time
@@ -44,6 +45,8 @@ def main() -> None:
         "command": "python benchmarks/methods.py " + shlex.join(sys.argv[1:]),
         "device": processor(),
         "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "load": [round(load, 1) for load in os.getloadavg()],  # over 1, 5 and 15 minutes, these threads included
         "shape": f"{load.frames} frames x {load.tokens} tokens x {load.dim} {options.dtype}",
         "keep": options.keep,
         "prompt": PROMPT,

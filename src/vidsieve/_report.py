@@ -9,7 +9,7 @@ from vidsieve.errors import require
 MOST = 10  # of a list that is told of one by one
 
 TORCHVISION = {
-    None: "not installed",
+    None: "is not installed",
     "fine": "fits torch",
     "patched": "is not built for this torch; patched here, so plain transformers works too",
     "broken": "is not built for this torch: vidsieve works where that is without CUDA, `from transformers import "
@@ -147,7 +147,7 @@ def show_methods(found: Any) -> None:
 def show_env(found: Any) -> None:
     for package, number in found["versions"].items():
         print(f"{package:<14}{number or 'not installed'}")
-    print(f"{'torchvision':<14}{TORCHVISION[found['torchvision']]}")
+    print(f"{'':<14}torchvision {TORCHVISION[found['torchvision']]}")
     print(f"{'devices':<14}{', '.join(found['devices'])}")
     print(f"{'VIDSIEVE_OPS':<14}{found['ops']['asked']}")
     for name, reason in found["ops"]["available"].items():
