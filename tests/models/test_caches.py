@@ -76,13 +76,78 @@ def test_a_cache_that_the_decoder_makes_itself_knows_what_was_removed(family: st
     assert [said] == answer(model, inputs, reducer)
 
 
-def test_a_cache_is_not_cropped_into_the_reduced_prompt() -> None:
+CUT = [Loudest(), Staged({0: Loudest(0.7), 1: Loudest(0.4)}), Staged({2: Loudest()})]
+each_cut = pytest.mark.parametrize("method", CUT, ids=["before", "both", "inside"])
+
+
+@each_cut
+@torch.no_grad()
+def test_a_cache_is_cropped_down_to_the_last_video_and_no_further(method: Attachable) -> None:
     model, inputs = tiny.model("qwen2_5_vl"), tiny.prompt("qwen2_5_vl")
-    with torch.no_grad(), attach(model, Loudest()):
+    after = inputs["input_ids"].shape[1] - int(tiny.is_video("qwen2_5_vl", inputs["input_ids"]).nonzero()[-1, 1]) - 1
+    with attach(model, method):
         cache = model(**inputs, use_cache=True)[CACHE]
-        cache.crop(-4)  # of the six tokens of the question
-        with pytest.raises(UnsupportedCall, match="cannot be cropped"):
-            cache.crop(-10)
+        held = [cache.layers[i].keys.shape[2] for i in range(3)]
+        for too_many in (-after - 1, inputs["input_ids"].shape[1] - after - 1):
+            with pytest.raises(UnsupportedCall, match="cannot be cropped"):
+                cache.crop(too_many)
+            assert [cache.layers[i].keys.shape[2] for i in range(3)] == held  # refused, and not half done
+        cache.crop(-after)
+    assert [cache.layers[i].keys.shape[2] for i in range(3)] == [length - after for length in held]
+
+
+@pytest.mark.parametrize("removed", [3, 5])
+@each_cut
+@torch.no_grad()
+def test_a_cropped_cache_goes_on(method: Attachable, removed: int) -> None:
+    model, inputs = tiny.model("qwen2_5_vl"), tiny.prompt("qwen2_5_vl")
+    ids, length = inputs["input_ids"], inputs["input_ids"].shape[1]
+    with attach(model, method):
+        whole = model(**inputs, use_cache=True)
+        for size in (-removed, length - removed):  # either says what of the conversation is left
+            cache = copy.deepcopy(whole[CACHE])
+            cache.crop(size)
+            assert cache.get_seq_length() == length - removed
+            again = model(input_ids=ids[:, -removed:], **{CACHE: cache}, use_cache=True).logits
+            torch.testing.assert_close(again, whole.logits[:, -removed:], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("way", ["reorder_cache", "batch_select_indices", "batch_repeat_interleave", "both"])
+@pytest.mark.parametrize("method", [LouderThanMean(), Staged(STAGES["merge at 0"])], ids=["before", "both"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@torch.no_grad()
+def test_rows_of_a_padded_cache_move_with_their_masks(attention: str, method: Attachable, way: str) -> None:
+    model, singles = tiny.model("qwen2_5_vl", attention), prompts("qwen2_5_vl", 3)
+    inputs, order = tiny.batch(*singles), [2, 0, 1]
+    if way == "batch_repeat_interleave":
+        order = [0, 0, 1, 1, 2, 2]
+    elif way == "both":
+        order = [2, 0, 1, 2]
+    step = torch.tensor([[40, 41]] * len(order))
+    expected = []
+    with attach(model, method):
+        for single in singles:
+            cache = model(**single, use_cache=True)[CACHE]
+            expected.append(model(input_ids=step[:1], **{CACHE: cache}).logits[0])
+        positions = model.base_model.get_rope_index(
+            inputs["input_ids"],
+            mm_token_type_ids=inputs["mm_token_type_ids"],
+            video_grid_thw=inputs["video_grid_thw"],
+            attention_mask=inputs["attention_mask"],
+        )[0][..., order, -1:]
+        cache = model(**inputs, use_cache=True)[CACHE]
+        if way in ("batch_repeat_interleave", "both"):
+            cache.batch_repeat_interleave(2)
+        if way == "both":
+            cache.batch_select_indices(torch.tensor([5, 0, 3, 4]))
+        elif way != "batch_repeat_interleave":
+            getattr(cache, way)(torch.tensor(order))
+        mask = torch.cat([inputs["attention_mask"][order], torch.ones_like(step)], 1)
+        positions = positions + torch.tensor([1, 2])
+        for given in ({"attention_mask": mask}, {}):
+            more = copy.deepcopy(cache)
+            found = model(input_ids=step, position_ids=positions, **{CACHE: more}, **given).logits
+            torch.testing.assert_close(found, torch.stack([expected[row] for row in order]), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("reducer", [Loudest(), Staged({1: Prune(0.4)}), Staged({0: Prune(0.7), 2: Prune(0.4)})])

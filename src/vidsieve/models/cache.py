@@ -34,7 +34,7 @@ class Switch:
 class Prefix:
     """The reduced beginning of a sequence.
 
-    logical: how many tokens it had.  mask: int64 (B, M), one on each token that is left, zero on left padding.
+    logical: how many tokens it had.  mask: int64 (B, M), one on each token that is left, zero on padding.
     ragged: whether the mask has a zero.  attached: whether hooks are there to put the mask to use.
     """
 
@@ -49,10 +49,7 @@ class Prefix:
 
     def physical(self, mask: Tensor) -> Tensor:
         """A logical mask (B, logical + n) as the cache needs it: (B, M + n)."""
-        prefix = self.mask.to(mask.device, mask.dtype)
-        if len(prefix) != len(mask):  # beams and returned sequences are copies, side by side
-            prefix = prefix.repeat_interleave(len(mask) // len(prefix), 0)
-        return torch.cat([prefix, mask[:, self.logical :]], 1)
+        return torch.cat([self.mask.to(mask.device, mask.dtype), mask[:, self.logical :]], 1)
 
     def filled(self, length: int, batch: int) -> Tensor:
         """The mask (batch, length) of a sequence that goes on without padding."""
@@ -95,13 +92,15 @@ class _Reduced:
     def crop(self: Any, *given: int, **named: int) -> None:
         """Remove the last n tokens, given -n; given n > 0, all but the first n of the sequence as it came."""
         (tokens,) = *given, *named.values()  # its name differs between releases
-        super().crop(min(0, tokens - self.get_seq_length()) if tokens > 0 else tokens)  # type: ignore[misc]
+        if tokens > 0:
+            tokens = min(0, tokens - int(self.get_seq_length()))
         for layer, prefix in self.vidsieve_prefixes.items():
-            if physical_length(self, layer) < prefix.mask.shape[1]:
+            if physical_length(self, layer) + tokens < prefix.mask.shape[1]:
                 raise UnsupportedCall(
                     f"a cache of a reduced prompt cannot be cropped into its first {prefix.logical} tokens, "
                     "of which some are gone; start from a new cache"
                 )
+        super().crop(tokens)  # type: ignore[misc]
 
     def reorder_cache(self: Any, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)  # type: ignore[misc]
@@ -199,6 +198,13 @@ def check_length(mask: Tensor, expected: int) -> None:
             f"expected an attention_mask over all {expected} tokens of the conversation, dropped ones included, "
             f"got {tuple(mask.shape)}"
         )
+
+
+def held_mask(prefix: Prefix | None, mask: Tensor | None, held: int, batch: int, device: torch.device) -> Tensor:
+    """The mask (batch, held) of all that a cache holds which began with `prefix`; mask: logical, None for all ones."""
+    if prefix is not None:
+        return prefix.filled(held, batch) if mask is None else prefix.physical(mask)[:, :held]
+    return torch.ones(batch, held, dtype=torch.long, device=device) if mask is None else mask[:, :held]
 
 
 def layer_bytes(cache: Any) -> tuple[int, ...]:
