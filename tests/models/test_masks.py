@@ -8,6 +8,7 @@ import torch
 from tests.models import by_hand, fake_flash, tiny
 from tests.models.reducers import LouderThanMean, Loudest
 from tests.models.truth import BY_HAND, STEPS, answer, each_family, truth
+from vidsieve import Staged
 from vidsieve.errors import UnsupportedCall
 from vidsieve.models import attach
 from vidsieve.models.contract import CACHE
@@ -65,6 +66,64 @@ def test_a_custom_4d_mask_is_refused() -> None:
     length = inputs["input_ids"].shape[1]
     with attach(model, Loudest()), pytest.raises(UnsupportedCall, match="2D attention_mask"):
         model(**{**inputs, "attention_mask": torch.ones(1, 1, length, length)})
+
+
+def packed(family: str, rows: int) -> tuple[tiny.Inputs, torch.Tensor]:
+    """Two prompts in one row, and their positions, which begin anew: of text, or in four rows of which that is one."""
+    pair = [tiny.prompt(family, seed=seed) for seed in range(2)]
+    inputs = {name: torch.cat([one[name] for one in pair], 1 if name in LONG else 0) for name in pair[0]}
+    positions = torch.cat([torch.arange(one["input_ids"].shape[1]) for one in pair])[None]
+    return inputs, positions if rows == 1 else positions.expand(rows, 1, -1)
+
+
+LONG = ("input_ids", "attention_mask", "mm_token_type_ids")  # follow the sequence
+REDUCERS = [Loudest(), Staged({1: Loudest()})]
+
+
+@pytest.mark.parametrize("with_mask", [True, False])
+@pytest.mark.parametrize("reducer", REDUCERS, ids=["before", "inside"])
+@pytest.mark.parametrize(("family", "rows"), [("llava_onevision", 1), ("qwen2_5_vl", 4)])
+@torch.no_grad()
+def test_packed_samples_are_refused(family: str, rows: int, reducer: Any, with_mask: bool) -> None:
+    inputs, positions = packed(family, rows)
+    if not with_mask:
+        del inputs["attention_mask"]
+    with (
+        attach(tiny.model(family), reducer),
+        pytest.raises(UnsupportedCall, match=r"positions of row 0 begin anew at column \d\d:"),
+    ):
+        tiny.model(family)(**inputs, position_ids=positions, use_cache=False)
+
+
+@pytest.mark.parametrize("reducer", REDUCERS, ids=["before", "inside"])
+@torch.no_grad()
+def test_what_says_where_packed_samples_are_is_refused(reducer: Any) -> None:
+    model, (inputs, _) = tiny.model("llava_onevision"), packed("llava_onevision", 1)
+    length = inputs["input_ids"].shape[1]
+    bounds = torch.tensor([0, length // 2, length], dtype=torch.int32)
+    given = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": length, "max_length_k": length}
+    with attach(model, reducer):
+        with pytest.raises(UnsupportedCall, match="cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k say where"):
+            model(**inputs, **given)
+        with pytest.raises(UnsupportedCall, match="seq_idx say"):
+            model(**inputs, seq_idx=torch.zeros(1, length, dtype=torch.int32))
+
+
+@pytest.mark.parametrize("family", ["llava_onevision", "qwen2_5_vl", "internvl"])
+@torch.no_grad()
+def test_positions_that_stand_still_or_jump_are_no_packed_samples(family: str) -> None:
+    model, singles = tiny.model(family), [tiny.prompt(family, seed=n, text=6 + 5 * n) for n in range(2)]
+    inputs, seen = tiny.batch(*singles), []
+    watching = model.get_decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["position_ids"]), with_kwargs=True
+    )
+    plain = model.generate(**inputs, max_new_tokens=1, return_dict_in_generate=True, output_logits=True).logits[0]
+    watching.remove()
+    assert seen[0].shape[-1] == inputs["input_ids"].shape[1]
+    for positions in (seen[0], seen[0][-3:]):
+        with attach(model, Loudest(1.0)):
+            found = model(**inputs, position_ids=positions).logits[:, -1]
+        torch.testing.assert_close(found, plain, atol=1e-4, rtol=0)
 
 
 @each_family

@@ -1,12 +1,17 @@
 """What else a prompt may hold: images, more videos, rows of text, embeddings, a question."""
 
+import inspect
+from typing import Any
+
 import pytest
 import torch
 
 from tests.models import by_hand, tiny
 from tests.models.reducers import Loudest, NearestToQuestion
 from tests.models.truth import BY_HAND, STEPS, answer, each_family, question_length, truth
-from vidsieve.models import attach
+from vidsieve import Staged
+from vidsieve.models import adapter_for, attach
+from vidsieve.models.contract import CACHE
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
@@ -25,15 +30,72 @@ def test_two_videos_of_llava_onevision_each_keep_their_newline() -> None:
     assert answer(model, inputs) == [truth("llava_onevision", inputs, videos=2)]
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "llava_onevision"])
-def test_a_row_of_text_beside_a_row_of_video(family: str) -> None:
-    model, video = tiny.model(family), tiny.prompt(family)
-    ids = torch.tensor([[7, 8, 9, 10]])
-    text = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    expected = model.generate(**text, max_new_tokens=STEPS)[0, 4:].tolist()
-    if "mm_token_type_ids" in video:
-        text["mm_token_type_ids"] = torch.zeros_like(ids)
-    assert answer(model, tiny.batch(video, text)) == [truth(family, video), expected]
+def words(family: str, *ids: int) -> tiny.Inputs:
+    """A prompt of text."""
+    rows = torch.tensor([ids])
+    text = {"input_ids": rows, "attention_mask": torch.ones_like(rows)}
+    if "mm_token_type_ids" in tiny.prompt(family):
+        text["mm_token_type_ids"] = torch.zeros_like(rows)
+    return text
+
+
+@pytest.mark.parametrize("first", ["video", "text"])
+@pytest.mark.parametrize("reducer", [Loudest(), Staged({1: Loudest()})], ids=["before", "inside"])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_row_of_text_beside_a_row_of_video(family: str, reducer: Any, first: str) -> None:
+    model, rows = tiny.model(family), {"video": tiny.prompt(family), "text": words(family, 7, 8, 9, 10)}
+    alone = {kind: answer(model, row, reducer)[0] for kind, row in rows.items()}
+    assert alone["text"] == model.generate(**rows["text"], max_new_tokens=STEPS)[0, 4:].tolist()
+    if family in BY_HAND and reducer == Loudest():
+        assert alone["video"] == truth(family, rows["video"])
+    order = [first, *(kind for kind in rows if kind != first)]
+    assert answer(model, tiny.batch(*[rows[kind] for kind in order]), reducer) == [alone[kind] for kind in order]
+
+
+def placeholder(family: str) -> int:
+    return int(getattr(tiny.model(family).config, adapter_for(tiny.model(family)).token))
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_placeholder_that_is_quoted_is_text(family: str) -> None:
+    model, mark = tiny.model(family), placeholder(family)
+    text = words(family, 7, *[mark] * 4, 8, 9, 10, 11, 12, 13, *[mark] * 4, 14)
+    expected = model.generate(**text, max_new_tokens=STEPS)
+    with attach(model, Loudest()) as trace:
+        assert torch.equal(model.generate(**text, max_new_tokens=STEPS), expected)
+    assert str(trace) == "no video tokens seen"
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision", "internvl"])
+def test_a_placeholder_in_a_later_turn_is_text(family: str) -> None:
+    model, inputs, turn = tiny.model(family), tiny.prompt(family), [40, placeholder(family), 41, 42]
+    with attach(model, Loudest()) as trace:
+        out = model.generate(**inputs, max_new_tokens=STEPS, return_dict_in_generate=True)
+        ids = torch.cat([out.sequences, torch.tensor([turn])], 1)
+        more = {"input_ids": ids, "attention_mask": torch.ones_like(ids), CACHE: out[CACHE]}
+        found = model.generate(**more, max_new_tokens=STEPS)
+    merged = by_hand.reduce(model, inputs, Loudest())
+    merged = by_hand.append(model, merged, ids[0, inputs["input_ids"].shape[1] :].tolist())
+    assert found[0, ids.shape[1] :].tolist() == by_hand.decode(model, merged, STEPS)[0]
+    assert trace.totals["calls"] == 1
+
+
+def test_a_quoted_placeholder_beside_an_image_is_text() -> None:
+    model, inputs = tiny.model("qwen2_5_vl"), tiny.prompt("qwen2_5_vl", images=1, videos=0)
+    inputs["input_ids"][0, 2] = tiny.VIDEO
+    expected = model.generate(**inputs, max_new_tokens=STEPS)
+    with attach(model, Loudest()):
+        assert torch.equal(model.generate(**inputs, max_new_tokens=STEPS), expected)
+
+
+def test_a_body_whose_arguments_have_no_names_is_read() -> None:
+    model, inputs = tiny.model("llava_onevision"), tiny.prompt("llava_onevision")
+    names = ("input_ids", None, "pixel_values_videos")
+    signature = list(inspect.signature(model.base_model.forward).parameters)
+    given = [inputs.get(name) if name in names else None for name in signature[: signature.index(names[-1]) + 1]]
+    with attach(model, Loudest()) as trace, torch.no_grad():
+        model.base_model(*given)
+    assert len(trace.videos) == 1
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

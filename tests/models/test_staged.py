@@ -118,7 +118,7 @@ def test_prompts_of_one_length_that_keep_different_counts(family: str) -> None:
 
 @pytest.mark.parametrize("name", STAGES)
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
-def test_padding_on_the_right_changes_nothing(family: str, name: str) -> None:
+def test_padding_on_the_right_stays_there_and_changes_nothing(family: str, name: str) -> None:
     model, single = tiny.model(family), tiny.prompt(family)
     pads = {"input_ids": tiny.PAD, "attention_mask": 0, "mm_token_type_ids": 0}
     right = {key: torch.nn.functional.pad(single[key], (0, 4), value=pad) for key, pad in pads.items()}
@@ -126,7 +126,7 @@ def test_padding_on_the_right_changes_nothing(family: str, name: str) -> None:
         plain = model(**single).logits
         padded = model(**{**single, **right}).logits
     assert trace.videos[0].kept == trace.videos[1].kept
-    torch.testing.assert_close(padded, plain, atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(padded[:, :-4], plain, atol=TOLERANCE, rtol=0)
 
 
 @each_family

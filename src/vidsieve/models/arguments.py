@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from vidsieve.errors import UnsupportedModel, WrongArgument, describe
+from vidsieve.errors import UnsupportedCall, UnsupportedModel, WrongArgument, describe
 from vidsieve.framefusion import FrameFusion
 from vidsieve.reducer import Attachable, Reducer, Staged
 
@@ -38,3 +38,28 @@ def method(reducer: Any) -> Reducer | Staged:
     elif callable(reducer) and (name := getattr(reducer, "__name__", None)):
         hint = f", which makes one: call it first, as {name}(keep=0.1)"
     raise WrongArgument(f"expected a Reducer or a Staged to attach, got {describe(reducer)}{hint}")
+
+
+def check_outputs(outputs: Any) -> None:
+    """Raise `ValueError` unless `outputs` names a layout."""
+    if outputs not in ("left", "prompt"):
+        raise ValueError(f"expected outputs to be 'left' or 'prompt', got {describe(outputs)}")
+
+
+def refuse_compiled(*modules: nn.Module) -> None:
+    """Raise `UnsupportedCall` if one of the modules of a model is compiled."""
+    for module in modules:
+        if _is_compiled(module):
+            raise UnsupportedCall(
+                f"{type(module).__name__} is compiled, and a compiled model never looks at hooks added later; "
+                "attach to the plain model first, then compile"
+            )
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    forward = getattr(module, "forward", None)
+    return (
+        "_orig_mod" in module._modules
+        or getattr(module, "_compiled_call_impl", None) is not None
+        or hasattr(forward, "_torchdynamo_orig_callable")
+    )

@@ -72,6 +72,11 @@ def with_new_names(arguments: dict[str, Any]) -> dict[str, Any]:
     return {CACHE: arguments[_OLD_CACHE], **renamed}
 
 
+def by_name(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """All arguments of a call of `module` by their names."""
+    return {**dict(zip(_parameters(module.forward), args, strict=False)), **kwargs} if args else kwargs
+
+
 def check(model: Any, adapter: "Adapter", layers: bool) -> None:
     """Raise `UnsupportedVersion` unless `model` takes the arguments that are known here, and no others.
 
@@ -82,7 +87,7 @@ def check(model: Any, adapter: "Adapter", layers: bool) -> None:
     _require(body, type(body).forward, _BODY[adapter.layout])
     if "mm_encoder_outputs" in _parameters(type(body).forward):
         _require_attributes(model, ("_prepare_multimodal_encoder_kwargs_for_generation",))
-    _require_attributes(model, ("_prefill", "loss_function"))
+    _require_attributes(model, ("_prefill", "_get_candidate_generator", "_supports_logits_to_keep", "loss_function"))
     named = {*adapter.per_token, *adapter.per_visual, *adapter.unchanged}
     _require(decoder, type(decoder).forward, _DECODER)
     _refuse_others(decoder, type(decoder).forward, _DECODER | _SWITCHES | named | {"input_ids"})

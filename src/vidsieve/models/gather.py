@@ -1,10 +1,11 @@
 """Taking the kept tokens out of everything the decoder is given, so that each keeps its own position.
 
-B rows of L tokens become B rows of M, the kept ones right-aligned; a row that kept fewer is padded on the left.
+B rows of L tokens become B rows of M, the kept ones right-aligned; a row that kept fewer is padded on the left. Padding
+after a row's first token stays where it is, so that what follows the videos is as far from the end as it was.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -115,27 +116,39 @@ class Fold:
         return None if count is None else count.to(device)
 
 
-def left_by(folds: Sequence[Fold], valid: Tensor | None, length: int, counts: Sequence[int]) -> Kept:
-    """What `folds` leave of rows of `length`, so many tokens in each; valid: int64 (B, L), None without padding."""
+def left_by(
+    folds: Sequence[Fold],
+    valid: Tensor | None,
+    length: int,
+    counts: Sequence[int],
+    holes: Sequence[int] = (),
+) -> Kept:
+    """What `folds` leave of rows of `length`, so many tokens in each.
+
+    valid: int64 (B, L), 0 on padding, else 1; None without padding.  holes: padding after the first token of each row.
+    """
     if len(folds) == len(counts) == 1 and folds[0].at.span is not None and valid is None:
         return Kept.of(folds[0].reduction.left[None], counts, folds[0].at.begin, length)
     if valid is None:
         left = torch.zeros(len(counts), length, dtype=torch.int64, device=folds[0].at.device)
     else:
-        left = valid - 1
+        left = (valid.cummax(1).values if any(holes) else valid) - 1
     for fold in folds:
         row = left[fold.row]
         if fold.at.span is None:
             row.index_copy_(0, fold.at.at, fold.reduction.left)
         else:
             row[fold.at.span].copy_(fold.reduction.left)
-    return Kept.of(left, counts)
+    if valid is None or not any(holes):
+        return Kept.of(left, counts)
+    kept = Kept.of(left, [count + hole for count, hole in zip(counts, holes, strict=True)])
+    return replace(kept, valid=kept.valid * valid.gather(1, kept.index), padded=True)
 
 
 def moved(columns: Columns, row: int, folds: Sequence[Fold], kept: Kept, fold: Fold | None = None) -> Columns:
     """Where `columns` of a row went, of which those are left that `fold` says, or all.
 
-    Rows end in the same column before and after, so the host knows: as far from the end as it was, less what was
+    What follows the columns stays, padding too, so the host knows: as far from the end as they were, less what was
     dropped from there on.
     """
     gone = sum(len(f.at) - len(f.reduction) for f in folds if f.row == row and f.at.begin >= columns.begin)

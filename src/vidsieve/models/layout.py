@@ -23,6 +23,8 @@ from vidsieve.models.families import Adapter
 Array = npt.NDArray[Any]
 _DESCRIBING = ("video_grid_thw", "video_merge_sizes", "video_compression_mask")
 _READ = (*_DESCRIBING, "attention_mask")  # of the body's arguments, what is looked at
+_SHOWING = ("pixel_values_videos", "mm_encoder_outputs")  # those that make a placeholder more than a word
+_SHOWING_IMAGES = ("pixel_values", "image_hidden_states")  # and where a video's frames are passed as images
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,21 +77,35 @@ class Columns:
 class Layout:
     """What a batch of prompts holds.
 
-    real: bool (B, L), the tokens that are no padding.  whole: whether that is all.  clips: its videos, row after row.
+    real: bool (B, L), the tokens that are no padding.  clips: its videos, row after row.
     questions: for each row, int64 (M,) columns of the question.  ends: the column where the prompt ends and the answer
     begins that is being trained; L without an answer, 0 where the answer is all there is after the video.
     """
 
     real: Array
-    whole: bool = True
     clips: tuple[Clip, ...] = ()
     questions: tuple[Array, ...] = ()
     ends: tuple[int, ...] = ()
 
-    @property
+    @classmethod
+    def none(cls) -> "Layout":
+        """Of no prompt."""
+        return cls(np.zeros((0, 0), dtype=bool))
+
+    @cached_property
+    def whole(self) -> bool:
+        """Whether nothing is padding."""
+        return bool(self.real.all())
+
+    @cached_property
     def counts(self) -> tuple[int, ...]:
         """Tokens in each row."""
         return tuple(self.real.sum(1).tolist())
+
+    @cached_property
+    def holes(self) -> tuple[int, ...]:
+        """Padding after the first token of each row. It stays where it is."""
+        return tuple((np.logical_or.accumulate(self.real, 1) & ~self.real).sum(1).tolist())
 
     @property
     def lasts(self) -> tuple[Array, ...]:
@@ -97,23 +113,15 @@ class Layout:
         found = (real[:end].tobytes().rfind(1) for real, end in zip(self.real, self.ends, strict=True))
         return tuple(np.array([last] if last >= 0 else [], dtype=np.int64) for last in found)
 
-    @property
+    @cached_property
     def tail(self) -> int:
         """How many of the last columns stay in every row, whatever is dropped."""
-        gaps = [int(clip.at[-1]) for clip in self.clips]
-        if not self.whole:
-            gaps += np.flatnonzero(~self.real.all(0))[-1:].tolist()
-        return int(self.real.shape[1]) - 1 - max(gaps)
-
-    @cached_property
-    def _ends_alike(self) -> bool:
-        """Whether padding is on the left alone, so that every row ends where it did when padding goes."""
-        return self.whole or bool((self.real[:, 1:] | ~self.real[:, :-1]).all())
+        return int(self.real.shape[1]) - 1 - max((int(clip.at[-1]) for clip in self.clips), default=-1)
 
     def columns(self, known: Array, device: torch.device) -> Columns:
         """`known` columns (n,) of a row, on `device`; does not wait for it."""
         begin, n = int(known[0]), len(known)
-        consecutive = int(known[-1]) - begin == n - 1 and self._ends_alike
+        consecutive = int(known[-1]) - begin == n - 1
         return Columns(begin, n, device, None if consecutive else torch.from_numpy(known).to(device, non_blocking=True))
 
     def valid_on(self, device: torch.device) -> Tensor | None:
@@ -127,13 +135,28 @@ class Reading:
 
     ids: (B, L), None where only the placeholders are known.  placeholder: bool (B, L), true where the adapter's token
     is; None where `ids` say so.  answer: bool (B, L), true on the tokens of a training target.  arguments: those of the
-    body that say more about videos.
+    body that say more about videos.  proposed: how many of the last columns are candidates for an answer, no prompt.
+    positions: (B or 1, L), those that were given and that tell where a sample begins.
     """
 
     ids: Array | None
     placeholder: Array | None
     answer: Array | None
     arguments: Mapping[str, Any]
+    proposed: int = 0
+    positions: Array | None = None
+
+
+def shows(adapter: Adapter, arguments: Mapping[str, Any]) -> bool:
+    """Whether a call with these arguments can hold a video. If not, a placeholder is a word that someone quoted."""
+    images = adapter.token == "image_token_id"
+    for name in _SHOWING + _SHOWING_IMAGES * images:
+        shown = arguments.get(name)
+        if isinstance(shown, dict):
+            shown = next((x for kind, x in shown.items() if x is not None and (images or kind == "video")), None)
+        if shown is not None:
+            return True
+    return False
 
 
 def read(
@@ -143,6 +166,7 @@ def read(
     arguments: Mapping[str, Any],
     described: Mapping[str, Any] = MappingProxyType({}),
     answer: Tensor | None = None,
+    proposed: int = 0,
 ) -> Reading:
     """Copies of these on the host, with one wait for all of them.
 
@@ -151,13 +175,16 @@ def read(
     arguments = {**described, **{name: value for name, value in arguments.items() if value is not None}}
     names = (*_READ, "mm_token_type_ids") if adapter.token == "image_token_id" else _READ
     known = [name for name in names if isinstance(arguments.get(name), Tensor) and arguments[name].ndim <= 2]
-    given = ids, placeholder, answer, *(arguments[name] for name in known)
+    positions = arguments.get("position_ids")
+    if isinstance(positions, Tensor) and positions.ndim == 3:  # three tell no samples apart, in transformers either
+        positions = positions[0] if len(positions) == 4 else None
+    given = ids, placeholder, answer, positions, *(arguments[name] for name in known)
     copies = [None if x is None else x.to("cpu", non_blocking=x.is_cuda) for x in given]
     for device in {x.device for x in given if x is not None and x.is_cuda}:
         torch.cuda.current_stream(device).synchronize()
     arrays = [x if x is None else (x.float() if x.dtype == torch.bfloat16 else x).numpy() for x in copies]
-    on_host = dict(zip(known, arrays[3:], strict=True))
-    return Reading(arrays[0], arrays[1], arrays[2], description(arguments) | on_host)
+    on_host = dict(zip(known, arrays[4:], strict=True))
+    return Reading(arrays[0], arrays[1], arrays[2], description(arguments) | on_host, proposed, arrays[3])
 
 
 def find(
@@ -186,12 +213,14 @@ def find(
     if copies > 1:
         clips = tuple(replace(clip, row=copies * clip.row + n) for clip in clips for n in range(copies))
     real = _real(placed, arguments.get("attention_mask"))
+    _refuse_packed(real, reading.positions)
     image = getattr(config, "image_token_id", -1)
-    ids_of, answer_of = (repeat(None) if x is None else x for x in (reading.ids, reading.answer))
+    prompt = slice(real.shape[1] - reading.proposed)
+    ids_of, answer_of = (repeat(None) if x is None else x[:, prompt] for x in (reading.ids, reading.answer))
     after = [int(found[-1]) + 1 if len(found) else 0 for found in columns]
-    rows = zip(ids_of, placed, real, answer_of, after, strict=False)
+    rows = zip(ids_of, placed[:, prompt], real[:, prompt], answer_of, after, strict=False)
     questions = tuple(_question(*row, image, end_of_turn, marks) for row in rows)
-    return Layout(real, bool(real.all()), clips, questions, tuple(map(_end, real, answer_of, after)))
+    return Layout(real, clips, questions, tuple(map(_end, real[:, prompt], answer_of, after)))
 
 
 def marks_of(config: Any) -> frozenset[int]:
@@ -220,6 +249,20 @@ def _real(placeholder: Array, attention_mask: object) -> Array:
         real: Array = attention_mask[:, -placeholder.shape[1] :] != 0
         return real
     return np.ones_like(placeholder)
+
+
+def _refuse_packed(real: Array, positions: Array | None) -> None:
+    """Raise `UnsupportedCall` if the positions (B or 1, L) of a row begin anew: it holds several samples."""
+    if positions is None or positions.shape[-1] != real.shape[1]:
+        return
+    for row, (given, tokens) in enumerate(zip(np.broadcast_to(positions, real.shape), real, strict=True)):
+        column = np.flatnonzero(tokens)
+        anew = column[1:][np.diff(given[column]) < 0]
+        if len(anew):
+            raise UnsupportedCall(
+                f"expected one sample a row, but the positions of row {row} begin anew at column {anew[0]}: packed "
+                "samples would see one another once reduced; pass them as rows, padded, or detach"
+            )
 
 
 def _video_mask(adapter: Adapter, placeholder: Array, arguments: Mapping[str, Any]) -> Array:
@@ -292,8 +335,10 @@ def _by_clip(adapter: Adapter, config: Any, placed: list[Array], arguments: Mapp
 def _by_run(adapter: Adapter, config: Any, placed: list[Array], arguments: Mapping[str, Any]) -> Iterator[Clip]:
     size = getattr(config, adapter.frame_tokens) if adapter.frame_tokens else None
     for row, columns in enumerate(placed):
+        if not len(columns):
+            continue
         bounds = [0, *(np.flatnonzero(np.diff(columns) > 1) + 1).tolist(), len(columns)]
-        runs = [columns[a:b] for a, b in pairwise(bounds) if b > a]
+        runs = [columns[a:b] for a, b in pairwise(bounds)]
         gaps = [math.inf, *(int(b[0] - a[-1]) - 1 for a, b in pairwise(runs)), math.inf]
         frames = [
             run

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vidsieve._streams import stream_for
 from vidsieve.models.gather import Fold, Kept, reduced
 from vidsieve.models.layout import Clip, Columns
 from vidsieve.models.trace import StageRecord, VideoRecord
@@ -89,6 +90,37 @@ class Video:
             reduction = reducer.reduce(tokens, prompt)
         self.stages.append(StageRecord(layer, len(tokens), len(reduction), reduction))
         return reduction
+
+
+class Finite:
+    """Whether reductions saw NaN or inf, asked of the device without waiting for it."""
+
+    def __init__(self) -> None:
+        self._reductions: Sequence[Reduction] = ()
+        self._any_bad: Tensor | None = None
+        self._looked: torch.cuda.Event | None = None
+
+    def look(self, reductions: Sequence[Reduction]) -> None:
+        """Ask."""
+        self._reductions = reductions
+        bad = [reduction.bad for reduction in reductions if reduction.bad is not None]
+        if bad:
+            aside = stream_for("look", bad[0].device) if bad[0].is_cuda else None
+            if aside is not None:
+                aside.wait_stream(torch.cuda.current_stream(bad[0].device))
+            with torch.cuda.stream(aside):  # which the layers need not wait for
+                self._any_bad = (
+                    (bad[0] if len(bad) == 1 else torch.cat(bad)).any().to("cpu", non_blocking=aside is not None)
+                )
+                self._looked = None if aside is None else aside.record_event()
+
+    def check(self) -> None:
+        """Raise `NonFiniteFeatures` if there were any. By now the device has long been there, and has more to do."""
+        if self._looked is not None:
+            self._looked.synchronize()
+        if self._any_bad is not None and self._any_bad:
+            for reduction in self._reductions:
+                reduction.check()
 
 
 def _warn_if_idle(reducer: Reducer, before: int, after: int) -> None:

@@ -2,11 +2,12 @@
 
 Two hooks on one model instance do it, for every family, with no model code copied:
 
-    body      sees the token ids, and brings them to the host.                                 layout.py
+    body      sees the token ids, and brings them to the host. What it gives back.              layout.py, outputs.py
     decoder   sees embeddings, positions, mask. Where are the videos, their frames, the        layout.py
               question? Reduce each video, gather what stays.                                  gather.py
     layers    for `Staged` only: the same again where a stage says so.                         seam_layers.py
 
+`generate` is told what changes around them (seam_generate.py).
 Only the decoder's own arguments change. The prompt, its mask and its positions as `generate` counts them stay whole, so
 kept tokens keep their positions and `out[:, prompt_length:]` still is the answer. What the cache holds of the prompt
 is remembered on the cache (cache.py). Hand-over between the hooks is per thread; detaching leaves nothing behind.
@@ -17,13 +18,11 @@ import warnings
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import reduce
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers.masking_utils import create_masks_for_generate
 
 from vidsieve.errors import AlreadyAttached, UnsupportedCall
 from vidsieve.models import arguments, contract, layout
@@ -33,6 +32,7 @@ from vidsieve.models.cache import (
     Switch,
     check_length,
     continued,
+    held_mask,
     physical_length,
     prefix_of,
     prefixes_of,
@@ -41,9 +41,11 @@ from vidsieve.models.cache import (
 )
 from vidsieve.models.families import adapter_for
 from vidsieve.models.flops import LayerCost, layer_costs
-from vidsieve.models.gather import Fold, Kept, left_by, reduce_arguments
+from vidsieve.models.gather import Fold, left_by, reduce_arguments
+from vidsieve.models.outputs import Rows
 from vidsieve.models.remains import Video
-from vidsieve.models.seam_layers import CONTEXT, Layers, Pass
+from vidsieve.models.seam_generate import Generation, wrap
+from vidsieve.models.seam_layers import CONTEXT, PACKING, Layers, Pass
 from vidsieve.models.trace import Trace
 from vidsieve.reducer import Attachable, Staged
 from vidsieve.replay import Replay
@@ -56,17 +58,19 @@ _handles: "weakref.WeakKeyDictionary[nn.Module, weakref.ref[Attachment]]" = weak
 _attaching = threading.Lock()
 
 
-def attach(model: Any, reducer: Attachable) -> "Attachment":
+def attach(model: Any, reducer: Attachable, *, outputs: Literal["left", "prompt"] = "left") -> "Attachment":
     """Let `reducer` reduce the videos that `model`, a Hugging Face video LLM, is shown from now on.
 
         with attach(model, reducer) as trace:       # or: handle = attach(model, reducer); ...; handle.remove()
             model.generate(**inputs)
 
+    outputs: "left", a forward pass returns a row for each token that is left; or "prompt", one for each of the prompt,
+    as trainers and scores that count columns expect (docs/attached.md).
     A model wrapped by PEFT may be passed as it is. Raises `UnsupportedModel` where no adapter knows the model,
     `AlreadyAttached` where a reducer is attached, `UnsupportedCall` where the model is compiled: a compiled model does
     not look at its hooks again, so attach first.
     """
-    return Attachment(model, reducer)
+    return Attachment(model, reducer, outputs=outputs)
 
 
 def detach(model: Any) -> bool:
@@ -86,10 +90,11 @@ def detach(model: Any) -> bool:
 class Attachment:
     """A reducer, or a `Staged`, on a model until `remove()` or the end of its `with` block; `trace` records it."""
 
-    def __init__(self, model: Any, reducer: Attachable) -> None:
+    def __init__(self, model: Any, reducer: Attachable, *, outputs: Literal["left", "prompt"] = "left") -> None:
         model, reducer = arguments.whole_model(model), arguments.method(reducer)
+        arguments.check_outputs(outputs)
         self.adapter = adapter_for(model)
-        self.model, self.reducer, self.trace = model, reducer, Trace()
+        self.model, self.reducer, self.trace, self.outputs = model, reducer, Trace(), outputs
         self.token: int = getattr(model.config, self.adapter.token)
         self._marks = layout.marks_of(model.config)
         self.body: nn.Module = model.base_model
@@ -102,12 +107,7 @@ class Attachment:
         refuse_attention(self.first)
         self._asks_last = any("last" in kinds(reducer) for reducer in stages.values())
         self.stages = stages
-        for module in (self.model, self.body, self.decoder):
-            if _is_compiled(module):
-                raise UnsupportedCall(
-                    f"{type(module).__name__} is compiled, and a compiled model never looks at hooks added later; "
-                    "attach to the plain model first, then compile"
-                )
+        arguments.refuse_compiled(self.model, self.body, self.decoder)
         contract.check(self.model, self.adapter, layers=bool(self.stages))
         self._here, self._removed = threading.local(), False
         with _attaching:
@@ -132,11 +132,9 @@ class Attachment:
                 self._attached.at_layers = True
                 self._undo.callback(setattr, self._attached, "at_layers", False)
                 Layers(self.decoder, self.stages, self._undo)
-                self._wrap("_deepstack_process", self._deepstack, owner=self.decoder)
-            self._wrap("create_masks_for_generate", self._masks_for_generate, create_masks_for_generate)
-            self._wrap("_prefill", self._prefill)
-            self._wrap("_prepare_multimodal_encoder_kwargs_for_generation", self._encode)  # transformers >= 5.18
-            self._wrap("_loss_function", self._loss, model.loss_function)
+                wrap(self.decoder, "_deepstack_process", self._deepstack, self._undo)
+            Generation(self.model, self.adapter, self._here, self._undo)
+            wrap(self.model, "_loss_function", self._loss, self._undo, model.loss_function)
             self._undo = self._undo.pop_all()
         _handles[self.body] = weakref.ref(self)
 
@@ -168,57 +166,37 @@ class Attachment:
         """Call `hook` before each call of `module`, until removal."""
         self._undo.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
 
-    def _wrap(self, name: str, wrapper: Callable[..., Any], default: Any = None, owner: Any = None) -> None:
-        """Call `wrapper` in place of the model's (or `owner`'s) function `name`, which it gets first, until removal."""
-        owner = self.model if owner is None else owner
-        inner = getattr(owner, name, default)
-        if inner is None:
-            return
-        own = owner.__dict__
-        self._undo.callback(own.__setitem__ if name in own else own.pop, name, own.get(name))
-        own[name] = lambda *args, **kwargs: wrapper(inner, *args, **kwargs)
-
     # What follows runs inside the model's calls, in their order.
 
-    def _prefill(self, inner: Callable[..., Any], ids: Tensor, generation_config: Any, *args: Any, **kw: Any) -> Any:
-        if generation_config.prefill_chunk_size is not None and (ids == self.token).any():
-            raise UnsupportedCall(
-                "prefill_chunk_size shows the reducer one piece of a video at a time, and a budget cannot be set on "
-                "pieces; generate without it (a reduced prompt is short), or detach"
-            )
-        return inner(ids, generation_config, *args, **kw)
-
-    def _encode(self, inner: Callable[..., Any], arguments: Arguments) -> Any:
-        # generate() runs the vision tower itself, and the body never sees what described the videos.
-        described = layout.description(arguments)
-        arguments = inner(arguments)
-        self._here.described = described, layout.encodings(arguments)
-        return arguments
-
-    def _masks_for_generate(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        # generate() prepares 4D masks ahead of the call for static caches, which would not survive a reduction.
-        if kwargs["inputs_embeds"].shape[1] > 1:
-            return kwargs["attention_mask"]  # the decoder builds it, once reduced
-        return inner(*args, **continued(kwargs))
-
     def _before_model(self, model: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> None:
-        labels = kwargs.get("labels")
-        self._here.answer = None if labels is None else labels != -100
+        here, given = self._here.__dict__, contract.by_name(model, args, kwargs)
+        labels, asked = given.get("labels"), given.get("logits_to_keep")
+        here["answer"] = None if labels is None else labels != -100
+        here["asked"] = None if isinstance(asked, int) and asked == 0 else asked
+        judges = isinstance(asked, int) and asked == here.get("proposed", 0) + 1
+        if "proposed" in here and not judges and self.model._supports_logits_to_keep():
+            here.pop("proposed", None)  # of a generation that failed before it came to this
 
     def _before_body(self, body: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> None:
-        ids = kwargs.get("input_ids", args[0] if args else None)  # (B, L)
+        kwargs = contract.by_name(body, args, kwargs)
+        here = self._here.__dict__
+        here.pop("rows", None)
+        answer, proposed = here.pop("answer", None), here.pop("proposed", 0)
+        ids = kwargs.get("input_ids")  # (B, L)
         given = ids if ids is not None else kwargs.get("inputs_embeds")
         if given is None or given.shape[1] == 1:
             return
-        here = self._here.__dict__
-        here.pop("left", None)
-        answer = here.pop("answer", None)
+        shows = layout.shows(self.adapter, kwargs)
+        if not shows and ids is not None:
+            return
         if answer is not None and answer.shape != given.shape[:2]:
             answer = None  # of a model whose labels are no tokens of its prompt
-        here["reading"] = self._read(body, ids, kwargs, answer)
+        reading = self._read(body, ids, kwargs, answer, proposed)
+        if shows:
+            here["reading"] = reading
 
     def _read(
-        self, body: Any, ids: Tensor | None, kwargs: Arguments, answer: Tensor | None
+        self, body: Any, ids: Tensor | None, kwargs: Arguments, answer: Tensor | None, proposed: int
     ) -> tuple[layout.Reading, int]:
         """What says where the videos are, and how many rows share each. The host looks when the device is busy."""
         placeholder = None
@@ -229,7 +207,7 @@ class Attachment:
         described, once = self._here.__dict__.get("described", ({}, 0))
         encoded = layout.encodings(kwargs)
         given, copies = (described, encoded // once) if encoded and once else ({}, 1)
-        reading = layout.read(self.adapter, ids, placeholder, kwargs, given, answer)
+        reading = layout.read(self.adapter, ids, placeholder, kwargs, given, answer, proposed)
         if reading.placeholder is not None and not reading.placeholder.any():
             warnings.warn(
                 "inputs_embeds without a video placeholder: if video features were already merged into them, "
@@ -238,8 +216,22 @@ class Attachment:
             )
         return reading, copies
 
-    def _after_body(self, *_: Any) -> None:
-        self._here.__dict__.pop("reading", None)  # which the decoder did not come to ask for
+    def _after_body(self, body: nn.Module, args: tuple[Any, ...], kwargs: Arguments, output: Any) -> Any:
+        """The output with a row for each column of the prompt, where that is wanted."""
+        here = self._here.__dict__
+        here.pop("reading", None)  # which the decoder did not come to ask for
+        asked, rows = here.pop("asked", None), here.get("rows")
+        here["spread"] = False
+        if output is None or rows is None or not rows.steps or rows.ends(asked):
+            return output
+        if asked is None and self.outputs == "left":
+            return output
+        here["spread"] = True
+        hidden = rows.spread(output[0])  # (B, L, D)
+        if isinstance(output, tuple):
+            return hidden, *output[1:]
+        output.last_hidden_state = hidden
+        return output
 
     def _find(self, reading: layout.Reading, copies: int) -> layout.Layout:
         end = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
@@ -286,6 +278,11 @@ class Attachment:
         # The device is busy now, so what the host can say without it is said here.
         if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
             raise UnsupportedCall("a prompt with video needs a 2D attention_mask (B, L), no custom one can be reduced")
+        if packing := [name for name in (*PACKING, "seq_idx") if kwargs.get(name) is not None]:
+            raise UnsupportedCall(
+                f"{', '.join(packing)} say where packed samples are in a row as it was; "
+                "pass the samples of a prompt with video as rows, padded, or detach"
+            )
         if self.stages and getattr(cache, "is_compileable", False):
             raise UnsupportedCall(
                 "a static cache gives every layer the same room, and stages inside the model leave every layer another "
@@ -298,18 +295,12 @@ class Attachment:
             check_length(mask, start + length)
         before = None  # (B, past)
         if past:
-            if mask is not None:
-                before = (prefix.physical(mask) if prefix else mask)[:, :past]
-            else:
-                before = prefix.filled(past, batch) if prefix else torch.ones(batch, past, device=embeds.device)
-            before = before.to(embeds.device, torch.long)
-        full = (length,) * batch if found.whole else found.counts
-        tail = found.tail
+            before = held_mask(prefix, mask, past, batch, embeds.device).to(embeds.device, torch.long)
+        full, tail = found.counts, found.tail
         current = self._pass(
             kwargs,
             timeline=timeline,
-            full=full,
-            tail=tail,
+            prompt=found,
             videos=videos,
             asked=asked,
             stages=self.stages,
@@ -325,11 +316,11 @@ class Attachment:
         if now != list(full):
             with stage("gather"):
                 folds = [Fold(v.clip.row, v.at, v.stages[0].reduction) for v in videos]
-                kept = left_by(folds, found.valid_on(embeds.device), length, now)
+                kept = left_by(folds, found.valid_on(embeds.device), length, now, found.holes)
                 kwargs = reduce_arguments(self.adapter, self.decoder.config, kwargs, folds, kept, before, start)
         self._here.current = current
-        uneven = len(set(now)) > 1 or (before is not None and not before.all())
-        current.real, current.padded = tuple(now), uneven or set(full) != {length}
+        uneven = len(set(now)) > 1 or any(found.holes) or (before is not None and not before.all())
+        current.real, current.padded = tuple(now), uneven or not found.whole
         if kept is None:
             kwargs = continued(kwargs)
         else:
@@ -352,14 +343,17 @@ class Attachment:
             failed.callback(restore, cache, current.prefixes, current.past)
             if output is None:
                 return
-            self._here.left = current.left()
+            rows = current.rows()
+            if self.outputs == "left":
+                rows.check(self._here.__dict__.get("asked"))
             if cache is None:
                 cache = getattr(output, contract.CACHE, None)  # the decoder's own
                 if cache is not None and current.begins is not None:
                     remember(cache, current.begins)
-            record = current.record(cache)
+            record = current.record(cache, rows)
             current.check()
             failed.pop_all()
+        self._here.rows = rows
         self.trace.add(record)
 
     def _videos(
@@ -384,17 +378,11 @@ class Attachment:
         return inner(hidden, *((visual, rows) if current is None else current.stacked(visual, rows)))
 
     def _loss(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        left: tuple[Kept, ...] = self._here.__dict__.pop("left", ())
+        rows: Rows | None = self._here.__dict__.pop("rows", None)
         labels = kwargs.get("labels")
-        if left and labels is not None and labels.shape[1] == left[0].length:
-            kwargs["labels"] = reduce(lambda x, kept: kept.labels(x), left, labels)
+        if rows is not None and rows.steps and labels is not None and labels.shape == rows.real.shape:
+            if self._here.spread:
+                kwargs["labels"] = labels.masked_fill(rows.gone.to(labels.device), -100)
+            else:
+                kwargs["labels"] = rows.of(labels)
         return inner(*args, **kwargs)
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    forward = getattr(module, "forward", None)
-    return (
-        "_orig_mod" in module._modules
-        or getattr(module, "_compiled_call_impl", None) is not None
-        or hasattr(forward, "_torchdynamo_orig_callable")
-    )

@@ -21,23 +21,22 @@ from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
 
 from vidsieve import ops
-from vidsieve._streams import stream_for
 from vidsieve.errors import BudgetError, UnsupportedCall
 from vidsieve.models import contract, flops
 from vidsieve.models.attention import As, kinds, layer_type
-from vidsieve.models.cache import Prefix, Switch, layer_bytes, physical_length, remember
+from vidsieve.models.cache import Prefix, Switch, held_mask, layer_bytes, physical_length, remember
 from vidsieve.models.gather import Fold, Kept, left_by, moved, reduced_visual
-from vidsieve.models.layout import Columns
-from vidsieve.models.remains import State, Video
+from vidsieve.models.layout import Columns, Layout
+from vidsieve.models.outputs import Rows
+from vidsieve.models.remains import Finite, State, Video
 from vidsieve.models.trace import CallRecord
 from vidsieve.reducer import Reducer
-from vidsieve.reduction import Reduction
 from vidsieve.timeline import Timeline, stage
 from vidsieve.tokens import Prompt, VideoTokens
 
 Arguments = dict[str, Any]
 CONTEXT = "vidsieve_pass"  # the keyword argument
-_PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 
 
 @dataclass(eq=False)
@@ -48,9 +47,8 @@ class Pass:
     start, length: logical, of the cache and of the prompt as it came.  held: tokens in the cache's first layer.
     prefixes: what the cache remembered before.
     Where the sequence just goes on, that is all. For a prompt with videos,
-    tail: how many of the last columns stay in every row, whatever is dropped.
-    first: what the decoder's input is of the prompt as it came.  full, real: tokens in each row of the prompt, and of
-    the input.  padded: whether there is any padding, in the prompt or the cache.  asked: for each kind of query, its
+    prompt: as it came.  first: what the decoder's input is of it.  real: tokens in each row of that.
+    padded: whether there is any padding, in the prompt or the cache.  asked: for each kind of query, its
     columns in each row, as the sequence is.  stages, share, costs: of the attached `Staged` and of the layers.
     past: tokens that the cache holds in each layer.  timeline: of all but the reductions: each video has its own.
     """
@@ -62,9 +60,8 @@ class Pass:
     held: int
     prefixes: dict[int, Prefix]
     attached: Switch
-    tail: int = 0
+    prompt: Layout = Layout.none()
     first: Kept | None = None
-    full: tuple[int, ...] = ()
     real: tuple[int, ...] = ()
     padded: bool = True
     videos: tuple[Video, ...] = ()
@@ -83,8 +80,7 @@ class Pass:
         self._read_masks: dict[int, Tensor] = {}
         self._orders: dict[int, Tensor] = {}
         self.begins: Prefix | None = None
-        self._any_bad: Tensor | None = None
-        self._looked: torch.cuda.Event | None = None
+        self._finite = Finite()
         self._input = [video.at for video in self.videos]  # where the tokens of each are, as they enter the decoder
 
     def enters(self, first: Kept, folds: Sequence[Fold], begins: Prefix) -> None:
@@ -115,7 +111,7 @@ class Pass:
             arguments["position_embeddings"] = state.rope
             if arguments.get("position_ids") is not None:
                 arguments["position_ids"] = self._order(layer, hidden, contract.cache_of(arguments))
-            for name in _PACKING:
+            for name in PACKING:
                 arguments.pop(name, None)
         if layer + 1 in self.stages and kinds(self.stages[layer + 1]):
             cache = contract.cache_of(arguments)
@@ -166,7 +162,7 @@ class Pass:
             return hidden
         with self.timeline, stage("gather"):
             valid = self._valid(layer)
-            step = left_by(folds, None if valid is None else valid.to(home), hidden.shape[1], counts)
+            step = left_by(folds, None if valid is None else valid.to(home), hidden.shape[1], counts, self.prompt.holes)
             kept = before.kept.then(step) if before else step
             rope = before.rope if before else arguments["position_embeddings"]
             rope = tuple(step.rotations(x) for x in rope)
@@ -197,7 +193,7 @@ class Pass:
         left = flops.affordable(self.costs[layer:], budget - spent, self.past[layer:], count) - text
         if left < len(mine):
             least = spent + flops.total(self.costs[layer:], text + len(mine), self.past[layer:])
-            of = f" for row {row}" if len(self.full) > 1 else ""
+            of = f" for row {row}" if len(self.real) > 1 else ""
             raise BudgetError(
                 f"cost={self.share} cannot be met{of}: all before layer {layer}, where the last stage is, and the text "
                 f"alone take {self.share * least / budget:.3f} of the full prefill; raise cost, reduce more before, "
@@ -208,44 +204,29 @@ class Pass:
         return replace(reducer, keep=min(keep, own))  # type: ignore[type-var]
 
     def _full(self, row: int) -> float:
-        return flops.total(self.costs, self.full[row], [self.start] * len(self.costs))
+        return flops.total(self.costs, self.prompt.counts[row], [self.start] * len(self.costs))
 
     def _took(self, layer: int, row: int) -> float:
         state = self.state(layer)
         return self.costs[layer].flops(state.counts[row] if state else self.real[row], self.past[layer])
 
     def look(self) -> None:
-        """Look for NaN or inf in what the stages saw, now that the last is over, without waiting for the device."""
-        bad = [reduction.bad for reduction in self._reductions() if reduction.bad is not None]
-        if bad:
-            aside = stream_for("look", bad[0].device) if bad[0].is_cuda else None
-            if aside is not None:
-                aside.wait_stream(torch.cuda.current_stream(bad[0].device))
-            with torch.cuda.stream(aside):  # which the layers need not wait for
-                self._any_bad = (
-                    (bad[0] if len(bad) == 1 else torch.cat(bad)).any().to("cpu", non_blocking=aside is not None)
-                )
-                self._looked = None if aside is None else aside.record_event()
+        """Look for NaN or inf in what the stages saw, now that the last is over."""
+        self._finite.look([record.reduction for video in self.videos for record in video.stages])
 
     def check(self) -> None:
-        """Raise `NonFiniteFeatures` if `look` found any. By now the device has long been there, and has more to do."""
-        if self._looked is not None:
-            self._looked.synchronize()
-        if self._any_bad is not None and self._any_bad:
-            for reduction in self._reductions():
-                reduction.check()
+        """Raise `NonFiniteFeatures` if `look` found any."""
+        self._finite.check()
 
-    def _reductions(self) -> list[Reduction]:
-        return [record.reduction for video in self.videos for record in video.stages]
-
-    def left(self) -> tuple[Kept, ...]:
-        """What the decoder's input is of the prompt as it came, and what the last layer saw of that; where less."""
+    def rows(self) -> Rows:
+        """What the last layer's output is of the prompt."""
         last = self.state(len(self.costs))
-        return tuple(kept for kept in (self.first, None if last is None else last.kept) if kept is not None)
+        steps = (self.first, None if last is None else last.kept)
+        return Rows(self.prompt.real, self.prompt.tail, [step for step in steps if step is not None])
 
-    def record(self, cache: Any) -> CallRecord:
+    def record(self, cache: Any, output: Rows) -> CallRecord:
         """What became of the pass, now that the decoder has run."""
-        rows, layers = range(len(self.full)), range(len(self.costs))
+        rows, layers = range(len(self.real)), range(len(self.costs))
         present = self.length if self.first is None else self.first.index.shape[1]
         last = self.state(len(self.costs))
         return CallRecord(
@@ -257,6 +238,7 @@ class Pass:
             (sum(self._full(row) for row in rows), sum(self._took(i, row) for i in layers for row in rows))
             if self.costs
             else None,
+            output,
         )
 
     def stacked(self, visual: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -300,8 +282,8 @@ class Pass:
         reduces = state is not None or self.first is not None
         if layer == run and cache is not None and reduces:
             mask = self._seen(layer, cache, hidden)
-            mask = mask[:, : mask.shape[1] - self.tail]
-            settled = self.start + self.length - self.tail
+            mask = mask[:, : mask.shape[1] - self.prompt.tail]
+            settled = self.start + self.length - self.prompt.tail
             remember(cache, Prefix(settled, mask, self.padded, self.attached), layer)
         if layer_type(self.config, layer) == "linear_attention":
             if state is not None:
@@ -330,14 +312,8 @@ class Pass:
         past, present = physical_length(cache, layer), self._present(layer)
         if present is not None and not past:
             return present.valid
-        batch, length = hidden.shape[:2]
         prefix = next((self.prefixes[first] for first in sorted(self.prefixes, reverse=True) if first <= layer), None)
-        if prefix is not None:
-            mask = prefix.filled(past + length, batch) if self.mask is None else prefix.physical(self.mask)
-        elif self.mask is not None:
-            mask = self.mask
-        else:
-            mask = torch.ones(batch, past + length, dtype=torch.long, device=hidden.device)
+        mask = held_mask(prefix, self.mask, past + hidden.shape[1], len(hidden), hidden.device)
         if present is None:
             return mask.long()
         return torch.cat([mask[:, :past].to(present.valid), present.valid], 1).long()

@@ -5,13 +5,14 @@ Made for servers too: it holds the last calls only, and running totals of all.
 
 import threading
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
 
+from vidsieve.models.outputs import Rows
 from vidsieve.reduction import Reduction
 from vidsieve.timeline import Timeline
 
@@ -120,7 +121,7 @@ class CallRecord:
 
     sequence: tokens of the longest prompt before and after.  kv_length: tokens a row of the cache holds in the first
     layer once the decoder has run, None without a cache.  kv_bytes: what the cache then holds in each layer.
-    flops: of the decoder's layers, all rows together, without any reduction and as it was.
+    flops: of the decoder's layers, all rows together, without any reduction and as it was.  rows: of the output.
     """
 
     videos: tuple[VideoRecord, ...]
@@ -129,6 +130,12 @@ class CallRecord:
     timeline: Timeline
     kv_bytes: tuple[int, ...] = ()
     flops: tuple[float, float] | None = None
+    rows: Rows = field(default_factory=Rows.none)
+
+    @property
+    def columns(self) -> Tensor:
+        """The prompt's column that each row of the output is of: int64 (B, M), -1 on padding."""
+        return self.rows.columns
 
     @property
     def cost(self) -> float | None:
