@@ -7,6 +7,8 @@ import torch
 
 from tests.models import tiny
 from tests.models.reducers import LouderThanMean, Loudest, MergeIntoLoudest
+from tests.models.test_masks import LONG
+from vidsieve import Staged
 from vidsieve.models import seam_input, verify
 
 
@@ -27,6 +29,17 @@ def test_the_models_it_is_tested_on_have_the_same_weights_whatever_was_drawn_bef
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
+@pytest.mark.parametrize("reducer", [Loudest(), Staged({1: Loudest()})], ids=["before", "inside"])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_next_video", "internvl"])
+def test_it_agrees_on_a_prompt_that_ends_in_its_last_placeholder(family: str, reducer: Any) -> None:
+    inputs = tiny.prompt(family)
+    end = int(tiny.is_video(family, inputs["input_ids"]).nonzero()[-1, 1]) + 1
+    inputs |= {name: inputs[name][:, :end] for name in LONG if name in inputs}
+    report = verify(tiny.model(family), inputs, reducer)
+    assert report.ok, report
+    assert report.trace.videos[0].kept[-1] < report.trace.videos[0].before - 1  # the last token is gone
+
+
 def test_it_notices_a_mask_left_at_its_logical_length(monkeypatch: pytest.MonkeyPatch) -> None:
     def untouched(kwargs: dict[str, Any]) -> dict[str, Any]:
         return kwargs
@@ -41,6 +54,10 @@ def test_it_notices_a_mask_left_at_its_logical_length(monkeypatch: pytest.Monkey
 def test_it_refuses_what_it_cannot_judge() -> None:
     with pytest.raises(ValueError, match="evaluation mode"):
         verify(tiny.fresh("qwen2_5_vl").train(), tiny.prompt("qwen2_5_vl"), Loudest())
+    inputs = tiny.prompt("qwen2_5_vl")
+    inputs["attention_mask"][:, -2:] = 0
+    with pytest.raises(ValueError, match="padding on the right"):
+        verify(tiny.model("qwen2_5_vl"), inputs, Loudest())
     ids = torch.tensor([[3, 4, 5]])
     with pytest.raises(ValueError, match="no video"):
         verify(tiny.model("qwen2_5_vl"), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, Loudest())

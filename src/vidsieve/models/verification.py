@@ -59,13 +59,15 @@ def verify(
     """Generate `steps` tokens from the processor's `inputs`, greedily, with `reducer` attached and by hand.
 
     The tolerance suits float32; half precision needs a few 1e-2. Raises what attaching or generating raises, and
-    `ValueError` for a model in training mode or inputs in which no video was found.
+    `ValueError` for a model in training mode, for padding on the right, or for inputs in which no video was found.
     """
     whole_model(model)
     if not isinstance(inputs, Mapping):
         raise WrongArgument(f"expected inputs as the processor gives them, {{name: tensor}}, got {describe(inputs)}")
     if model.training:
         raise ValueError("expected a model in evaluation mode, call model.eval() first")
+    if not inputs["attention_mask"][:, -1].all():
+        raise ValueError("expected prompts that are padded on the left, as generate does, got padding on the right")
     with attach(model, reducer) as trace:
         answer = model.generate(
             **inputs,
@@ -126,6 +128,7 @@ def _by_hand(
     clips = [_Clip(real[: int(video.at[-1]) + 1].cumsum(0)[video.at.to(embeds.device)] - 1) for video in videos]
     embeds, *stacked = [stream[real] for stream in (embeds, *stacked)]
     positions = positions[..., real]
+    end = positions[..., -1:]  # which the answer goes on from, also where that token is dropped
     visual = visual[row, real] if visual is not None else None
     stages: dict[int, list[Reduction]] = {}
     for video in videos:
@@ -137,7 +140,7 @@ def _by_hand(
         visual = visual[stays] if visual is not None else None
 
     rows = []
-    for token in tokens:
+    for step, token in enumerate(tokens, 1):
         if visual is not None:
             visual = torch.cat([visual, visual.new_zeros(len(embeds) - len(visual))])
         if stages:
@@ -156,7 +159,7 @@ def _by_hand(
         rows.append(model.get_output_embeddings()(hidden[-1]))
         embeds = torch.cat([embeds, model.get_input_embeddings()(token[None])])
         stacked = [torch.cat([stream, torch.zeros_like(embeds[:1])]) for stream in stacked]
-        positions = torch.cat([positions, positions[..., -1:] + 1], -1)
+        positions = torch.cat([positions, end + step], -1)
     return torch.stack(rows)
 
 
