@@ -1,5 +1,9 @@
 """Features to test selections on: independent tokens, and video-like ones (still scenes with hard cuts)."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -32,3 +36,15 @@ def video_like(
             scene = noise(tokens, dim)
         out[t] = offset + scene + motion * noise(tokens, dim)
     return out.reshape(-1, dim).to(dtype)
+
+
+@contextmanager
+def never_waiting() -> Iterator[None]:
+    """Let torch raise at what waits for the device."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that this mode is a prototype, once a process
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tests.ops.test_eager import attention, bounds_of, duplicated, regret
-from tests.synthetic import independent, video_like
+from tests.synthetic import independent, never_waiting, video_like
 from vidsieve import Prompt, Prune, VideoTokens, ops
 from vidsieve.budget import MarginalGain, Proportional
 from vidsieve.errors import KernelUnavailable, NonFiniteFeatures
@@ -484,11 +484,8 @@ def test_a_reduction_never_waits_for_the_device() -> None:
     tokens = video_like(8, 196, 256, seed=0, dtype=torch.bfloat16).to(DEVICE)
     prompt = Prompt(independent(6, 256, 9, torch.bfloat16).to(DEVICE))
     method.reduce(VideoTokens.from_grid(tokens, 8, 14, 14), prompt).apply(tokens)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with never_waiting():
         method.reduce(VideoTokens.from_grid(tokens, 8, 14, 14), prompt).apply(tokens)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 TOGETHER = {
