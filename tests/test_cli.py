@@ -16,6 +16,7 @@ import vidsieve
 from tests import drawn
 from vidsieve import _hub, _methods, cli, demo
 from vidsieve.errors import VidsieveError
+from vidsieve.models import contract
 from vidsieve.presets import METHODS, STAGED
 
 pytest.importorskip("av")
@@ -193,12 +194,23 @@ def test_env_says_what_would_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert env["extras"]["hf"]
     assert env["ops"]["available"]["eager"] == ""
     assert "qwen2_5_vl" in env["model_types"]
+    assert env["transformers"] == {"tested": list(contract.TESTED), "fault": None}
     assert cli.main(["env"]) == 0
     out = capsys.readouterr().out
     assert "Did it engage?" in out
     call = re.search(r"vidsieve\.verify\((.+?)\)", out)
     assert call
     inspect.signature(vidsieve.verify).bind(*call[1].split(","))
+
+
+def test_env_says_what_is_wrong_with_a_transformers_that_differs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("transformers.Cache.get_query_offset")
+    assert cli.main(["env"]) == 0
+    out = capsys.readouterr().out
+    assert f"transformers {', '.join(contract.TESTED)} were tested" in out
+    assert "Cache has no get_query_offset" in out
 
 
 @pytest.mark.parametrize(

@@ -8,17 +8,14 @@ from typing import Any
 import torch
 
 from vidsieve import _torchvision, ops
+from vidsieve.errors import MissingExtra, UnsupportedVersion
 from vidsieve.run import versions
 
 
 def environment() -> dict[str, Any]:
     """What is installed and what would run, as JSON knows it."""
     found = versions()
-    models = None
-    if found["transformers"]:
-        from vidsieve.models import model_types
-
-        models = list(model_types())
+    models, tested, fault = _models(found["transformers"])
     return {
         "versions": found,
         "platform": sys.platform,
@@ -33,8 +30,24 @@ def environment() -> dict[str, Any]:
             "lmms": _installed("lmms_eval"),
             "vllm": _installed("vllm"),
         },
+        "transformers": {"tested": tested, "fault": fault},
         "model_types": models,
     }
+
+
+def _models(transformers: str | None) -> tuple[list[str] | None, list[str], str | None]:
+    """The model types that are served, the releases of transformers that were tested, the fault of this one."""
+    if transformers is None:
+        return None, [], None
+    try:
+        from vidsieve.models import contract, model_types
+    except MissingExtra as error:
+        return None, [], str(error)
+    try:
+        contract.check_library()
+    except UnsupportedVersion as error:
+        return list(model_types()), list(contract.TESTED), str(error)
+    return list(model_types()), list(contract.TESTED), None
 
 
 def _installed(*modules: str) -> bool:

@@ -148,12 +148,17 @@ def show_env(found: Any) -> None:
     for package, number in found["versions"].items():
         print(f"{package:<14}{number or 'not installed'}")
     print(f"{'':<14}torchvision {TORCHVISION[found['torchvision']]}")
+    if tested := found["transformers"]["tested"]:
+        print(f"{'':<14}transformers {', '.join(tested)} were tested")
+    if fault := found["transformers"]["fault"]:
+        print(f"{'':<14}{fault}")
     print(f"{'devices':<14}{', '.join(found['devices'])}")
     print(f"{'VIDSIEVE_OPS':<14}{found['ops']['asked']}")
     for name, reason in found["ops"]["available"].items():
         print(f"{'':<14}{name}: {reason or 'can run'}")
     for extra, present in found["extras"].items():
         print(f"{'extra ' + extra:<14}" + ("complete" if present else f"missing: pip install 'vidsieve[{extra}]'"))
-    print(f"{'models':<14}{', '.join(found['model_types']) if found['model_types'] else 'none without transformers'}")
+    models = ", ".join(found["model_types"] or ("none without a transformers that fits",))
+    print(f"{'models':<14}{models}")
     print("\nDid it engage? `print(trace)` inside `with method(model) as trace:` says how many tokens each video lost;")
     print("`vidsieve.verify(model, inputs, method)` compares your model with and without hooks, token for token.")

@@ -82,7 +82,7 @@ def check(model: Any, adapter: "Adapter", layers: bool) -> None:
 
     layers: whether the layers of the decoder will be hooked, too.
     """
-    _check_library()
+    check_library()
     body, decoder = model.base_model, model.get_decoder()
     _require(body, type(body).forward, _BODY[adapter.layout])
     if "mm_encoder_outputs" in _parameters(type(body).forward):
@@ -92,6 +92,7 @@ def check(model: Any, adapter: "Adapter", layers: bool) -> None:
     _require(decoder, type(decoder).forward, _DECODER)
     _refuse_others(decoder, type(decoder).forward, _DECODER | _SWITCHES | named | {"input_ids"})
     if layers:
+        _require_attributes(_transformers.AttentionInterface, ("register", "_global_mapping"))
         for kind in {type(layer) for layer in decoder.layers}:
             hidden = list(_parameters(kind.forward))[1]
             if hidden != "hidden_states":
@@ -100,8 +101,8 @@ def check(model: Any, adapter: "Adapter", layers: bool) -> None:
             _refuse_others(kind, kind.forward, _LAYER | _SWITCHES | {hidden})
 
 
-def _check_library() -> None:
-    """Raise unless mask builders, caches and attention functions are as they are called here."""
+def check_library() -> None:
+    """Raise `UnsupportedVersion` unless mask builders and caches are as they are called here. Needs no model."""
     for builder in (masking_utils.create_causal_mask, masking_utils.create_masks_for_generate):
         _require(builder, builder, _BUILDER)
         _refuse_others(builder, builder, _BUILDER | _BUILDER_OPTIONS)
@@ -110,7 +111,6 @@ def _check_library() -> None:
     for name, arguments in _CACHE_METHODS.items():
         method = getattr(_transformers.Cache, name)
         _require(method, method, arguments)
-    _require_attributes(_transformers.AttentionInterface, ("register", "_global_mapping"))
 
 
 def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
