@@ -81,9 +81,8 @@ def adapter_for(model: nn.Module) -> Adapter:
         return _ADAPTERS[model_type]
     found = f"model type {model_type!r}" if model_type else f"{describe(model)}, which has no config.model_type"
     if model_type and not hasattr(config, "vision_config"):
-        hint = "That has no vision tower; where it is part of a model, as model.language_model is, give the whole model"
-    else:
-        hint = "A new type is one entry: vidsieve.models.register(Adapter(...)), see docs/adding_a_model.md"
+        found += ", without a vision tower: of a part, as model.language_model is one, give the whole model instead"
     raise UnsupportedModel(
-        f"expected a Hugging Face video language model of type {', '.join(model_types())}; got {found}. {hint}"
+        f"expected a Hugging Face video language model of type {', '.join(model_types())}; got {found}. "
+        "A new type is one entry: vidsieve.models.register(Adapter(...)), see docs/adding_a_model.md"
     )
