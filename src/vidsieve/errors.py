@@ -106,7 +106,8 @@ def describe(value: Any) -> str:
     if isinstance(value, type | ModuleType):
         return f"the {'class' if isinstance(value, type) else 'module'} {value.__name__}"
     text = repr(value)
-    return f"a {type(value).__name__}" if len(text) > 80 or "\n" in text or text.startswith("<") else text
+    named = isinstance(value, nn.Module) or len(text) > 80 or "\n" in text or text.startswith("<")
+    return f"a {type(value).__name__}" if named else text
 
 
 def show(tensor: Tensor) -> str:

@@ -60,7 +60,7 @@ def test_what_is_no_whole_model(model: torch.nn.Module) -> None:
     )
     refused(
         UnsupportedModel,
-        "out_features=2, bias=True), which has no config",
+        "got a Linear, which has no config",
         lambda: attach(PLAIN, METHOD),
     )
     text = tiny.fresh("internvl").model.language_model  # whose type is that of a model of text
