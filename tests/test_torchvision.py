@@ -72,11 +72,10 @@ def test_env_tells_of_a_torchvision_that_does_not_fit(
 ) -> None:
     monkeypatch.setattr(_torchvision, "_fits", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", cuda)
-    monkeypatch.setattr(
-        sys,
-        "meta_path",
-        [*sys.meta_path, *([SimpleNamespace(__name__=_torchvision.HOOK, find_spec=lambda *_: None)] if hooked else [])],
-    )
+    finders = [finder for finder in sys.meta_path if getattr(finder, "__name__", "") != _torchvision.HOOK]
+    if hooked:
+        finders.append(SimpleNamespace(__name__=_torchvision.HOOK, find_spec=lambda *_: None))
+    monkeypatch.setattr(sys, "meta_path", finders)
     assert cli.main(["env", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["torchvision"] == state
     assert cli.main(["env"]) == 0
