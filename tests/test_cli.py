@@ -415,3 +415,9 @@ def test_a_reader_that_has_read_enough_is_no_error() -> None:
     assert process.stderr.read() == b""
     process.stderr.close()
     assert process.wait() == 0
+
+
+def test_a_film_without_a_folder_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["run", "clip.mp4", "-q", "what?", "-m", "model", "--film"])
+    assert "--film and --gif draw into the folder of --out" in capsys.readouterr().err

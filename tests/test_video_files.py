@@ -243,3 +243,41 @@ def test_the_frames_are_in_memory_once(tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert frames.pixels.nbytes <= peak < 1.2 * frames.pixels.nbytes
+
+
+def test_a_codec_that_nobody_decodes_is_told(tmp_path: Path) -> None:
+    data = write(tmp_path / "clip.mp4", 5).read_bytes()
+    with pytest.raises(VideoError, match=r"codec that FFmpeg here has no decoder for|cannot be decoded"):
+        read_video(written(tmp_path / "odd.mp4", data.replace(b"avc1", b"zzzz")))
+
+
+def test_tags_of_any_encoding_do_not_matter(tmp_path: Path) -> None:
+    path = tmp_path / "tagged.avi"
+    with av.open(str(path), "w") as file:
+        file.metadata["title"] = "Cafe-XYZ"
+        stream = file.add_stream("mjpeg", rate=25)
+        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuvj420p"
+        for number in range(3):
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture(number), format="rgb24")))
+        file.mux(stream.encode())
+    data = path.read_bytes()
+    assert b"Cafe-XYZ" in data
+    latin = written(tmp_path / "latin.avi", data.replace(b"Cafe-XYZ", b"Caf\xe9-XYZ"))
+    assert numbers(read_video(latin).pixels) == [0, 1, 2]
+
+
+def test_pixels_of_an_absurd_shape_are_refused(tmp_path: Path) -> None:
+    data = write(tmp_path / "clip.mp4", 5, sar=Fraction(2, 1)).read_bytes()
+    two, many = (b"pasp" + times.to_bytes(4, "big") + (1).to_bytes(4, "big") for times in (2, 30000))
+    assert two in data
+    with pytest.raises(VideoError, match="times as wide as high, which is a damaged header"):
+        read_video(written(tmp_path / "wide.mp4", data.replace(two, many)))
+
+
+@pytest.mark.parametrize("fps", [0.7, 3, 25, 24.9, 60, 1e12, 1e300])
+def test_frames_by_rate_are_those_on_screen_at_each_step(clip: Path, fps: float) -> None:
+    whole = read_video(clip, num_frames=1000)
+    steps = [step / fps for step in range(int(whole.duration * fps + 1))] if fps < 100 else list(whole.seconds)
+    steps = [at for at in steps if at < whole.duration - 1e-6]
+    on_screen = {max(i for i, begins in enumerate(whole.seconds) if begins <= at + 1e-6) for at in steps}
+    assert list(read_video(clip, fps=fps).index) == sorted(on_screen)

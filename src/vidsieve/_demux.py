@@ -86,7 +86,8 @@ def _check_file(name: str, path: str) -> None:
 
 def opened(place: str) -> Any:
     """The container at `place`, as `locate` gives it."""
-    return require("av", "video").open(place, timeout=None if place.startswith("file:") else PATIENCE)
+    timeout = None if place.startswith("file:") else PATIENCE
+    return require("av", "video").open(place, timeout=timeout, metadata_errors="replace")  # tags of any encoding
 
 
 def video_stream(container: Any, name: str) -> Any:
@@ -96,6 +97,8 @@ def video_stream(container: Any, name: str) -> Any:
     covers = 0
     for stream in container.streams.video:
         if not stream.disposition & Disposition.attached_pic:
+            if stream.codec_context is None:
+                raise VideoError(f"{name}: is of a video codec that FFmpeg here has no decoder for; re-encode it")
             return stream
         covers += 1
     kinds = sorted({stream.type for stream in container.streams} - {"video"}) + ["a cover picture"] * bool(covers)

@@ -21,8 +21,10 @@ from vidsieve.errors import MissingExtra, require
 
 HOOK = "VidsieveTorchvision"
 LINE = (
-    f"import sys; sys.meta_path.insert(0, type('{HOOK}', (), {{'find_spec': staticmethod(lambda name, *_: "
-    "name == 'torchvision' and __import__('vidsieve._torchvision', fromlist=['define']).define() or None)}))\n"
+    f"import sys; sys.meta_path.insert(0, type('{HOOK}', (), {{'find_spec': "
+    "staticmethod(lambda name, *_: name == 'torchvision' and "
+    "__import__('importlib.util').util.find_spec('vidsieve') and "
+    "__import__('vidsieve._torchvision', fromlist=['define']).define() or None)}))\n"
 )
 
 _library: torch.library.Library | None = None  # the schemas go when this does

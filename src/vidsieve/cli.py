@@ -179,6 +179,8 @@ def _run(options: argparse.Namespace) -> Found:
     """Ask a question about a clip, with every video token and with the few that stay."""
     from vidsieve import run as pipeline
 
+    if _films(options) and options.out is None:
+        raise Mistake("--film and --gif draw into the folder of --out; give one")
     request = pipeline.Request(
         options.clip,
         options.question,

@@ -14,10 +14,10 @@ import os
 import struct
 import sys
 import warnings
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from math import ceil
 from typing import Any
 
@@ -29,6 +29,7 @@ from vidsieve.errors import VideoError, check_number, require
 from vidsieve.tokens import Frames
 
 LONGEST_SIDE = 1024
+STRETCH = 16  # the widest or highest that a pixel can be for its other side
 LONG_CLIP = 30.0  # seconds; below it a progress bar would be gone before it is read
 
 Size = int | tuple[int, int] | None
@@ -115,8 +116,11 @@ class _Wanted:
                     raise VideoError(f"{name}: has no frame {number}, only 0 to {total - 1}")
             return numbers
         if self.fps is not None:
-            steps = max(1, ceil(found.duration * self.fps - 1e-6))
-            return sorted({bisect_right(found.seconds, step / self.fps + 1e-6) - 1 for step in range(steps)})
+            # Of each frame, the last step it is still shown at: steps may be very many, frames are not.
+            rate = min(self.fps, 1e7)  # no frame is shown for less than a microsecond
+            steps = max(1, ceil(found.duration * rate - 1e-6))
+            last = [min(steps, ceil((after - 1e-6) * rate)) - 1 for after in found.seconds[1:]]
+            return [i for i, (before, at) in enumerate(pairwise((-1, *last, steps - 1))) if at > before]
         count = min(total, 64 if self.num_frames is None else self.num_frames)
         return [round(i * (total - 1) / max(count - 1, 1)) for i in range(count)]
 
@@ -241,6 +245,8 @@ class _Decoder:
 
 def _shown(frame: Any, aspect: float, name: str) -> tuple[int, int]:
     """Height and width of a picture that is upright and whose pixels, `aspect` times as wide as high, are square."""
+    if not 1 / STRETCH <= aspect <= STRETCH:
+        raise VideoError(f"{name}: says its pixels are {aspect:.3g} times as wide as high, which is a damaged header")
     height, width = frame.height, max(1, round(frame.width * aspect))
     return (width, height) if _orientation(frame, name)[0] else (height, width)
 

@@ -133,3 +133,19 @@ def test_the_old_name_of_the_cache_is_taken_where_the_decoder_takes_it() -> None
                 warnings.simplefilter("ignore", FutureWarning)
                 out.append(model.get_decoder()(**given, **{name: copy.deepcopy(cache)}).last_hidden_state)
     torch.testing.assert_close(*out)
+
+
+def test_compiled_layers_and_subclasses_that_pass_everything_on_are_looked_through() -> None:
+    model, inputs = tiny.fresh("qwen2_5_vl"), tiny.prompt("qwen2_5_vl")
+    with torch.no_grad(), attach(model, INSIDE):
+        expected = model(**inputs).logits
+
+    class Logged(type(model.base_model)):  # type: ignore[misc]
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return super().forward(*args, **kwargs)
+
+    model.base_model.__class__ = Logged
+    layers = model.get_decoder().layers
+    layers[2] = torch.compile(layers[2], backend="eager")
+    with torch.no_grad(), attach(model, INSIDE):
+        torch.testing.assert_close(model(**inputs).logits, expected)

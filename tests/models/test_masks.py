@@ -109,6 +109,19 @@ def test_what_says_where_packed_samples_are_is_refused(reducer: Any) -> None:
             model(**inputs, seq_idx=torch.zeros(1, length, dtype=torch.int32))
 
 
+@pytest.mark.parametrize("second", [0, 10])
+def test_without_a_mask_any_step_but_one_begins_a_sample_as_in_transformers(second: int) -> None:
+    """A first sample of one token, or a second one that begins above the first: positions that do not fall."""
+    model, inputs = tiny.model("llava_onevision"), tiny.prompt("llava_onevision")
+    ids, first = inputs["input_ids"], 1 if second == 0 else 3
+    positions = torch.cat([torch.arange(first), torch.arange(ids.shape[1] - first) + second])[None]
+    given = {name: value for name, value in inputs.items() if name != "attention_mask"}
+    with torch.no_grad(), attach(model, Loudest()):
+        with pytest.raises(UnsupportedCall, match=f"begin anew at column {first}"):
+            model(**given, position_ids=positions, use_cache=False)
+        model(**given, position_ids=torch.arange(ids.shape[1])[None] + 7, use_cache=False)  # one sample
+
+
 @pytest.mark.parametrize("family", ["llava_onevision", "qwen2_5_vl", "internvl"])
 @torch.no_grad()
 def test_positions_that_stand_still_or_jump_are_no_packed_samples(family: str) -> None:

@@ -239,3 +239,12 @@ def test_a_tuple_and_the_body_alone_have_a_row_for_each_column() -> None:
 def test_layouts_have_a_name() -> None:
     with pytest.raises(ValueError, match="expected outputs to be 'left' or 'prompt', got 'all'"):
         attach(tiny.model("qwen2_5_vl"), Loudest(), outputs="all")
+
+
+def test_router_logits_are_refused_where_tokens_were_removed() -> None:
+    model, inputs = tiny.model("qwen3_vl_moe"), tiny.prompt("qwen3_vl_moe")
+    with torch.no_grad():
+        with attach(model, Loudest()), pytest.raises(UnsupportedCall, match="output_router_logits=False"):
+            model(**inputs, output_router_logits=True)
+        with attach(model, Loudest(1.0)):
+            assert model(**inputs, output_router_logits=True).aux_loss is not None

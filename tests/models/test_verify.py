@@ -9,6 +9,7 @@ from tests.models import tiny
 from tests.models.reducers import LouderThanMean, Loudest, MergeIntoLoudest
 from tests.models.test_masks import LONG
 from vidsieve import Staged
+from vidsieve.errors import UnsupportedModel, WrongArgument
 from vidsieve.models import seam_input, verify
 
 
@@ -61,3 +62,11 @@ def test_it_refuses_what_it_cannot_judge() -> None:
     ids = torch.tensor([[3, 4, 5]])
     with pytest.raises(ValueError, match="no video"):
         verify(tiny.model("qwen2_5_vl"), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, Loudest())
+
+
+def test_inputs_that_are_none_and_models_that_are_not_known_are_named() -> None:
+    model = tiny.model("qwen2_5_vl")
+    with pytest.raises(WrongArgument, match="have no input_ids, attention_mask"):
+        verify(model, {}, Loudest())
+    with pytest.raises(UnsupportedModel, match="Linear"):
+        verify(torch.nn.Linear(2, 2), tiny.prompt("qwen2_5_vl"), Loudest())

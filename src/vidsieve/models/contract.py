@@ -11,7 +11,9 @@ follow is refused by name, not tried. What differs, and the release that made it
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import nn
 
 from vidsieve.errors import MissingExtra, UnsupportedVersion, require
 
@@ -84,21 +86,22 @@ def check(model: Any, adapter: "Adapter", layers: bool) -> None:
     """
     check_library()
     body, decoder = model.base_model, model.get_decoder()
-    _require(body, type(body).forward, _BODY[adapter.layout])
-    if "mm_encoder_outputs" in _parameters(type(body).forward):
+    _require(body, _forward(body), _BODY[adapter.layout])
+    if "mm_encoder_outputs" in _parameters(_forward(body)):
         _require_attributes(model, ("_prepare_multimodal_encoder_kwargs_for_generation",))
     _require_attributes(model, ("_prefill", "_get_candidate_generator", "_supports_logits_to_keep", "loss_function"))
     named = {*adapter.per_token, *adapter.per_visual, *adapter.unchanged}
-    _require(decoder, type(decoder).forward, _DECODER)
-    _refuse_others(decoder, type(decoder).forward, _DECODER | _SWITCHES | named | {"input_ids"})
+    _require(decoder, _forward(decoder), _DECODER)
+    _refuse_others(decoder, _forward(decoder), _DECODER | _SWITCHES | named | {"input_ids"})
     if layers:
         _require_attributes(_transformers.AttentionInterface, ("register", "_global_mapping"))
-        for kind in {type(layer) for layer in decoder.layers}:
-            hidden = list(_parameters(kind.forward))[1]
+        for layer in {type(plain := _compiled_from(layer)): plain for layer in decoder.layers}.values():
+            forward = _forward(layer)
+            hidden = list(_parameters(forward))[1]
             if hidden != "hidden_states":
-                raise _unknown(f"{_name(kind)} takes {hidden} first, not hidden_states")
-            _require(kind, kind.forward, _LAYER)
-            _refuse_others(kind, kind.forward, _LAYER | _SWITCHES | {hidden})
+                raise _unknown(f"{_name(layer)} takes {hidden} first, not hidden_states")
+            _require(layer, forward, _LAYER)
+            _refuse_others(layer, forward, _LAYER | _SWITCHES | {hidden})
 
 
 def check_library() -> None:
@@ -111,6 +114,21 @@ def check_library() -> None:
     for name, arguments in _CACHE_METHODS.items():
         method = getattr(_transformers.Cache, name)
         _require(method, method, arguments)
+
+
+def _compiled_from(module: nn.Module) -> nn.Module:
+    """The module that `torch.compile` wrapped, or the module itself."""
+    return cast(nn.Module, getattr(module, "_orig_mod", module))
+
+
+def _forward(module: nn.Module) -> Callable[..., Any]:
+    """The forward that names its arguments: a subclass may pass on whatever it gets."""
+    anything = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    for kind in type(module).__mro__:
+        forward = vars(kind).get("forward")
+        if forward is not None and any(p.kind not in anything for p in list(_parameters(forward).values())[1:]):
+            return cast(Callable[..., Any], forward)
+    return type(module).forward
 
 
 def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

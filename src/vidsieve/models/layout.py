@@ -213,7 +213,7 @@ def find(
     if copies > 1:
         clips = tuple(replace(clip, row=copies * clip.row + n) for clip in clips for n in range(copies))
     real = _real(placed, arguments.get("attention_mask"))
-    _refuse_packed(real, reading.positions)
+    _refuse_packed(real, reading.positions, masked="attention_mask" in arguments)
     image = getattr(config, "image_token_id", -1)
     prompt = slice(real.shape[1] - reading.proposed)
     ids_of, answer_of = (repeat(None) if x is None else x[:, prompt] for x in (reading.ids, reading.answer))
@@ -251,13 +251,13 @@ def _real(placeholder: Array, attention_mask: object) -> Array:
     return np.ones_like(placeholder)
 
 
-def _refuse_packed(real: Array, positions: Array | None) -> None:
-    """Raise `UnsupportedCall` if the positions (B or 1, L) of a row begin anew: it holds several samples."""
+def _refuse_packed(real: Array, positions: Array | None, masked: bool) -> None:
+    """Raise `UnsupportedCall` if the positions (B or 1, L) of a row begin anew: without a mask, at any step but 1."""
     if positions is None or positions.shape[-1] != real.shape[1]:
         return
     for row, (given, tokens) in enumerate(zip(np.broadcast_to(positions, real.shape), real, strict=True)):
         column = np.flatnonzero(tokens)
-        anew = column[1:][np.diff(given[column]) < 0]
+        anew = column[1:][(np.diff(given[column]) < 0) if masked else (np.diff(given[column]) != 1)]
         if len(anew):
             raise UnsupportedCall(
                 f"expected one sample a row, but the positions of row {row} begin anew at column {anew[0]}: packed "

@@ -222,6 +222,11 @@ class Attachment:
         here.pop("reading", None)  # which the decoder did not come to ask for
         asked, rows = here.pop("asked", None), here.get("rows")
         here["spread"] = False
+        if rows is not None and rows.steps and getattr(output, "router_logits", None) is not None:
+            raise UnsupportedCall(
+                "router_logits are of the tokens that are left, and transformers would weigh them by the mask of the "
+                "whole prompt; call the model with output_router_logits=False, or detach"
+            )
         if output is None or rows is None or not rows.steps or rows.ends(asked):
             return output
         if asked is None and self.outputs == "left":

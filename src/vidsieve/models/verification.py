@@ -17,6 +17,7 @@ from transformers.masking_utils import create_causal_mask
 from vidsieve.errors import WrongArgument, describe
 from vidsieve.models.arguments import whole_model
 from vidsieve.models.attention import layer_type
+from vidsieve.models.families import adapter_for
 from vidsieve.models.seam_input import attach
 from vidsieve.models.trace import Trace, VideoRecord
 from vidsieve.reducer import Attachable
@@ -61,9 +62,11 @@ def verify(
     The tolerance suits float32; half precision needs a few 1e-2. Raises what attaching or generating raises, and
     `ValueError` for a model in training mode, for padding on the right, or for inputs in which no video was found.
     """
-    whole_model(model)
+    adapter_for(whole_model(model))
     if not isinstance(inputs, Mapping):
         raise WrongArgument(f"expected inputs as the processor gives them, {{name: tensor}}, got {describe(inputs)}")
+    if missing := [name for name in ("input_ids", "attention_mask") if name not in inputs]:
+        raise WrongArgument(f"expected inputs as the processor gives them; they have no {', '.join(missing)}")
     if model.training:
         raise ValueError("expected a model in evaluation mode, call model.eval() first")
     if not inputs["attention_mask"][:, -1].all():
