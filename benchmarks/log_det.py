@@ -22,7 +22,7 @@ from rich.table import Table
 import vidsieve
 from vidsieve import Prune, VideoTokens
 from vidsieve.budget import Proportional
-from vidsieve.ops import reference
+from vidsieve.ops.greedy import reference
 from vidsieve.relevance import Given
 from vidsieve.segment import Whole
 from vidsieve.selection import (

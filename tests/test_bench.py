@@ -11,7 +11,9 @@ import torch
 
 from vidsieve import _methods, baselines, bench, cli
 from vidsieve._regret import regret, relevance64, unit64
-from vidsieve.ops import reference
+from vidsieve.ops import GreedyProblem, Measures
+from vidsieve.ops.definitions import TIE
+from vidsieve.ops.greedy import reference
 
 TINY = bench.Load(frames=16, tokens=12, dim=160, dtype=torch.float32)
 COLUMNS = {"case", "variant", "median_ms", "q20_ms", "q80_ms", "peak_bytes", "regret"}
@@ -70,8 +72,9 @@ def test_the_loops_pick_what_the_reference_picks(segments: int) -> None:
     prompt = torch.randn(8, TINY.dim, generator=torch.Generator().manual_seed(0))
     bounds = list(range(0, 97, 96 // segments))
     budgets = [24 // segments] * segments
-    more = (96 // segments, 24, x.norm(dim=-1))
-    order = reference.conditional_dpp(x, relevance64(x, prompt), torch.tensor(bounds), torch.tensor(budgets), *more)
+    measures = Measures(x.norm(dim=-1), torch.zeros(96))
+    given = x, relevance64(x, prompt), torch.tensor(bounds), torch.tensor(budgets)
+    order = reference.conditional_dpp(GreedyProblem(*given, 96 // segments, 24, measures))
     expected = [a + int((order[a:b] == step).nonzero()) for a, b in pairwise(bounds) for step in range(budgets[0])]
     assert baselines.guide_loop(x, prompt, bounds, budgets).tolist() == expected
     assert baselines.lean_loop(x, prompt, bounds, budgets).tolist() == expected
@@ -93,11 +96,10 @@ def test_regret_is_nothing_on_the_greedy_path_and_the_gap_off_it() -> None:
     x = TINY.features(8, seed=1)
     unit, r = unit64(x), torch.rand(96, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     offsets, budget = torch.tensor([0, 48, 96]), torch.tensor([9, 0])
-    more = (48, 9, x.norm(dim=-1))
-    dpp = reference.conditional_dpp(x, r, offsets, budget, *more)
-    mmr = reference.mmr(x, r, offsets, budget, *more, 0.5)
+    problem = GreedyProblem(x, r, offsets, budget, 48, 9, Measures(x.norm(dim=-1), torch.zeros(96)))
+    dpp, mmr = reference.conditional_dpp(problem), reference.mmr(problem, 0.5)
     for order, trade, gain in ((dpp, None, r[:48] ** 2), (mmr, 0.5, 0.5 * r[:48] + 0.5)):
-        assert regret(unit, r, offsets.tolist(), order, trade) <= 2 * reference.TIE
+        assert regret(unit, r, offsets.tolist(), order, trade) <= 2 * TIE
         swapped = order.clone()
         first, open_ = int((order == 0).nonzero()), int((order[:48] < 0).nonzero()[0])
         swapped[first], swapped[open_] = -1, 0

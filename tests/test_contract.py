@@ -12,7 +12,7 @@ from vidsieve import Chain, Prompt, Prune, Reducer, VideoTokens, ops, peers, pre
 from vidsieve.budget import Budget, MarginalGain, Proportional
 from vidsieve.errors import BudgetError, NonFiniteFeatures
 from vidsieve.merge import NearestKept, TemporalMerge
-from vidsieve.ops.reference import LEAST, MOST
+from vidsieve.ops.definitions import LEAST, MOST
 from vidsieve.peers.fewer_frames import fewer_frames
 from vidsieve.relevance import Flat, Given, Novelty, PromptSimilarity, Relevance
 from vidsieve.segment import PerFrame, SceneCuts, Segmenter, Uniform, Whole, Within

@@ -24,7 +24,7 @@ from vidsieve.replay import TIMES, Replay
 from vidsieve.segment import PerFrame, SceneCuts, Uniform, Whole, Within
 from vidsieve.selection import MMR, ConditionalDPP, EvenlySpaced, Hybrid, LowRankDPP, MaxMin, Random, TopRelevance
 
-pytest.importorskip("vidsieve.ops.triton_launch", reason="Triton is not installed")
+pytest.importorskip("vidsieve.ops.launch", reason="Triton is not installed")
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
 FRAMES, ROWS, COLUMNS, DIM = 5, 2, 3, 16

@@ -5,7 +5,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from vidsieve.ops.reference import EXHAUSTED
+from vidsieve.ops.definitions import EXHAUSTED
 from vidsieve.relevance import EPSILON
 
 HELD = 2048  # tokens; for longer segments rows of S are computed as they are needed

@@ -97,13 +97,13 @@ class TemporalMerge(Capturable):
             frames = tuple(tokens.whole.frames)
             before, cosine = ops.temporal(tokens.features, tokens.norm, segments.offsets, frames, tokens.at)
             if self.threshold is not None:  # where there is none before, the cosine is below any
-                kept, count, row, source, link = ops.runs(cosine, before, self.threshold, len(frames))
+                kept, count, row, source, link = ops.merge_runs(cosine, before, self.threshold, len(frames))
                 return {"kept": kept, "source": source, "row": row, "link": link, "count": count}
             n, total = len(tokens), self._keeps(tokens)
             bounds = torch.arange(2, device=cosine.device) * n
             budget = torch.full((1,), total, device=cosine.device)
             kept, row = ops.compact(ops.top(-cosine, bounds, budget), bounds, budget, n, total)
-            source, link = ops.absorbed(row, before, len(frames))
+            source, link = ops.follow_runs(row, before, len(frames))
             return {"kept": kept, "source": source, "row": row, "link": link}
 
     def settle(self, tokens: VideoTokens, found: dict[str, Tensor]) -> Reduction:

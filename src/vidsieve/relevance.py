@@ -76,7 +76,7 @@ class Novelty:
     def __call__(self, tokens: VideoTokens, prompt: Prompt | None) -> Tensor:
         if tokens.at is not None:
             return self(tokens.whole, prompt)[tokens.at]
-        return ops.passing(tokens.persistence, tuple(tokens.frames), self.floor)
+        return ops.transience(tokens.persistence, tuple(tokens.frames), self.floor)
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,6 +26,13 @@ class Selector(Protocol):
     ) -> Tensor: ...
 
 
+def _problem(
+    tokens: VideoTokens, relevance: Tensor | None, segments: Segments, budget: Tensor, total: int
+) -> ops.GreedyProblem:
+    known = tokens.known(segments)
+    return ops.GreedyProblem(tokens.features, relevance, segments.offsets, budget, segments.longest, total, known)
+
+
 @dataclass(frozen=True)
 class ConditionalDPP:
     """Exact greedy MAP of the determinantal point process with kernel L = diag(r) S diag(r), S the cosines.
@@ -39,9 +46,7 @@ class ConditionalDPP:
     def __call__(
         self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor, total: int
     ) -> Tensor:
-        return ops.conditional_dpp(
-            tokens.features, relevance, segments.offsets, budget, segments.longest, total, tokens.known(segments)
-        )
+        return ops.conditional_dpp(_problem(tokens, relevance, segments, budget, total))
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ class LowRankDPP:
                     x = x * torch.where(tokens.norm > 0, tokens.norm.reciprocal(), 0)[:, None]
                 x = sketch(x, self.rank)
                 tokens = VideoTokens(x, tokens.frames, videos=tokens.videos)
-        return ops.conditional_dpp(x, relevance, segments.offsets, budget, longest, total, tokens.known(segments))
+        return ops.conditional_dpp(_problem(tokens, relevance, segments, budget, total))
 
 
 def sketch(x: Tensor, rank: int) -> Tensor:
@@ -112,16 +117,7 @@ class MMR:
     def __call__(
         self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor, total: int
     ) -> Tensor:
-        return ops.mmr(
-            tokens.features,
-            relevance,
-            segments.offsets,
-            budget,
-            segments.longest,
-            total,
-            tokens.known(segments),
-            self.trade,
-        )
+        return ops.mmr(_problem(tokens, relevance, segments, budget, total), self.trade)
 
 
 @dataclass(frozen=True)
@@ -145,8 +141,7 @@ class Hybrid:
         if segments.longest <= self.threshold:
             return self.small(tokens, relevance, segments, budget, total)
         if isinstance(self.small, ConditionalDPP) and isinstance(self.large, MMR):
-            more = segments.longest, total, tokens.known(segments), self.large.trade, self.threshold
-            return ops.hybrid(tokens.features, relevance, segments.offsets, budget, *more)
+            return ops.hybrid(_problem(tokens, relevance, segments, budget, total), self.large.trade, self.threshold)
         is_small = segments.lengths <= self.threshold  # (S,)
         return torch.maximum(
             self.small(tokens, relevance, segments, budget.where(is_small, 0), total),
@@ -166,7 +161,7 @@ class MaxMin:
     def __call__(
         self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor, total: int
     ) -> Tensor:
-        return ops.max_min(tokens.features, segments.offsets, budget, segments.longest, total, tokens.known(segments))
+        return ops.max_min(_problem(tokens, None, segments, budget, total))
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def test_a_stage_that_reads_none_costs_none() -> None:
     for reducer, reads in ((Loudest(0.25), False), (attended(0.25), True)):
         with torch.no_grad(), attach(tiny.model("qwen2_5_vl"), Staged({1: Loudest(0.5), 2: reducer})), ops.spy() as ran:
             tiny.model("qwen2_5_vl")(**tiny.prompt("qwen2_5_vl"))
-        assert ("received" in dict(ran)) == reads
+        assert ("received_attention" in dict(ran)) == reads
 
 
 @pytest.mark.parametrize("queries", ["question", "last"])
@@ -108,8 +108,8 @@ def test_scale_and_soft_cap_are_those_of_the_layer(monkeypatch: pytest.MonkeyPat
         matrix = eager(**inputs, output_attentions=True).attentions[1][0]
     video = by_hand.merge(eager, inputs).video
     torch.testing.assert_close(note.seen[0]["last"], matrix[:, -1].mean(0)[video], atol=1e-6, rtol=1e-4)
-    caps, received = [], ops.received
-    monkeypatch.setattr(ops, "received", lambda *given: (caps.append(given[5]), received(*given))[1])
+    caps, received = [], ops.received_attention
+    monkeypatch.setattr(ops, "received_attention", lambda *given: (caps.append(given[5]), received(*given))[1])
     with torch.no_grad(), attach(eager, Staged({2: Note()})):  # sdpa refuses a cap since transformers 5.24
         eager(**inputs, softcap=2.0)
     assert caps == [2.0, 2.0]

@@ -7,15 +7,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from vidsieve.ops import (
-    triton_attention,
-    triton_gram,
-    triton_greedy,
-    triton_layout,
-    triton_lazy,
-    triton_measure,
-    triton_merge,
-)
+from vidsieve.ops.attention import kernels as attention
+from vidsieve.ops.compaction import kernels as compaction
+from vidsieve.ops.greedy import long_segments, short_segments
+from vidsieve.ops.measurement import gram
+from vidsieve.ops.measurement import kernels as measurement
+from vidsieve.ops.merge import kernels as merge
+from vidsieve.ops.partition import kernels as partition
 
 TYPES = {
     "x_ptr": "*bf16", "split_ptr": "*bf16",
@@ -28,19 +26,19 @@ TYPES = {
     "scaling": "fp32", "softcap": "fp32", "trade": "fp32", "epsilon": "fp32", "threshold": "fp32",
 }  # fmt: skip
 FEATURES: dict[str, Any] = {"D": 3584, "PRECISION": "ieee"}
-LAZY: dict[str, Any] = FEATURES | {
+LONG: dict[str, Any] = FEATURES | {
     "EXACT": "tf32x3", "SHARED": True, "RULE": 0, "BLOCK_S": 64, "BLOCK_N": 128, "BLOCK_D": 128, "BLOCK_K": 32,
 }  # fmt: skip
 
 
 OWN: dict[Any, dict[str, str]] = {  # where a name has another type than elsewhere
-    triton_layout._apportion_kernel: {"out_ptr": "*i64"},
-    triton_layout._scene_cuts_kernel: {"out_ptr": "*i64"},
-    triton_layout._compact_rows_kernel: {"slot_ptr": "*i64", "left_ptr": "*i64", "valid_ptr": "*i64"},
-    triton_layout._passing_kernel: {"floor": "fp32"},
-    triton_merge._begin_kernel: {"row_ptr": "*i64", "count_ptr": "*i64"},
-    triton_merge._absorbed_kernel: {"row_ptr": "*i64"},
-    triton_merge._mean_kernel: {"weight_ptr": "*i64", "out_ptr": "*bf16"},
+    partition._apportion_kernel: {"out_ptr": "*i64"},
+    partition._scene_cuts_kernel: {"out_ptr": "*i64"},
+    compaction._compact_rows_kernel: {"slot_ptr": "*i64", "left_ptr": "*i64", "valid_ptr": "*i64"},
+    measurement._transience_kernel: {"floor": "fp32"},
+    merge._begin_kernel: {"row_ptr": "*i64", "count_ptr": "*i64"},
+    merge._follow_runs_kernel: {"row_ptr": "*i64"},
+    merge._mean_kernel: {"weight_ptr": "*i64", "out_ptr": "*bf16"},
 }
 
 
@@ -57,16 +55,16 @@ def compile_kernel(kernel: Any, architecture: int, warps: int = 4, **constants: 
 
 if __name__ == "__main__":
     sm = int(sys.argv[1])
-    compile_kernel(triton_measure._unit_kernel, sm, D=3584, BLOCK_D=4096, warps=8)
-    compile_kernel(triton_measure._measure_kernel, sm, D=3584, PERSISTENCE=True, COSINE=True, BLOCK_N=1, BLOCK_D=512)
-    compile_kernel(triton_layout._apportion_kernel, sm, WEIGHED=True, BLOCK=64, STEP=16, warps=1)
-    compile_kernel(triton_layout._novelty_kernel, sm, WHOLE=False, BLOCK=512)
-    compile_kernel(triton_layout._scene_cuts_kernel, sm, BLOCK=128, TOKENS=64)
-    compile_kernel(triton_layout._min_max_kernel, sm, BLOCK=16384, warps=32)
-    compile_kernel(triton_layout._compact_kernel, sm, BLOCK=4096, warps=8)
-    compile_kernel(triton_gram._gram_kernel, sm, **FEATURES, BLOCK=128, BLOCK_S=64, BLOCK_D=64)
+    compile_kernel(measurement._unit_kernel, sm, D=3584, BLOCK_D=4096, warps=8)
+    compile_kernel(measurement._measure_kernel, sm, D=3584, PERSISTENCE=True, COSINE=True, BLOCK_N=1, BLOCK_D=512)
+    compile_kernel(partition._apportion_kernel, sm, WEIGHED=True, BLOCK=64, STEP=16, warps=1)
+    compile_kernel(partition._novelty_kernel, sm, WHOLE=False, BLOCK=512)
+    compile_kernel(partition._scene_cuts_kernel, sm, BLOCK=128, TOKENS=64)
+    compile_kernel(measurement._min_max_kernel, sm, BLOCK=16384, warps=32)
+    compile_kernel(compaction._compact_kernel, sm, BLOCK=4096, warps=8)
+    compile_kernel(gram._gram_kernel, sm, **FEATURES, BLOCK=128, BLOCK_S=64, BLOCK_D=64)
     compile_kernel(
-        triton_gram._segment_gram_kernel,
+        gram._segment_gram_kernel,
         sm,
         **FEATURES,
         COSINE=True,
@@ -76,25 +74,33 @@ if __name__ == "__main__":
         BLOCK_D=64,
         warps=8,
     )
-    compile_kernel(triton_measure._direction_kernel, sm, D=3584, SPLIT=True, BLOCK_D=128)
-    compile_kernel(triton_measure._settle_kernel, sm, D=3584, PARTS=2, COSINE=True, BLOCK=256, BLOCK_D=4)
-    compile_kernel(triton_gram._nearest_kept_kernel, sm, **FEATURES, BLOCK_N=64, BLOCK_K=64, BLOCK_D=32)
-    compile_kernel(triton_greedy._greedy_kernel, sm, RULE=0, PARTS=2, ROWS=32, BLOCK_N=256, BLOCK_K=16)
-    compile_kernel(triton_greedy._nearest_other_kernel, sm, PARTS=2, BLOCK_N=256)
-    compile_kernel(triton_lazy._lazy_greedy_kernel, sm, **LAZY, HELD=True, CANDIDATES=32, BLOCK_ALL=2048)
-    compile_kernel(triton_lazy._lazy_greedy_kernel, sm, **LAZY, HELD=False, CANDIDATES=32, BLOCK_ALL=16384, warps=16)
-    compile_kernel(triton_greedy._greedy_kernel, sm, RULE=3, PARTS=2, ROWS=16, BLOCK_N=256, BLOCK_K=16)
+    compile_kernel(measurement._direction_kernel, sm, D=3584, SPLIT=True, BLOCK_D=128)
+    compile_kernel(measurement._settle_kernel, sm, D=3584, PARTS=2, COSINE=True, BLOCK=256, BLOCK_D=4)
+    compile_kernel(merge._nearest_kept_kernel, sm, **FEATURES, BLOCK_N=64, BLOCK_K=64, BLOCK_D=32)
+    compile_kernel(short_segments._greedy_kernel, sm, RULE=0, PARTS=2, ROWS=32, BLOCK_N=256, BLOCK_K=16)
+    compile_kernel(short_segments._nearest_other_kernel, sm, PARTS=2, BLOCK_N=256)
+    compile_kernel(long_segments._long_segments_kernel, sm, **LONG, HELD=True, CANDIDATES=32, BLOCK_ALL=2048)
     compile_kernel(
-        triton_lazy._lazy_greedy_kernel, sm, **LAZY | {"RULE": 3}, HELD=False, CANDIDATES=32, BLOCK_ALL=16384, warps=16
+        long_segments._long_segments_kernel, sm, **LONG, HELD=False, CANDIDATES=32, BLOCK_ALL=16384, warps=16
     )
-    compile_kernel(triton_layout._compact_rows_kernel, sm, PADDED=True, BLOCK=4096, warps=8)
-    compile_kernel(triton_layout._passing_kernel, sm, BLOCK=1024)
-    compile_kernel(triton_merge._temporal_kernel, sm, WHOLE=False, D=3584, BLOCK_S=64, BLOCK_T=64, BLOCK_D=1024)
+    compile_kernel(short_segments._greedy_kernel, sm, RULE=3, PARTS=2, ROWS=16, BLOCK_N=256, BLOCK_K=16)
+    compile_kernel(
+        long_segments._long_segments_kernel,
+        sm,
+        **LONG | {"RULE": 3},
+        HELD=False,
+        CANDIDATES=32,
+        BLOCK_ALL=16384,
+        warps=16,
+    )
+    compile_kernel(compaction._compact_rows_kernel, sm, PADDED=True, BLOCK=4096, warps=8)
+    compile_kernel(measurement._transience_kernel, sm, BLOCK=1024)
+    compile_kernel(merge._temporal_kernel, sm, WHOLE=False, D=3584, BLOCK_S=64, BLOCK_T=64, BLOCK_D=1024)
     heads: dict[str, Any] = {"WIDTH": 128, "PADDED": True, "SOFTCAP": True, "PRECISION": "ieee"}
     tiles: dict[str, Any] = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_D": 128}
-    compile_kernel(triton_attention._softmax_kernel, sm, **heads, **tiles, SPLIT=256)
-    compile_kernel(triton_attention._level_kernel, sm, SPLITS=32, BLOCK=64)
-    compile_kernel(triton_attention._received_kernel, sm, **heads, **tiles)
-    compile_kernel(triton_merge._begin_kernel, sm, BLOCK=4096, warps=8)
-    compile_kernel(triton_merge._absorbed_kernel, sm, BLOCK=128)
-    compile_kernel(triton_merge._mean_kernel, sm, D=3584, WEIGHTED=True, BLOCK_D=1024)
+    compile_kernel(attention._softmax_kernel, sm, **heads, **tiles, SPLIT=256)
+    compile_kernel(attention._level_kernel, sm, SPLITS=32, BLOCK=64)
+    compile_kernel(attention._received_kernel, sm, **heads, **tiles)
+    compile_kernel(merge._begin_kernel, sm, BLOCK=4096, warps=8)
+    compile_kernel(merge._follow_runs_kernel, sm, BLOCK=128)
+    compile_kernel(merge._mean_kernel, sm, D=3584, WEIGHTED=True, BLOCK_D=1024)

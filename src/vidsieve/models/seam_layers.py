@@ -269,7 +269,9 @@ class Pass:
                 real = None if seen is None else seen[row]
                 queries = {kind: self.asked[kind].get(row) for kind in kinds(self.stages[layer])}
                 self.attended.setdefault(layer, {})[row] = {
-                    kind: ops.received(query[row], key[row], at.at.to(query.device), real, scaling, softcap).to(home)
+                    kind: ops.received_attention(
+                        query[row], key[row], at.at.to(query.device), real, scaling, softcap
+                    ).to(home)
                     for kind, at in queries.items()
                     if at is not None
                 }

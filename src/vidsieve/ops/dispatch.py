@@ -1,0 +1,106 @@
+"""Which implementation of an operation runs, and who is told of it."""
+
+import importlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from types import ModuleType
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from vidsieve.errors import KernelUnavailable
+from vidsieve.ops.definitions import GreedyProblem
+
+Result = TypeVar("Result")
+
+SLOTS = 2048  # segments that one program apportions among
+
+_calls: ContextVar[list[tuple[str, str]] | None] = ContextVar("vidsieve_ops_calls", default=None)
+
+
+@cache
+def _no_kernels() -> str:
+    """Why the kernels cannot run here; empty where they can."""
+    try:
+        launch = importlib.import_module("vidsieve.ops.launch")
+    except ImportError as error:
+        return f"Triton cannot be imported ({error})"
+    why: str = launch.unavailable()
+    return why
+
+
+def available() -> dict[str, str]:
+    """The implementations and, for one that cannot run here, the reason."""
+    return {"reference": "", "eager": "", "triton": _no_kernels()}
+
+
+@cache
+def _beside(eager: str, name: str) -> ModuleType:
+    """The implementation `name` of the operations whose module in batched torch is `eager`."""
+    return importlib.import_module(eager.removesuffix("eager") + name)
+
+
+def choose(eager: Callable[..., Result], x: Tensor, kernel: bool = True) -> Callable[..., Result]:
+    """The implementation to run on `x` of the operation that `eager` is in batched torch: that, or its namesake.
+
+    kernel: whether there is one for this case.
+    """
+    asked, why = os.environ.get("VIDSIEVE_OPS", "auto"), ""
+    name = asked
+    if asked == "auto":
+        name = "triton" if x.is_cuda and kernel and x.dtype != torch.float64 and not _no_kernels() else "eager"
+    elif asked == "triton":
+        why = _no_kernels()
+        if not kernel or x.dtype == torch.float64:
+            why = f"{eager.__name__} has no kernel for this input ({x.dtype})"
+    elif asked not in ("reference", "eager"):
+        why = f"expected one of auto, {', '.join(available())}"
+    if why:
+        raise KernelUnavailable(f"VIDSIEVE_OPS={asked} cannot run here: {why}. Unset it to use what can.")
+    calls = _calls.get()
+    if calls is not None:
+        calls.append((eager.__name__, name))
+    if name == "eager":
+        return eager
+    implementation: Callable[..., Result] = getattr(_beside(eager.__module__, name), eager.__name__)
+    return implementation
+
+
+def together(x: Tensor, frames: int) -> bool:
+    """Whether operations take several videos like x, of so many frames, at once; elsewhere nothing would be gained."""
+    asked = os.environ.get("VIDSIEVE_OPS", "auto")
+    chosen = asked == "triton" or (asked == "auto" and x.is_cuda)
+    return chosen and x.dtype != torch.float64 and not _no_kernels() and frames < SLOTS
+
+
+def several(videos: int) -> dict[str, int]:
+    """The argument that only kernels have."""
+    return {} if videos == 1 else {"videos": videos}
+
+
+@contextmanager
+def spy() -> Iterator[list[tuple[str, str]]]:
+    """Record (operation, implementation) of every call made inside the block, in this thread."""
+    calls: list[tuple[str, str]] = []
+    token = _calls.set(calls)
+    try:
+        yield calls
+    finally:
+        _calls.reset(token)
+
+
+def plain(x: Tensor) -> Tensor:
+    """`x` for a decision, which has no gradient."""
+    return x.detach() if x.requires_grad else x
+
+
+def plain_problem(problem: GreedyProblem) -> GreedyProblem:
+    """`problem` with tensors that have no gradient."""
+    x, relevance = problem.x, problem.relevance
+    if x.requires_grad or (relevance is not None and relevance.requires_grad):
+        return problem._replace(x=plain(x), relevance=None if relevance is None else plain(relevance))
+    return problem

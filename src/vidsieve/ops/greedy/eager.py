@@ -1,0 +1,272 @@
+"""The greedy selections in batched torch, for any device. Meaning: reference.py and docs/method.md.
+
+Segments of equal length run as one batch, in pieces of bounded memory. There is a Python loop over picks and over
+pieces, none over tokens. The grouping reads segment lengths and budgets on the host: free on CPU, one wait on a GPU.
+"""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from vidsieve.ops.definitions import EXHAUSTED, TIE, GreedyProblem
+from vidsieve.ops.pieces import STREAM_BYTES, split_pieces, unit_rows, working
+
+BLOCK_BYTES = 24 << 20  # of a piece that is multiplied twice: stays in the cache that cores share
+GRAM_LIMIT = 2048  # tokens; longer segments compute rows of S as they are picked and never hold n x n
+
+
+class _Similarities:
+    """Rows of S for B segments of n tokens x (B, n, D), wanted for up to `steps` picks by relevance r (B, n).
+
+    Held in full where most will be needed. Where few will be, the first that is asked for brings those of the tokens
+    with the best scores along: products of many rows are far cheaper than of one. A segment that asks for another gets
+    all of its own, and flat relevance tells nothing of what will be asked for. For long segments, where S is not held,
+    rows come one at a time.
+    """
+
+    def __init__(self, x: Tensor, norm: Tensor, r: Tensor, steps: int) -> None:
+        self.x, self.norm = x, norm  # (B, n, D), (B, n)
+        b, n = norm.shape
+        self.segments = torch.arange(b, device=x.device)
+        self.held = n <= GRAM_LIMIT
+        self.block = steps + max(4, steps // 3)
+        if not self.held:
+            self.unit = unit_rows(x)  # (B, n, D)
+        elif 6 * steps >= n or x.is_cuda or r.amin() == r.amax():
+            self.s = _gram(x, norm)  # (B, n, n)
+            self.here = norm.new_ones(b, n, dtype=torch.bool)
+        else:
+            self.s = norm.new_empty(b, n, n)
+            self.here = norm.new_zeros(b, n, dtype=torch.bool)
+
+    def of(self, pick: Tensor, score: Tensor) -> Tensor:
+        """Similarities of picks (A, 1), chosen by score (A, n), in the first A segments: (A, n)."""
+        segments, at = self.segments[: len(pick)], pick[:, 0]
+        if not self.held:
+            unit = self.unit[: len(pick)]
+            return (unit @ unit[segments, at, :, None])[..., 0]
+        missing = segments[~self.here[segments, at]]  # (A',)
+        if len(missing):
+            likely = score.scatter(1, pick, torch.inf).topk(min(self.block, score.shape[1]), dim=1).indices  # (A, m)
+            first = ~self.here[missing].any(1)
+            for begun, wanted in ((missing[first], likely), (missing[~first], None)):
+                for piece in split_pieces([self.norm.shape[1]] * len(begun), self.x.shape[2], BLOCK_BYTES):
+                    self._bring(begun[piece], wanted)
+        return self.s[segments, at]
+
+    def _bring(self, segments: Tensor, rows: Tensor | None) -> None:
+        """Compute rows[segments] of S in `segments` (A,), ascending, or all of them."""
+        begin, end = int(segments[0]), int(segments[-1]) + 1
+        at: Tensor | slice = slice(begin, end) if end - begin == len(segments) else segments  # a view where it can be
+        x, norm = self.x[at], self.norm[at]  # (A, n, D), (A, n)
+        if rows is None:
+            self.s[at], self.here[at] = _gram(x, norm), True
+            return
+        chosen = rows[at]  # (A, m)
+        inverse = _inverse(norm)
+        block = _product(self.x[segments[:, None], chosen], x).mul_(inverse.gather(1, chosen)[:, :, None])  # (A, m, n)
+        self.s[segments[:, None], chosen] = block.mul_(inverse[:, None, :])
+        self.here[segments[:, None], chosen] = True
+
+
+def _inverse(norm: Tensor) -> Tensor:
+    return torch.where(norm > 0, norm.reciprocal(), 0)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a (B, m, D) times b (B, n, D) transposed: (B, m, n), accumulated and returned in float32 or better."""
+    if _rounds(b):
+        # CPUs with bf16 units multiply twice as fast in bf16 as in float32, and accumulate in float32; only the
+        # result is rounded. A second product minus the first result brings back what the rounding took.
+        coarse = a @ b.mT
+        return torch.baddbmm(coarse, a, b.mT, beta=-1).to(torch.float32).add_(coarse)
+    return a.to(working(a)) @ b.to(working(b)).mT
+
+
+def _rounds(x: Tensor) -> bool:
+    """Whether products with x (B, n, D) are off by up to 2^-16 of the lengths, as `_product` makes them."""
+    return x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.shape[1] >= 64
+
+
+def _gram(x: Tensor, norm: Tensor) -> Tensor:
+    """Cosines of x (B, n, D) with lengths `norm` within each segment: (B, n, n) in float32 or better."""
+    b, n, _ = x.shape
+    out = x.new_empty(b, n, n, dtype=working(x))
+    inverse = _inverse(norm)
+    for piece in split_pieces([n] * b, x.shape[2], BLOCK_BYTES):
+        raw = _product(x[piece], x[piece])
+        torch.mul(raw, inverse[piece][:, :, None], out=out[piece]).mul_(inverse[piece][:, None, :])
+    return out
+
+
+class _Rule(Protocol):
+    """What distinguishes one greedy selection from another, for a batch of B segments of n tokens."""
+
+    def score(self, step: int) -> Tensor:
+        """How much each token would add now: (B, n)."""
+
+    def update(self, step: int, pick: Tensor, row: Tensor) -> None:
+        """Take note of picks (B, 1) with similarities row (B, n) to their segment."""
+
+    def shrink(self, size: int) -> None:
+        """Only the first `size` segments go on."""
+
+
+class _ConditionalDPP:
+    def __init__(self, x: Tensor, norm: Tensor, r: Tensor, steps: int) -> None:
+        self.x, self.norm, self.r = x, norm, r
+        self.rounds = _rounds(x)
+        self.residual = (norm > 0).to(r.dtype)  # (B, n)
+        self.c = r.new_empty(len(r), steps, r.shape[1])  # (B, k, n)
+
+    def score(self, step: int) -> Tensor:
+        return torch.where(self.residual > EXHAUSTED, self.r**2 * self.residual, self.r - 2)
+
+    def update(self, step: int, pick: Tensor, row: Tensor) -> None:
+        residual = self.residual.gather(1, pick)  # (B, 1)
+        if self.rounds:
+            self._refine(pick, row, (self.residual > EXHAUSTED) & (residual > EXHAUSTED))
+        c = self.c[:, :step]
+        at_pick = c.gather(2, pick[:, :, None].expand(-1, step, 1))  # (B, step, 1)
+        e = torch.baddbmm(row[:, None], at_pick.mT, c, alpha=-1)[:, 0]
+        # An exhausted pick spans nothing new; its row would be rounding divided by rounding.
+        e = torch.where(residual > EXHAUSTED, e * residual.clamp(min=EXHAUSTED).rsqrt(), 0)
+        self.c[:, step] = e
+        self.residual = (self.residual - e * e).clamp_(min=0)
+
+    def _refine(self, pick: Tensor, row: Tensor, matters: Tensor) -> None:
+        """Multiply anew in float32 what a pick may exhaust: twice the error of a rounded product is above that limit.
+
+        A token that is exhausted does not come back, so duplicates are read once more, whatever there are.
+        """
+        near = (row > 1 - 2 * EXHAUSTED) & matters
+        segment, at = near.scatter_(1, pick, False).nonzero(as_tuple=True)
+        inverse = _inverse(self.norm)
+        for piece in split_pieces([1] * len(at), 2 * self.x.shape[2], STREAM_BYTES):
+            i, j = (segment[piece], at[piece]), (segment[piece], pick[segment[piece], 0])
+            product = torch.linalg.vecdot(self.x[i].float(), self.x[j].float())
+            row[i] = product * inverse[i] * inverse[j]
+
+    def shrink(self, size: int) -> None:
+        self.r, self.residual, self.c = self.r[:size], self.residual[:size], self.c[:size]
+
+
+class _MMR:
+    def __init__(self, r: Tensor, trade: float) -> None:
+        self.r, self.trade, self.closest = r, trade, torch.full_like(r, -1.0)
+
+    def score(self, step: int) -> Tensor:
+        return self.trade * self.r - (1 - self.trade) * self.closest
+
+    def update(self, step: int, pick: Tensor, row: Tensor) -> None:
+        self.closest = torch.maximum(self.closest, row)
+
+    def shrink(self, size: int) -> None:
+        self.r, self.closest = self.r[:size], self.closest[:size]
+
+
+class _MaxMin:
+    def __init__(self, x: Tensor) -> None:
+        self.closest = _nearest_other(x)
+
+    def score(self, step: int) -> Tensor:
+        return -self.closest
+
+    def update(self, step: int, pick: Tensor, row: Tensor) -> None:
+        self.closest = row if step == 0 else torch.maximum(self.closest, row)
+
+    def shrink(self, size: int) -> None:
+        self.closest = self.closest[:size]
+
+
+def _nearest_other(x: Tensor) -> Tensor:
+    """Cosine of each token of x (B, n, D) to its nearest other in the segment: (B, n), a block at a time."""
+    unit = unit_rows(x)
+    n = x.shape[1]
+    best = unit.new_full((len(x), n), -2.0)
+    for i in range(0, n, GRAM_LIMIT):
+        for j in range(0, n, GRAM_LIMIT):
+            block = unit[:, i : i + GRAM_LIMIT] @ unit[:, j : j + GRAM_LIMIT].mT  # (B, <= limit, <= limit)
+            if i == j:
+                block.diagonal(dim1=1, dim2=2).fill_(-2.0)
+            best[:, i : i + GRAM_LIMIT] = torch.maximum(best[:, i : i + GRAM_LIMIT], block.amax(2))
+    return best
+
+
+# (x (B, n, D), lengths of its rows (B, n), relevance (B, n), most picks) -> the rule
+_MakeRule = Callable[[Tensor, Tensor, Tensor, int], _Rule]
+
+
+def _greedy(problem: GreedyProblem, make_rule: _MakeRule) -> Tensor:
+    """The skeleton that the greedy selections share: batch equal segments, pick the best, look at its row of S."""
+    x, relevance, offsets, budget, *_ = problem
+    order = torch.full((len(x),), -1, dtype=torch.int32, device=x.device)
+    bounds, budgets = offsets.tolist(), budget.tolist()
+    groups: dict[int, list[tuple[int, int]]] = {}
+    for (begin, end), k in zip(pairwise(bounds), budgets, strict=True):
+        if k:
+            groups.setdefault(end - begin, []).append((k, begin))
+    for n, segments in groups.items():
+        segments.sort(key=lambda item: -item[0])  # the largest budgets first: those still picking are a prefix
+        held = n <= GRAM_LIMIT
+        for piece in split_pieces([n] * len(segments), n if held else x.shape[1]):
+            picks = [k for k, _ in segments[piece]]
+            begins = [begin for _, begin in segments[piece]]
+            index = torch.tensor(begins, device=x.device)[:, None] + torch.arange(n, device=x.device)  # (B, n)
+            adjacent = begins == list(range(begins[0], begins[0] + n * len(begins), n))
+            batch = x[begins[0] : begins[0] + n * len(begins)].view(-1, n, x.shape[1]) if adjacent else x[index]
+            r = torch.ones(index.shape, dtype=working(x), device=x.device)
+            if relevance is not None:
+                r = relevance[index].to(r.dtype)
+            lengths = problem.measures.norm[index].to(r.dtype)
+            similarities = _Similarities(batch, lengths, r, picks[0])
+            order[index] = _greedy_batch(similarities, picks, make_rule(batch, lengths, r, picks[0]))
+    return order
+
+
+def _greedy_batch(similarities: _Similarities, picks: list[int], rule: _Rule) -> Tensor:
+    """Pick `picks` (descending) tokens from each of B segments of n: order int32 (B, n)."""
+    order = torch.full_like(similarities.norm, -1, dtype=torch.int32)
+    active = len(picks)
+    for step in range(picks[0]):
+        if picks[active - 1] <= step:
+            active = sum(k > step for k in picks)
+            rule.shrink(active)
+        score = rule.score(step).masked_fill(order[:active] >= 0, -torch.inf)  # (A, n)
+        best = score.amax(1, keepdim=True)
+        pick = (score >= best - TIE * best.abs()).int().argmax(1, keepdim=True)  # the first of those tied, (A, 1)
+        order[:active].scatter_(1, pick, step)
+        if step + 1 < picks[0]:
+            rule.update(step, pick, similarities.of(pick, score))
+    return order
+
+
+def conditional_dpp(problem: GreedyProblem) -> Tensor:
+    return _greedy(problem, _ConditionalDPP)
+
+
+def mmr(problem: GreedyProblem, trade: float) -> Tensor:
+    return _greedy(problem, lambda x, norm, r, steps: _MMR(r, trade))
+
+
+def hybrid(problem: GreedyProblem, trade: float, threshold: int) -> Tensor:
+    small = problem.offsets.diff() <= threshold
+    exact = conditional_dpp(problem._replace(budget=problem.budget.where(small, 0)))
+    return torch.maximum(exact, mmr(problem._replace(budget=problem.budget.where(~small, 0)), trade))
+
+
+def max_min(problem: GreedyProblem) -> Tensor:
+    return _greedy(problem._replace(relevance=None), lambda x, norm, r, steps: _MaxMin(x))
+
+
+def top(score: Tensor, offsets: Tensor, budget: Tensor) -> Tensor:
+    position = torch.arange(len(score), device=score.device)
+    segment = torch.searchsorted(offsets[1:], position, right=True)
+    ranked = score.argsort(descending=True, stable=True)
+    ranked = ranked[segment[ranked].argsort(stable=True)]  # by segment, then score, then position
+    step = position - offsets[segment[ranked]]
+    picked = torch.where(step < budget[segment[ranked]], step, -1).int()
+    return torch.empty_like(picked).scatter_(0, ranked, picked)

@@ -1,0 +1,100 @@
+"""The selections in float64, one pick and one token at a time; equation numbers: docs/method.md."""
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from vidsieve.ops.definitions import EXHAUSTED, TIE, GreedyProblem
+from vidsieve.ops.measurement.reference import unit_rows
+
+
+def first_best(score: Tensor) -> int:
+    best = score.max()
+    return int((score >= best - TIE * best.abs()).nonzero()[0])
+
+
+def _segments(offsets: Tensor, budget: Tensor) -> list[tuple[int, int, int]]:
+    bounds = offsets.tolist()
+    return [(begin, end, k) for (begin, end), k in zip(pairwise(bounds), budget.tolist(), strict=True) if k]
+
+
+def conditional_dpp(problem: GreedyProblem) -> Tensor:
+    """Eq. 5-8: Chen et al. 2018, algorithm 1, on S; the condition weighs the choice (eq. 7)."""
+    x, relevance, offsets, budget, *_ = problem
+    relevance = torch.ones(len(x), device=x.device) if relevance is None else relevance
+    order = torch.full((len(x),), -1, dtype=torch.int32, device=x.device)
+    for begin, end, k in _segments(offsets, budget):
+        unit, r = unit_rows(x[begin:end]), relevance[begin:end].double()
+        similarity = unit @ unit.mT  # (n, n)
+        residual = (unit.norm(dim=-1) > 0).double()  # (n,)
+        rows: list[Tensor] = []  # c of eq. 6, one (n,) a pick
+        open_ = torch.ones(end - begin, dtype=torch.bool, device=x.device)
+        for step in range(k):
+            gain = torch.where(residual > EXHAUSTED, r**2 * residual, r - 2)  # eq. 7
+            j = first_best(gain.masked_fill(~open_, -math.inf))
+            order[begin + j], open_[j] = step, False
+            if residual[j] > EXHAUSTED:
+                e = similarity[j].clone()
+                for c in rows:
+                    e -= c[j] * c
+                e /= residual[j].sqrt()  # eq. 6
+                rows.append(e)
+                residual = (residual - e**2).clamp(min=0)  # eq. 8
+    return order
+
+
+def mmr(problem: GreedyProblem, trade: float) -> Tensor:
+    """Eq. 9."""
+    x, relevance, offsets, budget, *_ = problem
+    relevance = torch.ones(len(x), device=x.device) if relevance is None else relevance
+    order = torch.full((len(x),), -1, dtype=torch.int32, device=x.device)
+    for begin, end, k in _segments(offsets, budget):
+        unit, r = unit_rows(x[begin:end]), relevance[begin:end].double()
+        closest = torch.full_like(r, -1.0)
+        open_ = torch.ones(end - begin, dtype=torch.bool, device=x.device)
+        for step in range(k):
+            score = trade * r - (1 - trade) * closest
+            j = first_best(score.masked_fill(~open_, -math.inf))
+            order[begin + j], open_[j] = step, False
+            closest = torch.maximum(closest, unit @ unit[j])
+    return order
+
+
+def hybrid(problem: GreedyProblem, trade: float, threshold: int) -> Tensor:
+    small = problem.offsets.diff() <= threshold
+    exact = conditional_dpp(problem._replace(budget=problem.budget.where(small, 0)))
+    return torch.maximum(exact, mmr(problem._replace(budget=problem.budget.where(~small, 0)), trade))
+
+
+def max_min(problem: GreedyProblem) -> Tensor:
+    """Eq. 10."""
+    x, _, offsets, budget, *_ = problem
+    order = torch.full((len(x),), -1, dtype=torch.int32, device=x.device)
+    for begin, end, k in _segments(offsets, budget):
+        unit = unit_rows(x[begin:end])
+        similarity = unit @ unit.mT
+        closest = similarity.fill_diagonal_(-2.0).max(dim=1).values  # of each to its nearest other
+        open_ = torch.ones(end - begin, dtype=torch.bool, device=x.device)
+        for step in range(k):
+            j = first_best((-closest).masked_fill(~open_, -math.inf))
+            order[begin + j], open_[j] = step, False
+            row = unit @ unit[j]
+            closest = row if step == 0 else torch.maximum(closest, row)
+    return order
+
+
+def top(score: Tensor, offsets: Tensor, budget: Tensor) -> Tensor:
+    order = torch.full((len(score),), -1, dtype=torch.int32, device=score.device)
+    for begin, end, k in _segments(offsets, budget):
+        ranked = sorted(range(begin, end), key=lambda i: (-float(score[i]), i))
+        for step, i in enumerate(ranked[:k]):
+            order[i] = step
+    return order
+
+
+def log_det(x: Tensor, relevance: Tensor, kept: Tensor) -> float:
+    """log det of L restricted to `kept`, eq. 5; -inf where it is singular."""
+    unit = unit_rows(x[kept]) * relevance[kept].double()[:, None]
+    return float(torch.linalg.slogdet(unit @ unit.mT).logabsdet)

@@ -1,0 +1,109 @@
+"""Launching a kernel: on the device of its first argument, without asking Triton anew which compiled version fits."""
+
+import os
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from triton import knobs
+from triton.runtime import driver
+
+# Arguments that kernels are not compiled anew for. Triton makes another version for 1 and for multiples of 16, which it
+# should know of strides; but counts are now this and now that, from one video to the next.
+COUNTS = [
+    *("n", "m", "tokens", "segments", "frames", "per_frame", "max_frames", "count", "total", "picks", "begin"),
+    *("length", "reach", "c_rows", "threshold", "queries", "query_count", "keys", "past", "share", "splits"),
+]
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+_compiled: dict[tuple[object, ...], tuple[Any, tuple[Any, ...]]] = {}  # and its constants
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+    """Run `kernel` on the device of its first argument."""
+    if torch.compiler.is_compiling():
+        _launch_uncompiled(kernel, grid, *args, **options)
+    else:
+        _launch(kernel, grid, *args, **options)
+
+
+def _launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+    """The same without a look at who calls.
+
+    Asking Triton anew which of its compiled versions fits costs the host more than the launch. So that is remembered by
+    what it depends on: types, alignment, whether a number is 1, a multiple of 16 or wide. And what is compiled is
+    called as Triton calls it, with addresses in place of tensors, which it would ask for them one by one.
+    """
+    if INTERPRETED:
+        kernel[grid](*args, **options)
+        return
+    device = args[0].device.index
+    if device != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            _launch(kernel, grid, *args, **options)
+        return
+    key: list[object] = [id(kernel), device, *options, *options.values()]
+    values: list[Any] = []
+    for x in args:
+        if isinstance(x, Tensor):
+            values.append(address := x.data_ptr())
+            key += x.dtype, address % 16 == 0
+        else:
+            values.append(x)
+            key.append((x == 1) + 2 * (x % 16 == 0) + 4 * (x.bit_length() > 31) if isinstance(x, int) else type(x))
+    found = _compiled.get(tuple(key))
+    if found is None:
+        compiled = kernel[grid](*args, **options)
+        _compiled[tuple(key)] = compiled, tuple(options[name] for name in kernel.arg_names[len(args) :])
+        return
+    compiled, constants = found
+    grid = *grid, *(1, 1)[len(grid) - 1 :]
+    if knobs.runtime.launch_enter_hook.calls or knobs.runtime.launch_exit_hook.calls:  # a profiler wants to know more
+        compiled[grid](*values, *constants)
+        return
+    stream = driver.active.get_current_stream(device)
+    compiled.run(*grid, stream, compiled.function, compiled.packed_metadata, None, None, None, *values, *constants)
+
+
+# A wrapper that costs the host a tenth of a launch.
+_launch_uncompiled = torch.compiler.disable(_launch)  # type: ignore[no-untyped-call]
+
+
+def unavailable() -> str:
+    """Why the kernels cannot run here; empty where they can."""
+    if INTERPRETED or torch.cuda.is_available():
+        return ""
+    return "Triton needs a CUDA device (or TRITON_INTERPRET=1 for the interpreter)"
+
+
+def cdiv(n: int, block: int) -> int:
+    """How many blocks cover n. Triton's own takes the host longer than an allocation does."""
+    return -(-n // block)
+
+
+def covering(n: int) -> int:
+    """The smallest power of two that n fits into."""
+    return 1 << (n - 1).bit_length()
+
+
+def multiprocessors(x: Tensor) -> int:
+    """Those of the device of `x`; the interpreter runs one program after another, and counts as one."""
+    return _multiprocessors(x.device.index) if x.is_cuda else 1
+
+
+@cache  # asking costs the host as much as a launch
+def _multiprocessors(device: int) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def rows_of(x: Tensor) -> Tensor:
+    """`x` (n, D) as a kernel reads it: the features of a row next to one another."""
+    if INTERPRETED and x.dtype == torch.bfloat16:
+        x = x.float()  # the interpreter multiplies the bit patterns of bf16; products of bf16 are exact in float32
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def precision(x: Tensor) -> str:
+    """Of products of such features on tensor cores."""
+    return "tf32x3" if x.dtype == torch.float32 else "ieee"

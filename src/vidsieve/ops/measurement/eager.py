@@ -1,0 +1,105 @@
+"""What is measured of tokens, in batched torch. Work goes in pieces of bounded memory, with no loop over tokens."""
+
+import torch
+from torch import Tensor
+
+from vidsieve.ops.definitions import BAD_PROMPT, LEAST, MOST, NOISE, NON_FINITE, OUT_OF_RANGE, Measures
+from vidsieve.ops.pieces import STREAM_BYTES, split_pieces, unit_rows, working
+
+
+def measure(x: Tensor, frames: tuple[int, ...], y: Tensor | None, persistence: bool, *segments: object) -> Measures:
+    norm, cosine = _norm_and_cosine(x, y)
+    bad = _bad(x, norm)
+    if cosine is not None:
+        bad.add_(cosine.isnan(), alpha=BAD_PROMPT)
+    return Measures(norm, bad, _persistence(x, frames) if persistence else None, cosine)
+
+
+def _bad(x: Tensor, norm: Tensor) -> Tensor:
+    fits = (norm >= LEAST) & (norm <= MOST)
+    if x.device.type == "cpu":  # elsewhere a look would wait for the device
+        bad = norm.new_zeros(len(x), dtype=torch.int32)
+        odd = (~fits).nonzero()[:, 0]
+        return bad.index_copy_(0, odd, _what(x[odd], norm[odd])) if len(odd) else bad
+    return torch.where(fits, 0, _what(x, norm))
+
+
+def _what(x: Tensor, norm: Tensor) -> Tensor:
+    """What is bad about rows x (n, D) that may not fit: int32 (n,). A square may be 0 or inf though the row is not."""
+    out_of_range = torch.where((norm < LEAST) & (x == 0).all(1), 0, OUT_OF_RANGE)
+    return torch.where(torch.isfinite(x).all(1), out_of_range, NON_FINITE).int()
+
+
+def _direction(y: Tensor) -> Tensor:
+    """The mean of the rows of y (M, D), each at length one: (D,); NaN if one is bad."""
+    bad = _bad(y, torch.linalg.vector_norm(y.to(working(y)), dim=-1)) > 0
+    return unit_rows(y).mean(0).masked_fill(bad.any(), torch.nan)
+
+
+def _persistence(x: Tensor, frames: tuple[int, ...]) -> Tensor:
+    mean = _mean(x)
+    still = NOISE * mean.norm()
+    out = torch.zeros(len(x), dtype=torch.float32, device=x.device)
+    regular = min(frames) == max(frames)
+    begin, last = 0, None  # the frames before `begin` are done; `last` (P', D), centred, is the one just before it
+    for piece in split_pieces(frames, x.shape[1], STREAM_BYTES if regular else 0):
+        end = begin + sum(frames[piece])
+        now = x[begin:end] - mean
+        now.masked_fill_((torch.linalg.vector_norm(now, dim=-1) <= still)[:, None], 0)
+        if last is not None and len(last) == frames[piece.start]:
+            that = torch.cat([last, now[: -frames[piece.start]]]) if piece.stop > piece.start + 1 else last
+            out[begin:end] = _cosine(now, that)
+        elif last is not None:
+            out[begin:end] = _cosine(now, last.mean(0, keepdim=True).expand_as(now))
+        elif piece.stop > piece.start + 1:
+            out[begin + frames[0] : end] = _cosine(now[frames[0] :], now[: -frames[0]])
+        begin, last = end, now[-frames[piece.stop - 1] :]
+    return out
+
+
+def _mean(x: Tensor) -> Tensor:
+    """Mean of x (N, D) over its rows, accumulated in float32 or better: (D,)."""
+    if x.device.type != "cpu":
+        return x.mean(0, dtype=working(x))
+    pieces = split_pieces([1] * len(x), x.shape[1], STREAM_BYTES)
+    return torch.stack([x[piece].to(working(x)).sum(0) for piece in pieces]).sum(0) / len(x)
+
+
+def _cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Rowwise cosine of (n, D) and (n, D): float32 (n,). Two zero rows are alike, a zero row is unlike any other."""
+    norm_a, norm_b = torch.linalg.vector_norm(a, dim=-1), torch.linalg.vector_norm(b, dim=-1)
+    dot: Tensor = torch.linalg.vecdot(a, b)
+    cosine: Tensor = dot / (norm_a * norm_b).clamp(min=1e-38)
+    return cosine.masked_fill((norm_a == 0) & (norm_b == 0), 1.0).float()
+
+
+def _norm_and_cosine(x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Lengths of the rows of x (N, D), and their mean cosine to those of y (M, D) if given: (N,) each."""
+    norm = x.new_empty(len(x), dtype=working(x))
+    # The mean of the cosines to several vectors is the projection on the mean of their unit vectors.
+    direction = norm.new_zeros(x.shape[1]) if y is None else _direction(y).to(norm.dtype)
+    projection = None if y is None else torch.empty_like(norm)
+    rows = min(len(x), max(1, STREAM_BYTES // (4 * x.shape[1])))
+    buffer = norm.new_empty(rows, x.shape[1])  # one for all pieces: fresh memory would cost more than the arithmetic
+    for begin in range(0, len(x), rows):
+        part = buffer[: len(x) - begin].copy_(x[begin : begin + rows])
+        torch.linalg.vector_norm(part, dim=-1, out=norm[begin : begin + rows])
+        if projection is not None:
+            torch.mv(part, direction, out=projection[begin : begin + rows])
+    return norm, None if projection is None else (projection / norm.clamp(min=1e-30)).float()
+
+
+def min_max(scores: Tensor, epsilon: float) -> Tensor:
+    low, high = scores.aminmax()
+    return (scores - low + epsilon) / (high - low + epsilon)
+
+
+def transience(persistence: Tensor, frames: tuple[int, ...], floor: float) -> Tensor:
+    at = torch.arange(len(persistence), device=persistence.device)
+    lengths = torch.tensor(frames, device=at.device)
+    frame = torch.repeat_interleave(lengths, output_size=len(at))
+    within = at - (lengths.cumsum(0) - lengths)[frame]
+    alike = torch.cat([lengths[1:] == lengths[:-1], lengths.new_zeros(1, dtype=torch.bool)])
+    later = persistence[(at + lengths[frame]).clamp(max=len(at) - 1)].where(alike[frame], 0)
+    stays = torch.maximum(persistence, later).clamp(0, 1)
+    return (1 - (1 - floor) * stays).masked_fill(within == frame % lengths[frame], 1.0)

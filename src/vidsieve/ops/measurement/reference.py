@@ -1,0 +1,78 @@
+"""What is measured of tokens, in float64, one token at a time; equation numbers: docs/method.md."""
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from vidsieve.ops.definitions import BAD_PROMPT, LEAST, MOST, NOISE, NON_FINITE, OUT_OF_RANGE, Measures
+
+
+def unit_rows(x: Tensor) -> Tensor:
+    """x (N, D) in float64 with rows of length one; a zero row stays zero."""
+    x = x.detach().double()
+    norm = x.norm(dim=-1, keepdim=True)
+    return torch.where(norm > 0, x / norm.where(norm > 0, 1.0), 0.0)
+
+
+def measure(x: Tensor, frames: tuple[int, ...], y: Tensor | None, persistence: bool, *segments: object) -> Measures:
+    bad = _bad(x)
+    cosine = None if y is None else _cosine_to(x, y)
+    if y is not None and cosine is not None and _bad(y).any():
+        bad, cosine = bad + BAD_PROMPT, torch.full_like(cosine, math.nan)
+    norm = x.detach().double().norm(dim=-1).float()
+    return Measures(norm, bad, _persistence(x, frames) if persistence else None, cosine)
+
+
+def _bad(x: Tensor) -> Tensor:
+    rows = [
+        OUT_OF_RANGE * int(norm != 0 and not LEAST <= norm <= MOST) if math.isfinite(norm) else NON_FINITE
+        for norm in x.detach().double().norm(dim=-1).tolist()
+    ]
+    return torch.tensor(rows, dtype=torch.int32, device=x.device)
+
+
+def _persistence(x: Tensor, frames: tuple[int, ...]) -> Tensor:
+    """Eq. 1."""
+    x = x.double()
+    centred = x - x.mean(0)
+    centred[centred.norm(dim=-1) <= NOISE * x.mean(0).norm()] = 0
+    out = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    begin = 0
+    for before, now in pairwise(frames):
+        middle = begin + before
+        for i in range(now):
+            this = centred[middle + i]
+            that = centred[begin + i] if before == now else centred[begin:middle].mean(0)
+            a, b = float(this.norm()), float(that.norm())
+            if a > 0 and b > 0:
+                out[middle + i] = float(this @ that) / (a * b)
+            else:
+                out[middle + i] = 1.0 if a == b else 0.0
+        begin = middle
+    return out.float()
+
+
+def _cosine_to(x: Tensor, y: Tensor) -> Tensor:
+    """Eq. 4, before normalisation."""
+    return (unit_rows(x) @ unit_rows(y).mT).mean(1).float()
+
+
+def min_max(scores: Tensor, epsilon: float) -> Tensor:
+    """Eq. 4, the normalisation."""
+    low, high = float(scores.min()), float(scores.max())
+    return ((scores.double() - low + epsilon) / (high - low + epsilon)).float()
+
+
+def transience(persistence: Tensor, frames: tuple[int, ...], floor: float) -> Tensor:
+    """Eq. 4b."""
+    out = torch.empty(len(persistence), device=persistence.device)
+    begin = 0
+    for t, (now, later) in enumerate(pairwise([*frames, 0])):
+        for i in range(now):
+            after = float(persistence[begin + now + i]) if now == later else 0.0
+            stays = min(1.0, max(0.0, float(persistence[begin + i]), after))
+            out[begin + i] = 1.0 if i == t % now else 1 - (1 - floor) * stays
+        begin += now
+    return out

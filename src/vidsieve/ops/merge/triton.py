@@ -1,0 +1,107 @@
+"""Who is merged with whom, and means of what merged, by kernels."""
+
+import torch
+from torch import Tensor
+
+from vidsieve.ops.launch import cdiv, covering, launch, precision, rows_of
+from vidsieve.ops.measurement.triton import measure
+from vidsieve.ops.merge.kernels import (
+    _begin_kernel,
+    _follow_runs_kernel,
+    _mean_kernel,
+    _nearest_kept_kernel,
+    _temporal_kernel,
+)
+
+
+def nearest_kept(x: Tensor, offsets: Tensor, kept: Tensor) -> Tensor:
+    x = rows_of(x)
+    norm = measure(x, (len(x),), None, False).norm
+    segment = torch.searchsorted(offsets[1:], torch.arange(len(x), device=x.device), right=True)
+    rows = torch.searchsorted(kept, offsets)  # (S + 1,) rows of `kept` before each segment
+    source = torch.empty(len(x), dtype=torch.int64, device=x.device)
+    launch(
+        _nearest_kept_kernel, (cdiv(len(x), 64),),
+        x, norm, segment, rows, kept, source, len(x), x.stride(0),
+        D=x.shape[1], PRECISION=precision(x), BLOCK_N=64, BLOCK_K=64, BLOCK_D=32,
+    )  # fmt: skip
+    return source.scatter_(0, kept, torch.arange(len(kept), device=x.device))
+
+
+def temporal(
+    x: Tensor, norm: Tensor, offsets: Tensor, frames: tuple[int, ...], at: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    x = rows_of(x)
+    n, d = x.shape
+    before = torch.empty(n, dtype=torch.int64, device=x.device)
+    cosine = torch.empty(n, dtype=torch.float32, device=x.device)
+    slot = before
+    if at is not None:
+        at = at.contiguous()
+        slot = torch.full((sum(frames),), -1, dtype=torch.int32, device=x.device)
+        slot.index_copy_(0, at, torch.arange(n, dtype=torch.int32, device=x.device))
+    segments = len(offsets) - 1
+    launch(
+        _temporal_kernel, (n,),
+        x, norm, offsets, before if at is None else at, slot, before, cosine, segments, frames[0], x.stride(0),
+        WHOLE=at is None, D=d, BLOCK_S=min(1024, covering(segments)),
+        BLOCK_T=min(64, covering(len(frames))), BLOCK_D=min(1024, covering(d)),
+    )  # fmt: skip
+    return before, cosine
+
+
+def merge_runs(cosine: Tensor, before: Tensor, threshold: float, longest: int) -> tuple[Tensor, ...]:
+    n = len(cosine)
+    index, row, source, link = (torch.empty_like(before) for _ in range(4))
+    count = before.new_empty(1)
+    block = min(4096, covering(n))
+    launch(
+        _begin_kernel, (1,), cosine, index, row, link, count, n, threshold,
+        BLOCK=block, num_warps=8 if block > 512 else 1,
+    )  # fmt: skip
+    launch(_follow_runs_kernel, (cdiv(n, 128),), row, before, source, link, n, BLOCK=128)
+    return index, count, row, source, link
+
+
+def follow_runs(row: Tensor, before: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+    source, link = torch.empty_like(before), torch.full_like(before, -1)
+    launch(_follow_runs_kernel, (cdiv(len(before), 128),), row, before, source, link, len(before), BLOCK=128)
+    return source, link
+
+
+def merge_mean(
+    x: Tensor, source: Tensor, kept: Tensor, weight: Tensor | None = None, link: Tensor | None = None
+) -> Tensor:
+    rows = x.reshape(len(x), -1)
+    return merge_among(rows, kept, 0, source, kept, weight, link).view(len(kept), *x.shape[1:])
+
+
+def merge_among(
+    x: Tensor,
+    index: Tensor,
+    begin: int,
+    source: Tensor,
+    kept: Tensor,
+    weight: Tensor | None = None,
+    link: Tensor | None = None,
+) -> Tensor:
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    m, d = len(index), x.shape[1]
+    out = x.new_empty(m, d)
+    block = min(1024, covering(d))
+    launch(
+        _mean_kernel, (m, cdiv(d, block)),
+        x, index, _links(source, kept) if link is None else link, index if weight is None else weight, out,
+        x.stride(0), begin, len(source), D=d, WEIGHTED=weight is not None, BLOCK_D=block,
+    )  # fmt: skip
+    return out
+
+
+def _links(source: Tensor, kept: Tensor) -> Tensor:
+    """The next row with the same source (N,), -1 for the last, where the first is the one that is kept."""
+    # A radix sort passes over the keys once a byte, so short ones are sorted sooner.
+    key = (2 * source + 1).to(torch.int16 if len(kept) < 1 << 14 else torch.int32)
+    key[kept] -= 1
+    ordered, by = key.sort(stable=True)
+    following = torch.where(ordered[1:] >> 1 == ordered[:-1] >> 1, by[1:], -1)
+    return torch.full_like(source, -1).scatter_(0, by[:-1], following)

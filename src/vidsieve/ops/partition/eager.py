@@ -1,0 +1,51 @@
+"""Cuts and budgets in batched torch, for any device."""
+
+import torch
+from torch import Tensor
+
+
+def segment_mean(values: Tensor, offsets: Tensor) -> Tensor:
+    mean: Tensor = torch.segment_reduce(values.float(), "mean", offsets=offsets, unsafe=True)
+    return mean.nan_to_num(0.0)
+
+
+def scene_cuts(persistence: Tensor, offsets: Tensor, threshold: float, max_frames: int | None) -> Tensor:
+    similarity = segment_mean(persistence, offsets)  # (T,)
+    total = len(similarity)
+    t = torch.arange(total, device=similarity.device)
+    first = (similarity < threshold) | (t == 0)
+    if max_frames is not None:
+        scene = first.cumsum(0) - 1  # (T,)
+        length = torch.zeros_like(t).scatter_add_(0, scene, torch.ones_like(t))[scene]
+        within = t - torch.where(first, t, 0).cummax(0).values
+        parts = -(-length // max_frames)
+        first |= within * parts // length != (within - 1) * parts // length
+    # The s-th segment begins at the s-th true entry of `first`; the unused rest of the T slots is empty.
+    bounds = torch.full((total + 1,), total, device=t.device)
+    bounds.scatter_reduce_(0, first.cumsum(0) - 1, t, "amin")
+    return offsets[bounds]
+
+
+def novelty(persistence: Tensor, offsets: Tensor, at: Tensor | None = None) -> Tensor:
+    persistence = persistence if at is None else persistence[at]
+    return (segment_mean(1 - persistence, offsets) * offsets.diff()).clamp(min=0)
+
+
+def apportion(weights: Tensor | None, offsets: Tensor, total: int) -> Tensor:
+    n = offsets.diff().double()
+    w = n if weights is None else weights.double()
+    w = (w / w.max().clamp(min=1e-300)).clamp(min=1e-9)
+    floor = torch.where((n > 0).sum() <= total, n.clamp(max=1), 0.0)
+    # sum_s clip(level * w_s, floor_s, n_s) grows piecewise linearly in the level: slope + w_s from floor_s / w_s on,
+    # - w_s from n_s / w_s on. Walk the sorted breakpoints to where it reaches the total.
+    breaks, by = torch.cat([floor / w, n / w]).sort()
+    slope = torch.cat([w, -w])[by].cumsum(0)
+    gained = (slope[:-1] * breaks.diff()).cumsum(0) + floor.sum()
+    reached = torch.cat([floor.sum()[None], gained])
+    at = (reached <= total).sum() - 1
+    level = breaks[at] + (total - reached[at]) / slope[at].clamp(min=1e-12)
+    share = torch.minimum(torch.maximum(level * w, floor), n)
+    whole = (share + 1e-6).floor()
+    remainder = torch.where(whole < n, ((share - whole) * 1e6).round(), -torch.inf)
+    rank = remainder.argsort(descending=True, stable=True).argsort()
+    return (whole + (rank < total - whole.sum())).long()

@@ -1,0 +1,54 @@
+"""Cuts and budgets in float64, one segment at a time; equation numbers: docs/method.md."""
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+
+def segment_mean(values: Tensor, offsets: Tensor) -> Tensor:
+    means = [float(values[a:b].double().mean()) if b > a else 0.0 for a, b in pairwise(offsets.tolist())]
+    return torch.tensor(means, dtype=torch.float32, device=values.device)
+
+
+def scene_cuts(persistence: Tensor, offsets: Tensor, threshold: float, max_frames: int | None) -> Tensor:
+    similarity = segment_mean(persistence, offsets)  # (T,)
+    frames = len(similarity)
+    starts = [t for t in range(frames) if t == 0 or float(similarity[t]) < threshold]
+    bounds = []
+    for begin, end in pairwise([*starts, frames]):
+        parts = math.ceil((end - begin) / (max_frames or frames))
+        bounds += [begin + math.ceil(i * (end - begin) / parts) for i in range(parts)]
+    bounds += [frames] * (frames + 1 - len(bounds))
+    return offsets[torch.tensor(bounds, device=offsets.device)]
+
+
+def novelty(persistence: Tensor, offsets: Tensor, at: Tensor | None = None) -> Tensor:
+    """Eq. 2."""
+    persistence = persistence if at is None else persistence[at]
+    sums = [max(0.0, float((1 - persistence[a:b].double()).sum())) for a, b in pairwise(offsets.tolist())]
+    return torch.tensor(sums, dtype=torch.float32, device=persistence.device)
+
+
+def apportion(weights: Tensor | None, offsets: Tensor, total: int) -> Tensor:
+    """Eq. 3: bisection for the level, then largest remainders."""
+    caps = [b - a for a, b in pairwise(offsets.tolist())]
+    floors = [min(1, n) for n in caps] if total >= sum(n > 0 for n in caps) else [0] * len(caps)
+    raw = [float(w) for w in (caps if weights is None else weights)]
+    largest = max(raw, default=0.0) or 1.0
+    w = [max(value / largest, 1e-9) for value in raw]
+
+    def share(level: float) -> list[float]:
+        return [min(max(level * a, low), n) for a, low, n in zip(w, floors, caps, strict=True)]
+
+    low, high = 0.0, max(n / a for n, a in zip(caps, w, strict=True))
+    for _ in range(400):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(share(middle)) < total else (low, middle)
+    shares = share(high)
+    out = [math.floor(t + 1e-6) for t in shares]
+    by_remainder = sorted(range(len(out)), key=lambda s: (-round(shares[s] - out[s], 6), s))
+    for s in by_remainder[: total - sum(out)]:
+        out[s] += 1
+    return torch.tensor(out, dtype=torch.int64, device=offsets.device)

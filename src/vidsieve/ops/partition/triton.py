@@ -1,0 +1,46 @@
+"""Cuts and budgets, by kernels."""
+
+import torch
+from torch import Tensor
+
+from vidsieve.ops.dispatch import SLOTS
+from vidsieve.ops.launch import covering, launch
+from vidsieve.ops.partition import eager
+from vidsieve.ops.partition.kernels import _apportion_kernel, _novelty_kernel, _scene_cuts_kernel
+
+
+def scene_cuts(
+    persistence: Tensor, offsets: Tensor, threshold: float, max_frames: int | None, videos: int = 1
+) -> Tensor:
+    frames = (len(offsets) - 1) // videos
+    if frames >= SLOTS:  # beyond one program; the torch version asks the device nothing either
+        return eager.scene_cuts(persistence, offsets, threshold, max_frames)
+    out = torch.empty_like(offsets)
+    similarity = persistence.new_empty(frames * videos)
+    block = covering(frames + 1)
+    launch(
+        _scene_cuts_kernel, (videos,), persistence, offsets, similarity, out, frames, threshold, max_frames or frames,
+        BLOCK=block, TOKENS=max(1, min(64, 8192 // block)), num_warps=8,
+    )  # fmt: skip
+    return out
+
+
+def novelty(persistence: Tensor, offsets: Tensor, at: Tensor | None = None) -> Tensor:
+    out = torch.empty(len(offsets) - 1, dtype=torch.float32, device=persistence.device)
+    places = offsets if at is None else at.contiguous()
+    launch(_novelty_kernel, (len(out),), persistence, places, offsets, out, WHOLE=at is None, BLOCK=512)
+    return out
+
+
+def apportion(weights: Tensor | None, offsets: Tensor, total: int, videos: int = 1) -> Tensor:
+    count = (len(offsets) - 1) // videos
+    if count > SLOTS:
+        return eager.apportion(weights, offsets, total)
+    out = torch.empty(count * videos, dtype=torch.int64, device=offsets.device)
+    block = covering(count)
+    launch(
+        _apportion_kernel, (videos,),
+        offsets if weights is None else weights, offsets, out, count, total // videos,
+        WEIGHED=weights is not None, BLOCK=block, STEP=min(block, 16), num_warps=4 if block > 128 else 1,
+    )  # fmt: skip
+    return out

@@ -1,0 +1,94 @@
+"""Selections in batched torch: those of the reference in float64, bounded regret in float32 and bf16."""
+
+import math
+
+import pytest
+import torch
+
+from tests.ops.inputs import OFFSETS, duplicated, features, offsets_and_budget, problem, regret
+from tests.synthetic import independent, video_like
+from vidsieve.ops.greedy import eager, reference
+from vidsieve.ops.partition.reference import apportion
+
+# Loss of a pick against the best pick of its own path, as a share of a squared length of a token. bf16 features are
+# the input of both sides, so bf16 costs no more than float32, except for the compensated Gram on CPU.
+REGRET = {torch.float32: 4e-6, torch.bfloat16: 2e-5}
+LOG_DET_RATIO = 1e-3
+
+
+@pytest.mark.parametrize("layout", OFFSETS)
+@pytest.mark.parametrize("kind", ["independent", "video-like", "degenerate"])
+def test_selections_equal_the_reference_index_for_index_in_float64(kind: str, layout: str) -> None:
+    for seed in range(6):
+        x = features(kind, seed, torch.float64)
+        relevance = torch.rand(60, generator=torch.Generator().manual_seed(seed))
+        offsets, budget = offsets_and_budget(layout, seed)
+        asked = problem(x, relevance, offsets, budget)
+        assert torch.equal(eager.conditional_dpp(asked), reference.conditional_dpp(asked))
+        assert torch.equal(eager.mmr(asked, 0.5), reference.mmr(asked, 0.5))
+        assert torch.equal(eager.max_min(asked), reference.max_min(asked))
+        assert torch.equal(eager.top(relevance, offsets, budget), reference.top(relevance, offsets, budget))
+
+
+@pytest.mark.parametrize("dtype", REGRET)
+@pytest.mark.parametrize("kind", ["independent", "video-like", "degenerate"])
+def test_low_precision_has_no_regret_beyond_rounding(kind: str, dtype: torch.dtype) -> None:
+    for seed in range(4):
+        for x, offsets in (
+            (features(kind, seed, dtype), torch.tensor(OFFSETS["ragged"])),
+            (video_like(2, 80, 256, seed, dtype), torch.tensor([0, 80, 160])),  # long enough for the compensated Gram
+        ):
+            relevance = torch.rand(len(x), generator=torch.Generator().manual_seed(seed))
+            budget = apportion(None, offsets, 20)
+            order = eager.conditional_dpp(problem(x, relevance, offsets, budget))
+            assert regret(x, relevance, offsets, order) <= REGRET[dtype]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("n", "dim"), [(32, 64), (64, 256), (196, 1024)])
+def test_duplicates_wait_for_all_that_is_new(n: int, dim: int, dtype: torch.dtype) -> None:
+    for seed in range(6):
+        x, relevance = duplicated(n, dim, seed, dtype)
+        offsets, budget = torch.tensor([0, n, 2 * n]), torch.tensor([n // 2, n // 2 - 3])
+        x, relevance = torch.cat([x, x]), torch.cat([relevance, relevance])
+        order = eager.conditional_dpp(problem(x, relevance, offsets, budget)) >= 0
+        assert order.view(2, n)[:, : n // 2].sum(1).tolist() == budget.tolist()
+
+
+@pytest.mark.parametrize("dtype", REGRET)
+def test_low_precision_reaches_the_log_det_of_the_reference(dtype: torch.dtype) -> None:
+    x = video_like(4, 64, 128, seed=3, dtype=dtype, motion=0.3)
+    relevance = torch.rand(256, generator=torch.Generator().manual_seed(0)).clamp(min=0.1)
+    offsets, budget = torch.tensor([0, 256]), torch.tensor([40])
+    asked = problem(x, relevance, offsets, budget)
+    ours, best = (
+        reference.log_det(x, relevance, (op.conditional_dpp(asked) >= 0).nonzero()[:, 0]) for op in (eager, reference)
+    )
+    assert abs(ours - best) <= LOG_DET_RATIO * abs(best)
+
+
+def test_the_condition_only_weighs_the_choice() -> None:
+    """Greedy on L = diag(r) S diag(r), written out with determinants, picks what algorithm 1 on S with r picks."""
+    x, r = independent(14, 8, seed=5), torch.rand(14, generator=torch.Generator().manual_seed(5)).double() + 0.2
+    unit = x / x.norm(dim=1, keepdim=True)
+    kernel = r[:, None] * (unit @ unit.mT) * r
+    chosen: list[int] = []
+    for _ in range(6):
+        gains = [
+            -math.inf if i in chosen else float(torch.linalg.slogdet(kernel[[*chosen, i]][:, [*chosen, i]]).logabsdet)
+            for i in range(14)
+        ]
+        chosen.append(max(range(14), key=gains.__getitem__))
+    offsets, budget = torch.tensor([0, 14]), torch.tensor([6])
+    order = eager.conditional_dpp(problem(x, r, offsets, budget))
+    assert [int((order == step).nonzero()) for step in range(6)] == chosen
+
+
+def test_long_segments_compute_rows_as_they_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, relevance = video_like(5, 12, 24, seed=1), torch.rand(60)
+    offsets, budget = torch.tensor([0, 60]), torch.tensor([17])
+    asked = problem(x, relevance, offsets, budget)
+    monkeypatch.setattr(eager, "GRAM_LIMIT", 16)
+    expected = reference.conditional_dpp(asked)
+    assert torch.equal(eager.conditional_dpp(asked), expected)
+    assert torch.equal(eager.max_min(asked), reference.max_min(asked))

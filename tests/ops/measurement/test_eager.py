@@ -1,0 +1,39 @@
+"""What is measured of tokens, in batched torch, against the reference."""
+
+import pytest
+import torch
+
+from tests.ops.inputs import features
+from tests.synthetic import independent
+from vidsieve.ops.measurement import eager, reference
+
+
+@pytest.mark.parametrize("frames", [(12,) * 5, (10, 14, 12, 12, 12), (60,), (1,) * 60])
+@pytest.mark.parametrize("small_pieces", [False, True])
+def test_persistence(frames: tuple[int, ...], small_pieces: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if small_pieces:
+        monkeypatch.setattr(eager, "STREAM_BYTES", 12 * 24 * 4 * 2)
+    for kind in ("independent", "video-like", "degenerate"):
+        x = features(kind, 2, torch.float32)
+        torch.testing.assert_close(eager._persistence(x, frames), reference._persistence(x, frames), atol=2e-6, rtol=0)
+
+
+def test_persistence_of_equal_tokens_is_one() -> None:
+    for value in (0.0, 3.3):
+        x = torch.full((40, 7), value)
+        assert eager._persistence(x, (10,) * 4).tolist() == [0.0] * 10 + [1.0] * 30
+        assert reference._persistence(x, (10,) * 4).tolist() == [0.0] * 10 + [1.0] * 30
+
+
+def test_the_cosine_to_a_prompt_equals_the_reference() -> None:
+    for seed in range(4):
+        x = features("degenerate", seed, torch.float32)
+        y = independent(3, 24, seed + 100, torch.float32)
+        torch.testing.assert_close(eager._norm_and_cosine(x, y)[1], reference._cosine_to(x, y), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("frames", [(4,) * 15, (3, 3, 5, 3, 3, 5, 5, 1, 1, 31), (60,)])
+def test_transience_equals_the_reference(frames: tuple[int, ...]) -> None:
+    for _ in range(3):
+        arguments = torch.rand(60) * 2.4 - 1.2, frames, 0.3
+        torch.testing.assert_close(eager.transience(*arguments), reference.transience(*arguments), atol=1e-6, rtol=0)

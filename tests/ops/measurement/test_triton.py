@@ -1,0 +1,98 @@
+"""What is measured, by kernels: in Triton's interpreter where there is no GPU, on the device where there is one."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from tests.ops.inputs import DEVICE
+from tests.synthetic import independent, video_like
+from vidsieve.ops.definitions import BAD_PROMPT
+from vidsieve.ops.measurement import eager, reference
+
+triton = pytest.importorskip("vidsieve.ops.measurement.triton", reason="Triton is not installed")
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.skipif(DEVICE == "cuda" and torch.cuda.get_device_capability() < (9, 0), reason="tiles are used there")
+@pytest.mark.parametrize("longest", [9, 64, 100, 130, 197])
+def test_programs_that_share_the_features_of_a_segment_find_its_cosines(
+    longest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton, "multiprocessors", lambda x: 4)
+    for dtype, dim in ((torch.float32, 72), (torch.float16, 200)):
+        more = min(11, longest)
+        n = longest + more
+        x = independent(n, dim, longest, dtype).to(DEVICE)
+        y = independent(3, dim, 1, dtype).to(DEVICE)
+        offsets = torch.tensor([0, longest, n], device=DEVICE)
+        found = triton.measure(x, (n,), y, False, (offsets, longest))
+        true = reference.measure(x, (n,), y, False)
+        torch.testing.assert_close(found.norm, true.norm, atol=0, rtol=1e-5)
+        torch.testing.assert_close(found.cosine, true.cosine, atol=2e-5, rtol=0)
+        assert not found.bad.any()
+        assert len(found.products) == 2
+        for begin, end in pairwise(offsets.tolist()):
+            ours = found.products[:, begin:end, : end - begin].double().sum(0)
+            some = x[begin:end].double()
+            torch.testing.assert_close(ours, some @ some.T, atol=2e-5 * dim, rtol=2e-6)
+        x[3, 2] = float("nan")
+        assert triton.measure(x, (n,), y, False, (offsets, longest)).bad.nonzero().tolist() == [[3]]
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("dim", [8, 24, 600])
+def test_measures(dim: int) -> None:
+    x = video_like(5, 7, dim, seed=dim).to(DEVICE, torch.bfloat16)
+    x[14:21] = x[7:14]
+    y = independent(3, dim, 1, torch.float32).to(DEVICE)
+    ours, true = (m.measure(x, (7,) * 5, y, True) for m in (triton, reference))
+    for name in ("norm", "persistence", "cosine"):
+        torch.testing.assert_close(getattr(ours, name), getattr(true, name), atol=2e-5, rtol=2e-5)
+    assert not ours.bad.any()
+    x[3, 2], x[3, 5], x[9, 0] = float("nan"), float("inf"), -float("inf")
+    assert torch.equal(triton.measure(x, (7,) * 5, None, False).bad, reference.measure(x, (7,), None, False).bad)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shared", [False, True])  # whether programs share the features of a segment
+def test_what_no_square_of_float32_holds_is_bad_and_so_is_such_a_prompt(
+    dtype: torch.dtype, shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton, "multiprocessors", lambda x: 4)
+    offsets = torch.tensor([0, 9, 18], device=DEVICE)
+    x, y = independent(18, 40, 0, dtype), independent(3, 40, 1, dtype)
+    tiny = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    x[1], x[2], x[5], x[6], x[7] = 0, tiny, 1e-6, 65504, float("nan")
+    if dtype != torch.float16:
+        x[8], x[9], x[10], x[11] = 1e-30, 1e-20, 1e19, 1e25
+    x[17, 3] = float("inf")
+    for prompt in (None, y, y * 0, torch.cat([y, y * float("inf")]), torch.cat([y, 0 * y + tiny]), y * 6e4):
+        given = x.to(DEVICE), (18,), None if prompt is None else prompt.to(DEVICE), False
+        with np.errstate(over="ignore", invalid="ignore"):  # of the interpreter
+            ours = triton.measure(*given, (offsets, 9) if shared else None)
+        assert (ours.products is not None) == shared
+        for other in (reference, eager):
+            found = other.measure(*given)
+            unfit = found.bad & ~BAD_PROMPT
+            assert torch.equal(ours.bad & ~BAD_PROMPT, unfit)
+            assert torch.equal(ours.bad[unfit == 0], found.bad[unfit == 0])
+    with np.errstate(over="ignore", invalid="ignore"):
+        assert torch.equal(triton.measure(x.to(DEVICE), (9, 9), None, True).bad, unfit)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (9, 4), (40, 33)])
+def test_what_passes_weighs_more_as_in_the_reference(shape: tuple[int, int]) -> None:
+    persistence = 2.4 * torch.rand(shape[0] * shape[1], generator=torch.Generator().manual_seed(1)).to(DEVICE) - 1.2
+    arguments = persistence, (shape[1],) * shape[0], 0.3
+    torch.testing.assert_close(triton.transience(*arguments), reference.transience(*arguments), atol=1e-6, rtol=0)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("n", [1, 63, 4096, 5001])
+def test_scores_are_brought_to_one_scale_as_in_the_reference(n: int) -> None:
+    scores = torch.randn(n, generator=torch.Generator().manual_seed(n)).to(DEVICE)
+    torch.testing.assert_close(triton.min_max(scores, 1e-6), reference.min_max(scores, 1e-6), atol=1e-6, rtol=0)
