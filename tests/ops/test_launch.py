@@ -4,11 +4,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-pytest.importorskip("vidsieve.ops.launch", reason="Triton is not installed")
+launch = pytest.importorskip("vidsieve.ops.launch", reason="Triton is not installed")
 
 
 def test_kernels_that_cannot_run_are_refused() -> None:
@@ -28,3 +30,38 @@ def test_kernels_compile_without_a_gpu(architecture: int) -> None:
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-2000:]
     assert len(run.stdout.split()) == 27, run.stdout
+
+
+@pytest.mark.parametrize(("version", "known"), [("3.7.1", True), ("3.6.0", True), ("3.99.0", False), ("4.0", False)])
+def test_an_unknown_triton_launches_its_kernels_itself_and_that_is_said_once(
+    version: str, known: bool, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    launched = []
+
+    class Kernel:
+        arg_names = ("x",)
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            return lambda *args, **options: launched.append(("by Triton", grid)) or compiled
+
+    def run(*args: Any) -> None:
+        launched.append(("directly", args[:3]))
+
+    compiled = SimpleNamespace(run=run, function=None, packed_metadata=None)
+    hooks = SimpleNamespace(calls=[])
+    runtime = SimpleNamespace(launch_enter_hook=hooks, launch_exit_hook=hooks)
+    monkeypatch.setattr(launch, "INTERPRETED", False)
+    monkeypatch.setattr(launch, "_compiled", {})
+    monkeypatch.setattr(launch, "knobs", SimpleNamespace(runtime=runtime))
+    monkeypatch.setattr(launch, "driver", SimpleNamespace(active=SimpleNamespace(get_current_stream=lambda device: 0)))
+    monkeypatch.setattr(launch.triton, "__version__", version)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    launch._knows.cache_clear()
+    kernel, x = Kernel(), SimpleNamespace(device=SimpleNamespace(index=0))
+    for _ in range(3):
+        launch.launch(kernel, (7,), x)
+    later = ("directly", (7, 1, 1)) if known else ("by Triton", (7,))
+    assert launched == [("by Triton", (7,)), later, later]
+    said = [str(warning.message) for warning in recwarn]
+    assert [version in line and "Results are the same" in line for line in said] == ([] if known else [True])
+    launch._knows.cache_clear()

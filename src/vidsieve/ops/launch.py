@@ -1,10 +1,12 @@
 """Launching a kernel: on the device of its first argument, without asking Triton anew which compiled version fits."""
 
 import os
+import warnings
 from functools import cache
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
 from triton import knobs
 from triton.runtime import driver
@@ -15,6 +17,9 @@ COUNTS = [
     *("n", "m", "tokens", "segments", "frames", "per_frame", "max_frames", "count", "total", "picks", "begin"),
     *("length", "reach", "c_rows", "threshold", "queries", "query_count", "keys", "past", "share", "splits"),
 ]
+
+# What calls a compiled kernel below is not an interface that Triton promises, so only these are called that way.
+KNOWN_TRITON = ((3, 6), (3, 7))
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _compiled: dict[tuple[object, ...], tuple[Any, tuple[Any, ...]]] = {}  # and its constants
@@ -55,6 +60,8 @@ def _launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> N
     found = _compiled.get(tuple(key))
     if found is None:
         compiled = kernel[grid](*args, **options)
+        if not _knows(triton.__version__):
+            return
         _compiled[tuple(key)] = compiled, tuple(options[name] for name in kernel.arg_names[len(args) :])
         return
     compiled, constants = found
@@ -64,6 +71,21 @@ def _launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> N
         return
     stream = driver.active.get_current_stream(device)
     compiled.run(*grid, stream, compiled.function, compiled.packed_metadata, None, None, None, *values, *constants)
+
+
+@cache  # so that it is said once
+def _knows(version: str) -> bool:
+    """Whether compiled kernels of this version of Triton can be called without it; says so where they cannot."""
+    if tuple(int(part) for part in version.split(".")[:2]) in KNOWN_TRITON:
+        return True
+    tried = " and ".join(f"{major}.{minor}" for major, minor in KNOWN_TRITON)
+    warnings.warn(
+        f"vidsieve knows how to call the kernels of Triton {tried} directly, got {version}: each launch goes through "
+        "Triton's own dispatcher, which costs the host more. Results are the same.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return False
 
 
 # A wrapper that costs the host a tenth of a launch.
