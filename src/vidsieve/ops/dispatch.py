@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from types import ModuleType
 from typing import TypeVar
 
 import torch
@@ -38,10 +37,12 @@ def available() -> dict[str, str]:
     return {"reference": "", "eager": "", "triton": _no_kernels()}
 
 
-@cache
-def _beside(eager: str, name: str) -> ModuleType:
-    """The implementation `name` of the operations whose module in batched torch is `eager`."""
-    return importlib.import_module(eager.removesuffix("eager") + name)
+@cache  # a dictionary look-up: operations are called some ten times in a reduction
+def _namesake(eager: Callable[..., Result], implementation: str) -> Callable[..., Result]:
+    """What has the name of `eager` in the module `implementation` beside its own."""
+    beside = importlib.import_module(eager.__module__.removesuffix("eager") + implementation)
+    found: Callable[..., Result] = getattr(beside, eager.__name__)
+    return found
 
 
 def choose(eager: Callable[..., Result], x: Tensor, kernel: bool = True) -> Callable[..., Result]:
@@ -64,10 +65,7 @@ def choose(eager: Callable[..., Result], x: Tensor, kernel: bool = True) -> Call
     calls = _calls.get()
     if calls is not None:
         calls.append((eager.__name__, name))
-    if name == "eager":
-        return eager
-    implementation: Callable[..., Result] = getattr(_beside(eager.__module__, name), eager.__name__)
-    return implementation
+    return eager if name == "eager" else _namesake(eager, name)
 
 
 def together(x: Tensor, frames: int) -> bool:
