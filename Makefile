@@ -33,7 +33,7 @@ $(RUNS): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --build-constraint constraints.txt --editable '.[all]'
-	@$(BIN)/python -m vidsieve._torchvision
+	@$(BIN)/python -m vidsieve.engines.torchvision
 	@touch $@
 
 $(READY): $(RUNS)
@@ -89,7 +89,7 @@ $(VLLM)/.ready: pyproject.toml
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio
 	$(VLLM)/bin/python -m pip install --quiet --no-deps torchcodec==0.13.0
 	$(VLLM)/bin/python -m pip install --quiet --no-deps --editable .
-	@$(VLLM)/bin/python -m vidsieve._torchvision
+	@$(VLLM)/bin/python -m vidsieve.engines.torchvision
 	@touch $@
 
 test-vllm: $(VLLM)/.ready
@@ -99,6 +99,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

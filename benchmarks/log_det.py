@@ -21,11 +21,10 @@ from rich.table import Table
 
 import vidsieve
 from vidsieve import Prune, VideoTokens
-from vidsieve.budget import Proportional
-from vidsieve.ops.greedy import reference
-from vidsieve.relevance import Given
-from vidsieve.segment import Whole
-from vidsieve.selection import (
+from vidsieve.methods.budget import Proportional
+from vidsieve.methods.relevance import Given
+from vidsieve.methods.segment import Whole
+from vidsieve.methods.selection import (
     MMR,
     ConditionalDPP,
     EvenlySpaced,
@@ -35,6 +34,7 @@ from vidsieve.selection import (
     Selector,
     TopRelevance,
 )
+from vidsieve.ops.greedy import reference
 
 FRAMES, TOKENS, SEEDS = 4, 196, 5
 EXACT = ConditionalDPP()

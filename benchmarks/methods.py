@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from vidsieve import Prompt, _methods
-from vidsieve._card import commit, processor, quantiles
-from vidsieve.bench import Load
+from vidsieve import Prompt, registry
+from vidsieve.evaluation.bench import Load
+from vidsieve.evaluation.card import commit, processor, quantiles
 
 PROMPT = 32
 
@@ -35,7 +35,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=20, help="calls of each method, at most")
     parser.add_argument("--seconds", type=float, default=60, help="for each method; three calls are made in any case")
-    parser.add_argument("--method", action="append", dest="methods", choices=_methods.BEFORE, help="repeatable (all)")
+    parser.add_argument(
+        "--method", action="append", dest="methods", choices=registry.methods(inside=False), help="repeatable (all)"
+    )
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -68,13 +70,13 @@ def measured(load: Load, options: Any) -> dict[str, list[float]]:
     features = load.features(load.frames, 0)
     g = torch.Generator().manual_seed(1)
     prompt = Prompt(torch.randn(PROMPT, load.dim, generator=g).to(load.dtype))
-    taken: dict[str, list[float]] = {name: [] for name in options.methods or _methods.BEFORE}
+    taken: dict[str, list[float]] = {name: [] for name in options.methods or registry.methods(inside=False)}
     for number in range(options.rounds + 1):
         for name, times in taken.items():
             if len(times) >= 3 and sum(times) > 1e3 * options.seconds:
                 continue
             start = time.perf_counter()
-            _methods.BEFORE[name](options.keep).reduce(load.video(features), prompt).apply(features)
+            registry.method(name)(options.keep).reduce(load.video(features), prompt).apply(features)
             if number:
                 times.append(1e3 * (time.perf_counter() - start))
         print(f"round {number} of {options.rounds}", file=sys.stderr, flush=True)

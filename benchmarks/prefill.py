@@ -36,11 +36,11 @@ import torch
 import transformers
 from torch import Tensor
 
-from vidsieve import presets
-from vidsieve._card import commit, processor, quantiles
-from vidsieve._torchvision import make_importable
-from vidsieve.models import contract
-from vidsieve.reducer import Attachable
+from vidsieve.engines.hf import contract
+from vidsieve.engines.torchvision import make_importable
+from vidsieve.evaluation.card import commit, processor, quantiles
+from vidsieve.methods import presets
+from vidsieve.methods.base import Attachable
 
 RESULTS = Path(__file__).parent / "results"
 VIDEO, IMAGE, START, END, WORDS = 1000, 1001, 1002, 1003, 1000

@@ -210,7 +210,7 @@ def walk(tokens: int) -> dict[str, float]:
     import torch
     from vllm.model_executor.models.qwen3_vl import Qwen3VLForConditionalGeneration
 
-    from vidsieve.vllm.models import SievedQwen3VL
+    from vidsieve.engines.vllm.models import SievedQwen3VL
 
     config = SimpleNamespace(image_token_id=1, video_token_id=2, vision_start_token_id=3)
     ids, positions = [2] * tokens, torch.arange(tokens).repeat(3, 1)

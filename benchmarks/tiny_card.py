@@ -47,7 +47,7 @@ model = AutoModelForImageTextToText.from_pretrained(folder)
 
 Videos of the suite are 32 frames of 96 x 96 pixels at two frames a second, which the processor must be told
 (`video_metadata`): transformers rounds the seconds between two steps down to whole ones, and at a higher rate all steps
-would have the same position. `vidsieve.run.prepare` does it.
+would have the same position. `vidsieve.cli.run.prepare` does it.
 
 ## Accuracy
 

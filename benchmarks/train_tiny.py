@@ -32,11 +32,11 @@ import torch.nn.functional as F
 from benchmarks.tiny_card import write_cards
 from torch import Tensor
 
-from vidsieve.needles import CHANCE, KINDS, PLAN, Batch, Questions, Size, describe, generate
-from vidsieve.needles.layout import GRID
-from vidsieve.needles.packed import Packed, fast
-from vidsieve.needles.questions import WORDS
-from vidsieve.needles.tiny import build
+from vidsieve.evaluation.needles import CHANCE, KINDS, PLAN, Batch, Questions, Size, describe, generate
+from vidsieve.evaluation.needles.layout import GRID
+from vidsieve.evaluation.needles.packed import Packed, fast
+from vidsieve.evaluation.needles.questions import WORDS
+from vidsieve.evaluation.needles.tiny import build
 
 KEEPS = (0.1, 0.15, 0.2, 0.3, 0.4, 0.55, 0.75, 1.0)  # of the tokens, in the second phase
 WARM = 0.03  # of a phase, in which the learning rate rises

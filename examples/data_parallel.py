@@ -17,8 +17,8 @@ import torch
 import torch.distributed as dist
 
 import vidsieve
-from vidsieve.run import load, prepare
-from vidsieve.video import read_video
+from vidsieve.engines.hf.loading import load, prepare
+from vidsieve.video.decode import read_video
 
 QUESTIONS = (
     "Which digit is on the yellow card?",

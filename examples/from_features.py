@@ -9,7 +9,7 @@ import sys
 
 import torch
 
-from vidsieve import batch, stored
+from vidsieve.encoded import batch, stored
 
 QUESTION = "How many scenes are there?"
 

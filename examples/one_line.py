@@ -9,8 +9,8 @@ or a Hub id of a supported family.
 import sys
 
 import vidsieve
-from vidsieve.run import load, prepare
-from vidsieve.video import read_video
+from vidsieve.engines.hf.loading import load, prepare
+from vidsieve.video.decode import read_video
 
 
 def main(clip: str = "out/demo/clip.mp4", checkpoint: str = "out/demo/model") -> None:

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from vidsieve import Prune, VideoTokens, ops
-from vidsieve.budget import MarginalGain
-from vidsieve.merge import NearestKept
-from vidsieve.run import load, prepare
-from vidsieve.segment import SceneCuts, Segments
-from vidsieve.video import read_video
+from vidsieve.engines.hf.loading import load, prepare
+from vidsieve.methods.budget import MarginalGain
+from vidsieve.methods.merge import NearestKept
+from vidsieve.methods.segment import SceneCuts
+from vidsieve.types.segments import Segments
+from vidsieve.video.decode import read_video
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from vidsieve._card import commit, processor, version_of
-from vidsieve._torchvision import make_importable
+from vidsieve.engines.torchvision import make_importable
+from vidsieve.evaluation.card import commit, processor, version_of
 
 if not torch.cuda.is_available():  # without a GPU the kernels run in Triton's interpreter; read when Triton is imported
     os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from vidsieve._torchvision import make_importable
-from vidsieve.errors import require
-from vidsieve.needles.tiny import CHAT_TEMPLATE, SPECIALS
+from vidsieve.checks import require
+from vidsieve.engines.torchvision import make_importable
+from vidsieve.evaluation.needles.tiny import CHAT_TEMPLATE, SPECIALS
 
 WIDTH, HEIGHT = 448, 336  # 16 x 12 tokens of 28 pixels
 RATE = 12

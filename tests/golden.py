@@ -24,11 +24,13 @@ from torch import Tensor
 from tests.models import tiny
 from tests.synthetic import video_like
 from tests.test_contract import BUDGETS, DIM, METHODS, PROMPT, RELEVANCES, SEGMENTERS, VIDEOS
-from vidsieve import Prune, VideoTokens, presets
-from vidsieve.merge import TemporalMerge
-from vidsieve.models import attach
-from vidsieve.reducer import Attachable, Reducer, Staged
-from vidsieve.relevance import PromptAttention
+from vidsieve import Prune, VideoTokens
+from vidsieve.engines.hf import attach
+from vidsieve.methods import presets
+from vidsieve.methods.base import Attachable, Reducer
+from vidsieve.methods.compose import Staged
+from vidsieve.methods.merge import TemporalMerge
+from vidsieve.methods.relevance import PromptAttention
 
 FILE = Path(__file__).with_suffix(".json")
 Values = Iterator[tuple[str, Tensor]]

@@ -9,16 +9,18 @@ import pytest
 import torch
 
 import vidsieve
-from vidsieve import Chain, Prompt, Prune, VideoTokens, _methods, peers
-from vidsieve.errors import VidsieveError, WrongArgument, check_number, describe
-from vidsieve.merge import TemporalMerge
+from vidsieve import Chain, Prompt, Prune, VideoTokens, registry
+from vidsieve.checks import check_number, describe
+from vidsieve.errors import VidsieveError, WrongArgument
+from vidsieve.methods import presets
+from vidsieve.methods.merge import TemporalMerge
 
 TOKENS = VideoTokens.from_grid(torch.randn(8, 4), 2, 2, 2)
 REDUCERS = {
     "prune": Prune(0.5),
     "chain": Chain(Prune(0.5)),
     "merge": TemporalMerge(keep=0.5),
-    "fixed size": peers.visionzip(0.5),
+    "fixed size": presets.visionzip(0.5),
 }
 
 
@@ -36,7 +38,7 @@ def test_features_are_no_tokens_and_text_is_no_prompt(name: str) -> None:
 
 def test_a_path_is_no_frames() -> None:
     pytest.importorskip("transformers")
-    from vidsieve.run import prepare
+    from vidsieve.engines.hf.loading import prepare
 
     with pytest.raises(WrongArgument, match=r"expected Frames, got 'clip\.mp4'; read them first: read_video"):
         prepare(None, "clip.mp4", "What?")
@@ -45,7 +47,7 @@ def test_a_path_is_no_frames() -> None:
 def test_text_is_no_tail_and_a_path_no_tensors(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     from tests.models import tiny
-    from vidsieve import stored
+    from vidsieve.encoded import stored
 
     model = tiny.fresh("qwen2_5_vl")
     for tail in ("What?", torch.ones(1, 3, dtype=torch.long), torch.ones(3)):
@@ -60,7 +62,7 @@ def test_text_is_no_tail_and_a_path_no_tensors(tmp_path: Path) -> None:
 
 
 def test_a_result_is_read_from_its_folder_by_any_kind_of_path(tmp_path: Path) -> None:
-    from vidsieve import run
+    from vidsieve.cli import run
 
     result: dict[str, Any] = {"clip": "c", "model": "m", "model_type": "t", "method": "m", "keep": 0.1, "kept": []}
     result |= {"tokens": [], "grid": None, "segments": None, "frames": {}}
@@ -91,11 +93,11 @@ def test_anything_is_described_in_one_short_line(value: object, says: str) -> No
         check_number("a number", value, 2, 3)
 
 
-@pytest.mark.parametrize("name", _methods.BEFORE)
+@pytest.mark.parametrize("name", registry.methods(inside=False))
 def test_the_work_grows_as_it_is_said_to(name: str) -> None:
     work = [_work(name, frames) for frames in (16, 32, 64)]
     growth = work[2] / work[1]
-    assert growth == pytest.approx(4 if name in _methods.SQUARE else 2, rel=0.15)
+    assert growth == pytest.approx(4 if registry.method(name).grows == "square" else 2, rel=0.15)
 
 
 def _work(name: str, frames: int) -> int:
@@ -115,18 +117,18 @@ def _work(name: str, frames: int) -> int:
     g = torch.Generator().manual_seed(0)
     tokens = VideoTokens.from_grid(torch.randn(frames * 98, 16, generator=g), frames, 7, 14)
     with Counted() as counted:
-        _methods.ALL[name](0.1).reduce(tokens, Prompt(torch.randn(5, 16, generator=g)))
+        registry.method(name)(0.1).reduce(tokens, Prompt(torch.randn(5, 16, generator=g)))
     return counted.numbers
 
 
 def test_what_the_package_shows_is_there_and_loaded_when_asked_for() -> None:
     code = (
         "import sys, vidsieve; assert {'models', 'run', 'video', 'detach'} <= set(dir(vidsieve))\n"
-        "assert not {'transformers', 'av', 'PIL', 'vidsieve.models'} & sys.modules.keys()\n"
-        "print(vidsieve.models.__name__, vidsieve.video.read_video.__name__)"
+        "assert not {'transformers', 'av', 'PIL', 'vidsieve.engines.hf'} & sys.modules.keys()\n"
+        "print(vidsieve.engines.hf.__name__, vidsieve.video.read_video.__name__)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
-    assert done.stdout == "vidsieve.models read_video\n", done.stderr
+    assert done.stdout == "vidsieve.engines.hf read_video\n", done.stderr
     assert set(vidsieve.__all__) <= set(dir(vidsieve))
     for name in vidsieve.__all__:
         assert getattr(vidsieve, name) is not None

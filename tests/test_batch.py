@@ -11,13 +11,15 @@ import torch
 
 from tests import drawn
 from tests.models import processors, tiny
-from vidsieve import batch, presets, stored
-from vidsieve._report import show_batch
-from vidsieve.batch import EncodeClips, Job
+from vidsieve.cli.report import show_batch
+from vidsieve.cli.run import Request, run
+from vidsieve.encoded import batch, stored
+from vidsieve.encoded.batch import EncodeClips, Job
+from vidsieve.engines.hf import attach
+from vidsieve.engines.hf.loading import prepare
 from vidsieve.errors import MissingExtra, VidsieveError
-from vidsieve.models import attach
-from vidsieve.run import Request, prepare, run
-from vidsieve.video import read_video
+from vidsieve.methods import presets
+from vidsieve.video.decode import read_video
 
 pytest.importorskip("av")
 pytest.importorskip("transformers")

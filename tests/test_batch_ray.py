@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from tests import drawn
-from vidsieve.batch import QUESTION
-from vidsieve.run import Request, run
-from vidsieve.stored import read
+from vidsieve.cli.run import Request, run
+from vidsieve.encoded.batch import QUESTION
+from vidsieve.encoded.stored import read
 
 pytestmark = pytest.mark.ray
 parquet = pytest.importorskip("pyarrow.parquet", reason="the extra `ray` is not installed: make test-ray")

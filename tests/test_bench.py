@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from vidsieve import _methods, baselines, bench, cli
-from vidsieve._regret import regret, relevance64, unit64
+from vidsieve import registry
+from vidsieve.cli import main
+from vidsieve.evaluation import baselines, bench
+from vidsieve.evaluation.regret import regret, relevance64, unit64
 from vidsieve.ops import GreedyProblem, Measures
 from vidsieve.ops.definitions import TIE
 from vidsieve.ops.greedy import reference
@@ -111,14 +113,14 @@ def test_the_command_writes_what_it_found(tmp_path: Path, capsys: pytest.Capture
     out = tmp_path / "ops.json"
     shape = ["--frames", "8", "--tokens", "8", "--dim", "64", "--device", "cpu", "--rounds", "2"]
     chosen = ["--case", "perframe-50", "--relevance", "flat", "--dtype", "float32", "--out", str(out)]
-    assert cli.main(["bench", "ops", *shape, *chosen]) == 0
+    assert main.main(["bench", "ops", *shape, *chosen]) == 0
     assert {row["case"] for row in json.loads(out.read_text())["rows"]} == {"perframe-50"}
     assert "guide-loop" in capsys.readouterr().out
-    assert cli.main(["bench", "ops", *shape, "--keep", "0.3", "--segments", "4", "--out", str(out)]) == 0
+    assert main.main(["bench", "ops", *shape, "--keep", "0.3", "--segments", "4", "--out", str(out)]) == 0
     assert {row["case"] for row in json.loads(out.read_text())["rows"]} == {"4-frame-segments-keep-0.3"}
     for mistake, says in ((["--segments", "4"], "--keep"), (["--case", "perframe-11"], "perframe-10")):
         with pytest.raises(SystemExit) as stopped:
-            cli.main(["bench", "ops", *shape, *mistake])
+            main.main(["bench", "ops", *shape, *mistake])
         assert stopped.value.code == 2
         assert says in capsys.readouterr().err
 
@@ -130,7 +132,7 @@ def test_every_named_method_can_be_timed(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "found.json").read_text())
-    assert [row["method"] for row in found["rows"]] == list(_methods.BEFORE)
+    assert [row["method"] for row in found["rows"]] == list(registry.methods(inside=False))
     for row in found["rows"]:
         assert row["runs"] == 2
         assert row["ms"]["p20"] <= row["ms"]["median"] <= row["ms"]["p80"]

@@ -1,4 +1,4 @@
-"""cli.py, run.py: the demo model end to end, what is printed where, and the exit codes."""
+"""main.py, run.py: the demo model end to end, what is printed where, and the exit codes."""
 
 import inspect
 import json
@@ -14,10 +14,10 @@ import pytest
 
 import vidsieve
 from tests import drawn
-from vidsieve import _hub, _methods, cli, demo
+from vidsieve import registry
+from vidsieve.cli import demo, main
+from vidsieve.engines.hf import contract
 from vidsieve.errors import VidsieveError
-from vidsieve.models import contract
-from vidsieve.presets import METHODS, STAGED
 
 pytest.importorskip("av")
 pytest.importorskip("transformers")
@@ -42,7 +42,7 @@ def command(world: Path, *more: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def result(world: Path) -> dict:
-    assert cli.main(command(world, "--out", str(world / "out"), "--keep", "0.25")) == 0
+    assert main.main(command(world, "--out", str(world / "out"), "--keep", "0.25")) == 0
     return json.loads((world / "out" / "result.json").read_text())
 
 
@@ -72,24 +72,24 @@ def test_run_draws_a_picture_and_says_how_long_that_took(world: Path, result: di
 
 
 def test_a_film_is_drawn_on_request(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(command(world, "--only-reduced", "--film", "--out", str(tmp_path))) == 0
+    assert main.main(command(world, "--only-reduced", "--film", "--out", str(tmp_path))) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["overlay.mp4", "overlay.png", "result.json"]
     out = capsys.readouterr().out
     assert [line.split()[:1] for line in out.splitlines()].count(["draw"]) == 1
     assert out.endswith(f"picture: {tmp_path / 'overlay.png'}\npicture: {tmp_path / 'overlay.mp4'}\n")
-    assert cli.main(["show", str(tmp_path), "--gif", "--json"]) == 0
+    assert main.main(["show", str(tmp_path), "--gif", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["pictures"]["gif"] == str(tmp_path / "overlay.gif")
 
 
 def test_keep_everything_answers_as_without(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(command(world, "--keep", "1", "--json")) == 0
+    assert main.main(command(world, "--keep", "1", "--json")) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["tokens_after"] == result["tokens_before"]
     assert result["answer"] == result["answer_unreduced"]
 
 
 def test_run_prints_for_people(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(command(world, "--method", "uniform")) == 0
+    assert main.main(command(world, "--method", "uniform")) == 0
     out = capsys.readouterr().out
     assert "768 video tokens -> 77 kept (10.0 %)" in out
     assert "every token" in out
@@ -97,13 +97,13 @@ def test_run_prints_for_people(world: Path, capsys: pytest.CaptureFixture[str]) 
     assert "What moves?" in out
 
 
-@pytest.mark.parametrize("method", _methods.ALL)
+@pytest.mark.parametrize("method", registry.methods())
 def test_every_method_runs_at_what_it_is_known_for(
     world: Path, method: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(command(world, "--method", method, "--only-reduced", "--json")) == 0
+    assert main.main(command(world, "--method", method, "--only-reduced", "--json")) == 0
     result = json.loads(capsys.readouterr().out)
-    if method not in STAGED:
+    if not registry.method(method).inside:
         assert result["tokens_after"] == 77
     else:
         assert result["stages"][-1]["tokens_after"] == result["tokens_after"] < result["tokens_before"]
@@ -111,7 +111,7 @@ def test_every_method_runs_at_what_it_is_known_for(
 
 
 def test_show_draws_the_same_picture_again(world: Path, result: dict, tmp_path: Path) -> None:
-    assert cli.main(["show", str(world / "out"), "--out", str(tmp_path)]) == 0
+    assert main.main(["show", str(world / "out"), "--out", str(tmp_path)]) == 0
     assert (tmp_path / "overlay.png").read_bytes() == (world / "out" / "overlay.png").read_bytes()
 
 
@@ -120,11 +120,11 @@ def test_show_finds_a_clip_that_moved_with_its_result(
 ) -> None:
     (tmp_path / "clip.mp4").write_bytes((world / "clip.mp4").read_bytes())
     (tmp_path / "result.json").write_text(json.dumps(result | {"clip": "/gone/clip.mp4"}))
-    assert cli.main(["show", str(tmp_path / "result.json"), "--json"]) == 0
+    assert main.main(["show", str(tmp_path / "result.json"), "--json"]) == 0
     pictures = json.loads(capsys.readouterr().out)["pictures"]
     assert pictures["png"] == str(tmp_path / "overlay.png")
     (tmp_path / "clip.mp4").unlink()
-    assert cli.main(["show", str(tmp_path)]) == 1
+    assert main.main(["show", str(tmp_path)]) == 1
     assert capsys.readouterr().err == "vidsieve: error: /gone/clip.mp4: no such file\n"
 
 
@@ -136,7 +136,7 @@ def test_show_refuses_what_is_no_result(
 ) -> None:
     if text is not None:
         (tmp_path / "result.json").write_text(text)
-    assert cli.main(["show", str(tmp_path)]) == 1
+    assert main.main(["show", str(tmp_path)]) == 1
     out, err = capsys.readouterr()
     assert out == ""
     assert says in err
@@ -144,7 +144,7 @@ def test_show_refuses_what_is_no_result(
 
 
 def test_demo_ends_by_saying_where_the_picture_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["demo", "--out", str(tmp_path / "demo")]) == 0
+    assert main.main(["demo", "--out", str(tmp_path / "demo")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("576 video tokens -> 58 kept (10.1 %)") for line in lines)
     _, right = demo.question()
@@ -170,32 +170,32 @@ def test_run_on_a_real_clip(world: Path, tmp_path: Path, capsys: pytest.CaptureF
         "--only-reduced",
         "--film",
     ]
-    assert cli.main(["run", str(CLIPS[0]), *arguments, "--json", "--out", str(tmp_path)]) == 0
+    assert main.main(["run", str(CLIPS[0]), *arguments, "--json", "--out", str(tmp_path)]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["tokens_after"] == round(0.1 * result["tokens_before"])
     assert Path(result["pictures"]["mp4"]).exists()
 
 
 def test_methods_lists_every_preset(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["methods", "--json"]) == 0
+    assert main.main(["methods", "--json"]) == 0
     methods = json.loads(capsys.readouterr().out)
-    assert {method["name"] for method in methods} >= {*METHODS, *STAGED, "evs", "fewer_frames"}
+    assert {method["name"] for method in methods} >= {*registry.methods(), "evs", "fewer_frames"}
     assert all(method["summary"] for method in methods)
-    assert cli.main(["methods"]) == 0
+    assert main.main(["methods"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any("arXiv" in line for line in lines)
     assert [line.split()[0] for line in lines if "square of the video's length" in line] == ["divprune"]
 
 
 def test_env_says_what_would_run(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["env", "--json"]) == 0
+    assert main.main(["env", "--json"]) == 0
     env = json.loads(capsys.readouterr().out)
     assert env["versions"]["vidsieve"]
     assert env["extras"]["hf"]
     assert env["ops"]["available"]["eager"] == ""
     assert "qwen2_5_vl" in env["model_types"]
     assert env["transformers"] == {"tested": list(contract.TESTED), "fault": None}
-    assert cli.main(["env"]) == 0
+    assert main.main(["env"]) == 0
     out = capsys.readouterr().out
     assert "Did it engage?" in out
     call = re.search(r"vidsieve\.verify\((.+?)\)", out)
@@ -207,7 +207,7 @@ def test_env_says_what_is_wrong_with_a_transformers_that_differs(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr("transformers.Cache.get_query_offset")
-    assert cli.main(["env"]) == 0
+    assert main.main(["env"]) == 0
     out = capsys.readouterr().out
     assert f"transformers {', '.join(contract.TESTED)} were tested" in out
     assert "Cache has no get_query_offset" in out
@@ -229,7 +229,7 @@ def test_what_fails_says_why_in_one_line_and_exits_1(
 ) -> None:
     choice = {"clip": str(world / "clip.mp4"), "model": str(world / "model"), "device": "cpu"} | change
     arguments = ["run", choice["clip"], "-q", "?", "-m", choice["model"], "--device", choice["device"]]
-    assert cli.main([*arguments, "--frames", "2"]) == 1
+    assert main.main([*arguments, "--frames", "2"]) == 1
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("vidsieve: error: ")
@@ -241,7 +241,7 @@ def test_a_model_of_another_kind_is_refused_before_its_weights_are_read(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    assert cli.main(["run", str(world / "clip.mp4"), "-q", "?", "-m", str(tmp_path), "--frames", "2"]) == 1
+    assert main.main(["run", str(world / "clip.mp4"), "-q", "?", "-m", str(tmp_path), "--frames", "2"]) == 1
     assert "got model type 'bert'" in capsys.readouterr().err
 
 
@@ -270,31 +270,31 @@ def test_a_model_of_another_kind_is_refused_before_its_weights_are_read(
 )
 def test_mistakes_in_the_command_exit_2(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        cli.main(arguments)
+        main.main(arguments)
     assert stopped.value.code == 2
     assert says in capsys.readouterr().err
 
 
 def test_keep_may_be_in_percent(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(command(world, "--keep", "25%", "--only-reduced", "--json")) == 0
+    assert main.main(command(world, "--keep", "25%", "--only-reduced", "--json")) == 0
     result = json.loads(capsys.readouterr().out)
     assert (result["keep"], result["tokens_after"]) == (0.25, 192)
 
 
 def test_alone_it_helps(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([]) == 0
+    assert main.main([]) == 0
     out = capsys.readouterr().out
     assert out.startswith("usage: vidsieve")
     assert "demo" in out
 
 
 def test_errors_are_json_for_those_who_asked(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["run", "absent.mp4", "-q", "?", "-m", "m", "--json"]) == 1
+    assert main.main(["run", "absent.mp4", "-q", "?", "-m", "m", "--json"]) == 1
     out, err = capsys.readouterr()
     assert json.loads(out) == {"error": {"type": "VideoError", "message": "absent.mp4: no such file"}}
     assert err == "vidsieve: error: absent.mp4: no such file\n"
     with pytest.raises(SystemExit):
-        cli.main(["run", "absent.mp4", "--json"])
+        main.main(["run", "absent.mp4", "--json"])
     assert "--question" in json.loads(capsys.readouterr().out)["error"]["message"]
 
 
@@ -315,10 +315,10 @@ def test_nothing_of_other_libraries_reaches_the_terminal(
     handler = logging.Handler()
     handler.emit = lambda record: heard.append(record.getMessage())
     logging.getLogger().addHandler(handler)
-    monkeypatch.setattr(cli, "_methods", methods)
+    monkeypatch.setattr(main, "_methods", methods)
     before = warnings.showwarning, logging.root.manager.disable
     try:
-        assert cli.main(["methods"]) == 0
+        assert main.main(["methods"]) == 0
     finally:
         logging.getLogger().removeHandler(handler)
     assert (warnings.showwarning, logging.root.manager.disable) == before
@@ -363,19 +363,19 @@ def test_a_name_on_the_hub_is_asked_for_once(raised: str, says: str, monkeypatch
     monkeypatch.setattr(hub, "is_offline_mode", lambda: False)
     monkeypatch.setattr(hub, "get_hf_file_metadata", answer)
     with pytest.raises(VidsieveError) as error:
-        _hub.find("no/such")
+        hub.find("no/such")
     assert says in str(error.value)
     assert "\n" not in str(error.value)
-    assert asked == [_hub.SECONDS]
+    assert asked == [hub.SECONDS]
     monkeypatch.setattr(hub, "try_to_load_from_cache", lambda name, file: "/cache/config.json")
-    assert _hub.find("no/such") == {"local_files_only": True}
+    assert hub.find("no/such") == {"local_files_only": True}
     monkeypatch.setattr(hub, "get_hf_file_metadata", lambda url, timeout: None)
-    assert _hub.find("no/such") == {}
+    assert hub.find("no/such") == {}
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        cli.main(["--version"])
+        main.main(["--version"])
     assert stopped.value.code == 0
     assert capsys.readouterr().out.startswith("vidsieve 0.")
 
@@ -384,15 +384,15 @@ def test_ctrl_c_exits_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vidsieve.run.run", interrupted)
-    assert cli.main(["run", "c", "-q", "?", "-m", "m"]) == 130
+    monkeypatch.setattr("vidsieve.cli.run.run", interrupted)
+    assert main.main(["run", "c", "-q", "?", "-m", "m"]) == 130
     assert capsys.readouterr().err == "vidsieve: interrupted\n"
 
     def counted(*_: object) -> None:
         raise KeyboardInterrupt("3 of 4 are stored")
 
-    monkeypatch.setattr("vidsieve.run.run", counted)
-    assert cli.main(["run", "c", "-q", "?", "-m", "m", "--json"]) == 130
+    monkeypatch.setattr("vidsieve.cli.run.run", counted)
+    assert main.main(["run", "c", "-q", "?", "-m", "m", "--json"]) == 130
     out, err = capsys.readouterr()
     assert err == "vidsieve: interrupted; 3 of 4 are stored\n"
     assert json.loads(out)["error"]["type"] == "KeyboardInterrupt"
@@ -401,7 +401,7 @@ def test_ctrl_c_exits_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 def test_the_place_of_an_error_is_shown_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VIDSIEVE_TRACEBACK", "1")
     with pytest.raises(OSError, match="no such file"):
-        cli.main(["run", "absent.mp4", "-q", "?", "-m", "m"])
+        main.main(["run", "absent.mp4", "-q", "?", "-m", "m"])
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes are closed otherwise")
@@ -419,5 +419,5 @@ def test_a_reader_that_has_read_enough_is_no_error() -> None:
 
 def test_a_film_without_a_folder_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
-        cli.main(["run", "clip.mp4", "-q", "what?", "-m", "model", "--film"])
+        main.main(["run", "clip.mp4", "-q", "what?", "-m", "model", "--film"])
     assert "--film and --gif draw into the folder of --out" in capsys.readouterr().err

@@ -8,15 +8,14 @@ import torch
 from torch import Tensor
 
 from tests.synthetic import independent, video_like
-from vidsieve import Chain, Prompt, Prune, Reducer, VideoTokens, ops, peers, presets
-from vidsieve.budget import Budget, MarginalGain, Proportional
+from vidsieve import Chain, Prompt, Prune, Reducer, VideoTokens, ops, registry
 from vidsieve.errors import BudgetError, NonFiniteFeatures
-from vidsieve.merge import NearestKept, TemporalMerge
-from vidsieve.ops.definitions import LEAST, MOST
-from vidsieve.peers.fewer_frames import fewer_frames
-from vidsieve.relevance import Flat, Given, Novelty, PromptSimilarity, Relevance
-from vidsieve.segment import PerFrame, SceneCuts, Segmenter, Uniform, Whole, Within
-from vidsieve.selection import (
+from vidsieve.methods import presets
+from vidsieve.methods.budget import Budget, MarginalGain, Proportional
+from vidsieve.methods.merge import NearestKept, TemporalMerge
+from vidsieve.methods.relevance import Flat, Given, Novelty, PromptSimilarity, Relevance
+from vidsieve.methods.segment import PerFrame, SceneCuts, Segmenter, Uniform, Whole, Within
+from vidsieve.methods.selection import (
     MMR,
     ConditionalDPP,
     EvenlySpaced,
@@ -27,6 +26,7 @@ from vidsieve.selection import (
     Selector,
     TopRelevance,
 )
+from vidsieve.ops.definitions import LEAST, MOST
 
 SELECTORS: list[Selector] = [
     ConditionalDPP(),
@@ -44,9 +44,7 @@ BUDGETS: list[Budget] = [Proportional(), MarginalGain()]
 RELEVANCES: list[Relevance] = [Flat(), Novelty(), PromptSimilarity()]
 
 METHODS: dict[str, Callable[[float], Reducer]] = {
-    **presets.METHODS,
-    **peers.METHODS,
-    "fewer_frames": fewer_frames,
+    **registry.methods(inside=False),
     **{repr(s): lambda keep, s=s: Prune(keep, SceneCuts(), MarginalGain(), PromptSimilarity(), s) for s in SELECTORS},
     "with merging": lambda keep: Prune(keep, PerFrame(), Proportional(), merger=NearestKept()),
     "merging in time": lambda keep: TemporalMerge(keep=keep),

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from tests import drawn
+from vidsieve.engines.hf.loading import load
 from vidsieve.errors import MissingExtra
-from vidsieve.run import load
-from vidsieve.video import read_video
+from vidsieve.video.decode import read_video
 
 pytest.importorskip("av")
 pytest.importorskip("transformers")

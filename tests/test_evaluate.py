@@ -11,20 +11,24 @@ from typing import Any
 import pytest
 import torch
 
+from vidsieve import registry
+
 pytest.importorskip("transformers")
 
 import vidsieve
 from tests.needles.small import SIZE, TEXT, VISION
-from vidsieve import Prompt, Reduction, VideoTokens, cli, evaluate, peers, presets
+from vidsieve import Prompt, Reduction, VideoTokens
+from vidsieve.cli import main
+from vidsieve.engines.hf.loading import prepare
 from vidsieve.errors import VidsieveError
-from vidsieve.evaluate import GROUPS, MEASURES, Plan, evaluate_model
-from vidsieve.needles import PLAN, generate
-from vidsieve.needles.asking import Refused, Shown, Smaller, Suite, difference
-from vidsieve.needles.clip import as_frames
-from vidsieve.needles.tiny import build
-from vidsieve.run import prepare
+from vidsieve.evaluation.evaluate import GROUPS, MEASURES, Plan, evaluate_model
+from vidsieve.evaluation.needles import PLAN, generate
+from vidsieve.evaluation.needles.asking import Refused, Shown, Smaller, Suite, difference
+from vidsieve.evaluation.needles.clip import as_frames
+from vidsieve.evaluation.needles.tiny import build
+from vidsieve.methods import presets
 
-METHODS = {name: method for name, method in evaluate.METHODS.items() if name not in presets.STAGED}
+METHODS = dict(registry.methods(inside=False))
 FIRST = [PLAN.index(kind) for kind in ("colour", "order", "cuts")]
 
 
@@ -75,7 +79,7 @@ class Detached:
     """Can be attached, and touches nothing."""
 
     def __call__(self, model: object) -> Any:
-        return nullcontext(vidsieve.models.Trace())
+        return nullcontext(vidsieve.engines.hf.Trace())
 
 
 @torch.no_grad()
@@ -123,7 +127,7 @@ def test_what_looks_at_the_question_is_asked_attached(suite: Suite, shown: Shown
 @torch.no_grad()
 def test_what_reduces_inside_the_model_is_asked_attached() -> None:
     processor, model = build(SIZE, 0, TEXT | {"num_hidden_layers": 4}, VISION)
-    plan = Plan("tiny", videos=2, keeps=(0.25,), methods=dict(presets.STAGED), frames=8, timed=1)
+    plan = Plan("tiny", videos=2, keeps=(0.25,), methods=dict(registry.methods(inside=True)), frames=8, timed=1)
     rows = {row["method"]: row for row in evaluate_model(processor, model.eval(), plan)["rows"]}
     assert rows["fastv"]["path"] == "attached"
     assert rows["fastv"]["tokens"]["layers"] == [144, 144, 36, 36]
@@ -148,7 +152,7 @@ def test_small_frames_are_those_of_the_processor(tiny: tuple[Any, Any], suite: S
 @torch.no_grad()
 def test_the_tower_s_attention_reaches_the_methods_that_want_it(suite: Suite, shown: Shown) -> None:
     torch.testing.assert_close(shown.received.view(3, 4, 36).sum(2), torch.full((3, 4), 1 / 4))  # of 4 patches each
-    method = suite._equipped(peers.visionzip(0.25), shown)
+    method = suite._equipped(presets.visionzip(0.25), shown)
     assert repr(method).endswith("attention=TowerAttention())")
     tokens = suite._tokens(shown.features[1])
     assert torch.equal(method.attention(tokens, None), shown.received[1])
@@ -289,23 +293,23 @@ def test_the_command(
     for part in tiny:
         part.save_pretrained(tmp_path / "model")
     arguments = ["eval", "-m", str(tmp_path / "model"), "--frames", "8", "--quick", "--videos", "2", "--keep", "0.25"]
-    assert cli.main([*arguments, "--method", "evs", "--out", str(tmp_path / "eval.json")]) == 0
+    assert main.main([*arguments, "--method", "evs", "--out", str(tmp_path / "eval.json")]) == 0
     assert "evs" in capsys.readouterr().out
     written = json.loads((tmp_path / "eval.json").read_text())
     assert written["card"]["command"].startswith("vidsieve eval -m ")
     assert "no benchmark of video language models" in written["card"]["suite"]
     assert [row["keep"] for row in written["rows"]] == [1, *[0.25] * 5]
-    monkeypatch.setitem(evaluate.METHODS, "idle", lambda keep: Idle())
-    assert cli.main([*arguments, "--method", "idle"]) == 0
+    monkeypatch.setitem(registry._methods, "idle", registry.Method("idle", lambda keep: Idle()))
+    assert main.main([*arguments, "--method", "idle"]) == 0
     assert "refused: idle at 0.25: the last layer saw all 144 video tokens" in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        cli.main(["eval", "-m", "x", "--method", "magic"])
+        main.main(["eval", "-m", "x", "--method", "magic"])
     assert "no method 'magic'; there are vidsieve" in capsys.readouterr().err
 
 
 def test_every_method_says_what_it_is() -> None:
-    for name, method in evaluate.METHODS.items():
-        assert method.__doc__, name
+    for name, method in registry.methods().items():
+        assert method.summary, name
 
 
 def test_the_figure_is_drawn_from_the_json(found: dict[str, Any], tmp_path: Path) -> None:
@@ -318,7 +322,7 @@ def test_the_figure_is_drawn_from_the_json(found: dict[str, Any], tmp_path: Path
 
 
 def test_the_bundled_model_orders_the_methods(tmp_path: Path) -> None:
-    assert cli.main(["eval", "--quick", "--out", str(tmp_path / "eval.json")]) == 0
+    assert main.main(["eval", "--quick", "--out", str(tmp_path / "eval.json")]) == 0
     rows = {row["method"]: row for row in json.loads((tmp_path / "eval.json").read_text())["rows"]}
     full, ours, random = (rows[name]["accuracy"]["all"]["mean"] for name in ("unreduced", "vidsieve", "random"))
     assert full > ours > random

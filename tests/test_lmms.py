@@ -13,8 +13,8 @@ import torch
 pytest.importorskip("transformers")
 
 from tests.models import tiny
-from vidsieve import lmms
 from vidsieve.errors import MissingExtra, VidsieveError
+from vidsieve.evaluation import lmms
 
 
 @dataclass
@@ -95,8 +95,8 @@ def test_mistakes_in_model_args(harness: list[str]) -> None:
 def test_the_registry_is_told_of_every_model(harness: list[str]) -> None:
     found = {manifest.model_id: manifest for manifest in lmms.manifests()}
     assert list(found) == list(lmms.PARENTS)
-    assert found["vidsieve_qwen3_vl"].chat_class_path == "vidsieve.lmms.vidsieve_qwen3_vl"
-    assert found["vidsieve_llava_onevision"].simple_class_path == "vidsieve.lmms.vidsieve_llava_onevision"
+    assert found["vidsieve_qwen3_vl"].chat_class_path == "vidsieve.evaluation.lmms.vidsieve_qwen3_vl"
+    assert found["vidsieve_llava_onevision"].simple_class_path == "vidsieve.evaluation.lmms.vidsieve_llava_onevision"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("lmms_eval") is not None, reason="lmms-eval is installed")

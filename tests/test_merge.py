@@ -5,10 +5,10 @@ import torch
 
 from tests.synthetic import independent, never_waiting, video_like
 from vidsieve import Chain, Prune, Reduction, VideoTokens, ops
-from vidsieve.budget import MarginalGain, Proportional
-from vidsieve.merge import NearestKept, TemporalMerge
-from vidsieve.segment import PerFrame, SceneCuts, Segmenter, Uniform, Whole, cut
-from vidsieve.tokens import Origin
+from vidsieve.methods.budget import MarginalGain, Proportional
+from vidsieve.methods.merge import NearestKept, TemporalMerge
+from vidsieve.methods.segment import PerFrame, SceneCuts, Segmenter, Uniform, Whole, cut
+from vidsieve.types.tokens import Origin
 
 
 def line(*values: float) -> torch.Tensor:

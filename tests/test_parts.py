@@ -10,13 +10,14 @@ import torch
 
 import vidsieve
 from tests.synthetic import independent, video_like
-from vidsieve import Chain, FrameFusion, Prompt, Prune, Reduction, Staged, VideoTokens, ops, presets
-from vidsieve.budget import MarginalGain, Proportional
+from vidsieve import Chain, FrameFusion, Prompt, Prune, Reduction, Staged, VideoTokens, ops, registry
 from vidsieve.errors import KernelUnavailable
-from vidsieve.merge import NearestKept, TemporalMerge
-from vidsieve.relevance import Flat, Given, Novelty, PromptAttention, PromptSimilarity, min_max
-from vidsieve.segment import PerFrame, SceneCuts, Segments, Uniform, Whole, Within, cut
-from vidsieve.selection import (
+from vidsieve.methods import presets
+from vidsieve.methods.budget import MarginalGain, Proportional
+from vidsieve.methods.merge import NearestKept, TemporalMerge
+from vidsieve.methods.relevance import Flat, Given, Novelty, PromptAttention, PromptSimilarity, min_max
+from vidsieve.methods.segment import PerFrame, SceneCuts, Uniform, Whole, Within, cut
+from vidsieve.methods.selection import (
     MMR,
     ConditionalDPP,
     EvenlySpaced,
@@ -27,7 +28,8 @@ from vidsieve.selection import (
     TopRelevance,
     sketch,
 )
-from vidsieve.video import read_video
+from vidsieve.types.segments import Segments
+from vidsieve.video.decode import read_video
 
 
 def kept(method: vidsieve.Reducer, tokens: VideoTokens, prompt: Prompt | None = None) -> list[int]:
@@ -330,10 +332,10 @@ def test_nouns_are_validated_at_birth() -> None:
 
 
 @pytest.mark.parametrize("keep", [0.0, -0.1, 1.1, float("nan")])
-@pytest.mark.parametrize("method", presets.METHODS)
+@pytest.mark.parametrize("method", registry.methods(inside=False))
 def test_keep_is_a_fraction(method: str, keep: float) -> None:
     with pytest.raises(ValueError, match=r"in \(0, 1\]"):
-        presets.METHODS[method](keep)
+        registry.method(method)(keep)
 
 
 def test_asking_for_what_cannot_run_raises(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,15 +4,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from vidsieve import VideoTokens, peers
-from vidsieve.peers.attention import OwnAttention
-from vidsieve.peers.dart import LeastDuplicate, dart
-from vidsieve.peers.evs import Change, evs
-from vidsieve.peers.flashvid import FlashVid, diverse, rooted
-from vidsieve.peers.vidcom2 import Uniqueness, closeness, vidcom2
-from vidsieve.peers.visionzip import VisionZip
-from vidsieve.relevance import Given
-from vidsieve.segment import PerFrame
+from vidsieve import VideoTokens
+from vidsieve.methods import presets
+from vidsieve.methods.presets.attention import OwnAttention
+from vidsieve.methods.presets.dart import LeastDuplicate, dart
+from vidsieve.methods.presets.evs import Change, evs
+from vidsieve.methods.presets.flashvid import FlashVid, diverse, rooted
+from vidsieve.methods.presets.vidcom2 import Uniqueness, closeness, vidcom2
+from vidsieve.methods.presets.visionzip import VisionZip
+from vidsieve.methods.relevance import Given
+from vidsieve.methods.segment import PerFrame
 
 A, B, C, D = torch.eye(4).unbind()
 
@@ -112,7 +113,7 @@ def test_own_attention_is_shared_out_within_each_frame() -> None:
     assert received[1, 0] > received[1, 2]  # two tokens look at what is there twice
 
 
-@pytest.mark.parametrize("method", peers.METHODS.values(), ids=peers.METHODS)
+@pytest.mark.parametrize("method", [presets.dart, presets.evs, presets.flashvid, presets.vidcom2, presets.visionzip])
 def test_every_peer_names_its_paper(method: object) -> None:
     assert method.__doc__ is not None
     assert "What differs:" in method.__doc__

@@ -5,12 +5,13 @@ import torch
 
 import vidsieve
 from tests.synthetic import video_like
-from vidsieve import FrameFusion, Prune, Reducer, Staged, VideoTokens, presets
-from vidsieve.budget import MarginalGain, Proportional
-from vidsieve.merge import TemporalMerge
-from vidsieve.relevance import PromptAttention
-from vidsieve.segment import SceneCuts, Whole
-from vidsieve.selection import MMR, ConditionalDPP, Hybrid, TopRelevance
+from vidsieve import FrameFusion, Prune, Reducer, Staged, VideoTokens, registry
+from vidsieve.methods import presets
+from vidsieve.methods.budget import MarginalGain, Proportional
+from vidsieve.methods.merge import TemporalMerge
+from vidsieve.methods.relevance import PromptAttention
+from vidsieve.methods.segment import SceneCuts, Whole
+from vidsieve.methods.selection import MMR, ConditionalDPP, Hybrid, TopRelevance
 
 
 def attended_video(n: int, mass: list[float]) -> VideoTokens:
@@ -108,16 +109,16 @@ def test_hieravid_merges_first_and_keeps_less_and_less_by_segment() -> None:
         assert {0, 40, 80} <= set(reduction.offsets.tolist())  # the cut is a border
 
 
-@pytest.mark.parametrize("method", presets.STAGED)
+@pytest.mark.parametrize("method", registry.methods(inside=True))
 def test_what_is_kept_or_spent_is_a_fraction(method: str) -> None:
     for value in (0.0, -0.1, 1.1):
         with pytest.raises(ValueError, match=r"in \(0, 1\]"):
-            presets.STAGED[method](value)
+            registry.method(method)(value)
 
 
-@pytest.mark.parametrize("method", presets.STAGED)
+@pytest.mark.parametrize("method", registry.methods(inside=True))
 def test_a_configuration_is_its_repr(method: str) -> None:
-    staged = presets.STAGED[method](0.3)
+    staged = registry.method(method)(0.3)
     parts = [part for reducer in staged.stages.values() for part in vars(reducer).values()]
     names = {type(part).__name__: type(part) for part in (*parts, *staged.stages.values())}
     assert eval(repr(staged), vars(vidsieve) | names) == staged

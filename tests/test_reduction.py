@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from tests.synthetic import independent, video_like
-from vidsieve import Chain, Prompt, Prune, Reduction, VideoTokens, merge, presets, reducer
-from vidsieve.budget import Proportional
+from vidsieve import Chain, Prompt, Prune, Reduction, VideoTokens
 from vidsieve.errors import NonFiniteFeatures
-from vidsieve.merge import NearestKept, TemporalMerge
-from vidsieve.relevance import Flat
-from vidsieve.segment import PerFrame, Uniform, Whole
-from vidsieve.selection import EvenlySpaced
+from vidsieve.methods import merge, presets, prune
+from vidsieve.methods.budget import Proportional
+from vidsieve.methods.merge import NearestKept, TemporalMerge
+from vidsieve.methods.relevance import Flat
+from vidsieve.methods.segment import PerFrame, Uniform, Whole
+from vidsieve.methods.selection import EvenlySpaced
 
 
 def test_then_composes_and_keeps_true_counts() -> None:
@@ -91,7 +92,7 @@ def test_what_is_bad_is_told_by_kind() -> None:
 
 def test_a_chain_whose_parts_do_not_look_reports_nan(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on an accelerator, where a look would be a wait."""
-    for module in (reducer, merge):
+    for module in (prune, merge):
         monkeypatch.setattr(module, "refuse_non_finite", lambda tokens: None)
         monkeypatch.setattr(module, "unseen", lambda tokens: tokens.bad)
     tokens = VideoTokens.from_grid(independent(60, 16, 0, torch.float32), 6, 2, 5)

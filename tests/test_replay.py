@@ -12,17 +12,27 @@ from torch import Tensor
 
 from tests.models import tiny
 from tests.synthetic import independent, video_like
-from vidsieve import Chain, Prompt, Prune, VideoTokens, ops, replay
-from vidsieve.budget import MarginalGain, Proportional
+from vidsieve import Chain, Prompt, Prune, VideoTokens, ops
+from vidsieve.engines import graph
+from vidsieve.engines.graph import TIMES, Replay
+from vidsieve.engines.hf import attach
 from vidsieve.errors import NonFiniteFeatures
-from vidsieve.merge import NearestKept, TemporalMerge
-from vidsieve.models import attach
-from vidsieve.reducer import Reducer
-from vidsieve.reduction import Reduction
-from vidsieve.relevance import Flat, Novelty, PromptSimilarity
-from vidsieve.replay import TIMES, Replay
-from vidsieve.segment import PerFrame, SceneCuts, Uniform, Whole, Within
-from vidsieve.selection import MMR, ConditionalDPP, EvenlySpaced, Hybrid, LowRankDPP, MaxMin, Random, TopRelevance
+from vidsieve.methods.base import Reducer
+from vidsieve.methods.budget import MarginalGain, Proportional
+from vidsieve.methods.merge import NearestKept, TemporalMerge
+from vidsieve.methods.relevance import Flat, Novelty, PromptSimilarity
+from vidsieve.methods.segment import PerFrame, SceneCuts, Uniform, Whole, Within
+from vidsieve.methods.selection import (
+    MMR,
+    ConditionalDPP,
+    EvenlySpaced,
+    Hybrid,
+    LowRankDPP,
+    MaxMin,
+    Random,
+    TopRelevance,
+)
+from vidsieve.types.reduction import Reduction
 
 pytest.importorskip("vidsieve.ops.launch", reason="Triton is not installed")
 GPU = torch.cuda.is_available()
@@ -86,7 +96,7 @@ class Again:
 def captures(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """What was captured so far: one entry each."""
     made: list[object] = []
-    real = replay.capture
+    real = graph.capture
 
     def capture(ask: Any, device: torch.device, pool: Any) -> Any:
         made.append(ask)
@@ -95,12 +105,12 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> list[object]:
         found = ask()
         return Again(ask, found[-1]), found
 
-    monkeypatch.setattr(replay, "capture", capture)
-    monkeypatch.setattr(replay, "_undisturbed", lambda: True)  # tests may run beside threads of pytest's
+    monkeypatch.setattr(graph, "capture", capture)
+    monkeypatch.setattr(graph, "_undisturbed", lambda: True)  # tests may run beside threads of pytest's
     monkeypatch.setenv("VIDSIEVE_OPS", "triton")
     if not GPU:
-        monkeypatch.setattr(replay, "_suits", lambda video: video.regular and video.origin is None)
-        monkeypatch.setattr(replay, "_stream", lambda x: None)
+        monkeypatch.setattr(graph, "_suits", lambda video: video.regular and video.origin is None)
+        monkeypatch.setattr(graph, "_stream", lambda x: None)
     return made
 
 
@@ -227,13 +237,13 @@ def failing(error: Exception) -> Any:
     return capture
 
 
-@pytest.mark.parametrize("error", [replay.TooLarge("1 MiB"), torch.OutOfMemoryError("no")], ids=["large", "no memory"])
+@pytest.mark.parametrize("error", [graph.TooLarge("1 MiB"), torch.OutOfMemoryError("no")], ids=["large", "no memory"])
 def test_a_layout_too_large_is_launched_until_another_has_been(
     error: Exception, captures: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     again, given = Replay(Prune(0.3)), video(0)
     with monkeypatch.context() as crowded:
-        crowded.setattr(replay, "capture", short := failing(error))
+        crowded.setattr(graph, "capture", short := failing(error))
         for _ in range(TIMES + 2):
             [ours] = again.reduce_each([like(given)], [None])()
             assert same(ours, Prune(0.3).reduce(like(given)))
@@ -249,7 +259,7 @@ def test_a_layout_too_large_is_launched_until_another_has_been(
 
 def test_a_capture_that_fails_is_told_and_is_the_last(captures: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
     again, given = Replay(Prune(0.3)), video(0)
-    monkeypatch.setattr(replay, "capture", broken := failing(RuntimeError("CUDA says no")))
+    monkeypatch.setattr(graph, "capture", broken := failing(RuntimeError("CUDA says no")))
     for _ in range(TIMES - 1):
         again.reduce_each([like(given)], [None])()
     with pytest.warns(UserWarning, match="not replayed: CUDA says no"):
@@ -282,7 +292,7 @@ class Cuda:
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (self.free, 1 << 40))
         name = "allocated_bytes.all.allocated"
         monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: {name: self.allocated})
-        monkeypatch.setattr(replay, "stream_for", lambda purpose, device: None)
+        monkeypatch.setattr(graph, "stream_for", lambda purpose, device: None)
 
     def empty(self) -> None:
         self.calls.append("empty")
@@ -297,7 +307,7 @@ class Cuda:
 @pytest.mark.skipif(GPU, reason="the other tests capture on the device itself")
 def test_a_capture_is_of_the_second_time_and_in_the_memory_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = Cuda(monkeypatch)
-    _, answer = replay.capture(cuda.ask, torch.device("cuda:0"), (0, 7))
+    _, answer = graph.capture(cuda.ask, torch.device("cuda:0"), (0, 7))
     assert answer == "answer"
     assert cuda.calls == ["ask", "wait", ((0, 7), "thread_local"), "ask", "end"]
 
@@ -306,14 +316,14 @@ def test_a_capture_is_of_the_second_time_and_in_the_memory_it_is_given(monkeypat
 def test_a_capture_makes_room_and_leaves_what_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda, device = Cuda(monkeypatch), torch.device("cuda:0")
     cuda.free, cuda.freed = 1 << 10, 1 << 20
-    replay.capture(cuda.ask, device, None)
+    graph.capture(cuda.ask, device, None)
     assert cuda.calls[:3] == ["ask", "wait", "empty"]
     cuda.free, cuda.freed = 1 << 10, 0
-    with pytest.raises(replay.TooLarge, match="1 MiB"):
-        replay.capture(cuda.ask, device, None)
+    with pytest.raises(graph.TooLarge, match="1 MiB"):
+        graph.capture(cuda.ask, device, None)
     cuda.free, cuda.calls = 1 << 40, []
-    with pytest.raises(replay.TooLarge, match="1024 MiB"):
-        replay.capture(lambda: cuda.ask(1 << 30), device, None)
+    with pytest.raises(graph.TooLarge, match="1024 MiB"):
+        graph.capture(lambda: cuda.ask(1 << 30), device, None)
     assert cuda.calls == ["ask", "wait"]
 
 
@@ -327,16 +337,16 @@ def test_a_capture_that_fails_ends(monkeypatch: pytest.MonkeyPatch) -> None:
             raise RuntimeError("no")
 
     with pytest.raises(RuntimeError, match="no"):
-        replay.capture(ask, torch.device("cuda:0"), None)
+        graph.capture(ask, torch.device("cuda:0"), None)
     assert cuda.calls[-1] == "end"
-    assert not replay._capturing.locked()
+    assert not graph._capturing.locked()
 
 
 def test_before_torch_2_12_nothing_is_captured_beside_other_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     for version, threads, may in ("2.11.0+cu130", 2, False), ("2.11.0", 1, True), ("2.13.0a0+git", 2, True):
         monkeypatch.setattr(torch, "__version__", version)
         monkeypatch.setattr(threading, "active_count", lambda threads=threads: threads)
-        assert replay._undisturbed() == may
+        assert graph._undisturbed() == may
 
 
 def test_a_replay_in_inference_mode_and_one_outside_it(captures: list[object]) -> None:
@@ -364,7 +374,7 @@ def test_bad_features_are_told_after_a_replay_too(method: Reducer, captures: lis
 
 @pytest.mark.gpu
 def test_one_layout_after_another_is_captured_in_the_same_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replay, "_undisturbed", lambda: True)
+    monkeypatch.setattr(graph, "_undisturbed", lambda: True)
 
     def big(frames: int) -> VideoTokens:
         return VideoTokens(torch.randn(frames * 196, 512, device="cuda", dtype=torch.bfloat16), (196,) * frames)
@@ -406,7 +416,7 @@ def test_threads_on_streams_of_their_own_do_not_mix_videos_up(captures: list[obj
 def test_an_attached_model_answers_alike_once_it_replays_and_gives_all_memory_back(
     method: Reducer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replay, "_undisturbed", lambda: True)
+    monkeypatch.setattr(graph, "_undisturbed", lambda: True)
     model, given = tiny.fresh("qwen2_5_vl").to("cuda"), tiny.prompt("qwen2_5_vl")
     given = {name: x.to("cuda") for name, x in given.items()}
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from vidsieve.statistics import Bootstrap, holm, sign_test
+from vidsieve.evaluation.statistics import Bootstrap, holm, sign_test
 
 
 def test_the_interval_of_a_share_is_that_of_the_normal_approximation() -> None:

@@ -5,9 +5,9 @@ import torch
 
 from tests.models import tiny
 from tests.models.reducers import Loudest
-from vidsieve import stored
+from vidsieve.encoded import stored
+from vidsieve.engines.hf import attach
 from vidsieve.errors import VidsieveError
-from vidsieve.models import attach
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

@@ -12,8 +12,8 @@ pytest.importorskip("torchvision")
 
 from tests import drawn
 from tests.clips import write, written
-from vidsieve import cli
-from vidsieve.batch import EncodeClips, Job
+from vidsieve.cli import main
+from vidsieve.encoded.batch import EncodeClips, Job
 from vidsieve.errors import VidsieveError
 
 
@@ -37,10 +37,10 @@ def command(world: Path, *more: str) -> list[str]:
 def test_run(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        assert cli.main(command(world)) == 0
+        assert main.main(command(world)) == 0
     said = [str(one.message) for one in told] + capsys.readouterr().err.splitlines()
     assert sum("cut.mp4: is cut short" in line for line in said) == 1
-    assert cli.main(command(world, "--strict")) == 1
+    assert main.main(command(world, "--strict")) == 1
     assert "cut.mp4: is cut short" in capsys.readouterr().err
 
 
@@ -58,8 +58,8 @@ def test_batch(world: Path, tmp_path: Path) -> None:
 
 def test_both_commands_take_it(monkeypatch: pytest.MonkeyPatch, world: Path) -> None:
     asked = []
-    monkeypatch.setattr("vidsieve.batch.run", lambda clips, job, *_: asked.append(job.strict) or {})
-    monkeypatch.setattr("vidsieve._report.show_batch", lambda found: None)
+    monkeypatch.setattr("vidsieve.encoded.batch.run", lambda clips, job, *_: asked.append(job.strict) or {})
+    monkeypatch.setattr("vidsieve.cli.report.show_batch", lambda found: None)
     for more in ([], ["--strict"]):
-        assert cli.main(["batch", str(world), "--model", "m", "--out", str(world / "out"), *more]) == 0
+        assert main.main(["batch", str(world), "--model", "m", "--out", str(world / "out"), *more]) == 0
     assert asked == [False, True]

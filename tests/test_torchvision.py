@@ -1,4 +1,4 @@
-"""_torchvision.py: a torchvision that is not built for its torch imports in plain Python too, and nothing is slower."""
+"""torchvision.py: a torchvision that is not built for its torch imports in plain Python too, and nothing is slower."""
 
 import json
 import subprocess
@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from vidsieve import _torchvision, cli
+from vidsieve.cli import main
+from vidsieve.engines import torchvision
 
 pytest.importorskip("torchvision")
 
@@ -24,7 +25,7 @@ def python(folder: Path, code: str) -> str:
 
 def test_plain_transformers_finds_a_torchvision_that_imports(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    _torchvision.install(tmp_path)
+    torchvision.install(tmp_path)
     told = python(
         tmp_path, "from transformers import AutoProcessor\nimport torchvision.transforms.v2\nprint('imports')"
     )
@@ -32,7 +33,7 @@ def test_plain_transformers_finds_a_torchvision_that_imports(tmp_path: Path) -> 
 
 
 def test_the_line_imports_nothing_until_torchvision_is(tmp_path: Path) -> None:
-    (tmp_path / "one.pth").write_text(_torchvision.LINE)
+    (tmp_path / "one.pth").write_text(torchvision.LINE)
     code = "import sys\nprint(sum(name in sys.modules for name in ('torch', 'torchvision', 'vidsieve')))"
     assert python(tmp_path, code) == "0\n"
 
@@ -45,12 +46,12 @@ def test_after_an_import_that_failed_it_still_can_be_made_to(tmp_path: Path) -> 
 
 def test_a_torchvision_that_fits_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "vidsieve_torchvision.pth").write_text("")
-    monkeypatch.setattr(_torchvision, "_fits", lambda: True)
-    monkeypatch.setattr(_torchvision, "_library", None)
-    _torchvision.define()
-    assert _torchvision._library is None
-    assert _torchvision.state() == "fine"
-    assert _torchvision.install(tmp_path) is None
+    monkeypatch.setattr(torchvision, "_fits", lambda: True)
+    monkeypatch.setattr(torchvision, "_library", None)
+    torchvision.define()
+    assert torchvision._library is None
+    assert torchvision.state() == "fine"
+    assert torchvision.install(tmp_path) is None
     assert not list(tmp_path.iterdir())
 
 
@@ -58,7 +59,7 @@ def test_a_torchvision_that_fits_is_left_alone(tmp_path: Path, monkeypatch: pyte
     ("cuda", "hooked", "state", "says"),
     [
         (None, True, "patched", "plain transformers works too"),
-        (None, False, "broken", "python -m vidsieve._torchvision"),
+        (None, False, "broken", "python -m vidsieve.engines.torchvision"),
         ("12.8", True, "broken", "install both from one package index"),
     ],
 )
@@ -70,13 +71,13 @@ def test_env_tells_of_a_torchvision_that_does_not_fit(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(_torchvision, "_fits", lambda: False)
+    monkeypatch.setattr(torchvision, "_fits", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", cuda)
-    finders = [finder for finder in sys.meta_path if getattr(finder, "__name__", "") != _torchvision.HOOK]
+    finders = [finder for finder in sys.meta_path if getattr(finder, "__name__", "") != torchvision.HOOK]
     if hooked:
-        finders.append(SimpleNamespace(__name__=_torchvision.HOOK, find_spec=lambda *_: None))
+        finders.append(SimpleNamespace(__name__=torchvision.HOOK, find_spec=lambda *_: None))
     monkeypatch.setattr(sys, "meta_path", finders)
-    assert cli.main(["env", "--json"]) == 0
+    assert main.main(["env", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["torchvision"] == state
-    assert cli.main(["env"]) == 0
+    assert main.main(["env"]) == 0
     assert says in capsys.readouterr().out

@@ -11,7 +11,7 @@ np = pytest.importorskip("numpy")
 
 from tests.clips import HEIGHT, WIDTH, numbers, write, written  # noqa: E402
 from vidsieve.errors import MissingExtra, VideoError  # noqa: E402
-from vidsieve.video import read_video  # noqa: E402
+from vidsieve.video.decode import read_video  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ np = pytest.importorskip("numpy")
 
 from tests.clips import HEIGHT, WIDTH, decoded, numbers, picture, rgb, write, written  # noqa: E402
 from vidsieve.errors import VideoError  # noqa: E402
-from vidsieve.video import read_video  # noqa: E402
+from vidsieve.video.decode import read_video  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ pytest.importorskip("numpy")
 
 from tests.clips import numbers, write, written
 from vidsieve.errors import VideoError
-from vidsieve.video import read_video
+from vidsieve.video.decode import read_video
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,14 @@
-"""visualize.py: kept patches keep their colours, dropped ones lose them, and the files can be read again."""
+"""overlay.py: kept patches keep their colours, dropped ones lose them, and the files can be read again."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
-from vidsieve import visualize
-from vidsieve.tokens import Frames
-from vidsieve.video import read_video
-from vidsieve.visualize import Overlay
+from vidsieve.types.frames import Frames
+from vidsieve.video import overlay as drawing
+from vidsieve.video.decode import read_video
+from vidsieve.video.overlay import Overlay
 
 pytest.importorskip("PIL")
 np = pytest.importorskip("numpy")
@@ -96,7 +96,7 @@ def test_the_files_can_be_read_again(tmp_path: Path) -> None:
 def test_a_film_has_so_many_frames_at_most_and_the_clips_duration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(visualize, "MOST_FRAMES", 4)
+    monkeypatch.setattr(drawing, "MOST_FRAMES", 4)
     picture = overlay([0, 30], count=7, token_frames=7)
     assert picture._filmed == [0, 2, 4, 6]
     film = read_video(picture.save(tmp_path, films=["mp4"])["mp4"])
@@ -119,8 +119,8 @@ def test_a_film_of_another_kind_is_refused(films: object, tmp_path: Path) -> Non
     ],
 )
 def test_what_no_font_can_write_is_escaped(name: str, written: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(visualize, "FONTS", ())
-    assert visualize._written(name, (0, 0, 0), 15)[0] == written
+    monkeypatch.setattr(drawing, "FONTS", ())
+    assert drawing._written(name, (0, 0, 0), 15)[0] == written
     overlay([0]).sheet(name)
 
 
@@ -129,9 +129,9 @@ def test_a_font_that_can_write_a_name_is_used(monkeypatch: pytest.MonkeyPatch) -
         def getmask(self, letter: str) -> bytes:
             return letter.encode() if letter != "\U0010fffe" else b""
 
-    monkeypatch.setattr(visualize, "FONTS", ("absent.ttf", "knowing.ttf"))
-    monkeypatch.setattr(visualize, "_installed", lambda name, size: Knowing() if name == "knowing.ttf" else None)
-    text, _, font = visualize._written("\u89c6\u9891.mp4", (0, 0, 0), 15)
+    monkeypatch.setattr(drawing, "FONTS", ("absent.ttf", "knowing.ttf"))
+    monkeypatch.setattr(drawing, "_installed", lambda name, size: Knowing() if name == "knowing.ttf" else None)
+    text, _, font = drawing._written("\u89c6\u9891.mp4", (0, 0, 0), 15)
     assert text == "\u89c6\u9891.mp4"
     assert isinstance(font, Knowing)
 

@@ -7,8 +7,8 @@ import argparse
 import json
 from pathlib import Path
 
-from vidsieve.needles import PLAN, Size, generate
-from vidsieve.needles.clip import write_clip
+from vidsieve.evaluation.needles import PLAN, Size, generate
+from vidsieve.evaluation.needles.clip import write_clip
 
 
 def make(folder: Path, videos: int, size: Size = Size()) -> Path:

@@ -1,31 +1,35 @@
 """Drop the video tokens a video language model does not need.
 
     import vidsieve
-    with vidsieve.presets.vidsieve(keep=0.1)(model) as trace:
+    with vidsieve.attach(model, "vidsieve", keep=0.1) as trace:
         out = model.generate(**inputs)
     print(trace)
 
-Start with `vidsieve.reducer`. Importing the package needs torch alone.
+Start with `vidsieve.methods`. Importing the package needs torch alone.
 """
 
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from vidsieve import budget, errors, merge, ops, presets, relevance, segment, selection
-from vidsieve.framefusion import FrameFusion
-from vidsieve.reducer import Chain, Prune, Reducer, Staged
-from vidsieve.reduction import Reduction
-from vidsieve.tokens import Frames, Prompt, VideoTokens
+from vidsieve import errors, methods, ops, registry
+from vidsieve.methods import presets
+from vidsieve.methods.base import Reducer
+from vidsieve.methods.compose import Chain, Staged
+from vidsieve.methods.framefusion import FrameFusion
+from vidsieve.methods.prune import Prune
+from vidsieve.types.frames import Frames
+from vidsieve.types.reduction import Reduction
+from vidsieve.types.tokens import Prompt, VideoTokens
 
 if TYPE_CHECKING:
-    from vidsieve import batch, bench, demo, evaluate, models, needles, peers, run, stored, video, visualize
-    from vidsieve.models import attach, detach, verify
+    from vidsieve import cli, encoded, engines, evaluation, video
+    from vidsieve.engines.hf import attach, detach, verify
 
 __version__ = version("vidsieve")
 
 _OF_MODELS = ("attach", "detach", "verify")  # these need transformers, which the core does not,
-_LATER = ("batch", "bench", "demo", "evaluate", "models", "needles", "peers", "run", "stored", "video", "visualize")
+_LATER = ("cli", "encoded", "engines", "evaluation", "video")  # and these each something of their own, or time
 
 __all__ = [
     "Chain",
@@ -38,34 +42,25 @@ __all__ = [
     "Staged",
     "VideoTokens",
     "attach",
-    "batch",
-    "bench",
-    "budget",
-    "demo",
+    "cli",
     "detach",
+    "encoded",
+    "engines",
     "errors",
-    "evaluate",
-    "merge",
-    "models",
-    "needles",
+    "evaluation",
+    "methods",
     "ops",
-    "peers",
     "presets",
-    "relevance",
-    "run",
-    "segment",
-    "selection",
-    "stored",
+    "registry",
     "verify",
     "video",
-    "visualize",
 ]
 
 
 def __getattr__(name: str) -> object:
     if name in _OF_MODELS:
-        return getattr(import_module("vidsieve.models"), name)
-    if name in _LATER:  # and these each something of their own, or time
+        return getattr(import_module("vidsieve.engines.hf"), name)
+    if name in _LATER:
         return import_module(f"vidsieve.{name}")
     raise AttributeError(f"module 'vidsieve' has no attribute {name!r}")
 

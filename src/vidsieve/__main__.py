@@ -2,6 +2,6 @@
 
 import sys
 
-from vidsieve.cli import main
+from vidsieve.cli.main import main
 
 sys.exit(main())

@@ -1,4 +1,4 @@
-"""The ground truth: no hooks, no cache, nothing of vidsieve.models.
+"""The ground truth: no hooks, no cache, nothing of vidsieve.engines.hf.
 
 One unpadded prompt's embeddings are merged with its video features by hand, its positions are asked of the model, the
 dropped tokens are deleted, and the answer is decoded by plain passes of the decoder over the whole sequence.
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from tests.models import tiny
-from vidsieve.reducer import Reducer
-from vidsieve.tokens import Origin, Prompt, VideoTokens
+from vidsieve.methods.base import Reducer
+from vidsieve.types.tokens import Origin, Prompt, VideoTokens
 
 
 @dataclass

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import torch
 
-from vidsieve.reducer import Reducer, kept_count
-from vidsieve.reduction import Reduction
-from vidsieve.tokens import Prompt, VideoTokens
+from vidsieve.methods.base import Reducer, kept_count
+from vidsieve.types.reduction import Reduction
+from vidsieve.types.tokens import Prompt, VideoTokens
 
 
 @dataclass(frozen=True)

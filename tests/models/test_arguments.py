@@ -7,9 +7,9 @@ import torch
 
 import vidsieve
 from tests.models import tiny
-from vidsieve import presets
+from vidsieve.engines.hf import attach, detach, verify
 from vidsieve.errors import UnsupportedModel, VidsieveError, WrongArgument
-from vidsieve.models import attach, detach, verify
+from vidsieve.methods import presets
 
 METHOD = presets.uniform(0.5)
 PLAIN = torch.nn.Linear(2, 2)

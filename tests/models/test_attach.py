@@ -17,11 +17,11 @@ from tests.models.reducers import Loudest, NearestToQuestion
 from tests.models.test_staged import STAGES
 from tests.models.truth import STEPS, answer, each_family, truth
 from vidsieve import FrameFusion, Prune, Staged
+from vidsieve.engines.hf import attach, verify
+from vidsieve.engines.hf.contract import CACHE
 from vidsieve.errors import AlreadyAttached, BudgetError, NonFiniteFeatures, UnsupportedCall
-from vidsieve.merge import TemporalMerge
-from vidsieve.models import attach, verify
-from vidsieve.models.contract import CACHE
-from vidsieve.models.flops import layer_costs
+from vidsieve.methods.merge import TemporalMerge
+from vidsieve.telemetry.flops import layer_costs
 
 
 @pytest.mark.filterwarnings("ignore:You are calling .generate")

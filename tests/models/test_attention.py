@@ -12,11 +12,11 @@ from tests.models.reducers import Loudest
 from tests.models.test_staged import attended, prompts
 from tests.models.truth import each_family, question_length
 from vidsieve import Prompt, Prune, Reducer, Reduction, Staged, VideoTokens, ops
-from vidsieve.budget import Proportional
-from vidsieve.models import attach
-from vidsieve.relevance import PromptAttention
-from vidsieve.segment import Whole
-from vidsieve.selection import TopRelevance
+from vidsieve.engines.hf import attach
+from vidsieve.methods.budget import Proportional
+from vidsieve.methods.relevance import PromptAttention
+from vidsieve.methods.segment import Whole
+from vidsieve.methods.selection import TopRelevance
 
 
 @dataclass(frozen=True)

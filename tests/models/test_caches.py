@@ -13,10 +13,10 @@ from tests.models.reducers import LouderThanMean, Loudest
 from tests.models.test_staged import STAGES, prompts
 from tests.models.truth import STEPS, answer, each_family, truth
 from vidsieve import Prune, Staged
+from vidsieve.engines.hf import attach
+from vidsieve.engines.hf.contract import CACHE
 from vidsieve.errors import UnsupportedCall
-from vidsieve.models import attach
-from vidsieve.models.contract import CACHE
-from vidsieve.reducer import Attachable
+from vidsieve.methods.base import Attachable
 
 
 @each_family

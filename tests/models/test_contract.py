@@ -15,9 +15,9 @@ from tests.models import tiny
 from tests.models.reducers import Loudest
 from tests.models.truth import STEPS, truth
 from vidsieve import Prune, Staged
+from vidsieve.engines.hf import Adapter, attach, contract, families
+from vidsieve.engines.hf.contract import CACHE
 from vidsieve.errors import UnsupportedVersion
-from vidsieve.models import Adapter, attach, contract, families
-from vidsieve.models.contract import CACHE
 
 INSIDE = Staged({1: Prune(0.5)})
 

@@ -11,8 +11,8 @@ from tests.models.reducers import Loudest, NearestToQuestion
 from tests.models.test_staged import STAGES
 from tests.models.truth import STEPS, answer, each_family, truth
 from vidsieve import Staged
+from vidsieve.engines.hf import attach
 from vidsieve.errors import UnsupportedCall
-from vidsieve.models import attach
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])

@@ -11,16 +11,16 @@ from torch import nn
 
 from tests.models import tiny
 from tests.models.reducers import Loudest
+from vidsieve.engines.hf import Adapter, adapter_for, attach, families, model_types, prompt, register
+from vidsieve.engines.hf.families import Adapter as Entry
 from vidsieve.errors import UnsupportedCall, UnsupportedModel
-from vidsieve.models import Adapter, adapter_for, attach, families, layout, model_types, register
-from vidsieve.models.families import Adapter as Entry
 
 
-def find(family: str, ids: list[int], **arguments: Any) -> layout.Layout:
+def find(family: str, ids: list[int], **arguments: Any) -> prompt.Layout:
     model, rows = tiny.model(family), torch.tensor([ids])
     adapter: Entry = adapter_for(model)
     placeholder = rows == getattr(model.config, adapter.token)
-    return layout.find(adapter, model.config, layout.read(adapter, rows, placeholder, arguments))
+    return prompt.find(adapter, model.config, prompt.read(adapter, rows, placeholder, arguments))
 
 
 def frame(tokens: int, before: int = 6) -> list[int]:
@@ -134,9 +134,9 @@ def test_the_question_ends_with_its_turn_and_leaves_markers_out() -> None:
     def asked(*after: int) -> list[int]:
         rows = torch.tensor([[*before, *video, *after]])
         placeholder = rows == tiny.VIDEO
-        marks = {"end_of_turn": frozenset({tiny.END_OF_TURN}), "marks": layout.marks_of(model.config)}
-        reading = layout.read(adapter_for(model), rows, placeholder, grid)
-        [columns] = layout.find(adapter_for(model), model.config, reading, **marks).questions
+        marks = {"end_of_turn": frozenset({tiny.END_OF_TURN}), "marks": prompt.marks_of(model.config)}
+        reading = prompt.read(adapter_for(model), rows, placeholder, grid)
+        [columns] = prompt.find(adapter_for(model), model.config, reading, **marks).questions
         return rows[0, columns].tolist()
 
     assert asked(tiny.END, 5, 6, tiny.END_OF_TURN, 9, 9) == [5, 6]

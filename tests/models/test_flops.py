@@ -9,12 +9,12 @@ import transformers
 from tests.models import tiny
 from tests.models.reducers import LouderThanMean, Loudest
 from vidsieve import Prune, Staged
+from vidsieve.engines.hf import attach
+from vidsieve.engines.hf.contract import CACHE
 from vidsieve.errors import BudgetError
-from vidsieve.merge import TemporalMerge
-from vidsieve.models import attach
-from vidsieve.models.contract import CACHE
-from vidsieve.models.flops import affordable, layer_costs, total
-from vidsieve.segment import Whole
+from vidsieve.methods.merge import TemporalMerge
+from vidsieve.methods.segment import Whole
+from vidsieve.telemetry.flops import affordable, layer_costs, total
 
 
 def deep(layers: int) -> Any:

@@ -2,7 +2,7 @@
 
 import torch
 
-from vidsieve.models.gather import Kept
+from vidsieve.engines.hf.sequence import Kept
 
 
 def test_rows_are_right_aligned_and_composed() -> None:

@@ -8,9 +8,9 @@ from torch import nn
 
 from tests.models import by_hand, tiny
 from tests.models.reducers import LouderThanMean, Loudest, MergeIntoLoudest
-from vidsieve.models import attach, verify
-from vidsieve.models.contract import CACHE
-from vidsieve.reducer import Reducer
+from vidsieve.engines.hf import attach, verify
+from vidsieve.engines.hf.contract import CACHE
+from vidsieve.methods.base import Reducer
 
 STEPS = 6
 TOLERANCE = 1e-4  # float32

@@ -9,9 +9,9 @@ from tests.models import by_hand, fake_flash, tiny
 from tests.models.reducers import LouderThanMean, Loudest
 from tests.models.truth import BY_HAND, STEPS, answer, each_family, truth
 from vidsieve import Staged
+from vidsieve.engines.hf import attach
+from vidsieve.engines.hf.contract import CACHE
 from vidsieve.errors import UnsupportedCall
-from vidsieve.models import attach
-from vidsieve.models.contract import CACHE
 
 
 @each_family

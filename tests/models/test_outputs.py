@@ -12,9 +12,9 @@ from tests.models.test_masks import LONG
 from tests.models.test_staged import STAGES, prompts
 from tests.models.truth import each_family
 from vidsieve import Staged
+from vidsieve.engines.hf import attach
+from vidsieve.engines.hf.contract import CACHE
 from vidsieve.errors import UnsupportedCall
-from vidsieve.models import attach
-from vidsieve.models.contract import CACHE
 
 METHODS = [LouderThanMean(), Staged(STAGES["two layers"]), Staged(STAGES["merge at 0"])]
 each_method = pytest.mark.parametrize("method", METHODS, ids=["before", "inside", "both"])

@@ -10,9 +10,9 @@ pytest.importorskip("torchvision", reason="transformers' video processors need t
 
 from tests.models import processors, tiny
 from tests.models.reducers import Loudest
-from vidsieve.models import attach
-from vidsieve.run import prepare
-from vidsieve.tokens import Frames
+from vidsieve.engines.hf import attach
+from vidsieve.engines.hf.loading import prepare
+from vidsieve.types.frames import Frames
 
 UNEVEN = (0.0, 0.4, 2.0, 2.8, 3.0, 9.01)  # 6 of 60 frames in 12 seconds: a mean rate knows nothing of them
 

@@ -5,14 +5,14 @@ import torch
 
 from tests.models import tiny
 from tests.models.test_flops import deep
-from vidsieve import FrameFusion, presets
-from vidsieve.models import verify
+from vidsieve import FrameFusion, registry
+from vidsieve.engines.hf import verify
 
 
-@pytest.mark.parametrize("method", presets.STAGED)
+@pytest.mark.parametrize("method", registry.methods(inside=True))
 def test_a_preset_verifies(method: str) -> None:
     inputs = tiny.batch(*[tiny.prompt("qwen2_5_vl", seed=n, text=6 + 5 * n, frames=24) for n in range(2)])
-    report = verify(deep(8), inputs, presets.STAGED[method](0.5))
+    report = verify(deep(8), inputs, registry.method(method)(0.5))
     assert report.ok, report
     for video in report.trace.videos:
         assert video.after <= 0.5 * video.before
@@ -28,9 +28,9 @@ def test_the_guides_class_attaches_and_meets_its_cost(fast: bool) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("method", presets.STAGED)
+@pytest.mark.parametrize("method", registry.methods(inside=True))
 def test_a_preset_verifies_on_a_gpu(method: str) -> None:
     inputs = tiny.batch(*[tiny.prompt("qwen2_5_vl", seed=n, text=6 + 5 * n, frames=24) for n in range(2)])
     given = {name: x.to("cuda") for name, x in inputs.items()}
-    report = verify(deep(8).to("cuda"), given, presets.STAGED[method](0.5), tolerance=1e-3)
+    report = verify(deep(8).to("cuda"), given, registry.method(method)(0.5), tolerance=1e-3)
     assert report.ok, report

@@ -12,7 +12,7 @@ av = pytest.importorskip("av", reason="reading a video file needs av")
 
 from tests.models import processors, tiny  # noqa: E402
 from tests.models.reducers import Loudest, NearestToQuestion  # noqa: E402
-from vidsieve.models import attach, verify  # noqa: E402
+from vidsieve.engines.hf import attach, verify  # noqa: E402
 
 CLIPS = os.environ.get("VIDSIEVE_CLIPS")
 QUESTION = "What happens?"

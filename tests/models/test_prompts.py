@@ -10,8 +10,8 @@ from tests.models import by_hand, tiny
 from tests.models.reducers import Loudest, NearestToQuestion
 from tests.models.truth import BY_HAND, STEPS, answer, each_family, question_length, truth
 from vidsieve import Staged
-from vidsieve.models import adapter_for, attach
-from vidsieve.models.contract import CACHE
+from vidsieve.engines.hf import adapter_for, attach
+from vidsieve.engines.hf.contract import CACHE
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])

@@ -12,9 +12,9 @@ import torch
 
 from tests.models import tiny
 from tests.models.truth import STEPS, each_family
-from vidsieve import presets
-from vidsieve.models import attach
-from vidsieve.reducer import Reducer
+from vidsieve import registry
+from vidsieve.engines.hf import attach
+from vidsieve.methods.base import Reducer
 
 pytest.importorskip("accelerate")
 
@@ -59,7 +59,7 @@ def generate(
 
 
 def check_answers_as_in_one_piece(apart: Any, family: str, method: str, device: str) -> None:
-    inputs, reducer = tiny.prompt(family), presets.METHODS[method](0.25)
+    inputs, reducer = tiny.prompt(family), registry.method(method)(0.25)
     tokens, logits, kept = generate(tiny.fresh(family).to(device), inputs, reducer, device)
     found = generate(apart, inputs, reducer, device)
     assert found[2] == kept

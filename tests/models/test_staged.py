@@ -16,16 +16,16 @@ from tests.models.test_ground_truth import snapshot
 from tests.models.test_masks import second_turn
 from tests.models.truth import STEPS, each_family, question_length
 from vidsieve import Chain, Prune, Reducer, Staged
-from vidsieve.budget import Proportional
+from vidsieve.engines.hf import attach, verify
+from vidsieve.engines.hf.contract import CACHE
 from vidsieve.errors import UnsupportedCall
-from vidsieve.merge import TemporalMerge
-from vidsieve.models import attach, verify
-from vidsieve.models.contract import CACHE
-from vidsieve.reduction import Reduction
-from vidsieve.relevance import PromptAttention
-from vidsieve.segment import Whole
-from vidsieve.selection import TopRelevance
-from vidsieve.tokens import Prompt, VideoTokens
+from vidsieve.methods.budget import Proportional
+from vidsieve.methods.merge import TemporalMerge
+from vidsieve.methods.relevance import PromptAttention
+from vidsieve.methods.segment import Whole
+from vidsieve.methods.selection import TopRelevance
+from vidsieve.types.reduction import Reduction
+from vidsieve.types.tokens import Prompt, VideoTokens
 
 TOLERANCE = 1e-4  # float32
 

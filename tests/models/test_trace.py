@@ -8,13 +8,13 @@ import torch
 
 from tests.models import tiny
 from tests.models.reducers import Loudest
-from vidsieve.models import attach
-from vidsieve.models.contract import CACHE
-from vidsieve.models.trace import CallRecord, StageRecord, Trace, VideoRecord
-from vidsieve.reducer import Reducer
-from vidsieve.reduction import Reduction
-from vidsieve.timeline import Timeline, stage
-from vidsieve.tokens import Prompt, VideoTokens
+from vidsieve.engines.hf import attach
+from vidsieve.engines.hf.contract import CACHE
+from vidsieve.methods.base import Reducer
+from vidsieve.telemetry.timing import Timeline, stage
+from vidsieve.telemetry.trace import CallRecord, StageRecord, Trace, VideoRecord
+from vidsieve.types.reduction import Reduction
+from vidsieve.types.tokens import Prompt, VideoTokens
 
 
 @dataclass(frozen=True)

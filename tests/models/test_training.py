@@ -9,12 +9,12 @@ from tests.models import by_hand, tiny
 from tests.models.reducers import LouderThanMean, Loudest, NearestToQuestion
 from tests.models.truth import each_family, question_length
 from vidsieve import Prune, Staged
-from vidsieve.budget import Proportional
-from vidsieve.models import attach
-from vidsieve.relevance import PromptAttention
-from vidsieve.segment import Whole
-from vidsieve.selection import TopRelevance
-from vidsieve.tokens import Prompt, VideoTokens
+from vidsieve.engines.hf import attach
+from vidsieve.methods.budget import Proportional
+from vidsieve.methods.relevance import PromptAttention
+from vidsieve.methods.segment import Whole
+from vidsieve.methods.selection import TopRelevance
+from vidsieve.types.tokens import Prompt, VideoTokens
 
 
 @each_family

@@ -9,8 +9,8 @@ from tests.models import tiny
 from tests.models.reducers import LouderThanMean, Loudest, MergeIntoLoudest
 from tests.models.test_masks import LONG
 from vidsieve import Staged
+from vidsieve.engines.hf import verify
 from vidsieve.errors import UnsupportedModel, WrongArgument
-from vidsieve.models import seam_input, verify
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
@@ -45,7 +45,7 @@ def test_it_notices_a_mask_left_at_its_logical_length(monkeypatch: pytest.Monkey
     def untouched(kwargs: dict[str, Any]) -> dict[str, Any]:
         return kwargs
 
-    monkeypatch.setattr(seam_input, "continued", untouched)
+    monkeypatch.setattr(input, "continued", untouched)
     inputs = tiny.batch(*[tiny.prompt("llava_onevision", seed=4 * row, text=6 + 5 * row) for row in range(2)])
     report = verify(tiny.model("llava_onevision"), inputs, LouderThanMean())
     assert not report.ok

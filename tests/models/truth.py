@@ -6,7 +6,7 @@ import pytest
 
 from tests.models import by_hand, tiny
 from tests.models.reducers import Loudest
-from vidsieve.models import attach
+from vidsieve.engines.hf import attach
 
 STEPS = 6
 BY_HAND = ("qwen2_5_vl", "qwen3_vl", "llava_onevision", "internvl")

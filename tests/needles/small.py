@@ -1,6 +1,6 @@
 """The shapes of a model of the suite that is quick to run."""
 
-from vidsieve.needles import Size
+from vidsieve.evaluation.needles import Size
 
 SIZE = Size(frames=8, token=8)
 TEXT = {

@@ -14,14 +14,14 @@ pytest.importorskip("transformers")
 import vidsieve
 from tests.needles.small import SIZE, TEXT, VISION
 from vidsieve import Reduction
-from vidsieve.needles import PLAN, Batch, generate
-from vidsieve.needles.clip import as_frames, write_clip
-from vidsieve.needles.packed import Packed, _attend_frames, fast, patchify
-from vidsieve.needles.questions import TEMPLATES, WORDS
-from vidsieve.needles.tiny import BUNDLED, UNKNOWN, build
-from vidsieve.run import load, prepare
-from vidsieve.tokens import Prompt, VideoTokens
-from vidsieve.video import read_video
+from vidsieve.engines.hf.loading import load, prepare
+from vidsieve.evaluation.needles import PLAN, Batch, generate
+from vidsieve.evaluation.needles.clip import as_frames, write_clip
+from vidsieve.evaluation.needles.packed import Packed, _attend_frames, fast, patchify
+from vidsieve.evaluation.needles.questions import TEMPLATES, WORDS
+from vidsieve.evaluation.needles.tiny import BUNDLED, UNKNOWN, build
+from vidsieve.types.tokens import Prompt, VideoTokens
+from vidsieve.video.decode import read_video
 
 
 @pytest.fixture(scope="module")

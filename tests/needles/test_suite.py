@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from vidsieve import VideoTokens, presets
-from vidsieve.needles import KINDS, PLAN, SPLITS, Questions, Size, describe, generate, recall
-from vidsieve.needles.draws import Draws
-from vidsieve.needles.glyphs import glyphs, textures
-from vidsieve.needles.layout import BALLS, CARDS, GRID, MOST, REPEATED, SHORTEST, Layout
-from vidsieve.needles.questions import WORDS
-from vidsieve.needles.render import owners, render
+from vidsieve import VideoTokens
+from vidsieve.evaluation.needles import KINDS, PLAN, SPLITS, Questions, Size, describe, generate, recall
+from vidsieve.evaluation.needles.draws import Draws
+from vidsieve.evaluation.needles.glyphs import glyphs, textures
+from vidsieve.evaluation.needles.layout import BALLS, CARDS, GRID, MOST, REPEATED, SHORTEST, Layout
+from vidsieve.evaluation.needles.questions import WORDS
+from vidsieve.evaluation.needles.render import owners, render
+from vidsieve.methods import presets
 
 SMALL = Size(frames=8, token=8)
 SIZES = (SMALL, Size(frames=16, token=8), Size(frames=32), Size(frames=8, token=16, plain=True))

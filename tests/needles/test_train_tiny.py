@@ -15,9 +15,9 @@ from benchmarks import train_tiny
 from benchmarks.train_tiny import Run, Scale, by_kind, drop, guess, train
 
 from tests.needles.test_packed import TEXT, VISION
-from vidsieve.needles import CHANCE, KINDS, PLAN, Size, generate, recall
-from vidsieve.needles.packed import fast
-from vidsieve.run import load
+from vidsieve.engines.hf.loading import load
+from vidsieve.evaluation.needles import CHANCE, KINDS, PLAN, Size, generate, recall
+from vidsieve.evaluation.needles.packed import fast
 
 SIZE = Size(frames=8, token=8)
 SCALE = Scale(((0.5, Size(8, 8, plain=True)), (1.0, SIZE)), TEXT, VISION, batch=4)

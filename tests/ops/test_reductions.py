@@ -6,12 +6,21 @@ import torch
 from tests.ops.inputs import DEVICE, degenerate
 from tests.synthetic import independent, never_waiting, video_like
 from vidsieve import Prompt, Prune, VideoTokens, ops
-from vidsieve.budget import MarginalGain, Proportional
 from vidsieve.errors import KernelUnavailable, NonFiniteFeatures
-from vidsieve.merge import NearestKept
-from vidsieve.relevance import Flat, Novelty, PromptSimilarity
-from vidsieve.segment import PerFrame, SceneCuts, Uniform, Whole, Within
-from vidsieve.selection import MMR, ConditionalDPP, EvenlySpaced, Hybrid, LowRankDPP, MaxMin, Random, TopRelevance
+from vidsieve.methods.budget import MarginalGain, Proportional
+from vidsieve.methods.merge import NearestKept
+from vidsieve.methods.relevance import Flat, Novelty, PromptSimilarity
+from vidsieve.methods.segment import PerFrame, SceneCuts, Uniform, Whole, Within
+from vidsieve.methods.selection import (
+    MMR,
+    ConditionalDPP,
+    EvenlySpaced,
+    Hybrid,
+    LowRankDPP,
+    MaxMin,
+    Random,
+    TopRelevance,
+)
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -135,7 +144,7 @@ def test_many_videos_go_together_in_groups_of_bounded_size(monkeypatch: pytest.M
     method = Prune(0.2, PerFrame(), Proportional(), PromptSimilarity(), TopRelevance())
     alone = [method.reduce(VideoTokens(x, (9,) * 4), p).kept for x, p in zip(features, prompts, strict=True)]
     for most, groups in ((2, 3), (5, 1), (0, 5)):
-        monkeypatch.setattr("vidsieve.reducer.TOGETHER_BYTES", most * features[0].nbytes)
+        monkeypatch.setattr("vidsieve.methods.base.TOGETHER_BYTES", most * features[0].nbytes)
         with ops.spy() as calls:
             found = method.reduce_each([VideoTokens(x, (9,) * 4) for x in features], prompts)
         assert calls.count(("compact", "triton")) == groups

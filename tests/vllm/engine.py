@@ -25,7 +25,7 @@ from vllm import LLM, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
 
 from tests.models import processors, tiny
-from vidsieve.vllm import register, settings
+from vidsieve.engines.vllm import register, settings
 
 # vLLM on CPU wants heads of 32.
 _TEXT = {**tiny._TEXT, "hidden_size": 128, "intermediate_size": 192, "head_dim": 32, "max_position_embeddings": 16384}

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vidsieve.vllm import positions
-from vidsieve.vllm.positions import Medium
+from vidsieve.engines.vllm import positions
+from vidsieve.engines.vllm.positions import Medium
 
 START, END, PAD, WORD = 1, 2, 3, 9
 

@@ -21,10 +21,11 @@ from vllm.plugins import load_plugins_by_group
 
 from tests.models import tiny
 from tests.vllm import engine, truth
-from vidsieve import VideoTokens, presets
+from vidsieve import VideoTokens
+from vidsieve.engines.vllm import models, runner, settings
 from vidsieve.errors import UnsupportedModel
-from vidsieve.tokens import Prompt
-from vidsieve.vllm import models, runner, settings
+from vidsieve.methods import presets
+from vidsieve.types.tokens import Prompt
 
 pytestmark = pytest.mark.vllm
 each_family = pytest.mark.parametrize("family", engine.FAMILIES)

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from tests.synthetic import video_like
-from vidsieve import Prompt, Reducer, Reduction, VideoTokens, presets
+from vidsieve import Prompt, Reducer, Reduction, VideoTokens, registry
+from vidsieve.engines.vllm import settings
+from vidsieve.engines.vllm.settings import Method, Wishes, retained
 from vidsieve.errors import UnsupportedCall
-from vidsieve.vllm import settings
-from vidsieve.vllm.settings import Method, Wishes, retained
+from vidsieve.methods import presets
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ def test_the_count_is_vllms(total: int, rate: float, count: int) -> None:
     assert retained(total, rate) == count
 
 
-@pytest.mark.parametrize("name", presets.METHODS)
+@pytest.mark.parametrize("name", registry.methods(inside=False))
 def test_a_method_keeps_any_count_exactly(name: str) -> None:
     tokens = VideoTokens.from_grid(video_like(6, 12, 16, 1, torch.float32, cuts=(2,)), 6, 3, 4)
     method, prompt = Method.named(name), Prompt(tokens.features[:4])

@@ -6,7 +6,7 @@ import torch
 
 from tests.vllm import engine
 from vidsieve import Reducer
-from vidsieve.models import attach
+from vidsieve.engines.hf import attach
 
 
 def inputs(family: str, request: dict[str, Any]) -> Any:

@@ -7,14 +7,14 @@ from torch import Tensor
 from tests.ops.inputs import DEVICE, degenerate, duplicated, problem, regret
 from tests.synthetic import independent, video_like
 from vidsieve import Prompt, Prune, VideoTokens, ops
-from vidsieve.budget import Proportional
 from vidsieve.errors import NonFiniteFeatures
+from vidsieve.methods.budget import Proportional
+from vidsieve.methods.relevance import PromptSimilarity
+from vidsieve.methods.segment import PerFrame
+from vidsieve.methods.selection import MMR, ConditionalDPP, MaxMin
 from vidsieve.ops import GreedyProblem
 from vidsieve.ops.greedy import reference
 from vidsieve.ops.partition.reference import apportion
-from vidsieve.relevance import PromptSimilarity
-from vidsieve.segment import PerFrame
-from vidsieve.selection import MMR, ConditionalDPP, MaxMin
 
 triton = pytest.importorskip("vidsieve.ops.greedy.triton", reason="Triton is not installed")
 measure = pytest.importorskip("vidsieve.ops.measurement.triton", reason="Triton is not installed").measure

@@ -1,0 +1,76 @@
+"""What may stand after an option on the command line, and what is said of the rest."""
+
+import argparse
+from pathlib import Path
+from typing import Any, NoReturn
+
+from vidsieve.errors import VidsieveError
+
+
+class Mistake(Exception):
+    """A mistake in the command: exit code 2."""
+
+    def __init__(self, message: str, usage: str = "") -> None:
+        super().__init__(message)
+        self.usage = usage
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises `Mistake` where argparse would end the process, so that one place decides how it is told."""
+
+    def error(self, message: str) -> NoReturn:
+        raise Mistake(message, self.format_usage())
+
+
+class Version(argparse.Action):
+    """Prints the version, looked up only when asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import version
+
+        print(f"vidsieve {version('vidsieve')}")
+        parser.exit()
+
+
+def fraction(text: str) -> float:
+    """A share above 0, at most 1; also in percent."""
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a fraction above 0, at most 1, such as 0.1 or 10%; got {text}")
+    return value
+
+
+def count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1; got {text}")
+    return int(text)
+
+
+def method(name: str) -> str:
+    from vidsieve import registry
+
+    try:
+        return registry.method(name).name
+    except VidsieveError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def folder(text: str) -> Path:
+    """Where files are written to; there already, or to be made."""
+    path = Path(text)
+    for one in (path, *path.parents):
+        if one.exists() and not one.is_dir():
+            raise argparse.ArgumentTypeError(f"expected a folder to write into, which {one} is not: it is a file")
+    return path
+
+
+def file(text: str) -> Path:
+    """A file that is written, or written anew."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"expected the name of a file to write; {path} is a folder")
+    folder(str(path.parent))
+    return path

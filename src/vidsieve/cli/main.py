@@ -1,0 +1,341 @@
+"""The command line.
+
+    vidsieve run CLIP --question "What happens?" --model Qwen/Qwen2.5-VL-7B-Instruct --keep 10% --out out
+    vidsieve show out           draw it again
+    vidsieve demo               the same, offline, on a generated clip and the model that comes with the package
+    vidsieve batch CLIPS        reduced features of many clips, on one machine or a cluster
+    vidsieve methods            what --method takes
+    vidsieve env                what is installed, and what would run
+    vidsieve bench ops          milliseconds and memory of a reduction, beside today's loops
+    vidsieve eval               what each method loses on the synthetic needle suite
+
+Exit codes: 0 done; 1 it failed, and standard error says why in one line; 2 a mistake in the command; 130 interrupted.
+With --json, standard output is one JSON document and nothing else, {"error": {"type": ..., "message": ...}} where it
+failed. VIDSIEVE_TRACEBACK=1 shows where an error came from.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vidsieve import registry
+from vidsieve.checks import require
+from vidsieve.cli import report
+from vidsieve.cli.arguments import Mistake, Parser, Version, count, file, folder, fraction, method
+from vidsieve.cli.quiet import quiet
+from vidsieve.errors import VidsieveError
+
+Found = Any  # what a command found out, as JSON knows it
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    typed = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if not typed:
+            _parser().print_help()
+            return 0
+        options = _parser().parse_args(typed)
+        options.typed = typed
+        with quiet():
+            found = options.command(options)
+        if options.json:
+            print(json.dumps(found, indent=1))
+        else:
+            options.show(found)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read has read enough; a second failure at exit would be noise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Mistake as mistake:
+        _tell(mistake, typed, mistake.usage)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt as stop:
+        _tell(KeyboardInterrupt("; ".join(("interrupted", *map(str, stop.args)))), typed)
+        return 130
+    except (VidsieveError, OSError, ValueError, RuntimeError, MemoryError) as error:
+        if os.environ.get("VIDSIEVE_TRACEBACK"):
+            raise
+        _tell(error, typed)
+        return 1
+    return 0
+
+
+def _tell(error: BaseException, typed: Sequence[str], usage: str = "") -> None:
+    """Say in one line why it ended, for programs too where they asked."""
+    message = " ".join(str(error).split()) or type(error).__name__
+    begin = "vidsieve: " if isinstance(error, KeyboardInterrupt) else f"{usage}vidsieve: error: "
+    print(f"{begin}{message}", file=sys.stderr)
+    if "--json" in typed:
+        print(json.dumps({"error": {"type": type(error).__name__, "message": message}}, indent=1))
+
+
+def _parser() -> Parser:
+    common = Parser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    how = Parser(add_help=False)
+    about = "share of the video tokens that stays; with framefusion, of the prefill's FLOPs (10%%, or the paper's)"
+    how.add_argument("--keep", type=fraction, help=about)
+    how.add_argument("--method", type=method, default="vidsieve", help="see `vidsieve methods` (vidsieve)")
+    how.add_argument("--device", help="cpu, cuda, cuda:1, ... (cuda where there is one)")
+    how.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="(auto; float32 on cpu)")
+
+    film = Parser(add_help=False)
+    film.add_argument("--film", action="store_true", help="draw overlay.mp4 too: the clip beside what is left of it")
+    film.add_argument("--gif", action="store_true", help="draw overlay.gif too, the same, smaller")
+
+    parser = Parser(prog="vidsieve", description="Drop the video tokens a video language model does not need.")
+    parser.add_argument("--version", action=Version, nargs=0, help="show the version and exit")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, command: Callable[..., Found], show: Callable[[Found], None], *parents: Any) -> Any:
+        about = (command.__doc__ or "").splitlines()[0]
+        sub = commands.add_parser(name, help=about, description=about, parents=[*parents, common])
+        sub.set_defaults(command=command, show=show)
+        return sub
+
+    run = add("run", _run, report.show_result, how, film)
+    run.add_argument("clip", help="a video file")
+    run.add_argument("--question", "-q", required=True)
+    run.add_argument("--model", "-m", required=True, help="Hub id or folder of a video language model")
+    run.add_argument("--frames", type=count, default=64, help="frames to sample, evenly (64)")
+    run.add_argument("--strict", action="store_true", help="refuse a clip that is cut short or damaged")
+    run.add_argument("--max-new-tokens", type=count, default=128, help="longest answer (128)")
+    run.add_argument("--only-reduced", action="store_true", help="do not answer with every token too")
+    run.add_argument("--out", type=folder, help="folder for result.json and the overlay, a picture")
+
+    show = add("show", _redraw, report.show_pictures, film)
+    show.add_argument("result", type=Path, help="result.json, or the folder it lies in")
+    show.add_argument("--out", type=folder, help="folder for the pictures (beside result.json)")
+
+    demo = add("demo", _demo, report.show_result, how, film)
+    demo.add_argument("--out", type=folder, default=Path("out/demo"), help="folder for everything (out/demo)")
+
+    batch = add("batch", _batch, report.show_batch, how)
+    batch.add_argument("clips", help="a folder of clips, or a text file with one path a line")
+    batch.add_argument("--model", "-m", required=True, help="Hub id or folder of a video language model")
+    batch.add_argument("--out", type=folder, required=True, help="folder for the table and the features; resumes there")
+    batch.add_argument("--question", "-q", help="what methods that look at the question are given, for every clip")
+    batch.add_argument("--frames", type=count, default=64, help="frames to sample, evenly (64)")
+    batch.add_argument("--strict", action="store_true", help="a clip that is cut short or damaged is one that fails")
+    batch.add_argument("--workers", type=count, help="copies of the model (one a GPU, or one for four processors)")
+    batch.add_argument("--address", help="of a Ray cluster (this machine)")
+
+    bench = add("bench", _bench, report.show_bench)
+    bench.add_argument("what", choices=("ops",))
+    bench.add_argument("--frames", type=count, default=64, help="(64)")
+    bench.add_argument("--tokens", type=count, default=196, help="tokens a frame (196)")
+    bench.add_argument("--dim", type=count, default=3584, help="features a token (3584)")
+    bench.add_argument("--keep", type=fraction, help="one case of your own: this share of the tokens,")
+    bench.add_argument("--segments", type=count, metavar="FRAMES", help="in segments of so many frames (1)")
+    bench.add_argument("--case", action="append", dest="cases", metavar="NAME", help="only this case; repeatable")
+    bench.add_argument("--relevance", choices=("prompt", "flat"), default="prompt", help="(prompt)")
+    bench.add_argument("--rounds", type=count, default=20, help="calls of each variant (20)")
+    bench.add_argument("--device", help="cpu, cuda, cuda:1, ... (cuda where there is one)")
+    bench.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16", help="(bfloat16)")
+    bench.add_argument("--out", type=file, help="write the card and the rows to this JSON file")
+
+    eval_ = add("eval", _eval, report.show_eval)
+    eval_.add_argument("--model", "-m", help="a checkpoint trained on the suite (the bundled one)")
+    eval_.add_argument("--split", choices=("dev", "test"), default="dev", help="dev to choose by, test to report (dev)")
+    eval_.add_argument("--videos", type=count, default=500, help="17 questions each (500)")
+    eval_.add_argument("--keep", type=fraction, action="append", dest="keeps", help="repeatable (0.05 0.1 0.25 0.5)")
+    eval_.add_argument("--method", type=method, action="append", dest="methods", help="repeatable (all there are)")
+    eval_.add_argument("--frames", type=count, default=32, help="of a video, as the model was trained (32)")
+    eval_.add_argument("--quick", action="store_true", help="64 videos, keep 0.1, the default method and the floors")
+    eval_.add_argument("--device", help="cpu, cuda, cuda:1, ... (cuda where there is one)")
+    eval_.add_argument("--out", type=file, help="write the card and the rows to this JSON file")
+
+    add("methods", _methods, report.show_methods)
+    add("env", _env, report.show_env)
+    return parser
+
+
+@contextmanager
+def _notes() -> Iterator[Callable[[str], None]]:
+    """A line on standard error, if that is a terminal, that says what is being done and goes when it is done."""
+    if not sys.stderr.isatty():
+        yield lambda what: None
+        return
+    require("rich", "video")
+    from rich.console import Console
+
+    status = Console(stderr=True).status("")
+
+    def note(what: str) -> None:
+        status.update(f"{what} ...")
+        status.start()  # only now: before the first note, decoding may show a progress bar of its own
+
+    try:
+        yield note
+    finally:
+        status.stop()
+
+
+def _run(options: argparse.Namespace) -> Found:
+    """Ask a question about a clip, with every video token and with the few that stay."""
+    from vidsieve.cli import run as pipeline
+
+    if _films(options) and options.out is None:
+        raise Mistake("--film and --gif draw into the folder of --out; give one")
+    request = pipeline.Request(
+        options.clip,
+        options.question,
+        options.model,
+        options.method,
+        _keep(options),
+        options.frames,
+        options.device,
+        options.dtype,
+        options.max_new_tokens,
+        not options.only_reduced,
+        options.strict,
+    )
+    return _carry_out(request, options.out, _films(options))
+
+
+def _demo(options: argparse.Namespace) -> Found:
+    """Try it offline: render a clip, and ask the small model that comes with the package about it."""
+    from vidsieve.cli import demo
+    from vidsieve.cli import run as pipeline
+
+    options.out.mkdir(parents=True, exist_ok=True)
+    with _notes() as note:
+        note("rendering a clip")
+        clip = demo.render_clip(options.out / "clip.mp4")
+        model = demo.copy_model(options.out / "model")
+        question, right = demo.question()
+    request = pipeline.Request(
+        str(clip),
+        question,
+        str(model),
+        options.method,
+        _keep(options),
+        demo.FRAMES,
+        options.device,
+        options.dtype,
+        max_new_tokens=16,
+    )
+    return _carry_out(request, options.out, _films(options)) | {"note": demo.NOTE.format(right)}
+
+
+def _carry_out(request: Any, out: Path | None, films: Sequence[str]) -> dict[str, Any]:
+    from vidsieve.cli import run as pipeline
+
+    with _notes() as note:
+        return pipeline.run(request, note, out, films)
+
+
+def _redraw(options: argparse.Namespace) -> Found:
+    """Draw the overlay of an earlier run again."""
+    from vidsieve.cli import run as pipeline
+
+    result = pipeline.read(options.result)
+    beside = options.result if options.result.is_dir() else options.result.parent
+    with _notes() as note:
+        note("drawing")
+        return {"pictures": pipeline.draw(result, options.out or beside, films=_films(options))}
+
+
+def _films(options: argparse.Namespace) -> list[str]:
+    """The moving pictures that were asked for, by kind."""
+    return [kind for kind, wanted in (("mp4", options.film), ("gif", options.gif)) if wanted]
+
+
+def _batch(options: argparse.Namespace) -> Found:
+    """Encode and reduce many clips and keep the features; a job that was stopped goes on where it was."""
+    from vidsieve.encoded import batch
+
+    model = str(Path(options.model).resolve()) if Path(options.model).is_dir() else options.model
+    if why := batch.refused(options.method):
+        raise Mistake(why)
+    job = batch.Job(
+        model,
+        str(options.out.resolve()),
+        options.method,
+        _keep(options),
+        options.frames,
+        options.question or batch.QUESTION,
+        options.device,
+        options.dtype,
+        options.strict,
+    )
+    with _notes() as note:
+        return batch.run(options.clips, job, options.address, options.workers, note)
+
+
+def _keep(options: argparse.Namespace) -> float:
+    """What was asked for, else what the method is known for."""
+
+    return registry.method(options.method).default_keep if options.keep is None else float(options.keep)
+
+
+def _bench(options: argparse.Namespace) -> Found:
+    """Time whole reductions beside the loops people run today; correctness first."""
+    import torch
+
+    from vidsieve.evaluation import bench
+
+    unknown = [case for case in options.cases or () if case not in bench.CASES]
+    if unknown:
+        raise Mistake(f"no case {unknown[0]!r}; there are {', '.join(bench.CASES)}")
+    cases = {case: bench.CASES[case] for case in options.cases or bench.CASES}
+    if options.keep is not None:
+        if options.cases:
+            raise Mistake("--keep describes a case of your own and --case names others; choose one of the two")
+        if (options.segments or 1) > options.frames:
+            raise Mistake(f"expected segments of at most {options.frames} frames, all there are")
+        cases = bench.uniform_case(options.keep, options.segments or 1)
+    elif options.segments is not None:
+        raise Mistake("--segments describes a case of your own; say how much it keeps with --keep")
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = getattr(torch, options.dtype)
+    load = bench.Load(options.frames, options.tokens, options.dim, device, dtype, options.relevance == "flat")
+    command = "vidsieve " + shlex.join(options.typed)
+    tell, save = lambda case: print(case, file=sys.stderr), lambda found: _save(found, options.out)
+    return bench.bench(load, cases, options.rounds, tell, command, save)
+
+
+def _eval(options: argparse.Namespace) -> Found:
+    """Accuracy, loyalty and kept evidence of each method on the synthetic needle suite."""
+    from vidsieve.evaluation import evaluate
+    from vidsieve.evaluation.needles.tiny import BUNDLED
+
+    names = options.methods or (["vidsieve"] if options.quick else list(registry.methods()))
+    plan = evaluate.Plan(
+        model=options.model or str(BUNDLED),
+        split=options.split,
+        videos=min(options.videos, 64) if options.quick else options.videos,
+        keeps=tuple(options.keeps or ((0.1,) if options.quick else evaluate.KEEPS)),
+        methods={name: registry.method(name) for name in names},
+        device=options.device,
+        frames=options.frames,
+        command="vidsieve " + shlex.join(options.typed),
+    )
+    found = evaluate.evaluate(plan, lambda what: print(what, file=sys.stderr))
+    _save(found, options.out)
+    return found
+
+
+def _save(found: Found, path: Path | None) -> None:
+    """The card and the rows as JSON, where a file was asked for."""
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _methods(options: argparse.Namespace) -> Found:
+    """List the methods, each with its paper."""
+    return [method.to_dict() for method in registry.methods().values()]
+
+
+def _env(options: argparse.Namespace) -> Found:
+    """Show what is installed and what would run, for troubleshooting."""
+    from vidsieve.cli.env import environment
+
+    return environment()

@@ -1,0 +1,164 @@
+"""What the commands found, printed for people. Nothing here is loaded before there is something to print."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from vidsieve.checks import require
+
+MOST = 10  # of a list that is told of one by one
+
+TORCHVISION = {
+    None: "is not installed",
+    "fine": "fits torch",
+    "patched": "is not built for this torch; patched here, so plain transformers works too",
+    "broken": "is not built for this torch: vidsieve works where that is without CUDA, `from transformers import "
+    "AutoProcessor` fails; install both from one package index, or run: python -m vidsieve.engines.torchvision",
+}
+
+
+def show_result(result: dict[str, Any]) -> None:
+    """Tokens, answers and times with and without the method; last of all, where the picture is."""
+    require("rich", "video")
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=True)
+    before, after = result["tokens_before"], result["tokens_after"]
+    sample = result["frames"]
+    console.print(
+        f"{Path(result['clip']).name}: {len(sample['index'])} of {sample['total']} frames, {sample['duration']:.1f} s; "
+        f"{result['model_type']} on {result['device']} in {result['dtype']}"
+    )
+    count = len(result["segments"] or ())
+    segments = f" in {count} segment{'s' * (count > 1)}" if count else ""
+    console.print(f"[bold]{before} video tokens -> {after} kept ({100 * after / before:.1f} %)[/]{segments}")
+    inside = [stage for stage in result.get("stages", ()) if stage["layer"] > 0]
+    if inside:
+        left = ", ".join(f"{stage['tokens_after']} from layer {stage['layer']}" for stage in result["stages"])
+        console.print(f"{left}; {100 * result['cost']:.1f} % of the prefill's FLOPs")
+    console.print()
+
+    whole = result["stages_ms_unreduced"]
+    of = "cost" if result.get("keep_of") == "FLOPs" else "keep"
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("")
+    for title in (("every token",) if whole else ()) + (f"{result['method']}, {of} {result['keep']:g}",):
+        table.add_column(title, justify="right")
+    stages = result["stages_ms"]
+    add = _adder(table, bool(whole))
+    add("prompt tokens", str(result["prompt_before"]), str(result["prompt_after"]))
+    for name in ("decode", "process"):
+        add(name, _ms(stages[name]), _ms(stages[name]))
+    add("vision + prefill", _ms(whole["vision_prefill"]) if whole else "", _ms(stages["vision_prefill"]))
+    for name in sorted(
+        stages.keys() - {"decode", "process", "vision_prefill", "generate", "draw"}, key=list(stages).index
+    ):
+        add(f"  of which {name}", "", _ms(stages[name]))
+    add("generate", _ms(whole["generate"]) if whole else "", _ms(stages["generate"]))
+    if "draw" in stages:
+        add("draw", "", _ms(stages["draw"]))
+    console.print(table)
+
+    console.print(f"\n[dim]question[/]     {Text(result['question']).markup}")
+    if whole:
+        console.print(f"[dim]every token[/]  {Text(result['answer_unreduced']).markup}")
+    console.print(f"[dim]reduced[/]      {Text(result['answer']).markup}")
+    if "note" in result:
+        console.print(f"[dim]{result['note']}[/]")
+    if "pictures" in result:
+        console.print()
+        for path in result["pictures"].values():
+            console.print(f"picture: [bold]{Text(path).markup}[/]")
+
+
+def _adder(table: Any, compared: bool) -> Any:
+    """Adds a row; its middle cell only where the run was compared with an unreduced one."""
+
+    def add(name: str, whole: str, reduced: str) -> None:
+        table.add_row(name, *((whole,) if compared else ()), reduced)
+
+    return add
+
+
+def _ms(milliseconds: float) -> str:
+    return f"{milliseconds:.1f} ms" if milliseconds < 100 else f"{milliseconds:,.0f} ms"
+
+
+def show_batch(found: Any) -> None:
+    print(f"{found['clips']} clips: {found['encoded']} encoded, {found['already_there']} were there", end="")
+    print(f", {len(found['failed'])} failed" if found["failed"] else "")
+    for row in found["failed"][:MOST]:
+        named = row["clip"] in row["error"]
+        print(f"  {row['error']}" if named else f"  {row['clip']}: {row['error']}")
+    if len(found["failed"]) > MOST:
+        print(f"  and {len(found['failed']) - MOST} more, in the table")
+    if found["ignored"]:
+        print(f"{len(found['ignored'])} files ignored")
+    for reason in sorted(set(found["ignored"].values())):
+        names = [repr(name)[1:-1] for name, why in found["ignored"].items() if why == reason]
+        more = f" and {len(names) - MOST} more" if len(names) > MOST else ""
+        print(f"  {reason}: {', '.join(names[:MOST])}{more}")
+    print(f"table: {found['table']}\nfeatures: {found['features']}")
+
+
+def show_bench(found: Any) -> None:
+    require("rich", "video")
+    from rich.console import Console
+
+    from vidsieve.evaluation.bench import table
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
+    for name, value in found["card"].items():
+        console.print(f"[dim]{name:14}[/] {value}")
+    console.print(table(found))
+
+
+def show_eval(found: Any) -> None:
+    require("rich", "video")
+    from rich.console import Console
+
+    from vidsieve.evaluation.evaluate import table
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
+    for name, value in found["card"].items():
+        if name != "chance":
+            console.print(f"[dim]{name:14}[/] {value}")
+    console.print(table(found))
+    for row in found["rows"]:
+        if row["refused"]:
+            console.print(f"refused: {row['method']} at {row['keep']:g}: {row['refused']}", markup=False)
+
+
+def show_pictures(found: Any) -> None:
+    for path in found["pictures"].values():
+        print(path)
+
+
+def show_methods(found: Any) -> None:
+    for method in found:
+        share = f" --keep: share of the prefill's {method['keep_of']}." if method["keep_of"] != "tokens" else ""
+        paper = f" [{method['paper']}]" if method["paper"] else ""
+        grows = " Grows with the square of the video's length." if method["grows"] == "square" else ""
+        print(f"{method['name']:<13}{method['summary']}{share}{grows}{paper}")
+
+
+def show_env(found: Any) -> None:
+    for package, number in found["versions"].items():
+        print(f"{package:<14}{number or 'not installed'}")
+    print(f"{'':<14}torchvision {TORCHVISION[found['torchvision']]}")
+    if tested := found["transformers"]["tested"]:
+        print(f"{'':<14}transformers {', '.join(tested)} were tested")
+    if fault := found["transformers"]["fault"]:
+        print(f"{'':<14}{fault}")
+    print(f"{'devices':<14}{', '.join(found['devices'])}")
+    print(f"{'VIDSIEVE_OPS':<14}{found['ops']['asked']}")
+    for name, reason in found["ops"]["available"].items():
+        print(f"{'':<14}{name}: {reason or 'can run'}")
+    for extra, present in found["extras"].items():
+        print(f"{'extra ' + extra:<14}" + ("complete" if present else f"missing: pip install 'vidsieve[{extra}]'"))
+    models = ", ".join(found["model_types"] or ("none without a transformers that fits",))
+    print(f"{'models':<14}{models}")
+    print("\nDid it engage? `print(trace)` inside `with method(model) as trace:` says how many tokens each video lost;")
+    print("`vidsieve.verify(model, inputs, method)` compares your model with and without hooks, token for token.")

@@ -1,0 +1,213 @@
+"""One question about one clip, answered with all its video tokens and with the few that a method keeps.
+
+    result = run(Request("clip.mp4", "What happens?", "Qwen/Qwen2.5-VL-7B-Instruct"), out="out")
+
+What runs is what one would write by hand: decode, the model's own processor, `model.generate`, once with the method
+attached and once without. `result` is a plain dictionary and says everything that is needed to draw it again.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vidsieve import registry
+from vidsieve.checks import require
+from vidsieve.cli.env import versions
+from vidsieve.engines.hf.loading import load, prepare
+from vidsieve.errors import VidsieveError
+from vidsieve.types.frames import Frames
+from vidsieve.video.decode import read_video
+from vidsieve.video.overlay import Overlay
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `vidsieve run` is asked. device, dtype: None, what fits this machine and the checkpoint.
+
+    strict: refuse a clip that is cut short or damaged.
+    """
+
+    clip: str
+    question: str
+    model: str
+    method: str = "vidsieve"
+    keep: float = 0.1
+    frames: int = 64
+    device: str | None = None
+    dtype: str | None = None
+    max_new_tokens: int = 128
+    compare: bool = True
+    strict: bool = False
+
+
+def run(
+    request: Request,
+    note: Callable[[str], None] = lambda what: None,
+    out: str | os.PathLike[str] | None = None,
+    films: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The result of `request`. `note` hears what is being done, once the clip is decoded.
+
+    out: a folder for result.json and its picture.  films: as `draw` takes them.
+    """
+    method = registry.method(request.method)
+    reducer = method(request.keep)
+    stages: dict[str, float] = {}
+    require("av", "video")  # not on the clock
+    with _clocked(stages, "decode"):
+        frames = read_video(request.clip, num_frames=request.frames, progress=True, strict=request.strict)
+    note("loading the model")
+    processor, model = load(request.model, request.device, request.dtype, bar=False)
+    with _clocked(stages, "process"):
+        inputs = prepare(processor, frames, request.question).to(model.device, model.dtype)
+    if request.compare:  # a first call pays for what later ones do not; neither of the two may be it
+        note("warming up")
+        with reducer(model):
+            model.generate(**inputs, do_sample=False, max_new_tokens=1)
+    note(f"answering with {request.method}")
+    with reducer(model) as trace:
+        answer, reduced = _answer(model, processor, inputs, request.max_new_tokens)
+    if not trace.videos:
+        raise VidsieveError(f"{request.model} was shown no video token; nothing could be reduced")
+    video = trace.videos[0]
+    result = {
+        "clip": request.clip if "://" in request.clip else str(Path(request.clip).resolve()),
+        "question": request.question,
+        "model": request.model,
+        "model_type": model.config.model_type,
+        "method": request.method,
+        "reducer": repr(reducer),
+        "keep": request.keep,
+        "keep_of": method.keep_of,
+        "cost": trace.cost,
+        "stages": video.to_dict()["stages"],
+        "tokens_before": video.before,
+        "tokens_after": video.after,
+        "prompt_before": inputs["input_ids"].shape[1],
+        "prompt_after": inputs["input_ids"].shape[1] - video.before + video.after,
+        "answer": answer,
+        "answer_unreduced": None,
+        "stages_ms": stages | trace.stages_ms | reduced,
+        "stages_ms_unreduced": None,
+        "frames": {
+            "index": list(frames.index),
+            "seconds": list(frames.seconds),
+            "size": list(frames.pixels.shape[1:3]),
+            "total": frames.total,
+            "duration": frames.duration,
+        },
+        "tokens": list(video.frames),
+        "grid": list(video.grid) if video.grid else None,
+        "segments": [list(bounds) for bounds in video.segments] if video.segments else None,
+        "budgets": video.budgets,
+        "kept": video.kept,
+        "device": str(model.device),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "versions": versions(),
+    }
+    if request.compare:
+        note("answering with every token")
+        result["answer_unreduced"], whole = _answer(model, processor, inputs, request.max_new_tokens)
+        result["stages_ms_unreduced"] = {**stages, **whole}
+    if out is not None:
+        note("drawing")
+        write(result, out)  # whatever becomes of the picture
+        with _clocked(result["stages_ms"], "draw"):
+            pictures = draw(result, out, frames, films)
+        write(result, out)
+        result["pictures"] = pictures
+    return result
+
+
+class _FirstToken:
+    """A streamer that only notes when the first new token came; before it, `generate` hands over the prompt."""
+
+    def __init__(self) -> None:
+        self.handed = 0
+        self.at = 0.0
+
+    def put(self, value: torch.Tensor) -> None:
+        self.handed += 1
+        if self.handed == 2:
+            self.at = time.perf_counter()
+
+    def end(self) -> None:
+        pass
+
+
+def _answer(model: Any, processor: Any, inputs: Any, max_new_tokens: int) -> tuple[str, dict[str, float]]:
+    """The answer, and milliseconds to its first token (vision tower, reduction, prefill) and from there to its last."""
+    first = _FirstToken()
+    start = time.perf_counter()
+    output = model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, streamer=first)
+    end = time.perf_counter()
+    answer = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0].strip()
+    return answer, {"vision_prefill": 1e3 * (first.at - start), "generate": 1e3 * (end - first.at)}
+
+
+@contextmanager
+def _clocked(stages: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    stages[name] = 1e3 * (time.perf_counter() - start)
+
+
+def overlay(result: dict[str, Any], frames: Frames | None = None) -> Overlay:
+    """The picture of a result. Reads the clip again unless `frames` are given."""
+    sample = result["frames"]
+    frames = frames or read_video(result["clip"], index=sample["index"], size=tuple(sample["size"]))
+    bounds = [begin for begin, _ in result["segments"] or ()]
+    kept = torch.tensor(result["kept"], dtype=torch.int64)
+    return Overlay(frames, kept, result["tokens"], tuple(result["grid"]) if result["grid"] else None, bounds)
+
+
+def draw(
+    result: dict[str, Any], folder: str | os.PathLike[str], frames: Frames | None = None, films: Sequence[str] = ()
+) -> dict[str, str]:
+    """overlay.png in `folder`, and what `films` asks for of "mp4" and "gif": their paths by kind.
+
+    Reads the clip again unless `frames` are given.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    model = result["model_type"] if Path(result["model"]).is_dir() else result["model"]
+    about = (Path(result["clip"]).name, f"{result['method']}, keep {result['keep']:g}", model)
+    paths = overlay(result, frames).save(folder, " \u00b7 ".join(about), films)
+    return {kind: str(path) for kind, path in paths.items()}
+
+
+def write(result: dict[str, Any], folder: str | os.PathLike[str]) -> Path:
+    """result.json in `folder`."""
+    path = Path(folder) / "result.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    return path
+
+
+def read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A result, from result.json or the folder it lies in. A clip that has moved is looked for beside it.
+
+    Raises `VidsieveError` for what is no result.
+    """
+    path = Path(path) / "result.json" if Path(path).is_dir() else Path(path)
+    if not path.is_file():
+        raise VidsieveError(f"{path}: no such file; expected the result.json of a `vidsieve run`")
+    try:
+        result = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise VidsieveError(f"{path}: is not a result.json of `vidsieve run` ({error})") from error
+    needed = {"clip", "model", "model_type", "method", "keep", "kept", "tokens", "grid", "segments", "frames"}
+    missing = sorted(needed - result.keys()) if isinstance(result, dict) else sorted(needed)
+    if missing:
+        raise VidsieveError(f"{path}: is not a result.json of `vidsieve run`: it has no {', '.join(missing)}")
+    beside = path.parent / Path(result["clip"]).name
+    if beside.exists() and not Path(result["clip"]).exists():
+        result["clip"] = str(beside)
+    return dict(result)

@@ -1,0 +1,388 @@
+"""Many clips, each decoded, encoded and reduced once, and kept on disk for whatever comes later. docs/batch.md.
+
+    found = run("clips/", Job("Qwen/Qwen2.5-VL-7B-Instruct", "out"))
+
+What is stored of a clip is the prompt as the decoder would receive it, reduced: no vision tower, no video and no second
+selection is needed to go on from there. One file a clip, `out/features/*.safetensors`, written under another name and
+then renamed: a file that is there is whole, and its clip is done. `out/clips.parquet` is made of these files, one row a
+clip, and of the clips that failed.
+
+Ray Data carries the work to the processors of one machine or of many. `EncodeClips` is all that it carries, and can be
+put into a pipeline of one's own.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from vidsieve import registry
+from vidsieve.checks import require
+from vidsieve.encoded.clips import find, ignored
+from vidsieve.encoded.stored import Row, encode, read_row, schema
+from vidsieve.engines.hf.loading import check, load
+from vidsieve.errors import VidsieveError
+from vidsieve.types.frames import Frames
+from vidsieve.video.decode import read_video
+
+QUESTION = "What happens in this video?"
+CLIPS_A_TASK = 8  # few enough to share evenly, enough that the next clip decodes while this one is encoded
+THREADS = 4  # processors a worker asks for, where there are as many
+ATTEMPTS = 2  # a worker may die for reasons of its own; twice on one clip is the clip's doing
+LINE_EVERY = 30.0  # seconds between lines of progress in a log
+
+
+def refused(method: str) -> str | None:
+    """Why a method cannot make features to store; None where it can."""
+    if not registry.method(method).inside:
+        return None
+    before = ", ".join(registry.methods(inside=False))
+    return f"{method} cannot make features to store: only what reduces before the language model does, {before}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What becomes of every clip, and where it is kept. device, dtype: None, what fits the machine and the checkpoint.
+
+    question: what methods that look at the question are given; part of the stored prompt with every method.
+    strict: a clip that is cut short or damaged fails.
+    """
+
+    model: str
+    out: str
+    method: str = "vidsieve"
+    keep: float = 0.1
+    frames: int = 64
+    question: str = QUESTION
+    device: str | None = None
+    dtype: str | None = None
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        if why := refused(self.method):
+            raise VidsieveError(why)
+
+    @property
+    def features(self) -> Path:
+        return Path(self.out) / "features"
+
+    def file(self, clip: str, question: str) -> Path:
+        """Where the features of a clip are kept: its name for people, then a digest of its path and question."""
+        digest = hashlib.sha256(f"{clip}\0{question}".encode()).hexdigest()[:16]
+        return self.features / f"{Path(clip).stem[:40]}-{digest}.safetensors"
+
+    def claim(self) -> None:
+        """Make the folder `out` this job's. Raises `VidsieveError` if it is another's: their features do not mix."""
+        settings = {
+            "model": self.model,
+            "reducer": repr(registry.method(self.method)(self.keep)),
+            "frames": self.frames,
+            "dtype": self.dtype,
+            "strict": self.strict or None,  # as in a folder of before there was the choice
+        }
+        path = Path(self.out) / "job.json"
+        self.features.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            _write(path, (json.dumps(settings, indent=1) + "\n").encode())
+        try:
+            found = dict(json.loads(path.read_text()))
+        except (TypeError, ValueError) as error:
+            raise VidsieveError(
+                f"{path}: is damaged, so nobody knows what job {self.out} holds; choose another folder"
+            ) from error
+        for name, value in settings.items():
+            if found.get(name) != value:
+                raise VidsieveError(
+                    f"{self.out} holds a job whose {name} is {found.get(name)!r}, not {value!r}; choose another folder"
+                )
+
+    def sweep(self, note: Callable[[str], None]) -> None:
+        """Take away what a run that was killed left half done, and put aside what is damaged: both are to be done."""
+        for left in (*self.features.glob("*.part"), *self.features.glob("*.trying")):
+            left.unlink(missing_ok=True)
+        for file in self.features.glob("*.safetensors"):
+            try:
+                read_row(file)
+            except VidsieveError:
+                file.replace(file.with_suffix(".damaged"))
+                note(f"{file}: is damaged; its clip is encoded again, and it is now called {file.stem}.damaged")
+
+
+class EncodeClips:
+    """For `ray.data.Dataset.map_batches`: clips in, rows out, features on disk.
+
+        pool = ray.data.ActorPoolStrategy(size=4)
+        dataset.map_batches(EncodeClips, fn_constructor_args=(job,), batch_size=8, num_gpus=1, compute=pool)
+
+    A batch has a column "clip" of paths and may have a column "question". What comes back is a table of `schema()`. A
+    clip whose features are there is not encoded again, and one that fails, however it fails, is a row with its error.
+    """
+
+    def __init__(self, job: Job) -> None:
+        job.claim()
+        self.job = job
+        self.reducer = registry.method(job.method)(job.keep)
+        self.processor, self.model = load(job.model, job.device, job.dtype)
+
+    def __call__(self, batch: Mapping[str, Sequence[Any]]) -> Any:
+        clips = [str(clip) for clip in batch["clip"]]
+        questions = [str(question) for question in batch.get("question", [self.job.question] * len(clips))]
+        pyarrow = require("pyarrow", "ray")
+        rows = list(self.rows(zip(clips, questions, strict=True)))
+        return pyarrow.Table.from_pylist(rows, schema=schema())
+
+    def rows(self, work: Iterable[tuple[str, str]]) -> Iterator[Row]:
+        """A row for each (clip, question). While one is encoded the next is decoded."""
+        tasks = [_Task(clip, question, self.job.file(clip, question)) for clip, question in work]
+        # A worker that died had two clips in hand. Which of them it died of shows when they are taken one by one.
+        alone = any(task.mark.exists() for task in tasks)
+        with ThreadPoolExecutor(1) as pool:
+            following: Future[Frames | None] | None = None
+            for task, later in zip(tasks, [*tasks[1:], None], strict=True):
+                decoding = following or pool.submit(self._decode, task)
+                following = pool.submit(self._decode, later) if later and not alone else None
+                yield self._row(task, decoding)
+
+    def _decode(self, task: "_Task") -> Frames | None:
+        """The frames of a clip; None where it is done."""
+        if task.file.exists():
+            return None
+        task.attempt()
+        return read_video(task.clip, num_frames=self.job.frames, strict=self.job.strict)
+
+    def _row(self, task: "_Task", decoding: "Future[Frames | None]") -> Row:
+        try:
+            frames = decoding.result()
+            if frames is not None:
+                save = require("safetensors.torch", "hf").save
+                tensors, found = encode(self.processor, self.model, self.reducer, frames, task.question)
+                row = {"clip": task.clip, "question": task.question, "file": task.file.name, **found}
+                _write(task.file, save(tensors, {"vidsieve": json.dumps(row)}))
+            row = read_row(task.file)
+        except Exception as error:  # whatever it is, the other clips must not suffer
+            message = " ".join(str(error).split()) or type(error).__name__
+            row = {"clip": task.clip, "question": task.question, "error": message}
+        task.mark.unlink(missing_ok=True)
+        return row
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A clip, a question, and the file that says that both are done."""
+
+    clip: str
+    question: str
+    file: Path
+
+    @property
+    def mark(self) -> Path:
+        """There while a worker has the clip in hand; one that died of it cannot take it away."""
+        return self.file.with_suffix(".trying")
+
+    def attempt(self) -> None:
+        with self.mark.open("a") as file:
+            if file.tell() >= ATTEMPTS:
+                raise VidsieveError(f"{self.clip}: {ATTEMPTS} workers died on it; a decoder's crash, or out of memory")
+            file.write("x")
+
+
+def run(
+    source: str | os.PathLike[str],
+    job: Job,
+    address: str | None = None,
+    workers: int | None = None,
+    note: Callable[[str], None] = lambda what: None,
+) -> dict[str, Any]:
+    """Encode the clips of `source` that are not done, and write the table. Returns what became of them, by number.
+
+    address: of a Ray cluster, None for this machine (or what RAY_ADDRESS says).  workers: copies of the model; one a
+    GPU by default, or one for every four processors where there is none.
+    Raises `VidsieveError` where nothing could be done at all. A clip that fails is no error: `failed` lists it, as
+    `ignored` does what is in the folder and no clip.
+    """
+    ray = require("ray", "ray")
+    require("ray.data", "ray")
+    require("pyarrow.parquet", "ray")
+    if job.device not in (None, "cpu", "cuda"):
+        raise VidsieveError(f"expected device cpu or cuda, got {job.device!r}: Ray chooses which GPU a worker sees")
+    found = find(source)
+    check(job.model)
+    job.claim()
+    job.sweep(lambda what: print(what, file=sys.stderr))
+    clips = [clip for clip in found if _is_name(clip)]
+    todo = [clip for clip in clips if not job.file(clip, job.question).exists()]
+    broken: list[Row] = []
+    if todo:
+        note("starting Ray")
+        with _counted(job, clips), _cluster(ray, address):
+            dataset = _dataset(ray, todo, job, workers)
+            note("loading the model")
+            progress = _Progress(len(todo), note)
+            for rows in _batches(ray, dataset):
+                failed = [row for row in rows if row["error"] is not None]
+                broken += failed
+                progress.add(len(rows), len(failed))
+    order = {clip: number for number, clip in enumerate(clips)}
+    broken.sort(key=lambda row: order[row["clip"]])
+    missing = {clip for clip in clips if not job.file(clip, job.question).exists()} - {row["clip"] for row in broken}
+    if missing:
+        raise VidsieveError(
+            f"{job.features} lacks the features of {len(missing)} clips that workers say they wrote; "
+            "the output folder has to be one that all machines of the cluster share"
+        )
+    failed = [*(_nameless(clip, job) for clip in found if not _is_name(clip)), *broken]
+    note("writing the table")
+    table = write_table(job, failed)
+    if len(failed) == len(found):
+        raise VidsieveError(f"none of {len(found)} clips could be encoded; the first says: {failed[0]['error']}")
+    return {
+        "clips": len(found),
+        "encoded": len(todo) - len(broken),
+        "already_there": len(clips) - len(todo),
+        "failed": [{"clip": row["clip"], "error": row["error"]} for row in failed],
+        "ignored": ignored(source, job.out),
+        "table": str(table),
+        "features": str(job.features),
+    }
+
+
+@contextmanager
+def _counted(job: Job, clips: Sequence[str]) -> Iterator[None]:
+    """Has Ctrl-C say how much is done."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        stored = sum(job.file(clip, job.question).exists() for clip in clips)
+        raise KeyboardInterrupt(
+            f"{stored} of {len(clips)} clips are stored in {job.features}; the same command goes on with the others"
+        ) from None
+
+
+def _is_name(path: str) -> bool:
+    """Whether Ray and Parquet can carry a path: they take text, and a file system may hold what is none."""
+    return not any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in path)
+
+
+def _nameless(clip: str, job: Job) -> Row:
+    shown = os.fsencode(clip).decode(errors="backslashreplace").replace("\0", "\\x00")
+    return {"clip": shown, "question": job.question, "error": f"{shown}: is not a name in UTF-8; rename the file"}
+
+
+def write_table(job: Job, failed: Sequence[Row] = ()) -> Path:
+    """clips.parquet: a row for each features file, sorted by its name, and for each clip that `failed`."""
+    parquet = require("pyarrow.parquet", "ray")
+    arrow = require("pyarrow", "ray")
+    path = Path(job.out) / "clips.parquet"
+    rows = (read_row(file) for file in sorted(job.features.glob("*.safetensors")))
+    part = path.with_suffix(".part")
+    with parquet.ParquetWriter(part, schema()) as writer:
+        while some := list(islice(rows, 4096)):
+            writer.write_table(arrow.Table.from_pylist(some, schema=schema()))
+        writer.write_table(arrow.Table.from_pylist(list(failed), schema=schema()))
+    os.replace(part, path)
+    return path
+
+
+@contextmanager
+def _cluster(ray: Any, address: str | None) -> Iterator[None]:
+    """A connection to Ray, which is left as it was if there is one."""
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors come as exceptions too
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS") or "local"  # without it Ray joins what was last started here
+    _knock(address)
+    with redirect_stdout(sys.stderr), ExitStack() as stack:  # Ray tells of dead workers there, up to its very end
+        stack.callback(ray.shutdown)
+        try:
+            ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        except ConnectionError as error:
+            raise VidsieveError(f"no Ray cluster answers at {address!r}: {str(error).splitlines()[0]}") from error
+        yield
+
+
+def _knock(address: str) -> None:
+    """Raise where nobody listens at host:port; Ray itself would try for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except OSError as error:
+            raise VidsieveError(f"no Ray cluster answers at {address!r} ({error.strerror or error})") from error
+
+
+def _dataset(ray: Any, clips: Sequence[str], job: Job, workers: int | None) -> Any:
+    """The clips, mapped by as many workers as the cluster has room for."""
+    resources = ray.cluster_resources()
+    gpus, processors = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
+    device = job.device or ("cuda" if gpus else "cpu")
+    room, kind = (gpus, "GPU") if device == "cuda" else (processors, "processor")
+    if (workers or 1) > room:
+        raise VidsieveError(f"expected a {kind} for each of {workers or 1} workers, Ray has {room}")
+    workers = min(workers or (gpus if device == "cuda" else max(1, processors // THREADS)), len(clips))
+    smallest = min(int(node["Resources"].get("CPU", 0)) or processors for node in ray.nodes() if node["Alive"])
+    need = {"num_cpus": max(1, min(THREADS, smallest, processors // workers))}  # Ray gives a worker as many threads
+    if device == "cuda":
+        need["num_gpus"] = 1
+    size = max(1, min(CLIPS_A_TASK, len(clips) // (4 * workers)))
+    items = ray.data.from_items([{"clip": clip} for clip in clips], override_num_blocks=-(-len(clips) // size))
+    return items.map_batches(
+        EncodeClips,
+        fn_constructor_args=(replace(job, device=device),),
+        batch_size=size,
+        compute=ray.data.ActorPoolStrategy(size=workers),
+        **need,
+    )
+
+
+def _batches(ray: Any, dataset: Any) -> Iterator[list[Row]]:
+    """The rows of each task, as it ends."""
+    try:
+        for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+            yield table.select(["clip", "error"]).to_pylist()
+    except ray.exceptions.RayError as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        cause = lines[-1].strip().removeprefix("vidsieve.errors.VidsieveError: ") if lines else type(error).__name__
+        raise VidsieveError(f"Ray gave up: {cause}") from error
+
+
+class _Progress:
+    """Says how far a job is: on a terminal all the time, through `note`; in a log a line now and then."""
+
+    def __init__(self, total: int, note: Callable[[str], None]) -> None:
+        self.total, self.note = total, note
+        self.done = self.failed = 0
+        self.start = self.said = time.monotonic()
+
+    def add(self, done: int, failed: int) -> None:
+        self.done += done
+        self.failed += failed
+        now = time.monotonic()
+        rate = self.done / (now - self.start)
+        text = f"{self.done} of {self.total} clips, {self.failed} failed, {rate:.2f} a second"
+        self.note(text)
+        if not sys.stderr.isatty() and (now - self.said >= LINE_EVERY or self.done == self.total):
+            self.said = now
+            print(text, file=sys.stderr, flush=True)
+
+
+def _write(path: Path, data: bytes) -> None:
+    """All of `data` in `path`, or nothing: a reader, and a run that resumes, never see half a file."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    with part.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)

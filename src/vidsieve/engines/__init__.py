@@ -1,0 +1,1 @@
+"""Where a reduction meets a model: Hugging Face transformers (`hf`), vLLM (`vllm`), a captured CUDA graph (`graph`)."""

@@ -1,0 +1,216 @@
+"""Reductions on a GPU, captured as a CUDA graph for a layout of video and replayed for the next video laid out alike.
+
+To reduce a video takes some ten launches, and to launch them one by one takes the host several times what they take the
+device. A graph of them is one launch. So a layout that is seen a few times in a row is captured, with the memory it
+needs, until another layout is; a video of any other layout is reduced launch by launch, as ever.
+
+What is captured reads its input and leaves its answer where it always did. So the features are copied there, and the
+answer is copied out: as one piece, for a copy costs the host what a launch does.
+"""
+
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from vidsieve import ops
+from vidsieve.engines.streams import stream_for
+from vidsieve.methods.base import Capturable, Reducer
+from vidsieve.telemetry.timing import stage, unheard
+from vidsieve.types.reduction import Reduction
+from vidsieve.types.segments import Segments
+from vidsieve.types.tokens import Prompt, VideoTokens
+
+T = TypeVar("T")
+
+# Bytes of features, and of what a reduction needs besides them: with more it is the device that takes long, and what a
+# graph holds is lost to all others.
+LARGEST, MOST = 1 << 27, 1 << 29
+TIMES = 4  # that a layout comes in a row before it is captured, which costs what some five replays save
+ALIGNED = 16  # bytes that kernels expect a tensor to begin at a multiple of
+
+
+class TooLarge(RuntimeError):
+    """A graph would take more memory than there is, or than a replay is worth."""
+
+
+class Replay:
+    """`reducer`, replayed where it can be."""
+
+    def __init__(self, reducer: Reducer) -> None:
+        self.reducer = reducer
+        self._lock = threading.Lock()
+        self._last: object = None  # the layout of the last video
+        self._times = 0  # that it came in a row
+        self._too_large: object = None  # the last layout that was
+        self._broken = False  # a capture failed: there is no second
+        self._captured: Captured | None = None
+
+    def clear(self) -> None:
+        """Give back the memory of what is captured."""
+        with self._lock:
+            self._last = self._captured = None
+
+    def reduce_each(
+        self, videos: Sequence[VideoTokens], prompts: Sequence[Prompt | None]
+    ) -> Callable[[], list[Reduction]]:
+        """The reduction of each video, by calling what is returned: one alone is replayed if it can be.
+
+        What only the device knows of a replay is waited for then, and until then the host may have other things to do.
+        """
+        reducer = self.reducer
+        if len(videos) == 1 and isinstance(reducer, Capturable) and _suits(videos[0]) and reducer.captures(videos[0]):
+            found = self._replayed(reducer, videos[0], prompts[0] if reducer.prompted else None)
+            if found is not None:
+                return lambda: [reducer.settle(videos[0], found)]
+        reductions = reducer.reduce_each(videos, prompts)
+        return lambda: reductions
+
+    def _replayed(self, reducer: Capturable, video: VideoTokens, prompt: Prompt | None) -> dict[str, Tensor] | None:
+        """What `reducer` would be told of `video`; None where its layout is new, or cannot be captured."""
+        x, asked = video.features, None if prompt is None else prompt.embeddings
+        # On one stream, the device is done with one video before it begins with the next.
+        of = None if asked is None else _layout(asked)
+        key = _layout(x), tuple(video.frames), video.grid, video.produced, of, _stream(x)
+        with self._lock:
+            self._times = self._times + 1 if self._last == key else 1
+            self._last = key
+            if self._captured is None or self._captured.key != key:
+                if self._times < TIMES or self._broken or key == self._too_large or not _undisturbed():
+                    return None
+                try:
+                    self._captured = Captured(key, reducer, video, prompt, self._captured)
+                    self._too_large = None
+                except (TooLarge, torch.OutOfMemoryError):
+                    self._too_large = key
+                    return None
+                except RuntimeError as error:
+                    self._broken = True
+                    warnings.warn(f"{reducer!r} is launched step by step, not replayed: {error}", stacklevel=2)
+                    return None
+            with stage("replay"):
+                return self._captured.replay(video, prompt)
+
+
+def _suits(video: VideoTokens) -> bool:
+    """Whether kernels would reduce a video, outside of any graph, and not for long."""
+    x = video.features
+    return (
+        x.is_cuda
+        and x.nbytes <= LARGEST
+        and video.origin is None
+        and video.regular
+        and ops.together(x, len(video.frames))
+        and not torch.is_autocast_enabled("cuda")  # which may be another at the next call
+        and not torch.compiler.is_compiling()
+        and not torch.cuda.is_current_stream_capturing()
+    )
+
+
+def _undisturbed() -> bool:
+    """Whether a capture can be. Before torch 2.12 no other thread may draw random numbers on the device meanwhile."""
+    major, minor = map(int, torch.__version__.split(".")[:2])
+    return (major, minor) >= (2, 12) or threading.active_count() == 1
+
+
+def _layout(x: Tensor) -> tuple[object, ...]:
+    return x.shape, x.dtype, x.device
+
+
+def _stream(x: Tensor) -> object:
+    return torch.cuda.current_stream(x.device)
+
+
+class Captured:
+    """What `reducer` asks of the device for one layout, as a graph that reads and writes memory of its own."""
+
+    def __init__(
+        self, key: object, reducer: Capturable, video: VideoTokens, prompt: Prompt | None, before: "Captured | None"
+    ) -> None:
+        """`before` leaves its memory to this one, and is not replayed again once there is this one."""
+        self.key = key
+        with torch.inference_mode(False), torch.no_grad(), unheard():  # or nobody else might write to it
+            self._features = video.features.clone()
+            self._prompt = None if prompt is None else Prompt(prompt.embeddings.clone())
+            like = replace(video, features=self._features)  # as if nothing were known of it
+
+            def ask() -> tuple[VideoTokens, dict[str, dict[str, Tensor]], Tensor]:
+                tokens = replace(like)
+                found = {"reduction": reducer.ask(tokens, self._prompt), "tokens": tokens.facts()}
+                found["segments"] = {str(i): segments.offsets for i, (_, segments) in enumerate(tokens.segments)}
+                return tokens, found, _packed([x for some in found.values() for x in some.values()])
+
+            pool = None if before is None else before.graph.pool()
+            graph, (tokens, found, self._answer) = capture(ask, video.features.device, pool)
+        self.graph: Any = graph
+        self._segments = [(segmenter, segments.longest) for segmenter, segments in tokens.segments]
+        # Where each part of the answer is, counted in numbers of its type.
+        self._places: list[tuple[str, str, torch.dtype, int, int]] = []
+        begin = 0
+        for whose, some in found.items():
+            for name, x in some.items():
+                first = begin // x.itemsize
+                self._places.append((whose, name, x.dtype, first, first + len(x)))
+                begin += x.nbytes + -x.nbytes % ALIGNED
+
+    def replay(self, video: VideoTokens, prompt: Prompt | None) -> dict[str, Tensor]:
+        """What `reducer` is told of `video`, which learns what else was found out about it."""
+        self._features.copy_(video.features)
+        if self._prompt is not None and prompt is not None:
+            self._prompt.embeddings.copy_(prompt.embeddings)
+        self.graph.replay()
+        answer = self._answer.clone()
+        numbers = {dtype: answer.view(dtype) for dtype in {place[2] for place in self._places}}
+        found: dict[str, dict[str, Tensor]] = {"reduction": {}, "tokens": {}, "segments": {}}
+        for whose, name, dtype, first, last in self._places:
+            found[whose][name] = numbers[dtype][first:last]
+        offsets = found["segments"].values()
+        segments = [(by, Segments(x, longest)) for (by, longest), x in zip(self._segments, offsets, strict=True)]
+        video.learn(found["tokens"], segments)
+        return found["reduction"]
+
+
+_capturing = threading.Lock()  # a process may capture one graph at a time
+
+
+def capture(ask: Callable[[], T], device: torch.device, pool: Any) -> tuple[Any, T]:
+    """A CUDA graph of what `ask` does on `device`, and what it returned: where a replay leaves its answer.
+
+    pool: of a graph that gives its memory up, None for memory of its own.
+    Raises `TooLarge`, and `RuntimeError` if CUDA refuses.
+    """
+    with _capturing, torch.cuda.device(device):
+        before = _ever_allocated(device)
+        ask()  # what is done once in a process, such as to compile, cannot be captured
+        need = _ever_allocated(device) - before
+        torch.cuda.synchronize()
+        if need <= MOST and torch.cuda.mem_get_info(device)[0] < need:
+            torch.cuda.empty_cache()  # what torch keeps for later is of no use to a graph
+        if need > min(MOST, torch.cuda.mem_get_info(device)[0]):
+            raise TooLarge(f"{need >> 20} MiB besides the features")
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(stream_for("capture", device)):
+            graph.capture_begin(pool, capture_error_mode="thread_local")  # other threads may do as they like
+            try:
+                found = ask()
+            finally:
+                graph.capture_end()
+    return graph, found
+
+
+def _ever_allocated(device: torch.device) -> int:
+    """Bytes of all tensors there have been: what is allocated between two looks is at least what is needed at once.
+
+    Other threads' are among them, so that a busy process captures less.
+    """
+    return int(torch.cuda.memory_stats(device).get("allocated_bytes.all.allocated", 0))
+
+
+def _packed(tensors: Sequence[Tensor]) -> Tensor:
+    """Bytes of tensors (n,), one after another, each beginning where kernels expect it to."""
+    gap = torch.zeros(ALIGNED, dtype=torch.uint8, device=tensors[0].device)
+    return torch.cat([part for x in tensors for part in (x.view(torch.uint8), gap[: -x.nbytes % ALIGNED])])

@@ -1,0 +1,81 @@
+"""What was given to be attached: the model itself, and a method that was made. Everything else is refused by name."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from vidsieve import registry
+from vidsieve.checks import describe
+from vidsieve.errors import UnsupportedCall, UnsupportedModel, WrongArgument
+from vidsieve.methods.base import Attachable, Reducer
+from vidsieve.methods.compose import Staged
+from vidsieve.methods.framefusion import FrameFusion
+
+
+def whole_model(model: Any) -> Any:
+    """The model, out of what PEFT wraps around it. Raises `WrongArgument` or `UnsupportedModel` for what is none."""
+    if hasattr(model, "get_base_model"):  # PEFT
+        model = model.get_base_model()
+    if isinstance(model, Attachable):
+        raise WrongArgument(f"expected the model first, then the method; got the method {describe(model)} first")
+    if isinstance(model, Mapping):
+        raise WrongArgument(f"expected the model first; got {describe(model)}, as a processor gives it")
+    if not isinstance(model, nn.Module) and isinstance(inner := getattr(model, "model", None), nn.Module):
+        raise UnsupportedModel(
+            f"expected a model, got {describe(model)} around {describe(inner)}; give its .model instead, "
+            "and what it is then asked is reduced too"
+        )
+    return model
+
+
+def named(method: Any, keep: float | None, options: Mapping[str, Any]) -> Any:
+    """The method of this name, made; anything but a name is made already, and takes neither `keep` nor `options`."""
+    if isinstance(method, str):
+        return registry.method(method)(keep, **options)
+    if keep is not None or options:
+        told = ", ".join((*(["keep"] if keep is not None else []), *options))
+        raise WrongArgument(
+            f"{told} goes with the name of a method, as attach(model, 'vidsieve', keep=0.1); "
+            f"{describe(method)} is made, so make it with what it is to have"
+        )
+    return method
+
+
+def method(reducer: Any) -> Reducer | Staged:
+    """The reducer, or stages, of a method. Raises `WrongArgument` for what is none, as a preset that was not called."""
+    if isinstance(reducer, FrameFusion):
+        return reducer.method
+    if isinstance(reducer, Reducer | Staged):
+        return reducer
+    hint = ""
+    if isinstance(reducer, nn.Module | Mapping):
+        hint = "; the order is model, then what else there is, the method last"
+    elif callable(reducer) and (name := getattr(reducer, "__name__", None)):
+        hint = f", which makes one: call it first, as {name}(keep=0.1)"
+    raise WrongArgument(f"expected a Reducer or a Staged to attach, got {describe(reducer)}{hint}")
+
+
+def check_outputs(outputs: Any) -> None:
+    """Raise `ValueError` unless `outputs` names a layout."""
+    if outputs not in ("left", "prompt"):
+        raise ValueError(f"expected outputs to be 'left' or 'prompt', got {describe(outputs)}")
+
+
+def refuse_compiled(*modules: nn.Module) -> None:
+    """Raise `UnsupportedCall` if one of the modules of a model is compiled."""
+    for module in modules:
+        if _is_compiled(module):
+            raise UnsupportedCall(
+                f"{type(module).__name__} is compiled, and a compiled model never looks at hooks added later; "
+                "attach to the plain model first, then compile"
+            )
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    forward = getattr(module, "forward", None)
+    return (
+        "_orig_mod" in module._modules
+        or getattr(module, "_compiled_call_impl", None) is not None
+        or hasattr(forward, "_torchdynamo_orig_callable")
+    )

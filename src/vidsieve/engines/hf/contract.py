@@ -1,0 +1,168 @@
+"""What vidsieve relies on in transformers, and what differs between its releases: all of it is here.
+
+`attach` has every model checked. A release that renamed or added an argument which a reduced sequence would have to
+follow is refused by name, not tried. What differs, and the release that made it:
+
+    5.15   `Cache.crop` takes a number of tokens to remove. A negative one means that in every release (cache.py).
+    5.17   Qwen2-VL's rotary positions (3, B, L, d) are one (B, L, d): both are read from the right.
+    5.18   `generate` runs the vision tower itself and hands `mm_encoder_outputs` to the body (seams/input.py).
+    5.24   the cache is an argument and an output `cache`, before `past_key_values`.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import nn
+
+from vidsieve.checks import require
+from vidsieve.errors import MissingExtra, UnsupportedVersion
+
+if TYPE_CHECKING:
+    from vidsieve.engines.hf.families import Adapter
+
+_transformers = require("transformers", "hf")
+if not hasattr(_transformers.Cache, "get_query_offset"):
+    raise MissingExtra(
+        f"this needs transformers >= 5.14, found {_transformers.__version__}; "
+        "install it with: pip install -U 'vidsieve[hf]'"
+    )
+
+from transformers import masking_utils  # noqa: E402  # after a missing or old transformers was told of
+
+TESTED = ("5.14.1", "5.17.0", "5.24.0")  # releases that all tests of hooks ran on
+
+_OLD_CACHE = "past_key_values"
+# The name of a decoder's cache, as an argument and in its output.
+CACHE = "cache" if "cache" in inspect.signature(masking_utils.create_causal_mask).parameters else _OLD_CACHE
+
+_REST = {"self", "args", "kwargs"}
+_SWITCHES = {"use_cache", "output_attentions", "output_hidden_states", "return_dict"}  # follow no sequence
+_DECODER = {"inputs_embeds", "attention_mask", "position_ids", CACHE}
+_LAYER = {"attention_mask", "position_ids", "position_embeddings", CACHE}
+_BUILDER = {"config", "inputs_embeds", "attention_mask", CACHE}  # what masks are built from
+_BUILDER_OPTIONS = {
+    *("position_ids", "or_mask_function", "and_mask_function", "block_sequence_ids", "layer_idx"),
+    "allow_is_causal_skip",
+}
+_BODY = {
+    "grid": {"input_ids", "inputs_embeds", "video_grid_thw"},
+    "clips": {"input_ids", "inputs_embeds", "pixel_values_videos"},
+    "runs": {"input_ids", "inputs_embeds", "pixel_values"},
+}
+_CACHE_METHODS = {
+    "get_seq_length": ("layer_idx",),
+    "get_query_offset": ("layer_idx",),
+    "get_mask_sizes": ("query_length", "layer_idx"),
+    "crop": (),
+    "reset": (),
+    "reorder_cache": (),
+    "batch_select_indices": (),
+    "batch_repeat_interleave": (),
+}
+
+
+def cache_of(arguments: Mapping[str, Any]) -> Any:
+    """The cache among the arguments of a decoder or of one of its layers; None without one."""
+    return arguments.get(CACHE)
+
+
+def with_new_names(arguments: dict[str, Any]) -> dict[str, Any]:
+    """`arguments` as transformers passes them, where the caller used a name it renamed and still accepts."""
+    if CACHE == _OLD_CACHE or _OLD_CACHE not in arguments:
+        return arguments
+    renamed = {name: value for name, value in arguments.items() if name != _OLD_CACHE}
+    return {CACHE: arguments[_OLD_CACHE], **renamed}
+
+
+def by_name(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """All arguments of a call of `module` by their names."""
+    return {**dict(zip(_parameters(module.forward), args, strict=False)), **kwargs} if args else kwargs
+
+
+def check(model: Any, adapter: "Adapter", layers: bool) -> None:
+    """Raise `UnsupportedVersion` unless `model` takes the arguments that are known here, and no others.
+
+    layers: whether the layers of the decoder will be hooked, too.
+    """
+    check_library()
+    body, decoder = model.base_model, model.get_decoder()
+    _require(body, _forward(body), _BODY[adapter.layout])
+    if "mm_encoder_outputs" in _parameters(_forward(body)):
+        _require_attributes(model, ("_prepare_multimodal_encoder_kwargs_for_generation",))
+    _require_attributes(model, ("_prefill", "_get_candidate_generator", "_supports_logits_to_keep", "loss_function"))
+    named = {*adapter.per_token, *adapter.per_visual, *adapter.unchanged}
+    _require(decoder, _forward(decoder), _DECODER)
+    _refuse_others(decoder, _forward(decoder), _DECODER | _SWITCHES | named | {"input_ids"})
+    if layers:
+        _require_attributes(_transformers.AttentionInterface, ("register", "_global_mapping"))
+        for layer in {type(plain := _compiled_from(layer)): plain for layer in decoder.layers}.values():
+            forward = _forward(layer)
+            hidden = list(_parameters(forward))[1]
+            if hidden != "hidden_states":
+                raise _unknown(f"{_name(layer)} takes {hidden} first, not hidden_states")
+            _require(layer, forward, _LAYER)
+            _refuse_others(layer, forward, _LAYER | _SWITCHES | {hidden})
+
+
+def check_library() -> None:
+    """Raise `UnsupportedVersion` unless mask builders and caches are as they are called here. Needs no model."""
+    for builder in (masking_utils.create_causal_mask, masking_utils.create_masks_for_generate):
+        _require(builder, builder, _BUILDER)
+        _refuse_others(builder, builder, _BUILDER | _BUILDER_OPTIONS)
+    _require(masking_utils.create_causal_mask, masking_utils.create_causal_mask, ("layer_idx",))
+    _require_attributes(_transformers.Cache, _CACHE_METHODS)
+    for name, arguments in _CACHE_METHODS.items():
+        method = getattr(_transformers.Cache, name)
+        _require(method, method, arguments)
+
+
+def _compiled_from(module: nn.Module) -> nn.Module:
+    """The module that `torch.compile` wrapped, or the module itself."""
+    return cast(nn.Module, getattr(module, "_orig_mod", module))
+
+
+def _forward(module: nn.Module) -> Callable[..., Any]:
+    """The forward that names its arguments: a subclass may pass on whatever it gets."""
+    anything = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    for kind in type(module).__mro__:
+        forward = vars(kind).get("forward")
+        if forward is not None and any(p.kind not in anything for p in list(_parameters(forward).values())[1:]):
+            return cast(Callable[..., Any], forward)
+    return type(module).forward
+
+
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(function).parameters
+
+
+def _require(owner: Any, function: Callable[..., Any], names: Iterable[str]) -> None:
+    missing = sorted(set(names) - set(_parameters(function)))
+    if missing:
+        raise _unknown(f"{_name(owner)} takes no {', '.join(missing)}")
+
+
+def _refuse_others(owner: Any, function: Callable[..., Any], known: set[str]) -> None:
+    others = [name for name in _parameters(function) if name not in known | _REST]
+    if others:
+        raise _unknown(
+            f"{_name(owner)} takes {', '.join(others)}, of which nothing says whether it follows the sequence "
+            "(an adapter can: per_token, per_visual, unchanged)"
+        )
+
+
+def _require_attributes(owner: Any, names: Iterable[str]) -> None:
+    missing = [name for name in names if not hasattr(owner, name)]
+    if missing:
+        raise _unknown(f"{_name(owner)} has no {', '.join(missing)}")
+
+
+def _name(owner: Any) -> str:
+    return str(getattr(owner, "__qualname__", type(owner).__name__))
+
+
+def _unknown(what: str) -> UnsupportedVersion:
+    return UnsupportedVersion(
+        f"transformers {_transformers.__version__} differs from what vidsieve knows: {what}. Use a newer vidsieve, or "
+        f"a release that this one was tested with: pip install 'transformers=={TESTED[-1]}'"
+    )

@@ -1,0 +1,89 @@
+"""What vidsieve has to know of a model family: an `Adapter`, which is data. docs/adding_a_model.md adds one.
+
+Everything else is the same for every Hugging Face video LLM: `model.base_model` receives token ids with one placeholder
+a video token, writes the video features over the placeholders, and calls `model.get_decoder()` with `inputs_embeds`.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from vidsieve.checks import describe
+from vidsieve.errors import UnsupportedModel
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """How one model family lays video tokens out in a prompt.
+
+    model_types: the `config.model_type` values this adapter serves.
+    layout: what tells how many frames a video has, and how many tokens a frame.
+        "grid"   the `video_grid_thw` argument (T, H, W in patches) and the vision tower's spatial merge size.
+        "clips"  one block of equally many tokens a video; the frames are counted in `pixel_values_videos`.
+        "runs"   every unbroken run of placeholders is one frame; the runs of a prompt are one video.
+    token: the config attribute that holds the id of the placeholder.
+    trailing: tokens at the end of each video that are no patches, and so are always kept ("clips").
+    square: whether a frame's tokens, where a square number, form a square grid ("clips", "runs").
+    frame_tokens: config attribute with the tokens of a frame; runs of any other length are images ("runs").
+    gap: fewest tokens between two frames; runs closer together are the tiles of one image ("runs").
+    per_token: decoder arguments (B, L, ...) that follow the sequence, besides embeddings, positions and mask.
+    unchanged: decoder arguments that do not follow the sequence, besides those that transformers' own decoders take.
+    per_visual: decoder arguments that are lists of (V, D), a row for each of the V true places of `visual_pos_masks`.
+    """
+
+    model_types: tuple[str, ...]
+    layout: Literal["grid", "clips", "runs"] = "grid"
+    token: str = "video_token_id"
+    trailing: int = 0
+    square: bool = False
+    frame_tokens: str | None = None
+    gap: int = 1
+    per_token: tuple[str, ...] = ("visual_pos_masks",)
+    per_visual: tuple[str, ...] = ("deepstack_visual_embeds",)
+    unchanged: tuple[str, ...] = ()
+
+
+_ADAPTERS: dict[str, Adapter] = {}
+
+
+def register(adapter: Adapter) -> None:
+    """Serve the model types of `adapter` from now on, replacing what served them before."""
+    for model_type in adapter.model_types:
+        _ADAPTERS[model_type] = adapter
+
+
+for _adapter in (
+    Adapter(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "video_llama_3")),
+    # The frames of a GLM video wear the image placeholder; `mm_token_type_ids` tells them from images.
+    Adapter(("glm4v", "glm4v_moe", "glm46v"), token="image_token_id"),
+    Adapter(("llava_onevision",), layout="clips", trailing=1, square=True),
+    Adapter(("llava_next_video",), layout="clips", square=True),
+    # 257 tokens a frame, the first of them a class token: no grid.
+    Adapter(("video_llava",), layout="clips"),
+    # One image tile is indistinguishable from one frame; an image of several tiles is one longer run.
+    Adapter(("internvl",), layout="runs", token="image_token_id", frame_tokens="image_seq_length", square=True),
+    # At most four tokens part the tiles of an image; a time stamp and two markers part frames.
+    Adapter(("smolvlm",), layout="runs", token="image_token_id", gap=5, square=True),
+):
+    register(_adapter)
+
+
+def model_types() -> tuple[str, ...]:
+    """The model types that have an adapter, sorted."""
+    return tuple(sorted(_ADAPTERS))
+
+
+def adapter_for(model: nn.Module) -> Adapter:
+    """The adapter that serves `model`. Raises `UnsupportedModel` where none does."""
+    config: Any = getattr(model, "config", None)
+    model_type = getattr(config, "model_type", None)
+    if model_type in _ADAPTERS:
+        return _ADAPTERS[model_type]
+    found = f"model type {model_type!r}" if model_type else f"{describe(model)}, which has no config.model_type"
+    if model_type and not hasattr(config, "vision_config"):
+        found += ", without a vision tower: of a part, as model.language_model is one, give the whole model instead"
+    raise UnsupportedModel(
+        f"expected a Hugging Face video language model of type {', '.join(model_types())}; got {found}. "
+        "A new type is one entry: vidsieve.engines.hf.register(Adapter(...)), see docs/adding_a_model.md"
+    )

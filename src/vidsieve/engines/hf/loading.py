@@ -1,0 +1,136 @@
+"""Load a checkpoint, and make of frames and a question what it wants."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from vidsieve.checks import describe, require
+from vidsieve.engines.hf import hub
+from vidsieve.engines.torchvision import make_importable
+from vidsieve.errors import UnsupportedModel, VidsieveError, WrongArgument
+from vidsieve.types.frames import Frames
+
+MICRO = 10**6  # a second in microseconds
+
+
+def load(name: str, device: str | None = None, dtype: str | None = None, bar: bool = True) -> tuple[Any, Any]:
+    """Processor and model of a checkpoint folder or Hub id. bar: whether transformers shows how far it has loaded.
+
+    Raises `UnsupportedModel` before any weight is read, `VidsieveError` where nothing can be loaded by that name or
+    the device cannot be used.
+    """
+    require("transformers", "hf")
+    make_importable()
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:  # torch built without CUDA raises the former
+        raise VidsieveError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    dtype = dtype or ("float32" if torch.device(device).type == "cpu" else "auto")
+    where = check(name)
+    with _loading(name), nullcontext() if bar else without_bars():
+        processor = AutoProcessor.from_pretrained(name, **where)
+        model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, **where)
+    if getattr(processor, "video_processor", None) is None:
+        raise UnsupportedModel(f"{name} has no video processor; expected the checkpoint of a video language model")
+    return processor, model.to(device).eval()
+
+
+def check(name: str) -> dict[str, Any]:
+    """Raise as `load` does for a model that cannot be found or is not supported. Reads its configuration alone.
+
+    What `from_pretrained` wants to know beside the name.
+    """
+    require("transformers", "hf")
+    where = hub.find(os.fspath(name))
+    from transformers import AutoConfig
+
+    from vidsieve.engines.hf import adapter_for
+
+    with _loading(name):
+        described: Any = _Described(AutoConfig.from_pretrained(name, **where))
+    adapter_for(described)
+    return where
+
+
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    try:
+        yield
+    except VidsieveError:
+        raise
+    except (OSError, ValueError) as error:
+        raise VidsieveError(f"model {name!r} cannot be loaded: {' '.join(str(error).split())}") from error
+
+
+@dataclass(frozen=True)
+class _Described:
+    """A model of which only the configuration is known."""
+
+    config: Any
+
+
+def prepare(processor: Any, frames: Frames, question: str) -> Any:
+    """What `model.generate` wants: the processor's tensors for one video and one question, frames as sampled.
+
+    Its times are the frames' own. What needs more frames than there are is given the last one again: a processor whose
+    patches span several, a model that takes a lone frame for an image.
+    """
+    if not isinstance(frames, Frames):
+        raise WrongArgument(f'expected Frames, got {describe(frames)}; read them first: read_video("clip.mp4")')
+    from transformers.video_utils import VideoMetadata
+
+    content = [{"type": "video"}, {"type": "text", "text": question}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    begin = processor.tokenizer.bos_token
+    lone = hasattr(processor, "image_seq_length") or hasattr(processor, "image_seq_len")  # InternVL, SmolVLM
+    needed = max(getattr(processor.video_processor, "temporal_patch_size", 1), 2 * lone)
+    missing = max(0, needed - len(frames))
+    pixels = torch.cat([frames.pixels, *[frames.pixels[-1:]] * missing]) if missing else frames.pixels
+    seconds = [*frames.seconds, *frames.seconds[-1:] * missing]
+    steps = [abs(b - a) for a, b in pairwise(frames.seconds)]
+    step = sum(steps) / max(len(steps), 1) or frames.duration / max(frames.total, 1) or 1.0
+    # Processors take index / fps for the time of a frame, and frames / total_num_frames * fps for the rate of sampling.
+    # Counted in microseconds, both are true of any clip, and exact for the times that are printed.
+    metadata = VideoMetadata(
+        total_num_frames=round(len(seconds) * step * MICRO),
+        fps=float(MICRO),
+        width=pixels.shape[2],
+        height=pixels.shape[1],
+        duration=frames.duration,
+        video_backend="pyav",
+        frames_indices=[round(second * MICRO) for second in seconds],
+    )
+    return processor(
+        text=[text],
+        videos=[pixels.permute(0, 3, 1, 2)],
+        video_metadata=[metadata],
+        do_sample_frames=False,
+        return_tensors="pt",
+        # The template may have written it already; twice would be another prompt.
+        **({"add_special_tokens": False} if begin and text.startswith(begin) else {}),
+    )
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Have transformers load weights without a progress bar; a download keeps its own."""
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging as theirs
+
+    shown, downloads = theirs.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    theirs.disable_progress_bar()  # and that of downloads
+    if downloads:
+        enable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            theirs.enable_progress_bar()

@@ -1,0 +1,82 @@
+"""What the rows of an output are of the prompt: the tokens that are left, or a row for every column."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, reduce
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vidsieve.engines.hf.prompt import Array
+from vidsieve.engines.hf.sequence import Kept
+from vidsieve.errors import UnsupportedCall
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The rows of an output (B, M, D), of a prompt (B, L).
+
+    real: bool (B, L), the tokens that are no padding.  tail: how many of the last columns stay in every row.
+    steps: what was left of the prompt, and what of that; empty where nothing was removed.
+    """
+
+    real: Array
+    tail: int = 0
+    steps: Sequence[Kept] = ()
+
+    @classmethod
+    def none(cls) -> "Rows":
+        """Of no prompt."""
+        return cls(np.zeros((0, 0), dtype=bool))
+
+    @cached_property
+    def columns(self) -> Tensor:
+        """The prompt's column that each row is of: int64 (B, M), -1 on padding."""
+        device = self.steps[0].index.device if self.steps else torch.device("cpu")
+        columns = torch.arange(self.real.shape[1], device=device).expand(self.real.shape)
+        columns = columns.masked_fill(torch.from_numpy(~self.real).to(device), -1)
+        return reduce(lambda x, step: step.labels(x, -1), self.steps, columns)
+
+    def of(self, labels: Tensor) -> Tensor:
+        """Training targets (B, L) of the rows: (B, M), -100 on padding."""
+        return reduce(lambda x, step: step.labels(x), self.steps, labels)
+
+    @cached_property
+    def _last(self) -> tuple[Tensor, Tensor]:
+        """For each column the row of the last token left up to there, and whether it is gone: (B, L) int64 and bool."""
+        kept = reduce(Kept.then, self.steps)
+        column = torch.arange(self.real.shape[1], device=kept.index.device).expand(self.real.shape).contiguous()
+        row = (torch.searchsorted(kept.index.contiguous(), column, right=True) - 1).clamp(min=0)
+        stays = (kept.index.gather(1, row) == column) & kept.valid.gather(1, row).bool()
+        return row, ~stays & torch.from_numpy(self.real).to(stays.device)
+
+    @property
+    def gone(self) -> Tensor:
+        """The tokens that were dropped: bool (B, L)."""
+        return self._last[1]
+
+    def spread(self, x: Tensor) -> Tensor:
+        """`x` (B, M, D) with a row for every column of the prompt, (B, L, D): of the last token left up to there."""
+        row = self._last[0].to(x.device)[..., None]
+        return x.gather(1, row.expand(*row.shape[:2], x.shape[2]))
+
+    def ends(self, asked: Any) -> bool:
+        """Whether `asked`, the `logits_to_keep` of a call, is about rows that are at the end of the output too.
+
+        What is left ends as the prompt does; before its tail comes the last token left before it.
+        """
+        return isinstance(asked, int) and 0 < asked <= self.tail + 1
+
+    def check(self, asked: Any) -> None:
+        """Raise `UnsupportedCall` where `asked`, the `logits_to_keep` of a call, is about tokens that are gone."""
+        if asked is None or not self.steps or self.ends(asked):
+            return
+        gone = self.gone
+        which = slice(-asked, None) if isinstance(asked, int) else torch.as_tensor(asked, device=gone.device)
+        if count := int(gone[:, which].sum()):
+            raise UnsupportedCall(
+                f"logits_to_keep counts the columns of the prompt, and {count} of the tokens it asks for were dropped; "
+                f"ask for some that stay, as the last {self.tail + 1}, or attach(..., outputs='prompt')"
+            )

@@ -1,0 +1,398 @@
+"""Where a prompt's videos are, how they fall into frames, and which tokens ask the question.
+
+Everything here happens on the host, on copies of the token ids and of what describes them: B rows of L tokens. They are
+read as numpy arrays, whose operations take a few microseconds where torch's take ten: the device waits meanwhile.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise, repeat
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from vidsieve.engines.hf.families import Adapter
+from vidsieve.errors import UnsupportedCall
+
+Array = npt.NDArray[Any]
+_DESCRIBING = ("video_grid_thw", "video_merge_sizes", "video_compression_mask")
+_READ = (*_DESCRIBING, "attention_mask")  # of the body's arguments, what is looked at
+_SHOWING = ("pixel_values_videos", "mm_encoder_outputs")  # those that make a placeholder more than a word
+_SHOWING_IMAGES = ("pixel_values", "image_hidden_states")  # and where a video's frames are passed as images
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """The place of one video in a batch of prompts.
+
+    row: the prompt.  at: int64 (N,), the columns of its tokens.  frames: tokens in each frame.  grid: of a frame.
+    """
+
+    row: int
+    at: Array
+    frames: tuple[int, ...]
+    grid: tuple[int, int] | None = None
+
+
+class Columns:
+    """Columns of a row that the host knows something about: where they begin, and whether they follow one another.
+
+    begin: the first, or where the stretch begins whose first ones are gone.
+    """
+
+    def __init__(self, begin: int, length: int, device: torch.device, scattered: Tensor | None = None) -> None:
+        self.begin, self.length, self.device, self._scattered = begin, length, device, scattered
+
+    def __len__(self) -> int:
+        return self.length
+
+    @cached_property
+    def at(self) -> Tensor:
+        """The columns: int64 (n,)."""
+        if self._scattered is not None:
+            return self._scattered
+        return torch.arange(self.begin, self.begin + self.length, device=self.device)
+
+    @property
+    def span(self) -> slice | None:
+        """The same, where they follow one another."""
+        return None if self._scattered is not None else slice(self.begin, self.begin + self.length)
+
+    def take(self, x: Tensor) -> Tensor:
+        """The rows of x (L, ...) at these columns: a view where they follow one another."""
+        return x.index_select(0, self.at.to(x.device)) if self.span is None else x[self.span]
+
+    def among(self, kept: Tensor) -> Tensor:
+        """Those of the columns at `kept` (K,)."""
+        return kept + self.begin if self.span is not None else self.at.index_select(0, kept)
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """What a batch of prompts holds.
+
+    real: bool (B, L), the tokens that are no padding.  clips: its videos, row after row.
+    questions: for each row, int64 (M,) columns of the question.  ends: the column where the prompt ends and the answer
+    begins that is being trained; L without an answer, 0 where the answer is all there is after the video.
+    """
+
+    real: Array
+    clips: tuple[Clip, ...] = ()
+    questions: tuple[Array, ...] = ()
+    ends: tuple[int, ...] = ()
+
+    @classmethod
+    def none(cls) -> "Layout":
+        """Of no prompt."""
+        return cls(np.zeros((0, 0), dtype=bool))
+
+    @cached_property
+    def whole(self) -> bool:
+        """Whether nothing is padding."""
+        return bool(self.real.all())
+
+    @cached_property
+    def counts(self) -> tuple[int, ...]:
+        """Tokens in each row."""
+        return tuple(self.real.sum(1).tolist())
+
+    @cached_property
+    def holes(self) -> tuple[int, ...]:
+        """Padding after the first token of each row. It stays where it is."""
+        return tuple((np.logical_or.accumulate(self.real, 1) & ~self.real).sum(1).tolist())
+
+    @property
+    def lasts(self) -> tuple[Array, ...]:
+        """For each row, the column of the prompt's last token, before any answer: int64 (1,), or (0,)."""
+        found = (real[:end].tobytes().rfind(1) for real, end in zip(self.real, self.ends, strict=True))
+        return tuple(np.array([last] if last >= 0 else [], dtype=np.int64) for last in found)
+
+    @cached_property
+    def tail(self) -> int:
+        """How many of the last columns stay in every row, whatever is dropped."""
+        return int(self.real.shape[1]) - 1 - max((int(clip.at[-1]) for clip in self.clips), default=-1)
+
+    def columns(self, known: Array, device: torch.device) -> Columns:
+        """`known` columns (n,) of a row, on `device`; does not wait for it."""
+        begin, n = int(known[0]), len(known)
+        consecutive = int(known[-1]) - begin == n - 1
+        return Columns(begin, n, device, None if consecutive else torch.from_numpy(known).to(device, non_blocking=True))
+
+    def valid_on(self, device: torch.device) -> Tensor | None:
+        """0 on padding, else 1: int64 (B, L) on `device`; None without padding."""
+        return None if self.whole else torch.from_numpy(self.real).to(device, torch.int64, non_blocking=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What tells where videos are, on the host.
+
+    ids: (B, L), None where only the placeholders are known.  placeholder: bool (B, L), true where the adapter's token
+    is; None where `ids` say so.  answer: bool (B, L), true on the tokens of a training target.  arguments: those of the
+    body that say more about videos.  proposed: how many of the last columns are candidates for an answer, no prompt.
+    positions: (B or 1, L), those that were given and that tell where a sample begins.
+    """
+
+    ids: Array | None
+    placeholder: Array | None
+    answer: Array | None
+    arguments: Mapping[str, Any]
+    proposed: int = 0
+    positions: Array | None = None
+
+
+def shows(adapter: Adapter, arguments: Mapping[str, Any]) -> bool:
+    """Whether a call with these arguments can hold a video. If not, a placeholder is a word that someone quoted."""
+    images = adapter.token == "image_token_id"
+    for name in _SHOWING + _SHOWING_IMAGES * images:
+        shown = arguments.get(name)
+        if isinstance(shown, dict):
+            shown = next((x for kind, x in shown.items() if x is not None and (images or kind == "video")), None)
+        if shown is not None:
+            return True
+    return False
+
+
+def read(
+    adapter: Adapter,
+    ids: Tensor | None,
+    placeholder: Tensor | None,
+    arguments: Mapping[str, Any],
+    described: Mapping[str, Any] = MappingProxyType({}),
+    answer: Tensor | None = None,
+    proposed: int = 0,
+) -> Reading:
+    """Copies of these on the host, with one wait for all of them.
+
+    `described` is the `description` of videos that the body gets encoded.
+    """
+    arguments = {**described, **{name: value for name, value in arguments.items() if value is not None}}
+    names = (*_READ, "mm_token_type_ids") if adapter.token == "image_token_id" else _READ
+    known = [name for name in names if isinstance(arguments.get(name), Tensor) and arguments[name].ndim <= 2]
+    positions = arguments.get("position_ids")
+    if isinstance(positions, Tensor) and positions.ndim == 3:  # three tell no samples apart, in transformers either
+        positions = positions[0] if len(positions) == 4 else None
+    given = ids, placeholder, answer, positions, *(arguments[name] for name in known)
+    copies = [None if x is None else x.to("cpu", non_blocking=x.is_cuda) for x in given]
+    for device in {x.device for x in given if x is not None and x.is_cuda}:
+        torch.cuda.current_stream(device).synchronize()
+    arrays = [x if x is None else (x.float() if x.dtype == torch.bfloat16 else x).numpy() for x in copies]
+    on_host = dict(zip(known, arrays[4:], strict=True))
+    return Reading(arrays[0], arrays[1], arrays[2], description(arguments) | on_host, proposed, arrays[3])
+
+
+def find(
+    adapter: Adapter,
+    config: Any,
+    reading: Reading,
+    copies: int = 1,
+    end_of_turn: frozenset[int] = frozenset(),
+    marks: frozenset[int] = frozenset(),  # other ids that mark something, and ask nothing
+) -> Layout:
+    """The videos and questions of a batch.
+
+    What describes encoded videos is of the first of every `copies` rows; the others, beams and returned sequences, are
+    the same.
+    Raises `UnsupportedCall` where the placeholders do not fit the arguments that describe the videos.
+    """
+    placed, arguments = reading.placeholder, reading.arguments
+    if placed is None:
+        placed = np.equal(reading.ids, getattr(config, adapter.token))  # type: ignore[arg-type]  # one of the two is
+    video = _video_mask(adapter, placed, arguments)
+    columns = [np.flatnonzero(row) for row in video]  # for every row, where a video has its tokens
+    cut = {"grid": _by_grid, "clips": _by_clip, "runs": _by_run}[adapter.layout]
+    clips = tuple(cut(adapter, config, columns[::copies], arguments)) if any(map(len, columns)) else ()
+    if not clips:
+        return Layout(placed)
+    if copies > 1:
+        clips = tuple(replace(clip, row=copies * clip.row + n) for clip in clips for n in range(copies))
+    real = _real(placed, arguments.get("attention_mask"))
+    _refuse_packed(real, reading.positions, masked="attention_mask" in arguments)
+    image = getattr(config, "image_token_id", -1)
+    prompt = slice(real.shape[1] - reading.proposed)
+    ids_of, answer_of = (repeat(None) if x is None else x[:, prompt] for x in (reading.ids, reading.answer))
+    after = [int(found[-1]) + 1 if len(found) else 0 for found in columns]
+    rows = zip(ids_of, placed[:, prompt], real[:, prompt], answer_of, after, strict=False)
+    questions = tuple(_question(*row, image, end_of_turn, marks) for row in rows)
+    return Layout(real, clips, questions, tuple(map(_end, real[:, prompt], answer_of, after)))
+
+
+def marks_of(config: Any) -> frozenset[int]:
+    """The ids that a model's configuration calls by a name: they mark something."""
+    named = vars(config).items()
+    return frozenset(mark for name, mark in named if name.endswith("_token_id") and isinstance(mark, int))
+
+
+def description(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the `arguments` that describe videos; of pixels, the shape alone."""
+    found = {name: arguments[name] for name in _DESCRIBING if arguments.get(name) is not None}
+    if (pixels := arguments.get("pixel_values_videos")) is not None:
+        found["pixel_values_videos"] = pixels.to("meta")
+    return found
+
+
+def encodings(arguments: Mapping[str, Any]) -> int:
+    """How many encoded videos or frames the body gets in place of pixels (transformers >= 5.18)."""
+    encoded = (arguments.get("mm_encoder_outputs") or {}).get("video")
+    return 0 if encoded is None else len(encoded.pooler_output)
+
+
+def _real(placeholder: Array, attention_mask: object) -> Array:
+    """Which of the tokens are no padding: bool (B, L)."""
+    if isinstance(attention_mask, np.ndarray) and attention_mask.ndim == 2:
+        real: Array = attention_mask[:, -placeholder.shape[1] :] != 0
+        return real
+    return np.ones_like(placeholder)
+
+
+def _refuse_packed(real: Array, positions: Array | None, masked: bool) -> None:
+    """Raise `UnsupportedCall` if the positions (B or 1, L) of a row begin anew: without a mask, at any step but 1."""
+    if positions is None or positions.shape[-1] != real.shape[1]:
+        return
+    for row, (given, tokens) in enumerate(zip(np.broadcast_to(positions, real.shape), real, strict=True)):
+        column = np.flatnonzero(tokens)
+        anew = column[1:][(np.diff(given[column]) < 0) if masked else (np.diff(given[column]) != 1)]
+        if len(anew):
+            raise UnsupportedCall(
+                f"expected one sample a row, but the positions of row {row} begin anew at column {anew[0]}: packed "
+                "samples would see one another once reduced; pass them as rows, padded, or detach"
+            )
+
+
+def _video_mask(adapter: Adapter, placeholder: Array, arguments: Mapping[str, Any]) -> Array:
+    """The placeholders that belong to videos, where images may wear the same one: bool (B, L)."""
+    if adapter.token != "image_token_id":
+        return placeholder
+    kinds = arguments.get("mm_token_type_ids")  # 0 text, 1 image, 2 video
+    if kinds is not None:
+        in_video: Array = kinds[:, -placeholder.shape[1] :] == 2
+        if adapter.layout == "grid" or in_video.any():
+            return placeholder & in_video
+    elif adapter.layout == "grid" and arguments.get("video_grid_thw") is None:
+        return np.zeros_like(placeholder)
+    return placeholder
+
+
+def _by_grid(adapter: Adapter, config: Any, placed: list[Array], arguments: Mapping[str, Any]) -> Iterator[Clip]:
+    grids = arguments.get("video_grid_thw")
+    if grids is None:
+        raise UnsupportedCall(f"found {sum(map(len, placed))} video placeholders but no video_grid_thw to lay them out")
+    merges = arguments.get("video_merge_sizes")
+    alike = getattr(config.vision_config, "spatial_merge_size", 1)
+    merges = [alike] * len(grids) if merges is None else merges.tolist()
+    survives = arguments.get("video_compression_mask")  # (all tokens,) of VideoLLaMA 3, whose processor drops some
+    described: list[tuple[tuple[int, ...], tuple[int, int] | None]] = []  # tokens in each frame, grid
+    seen = 0
+    for (frames, high, wide), merge in zip(grids.tolist(), merges, strict=True):
+        grid = (high // merge, wide // merge)
+        size = grid[0] * grid[1]
+        if survives is None:
+            described.append(((size,) * frames, grid))
+            continue
+        counts = survives[seen : seen + frames * size].reshape(frames, size).sum(1).tolist()
+        seen += frames * size
+        whole = all(count == size for count in counts)
+        described.append((tuple(count for count in counts if count), grid if whole else None))
+    queue = iter(described)
+    for row, columns in enumerate(placed):
+        taken = 0
+        while taken < len(columns):
+            lengths, shape = next(queue, ((), None))
+            taken += sum(lengths)
+            if not lengths or taken > len(columns):
+                raise UnsupportedCall(
+                    f"row {row} has {len(columns)} video placeholders, which is no whole number of the videos that "
+                    f"video_grid_thw = {grids.tolist()} describes; pass a prompt's videos in one call, unchunked"
+                )
+            yield Clip(row, columns[taken - sum(lengths) : taken], lengths, shape)
+
+
+def _by_clip(adapter: Adapter, config: Any, placed: list[Array], arguments: Mapping[str, Any]) -> Iterator[Clip]:
+    pixels = arguments.get("pixel_values_videos")  # (videos, frames, 3, H, W)
+    if pixels is None:
+        raise UnsupportedCall(f"found {sum(map(len, placed))} video placeholders but no pixel_values_videos")
+    videos, frames = pixels.shape[:2]
+    length, odd = divmod(sum(map(len, placed)), videos)
+    size, uneven = divmod(length - adapter.trailing, frames)
+    if odd or uneven or size < 1:
+        raise UnsupportedCall(
+            f"expected {videos} videos of {frames} frames, {adapter.trailing} tokens after each, "
+            f"got {sum(map(len, placed))} video placeholders"
+        )
+    for row, columns in enumerate(placed):
+        if len(columns) % length:
+            raise UnsupportedCall(f"row {row} has {len(columns)} video placeholders, no multiple of {length} a video")
+        for at in columns.reshape(-1, length):
+            yield Clip(row, at[: size * frames], (size,) * frames, _square(adapter, size))
+
+
+def _by_run(adapter: Adapter, config: Any, placed: list[Array], arguments: Mapping[str, Any]) -> Iterator[Clip]:
+    size = getattr(config, adapter.frame_tokens) if adapter.frame_tokens else None
+    for row, columns in enumerate(placed):
+        if not len(columns):
+            continue
+        bounds = [0, *(np.flatnonzero(np.diff(columns) > 1) + 1).tolist(), len(columns)]
+        runs = [columns[a:b] for a, b in pairwise(bounds)]
+        gaps = [math.inf, *(int(b[0] - a[-1]) - 1 for a, b in pairwise(runs)), math.inf]
+        frames = [
+            run
+            for run, around in zip(runs, pairwise(gaps), strict=True)
+            if min(around) >= adapter.gap and size in (None, len(run))
+        ]
+        if len(frames) > 1:  # a single one is an image
+            lengths = tuple(len(run) for run in frames)
+            grid = _square(adapter, lengths[0]) if len(set(lengths)) == 1 else None
+            yield Clip(row, np.concatenate(frames), lengths, grid)
+
+
+def _square(adapter: Adapter, size: int) -> tuple[int, int] | None:
+    side = math.isqrt(size)
+    return (side, side) if adapter.square and side * side == size else None
+
+
+def _end(real: Array, answered: Array | None, after_video: int) -> int:
+    """See `Layout.ends`."""
+    if answered is None or not answered[after_video:].any():
+        return len(real)
+    end = after_video + int(answered[after_video:].argmax())
+    return end if real[after_video:end].any() else 0
+
+
+def _question(
+    ids: Array | None,  # (L,)
+    placed: Array,  # (L,) bool, placeholders of videos, or of images if those are the same
+    real: Array,  # (L,) bool
+    answered: Array | None,  # (L,) bool, what is the answer already
+    after_video: int,  # the column after the last token of a video
+    image: int,  # the placeholder of images
+    end_of_turn: frozenset[int],
+    marks: frozenset[int],  # ids that mark something, and ask nothing
+) -> Array:
+    """Columns of the question: the text after the last visual token up to the end of the turn, else all text.
+
+    What a chat template appends without closing the turn first is indistinguishable from the question, and included.
+    """
+
+    def asked(begin: int, ends: frozenset[int]) -> list[int]:
+        text = real[begin:] & ~placed[begin:]
+        if answered is not None:
+            text &= ~answered[begin:]
+        tokens = repeat(None) if ids is None else ids[begin:].tolist()
+        found = []
+        for column, (token, said) in enumerate(zip(tokens, text.tolist(), strict=False), begin):
+            if token in ends:
+                break
+            if said and token != image and token not in marks and token not in end_of_turn:
+                found.append(column)
+        return found
+
+    images = placed[after_video:] if ids is None else placed[after_video:] | (ids[after_video:] == image)
+    after_visual = after_video + images.tobytes().rfind(1) + 1
+    columns = asked(after_visual, end_of_turn) or asked(0, frozenset())
+    return np.array(columns, dtype=np.int64)

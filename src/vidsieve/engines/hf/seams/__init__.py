@@ -1,0 +1,1 @@
+"""One file for each place in a model where its calls are changed."""

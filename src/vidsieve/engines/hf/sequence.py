@@ -1,0 +1,249 @@
+"""Taking the kept tokens out of everything the decoder is given, so that each keeps its own position.
+
+B rows of L tokens become B rows of M, the kept ones right-aligned; a row that kept fewer is padded on the left. Padding
+after a row's first token stays where it is, so that what follows the videos is as far from the end as it was.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.utils.generic import is_flash_attention_requested
+
+from vidsieve import ops
+from vidsieve.engines.hf.families import Adapter
+from vidsieve.engines.hf.prompt import Columns
+from vidsieve.errors import UnsupportedCall
+from vidsieve.types.reduction import Reduction
+from vidsieve.types.tokens import Origin
+
+# What `reduce_arguments` treats itself.
+_SEQUENCE = {"input_ids", "inputs_embeds", "attention_mask", "position_ids"}
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """Which tokens of B rows of L stay.
+
+    index: int64 (B, M), the column each new place takes its token from.  valid: int64 (B, M), 0 on padding, else 1.
+    padded: whether there is any.  slots: the new place of each column that stays, int64 (B, L); of one `Kept` after
+    another, those of each in turn.
+    """
+
+    index: Tensor
+    valid: Tensor
+    padded: bool
+    slots: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, left: Tensor, counts: Sequence[int], begin: int = 0, length: int = 0) -> "Kept":
+        """From `left` (B, N), below 0 where a token goes, so many staying in each row; see `ops.compact_rows`."""
+        index, valid, slot = ops.compact_rows(left, max(counts), begin, length)
+        return cls(index, valid, len(set(counts)) > 1, (slot,))
+
+    @property
+    def length(self) -> int:
+        """L."""
+        return self.slots[0].shape[1]
+
+    def then(self, later: "Kept") -> "Kept":
+        """This followed by `later`, which saw the M tokens this one left."""
+        return Kept(self.index.gather(1, later.index), later.valid, later.padded, self.slots + later.slots)
+
+    def places(self, row: int, columns: Tensor) -> Tensor:
+        """Where the kept tokens at `columns` (n,) of a row went: (n,)."""
+        for slot in self.slots:
+            columns = slot[row].index_select(0, columns)
+        return columns
+
+    def gather(self, x: Tensor) -> Tensor:
+        """`x` (B, L, ...) at the kept tokens: (B, M, ...)."""
+        index = self.index.to(x.device)
+        return x.gather(1, index.view(*index.shape, *[1] * (x.ndim - 2)).expand(*index.shape, *x.shape[2:]))
+
+    def positions(self, x: Tensor) -> Tensor:
+        """Position ids (..., B or 1, L) at the kept tokens, zero on padding: (..., B, M)."""
+        index = self.index.to(x.device)
+        if len(index) == x.shape[-2] == 1:
+            return x.index_select(-1, index[0])
+        rows = x.expand(*x.shape[:-2], len(index), x.shape[-1])
+        taken = rows.gather(-1, index.expand(*rows.shape[:-1], index.shape[1]))
+        return taken * self.valid.to(x.device) if self.padded else taken
+
+    def rotations(self, x: Tensor) -> Tensor:
+        """Cosines or sines of positions (..., B or 1, L, d) at the kept tokens: (..., B, M, d)."""
+        index = self.index.to(x.device)[..., None]  # (B, M, 1)
+        rows = x.expand(*x.shape[:-3], len(index), *x.shape[-2:])
+        return rows.gather(-2, index.expand(*rows.shape[:-2], index.shape[1], rows.shape[-1]))
+
+    def labels(self, x: Tensor, ignored: int = -100) -> Tensor:
+        """Training targets (B, L) at the kept tokens, `ignored` on padding: (B, M)."""
+        return self.gather(x).masked_fill(self.valid.to(x.device) == 0, ignored)
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """One video's reduction, where its tokens are.
+
+    row: the prompt.  at: the columns of the N tokens.  origin: where they come from, None where from the prompt itself.
+    """
+
+    row: int
+    at: Columns
+    reduction: Reduction
+    origin: Origin | None = None
+
+    @cached_property
+    def left(self) -> Tensor:
+        """The columns of the tokens that stay: (K,)."""
+        return self.at.among(self.reduction.kept)
+
+    def merged(self, x: Tensor) -> Tensor:
+        """`x` (N, D), a row for each of the tokens, with the mean of all that was absorbed for each that stays."""
+        return _on(self.reduction, x.device).apply(x, self._count(x.device))
+
+    def among(self, x: Tensor, index: Tensor) -> Tensor:
+        """`x` (L, D), all of the prompt, at `index` (M,), what stays of it: the means are among the others."""
+        reduction = _on(self.reduction, x.device)
+        source, kept, link = reduction.source, reduction.kept, reduction.link
+        return ops.merge_among(x, index, self.at.begin, source, kept, self._count(x.device), link)
+
+    def _count(self, device: torch.device) -> Tensor | None:
+        count = None if self.origin is None else self.origin.count
+        return None if count is None else count.to(device)
+
+
+def left_by(
+    folds: Sequence[Fold],
+    valid: Tensor | None,
+    length: int,
+    counts: Sequence[int],
+    holes: Sequence[int] = (),
+) -> Kept:
+    """What `folds` leave of rows of `length`, so many tokens in each.
+
+    valid: int64 (B, L), 0 on padding, else 1; None without padding.  holes: padding after the first token of each row.
+    """
+    if len(folds) == len(counts) == 1 and folds[0].at.span is not None and valid is None:
+        return Kept.of(folds[0].reduction.left[None], counts, folds[0].at.begin, length)
+    if valid is None:
+        left = torch.zeros(len(counts), length, dtype=torch.int64, device=folds[0].at.device)
+    else:
+        left = (valid.cummax(1).values if any(holes) else valid) - 1
+    for fold in folds:
+        row = left[fold.row]
+        if fold.at.span is None:
+            row.index_copy_(0, fold.at.at, fold.reduction.left)
+        else:
+            row[fold.at.span].copy_(fold.reduction.left)
+    if valid is None or not any(holes):
+        return Kept.of(left, counts)
+    kept = Kept.of(left, [count + hole for count, hole in zip(counts, holes, strict=True)])
+    return replace(kept, valid=kept.valid * valid.gather(1, kept.index), padded=True)
+
+
+def moved(columns: Columns, row: int, folds: Sequence[Fold], kept: Kept, fold: Fold | None = None) -> Columns:
+    """Where `columns` of a row went, of which those are left that `fold` says, or all.
+
+    What follows the columns stays, padding too, so the host knows: as far from the end as they were, less what was
+    dropped from there on.
+    """
+    gone = sum(len(f.at) - len(f.reduction) for f in folds if f.row == row and f.at.begin >= columns.begin)
+    begin = kept.index.shape[1] - (kept.length - columns.begin - gone)
+    length = len(columns) if fold is None else len(fold.reduction)
+    if columns.span is not None:
+        return Columns(begin, length, columns.device)
+    return Columns(begin, length, columns.device, kept.places(row, columns.at if fold is None else fold.left))
+
+
+def reduced(x: Tensor, folds: Sequence[Fold], kept: Kept) -> Tensor:
+    """`x` (B, L, D) reduced to (B, M, D): gathered, and averaged where a reduction merges."""
+    merging = [fold for fold in folds if fold.reduction.merges]
+    if len(x) == len(merging) == 1 and merging[0].at.span is not None:
+        return merging[0].among(x[0], kept.index[0].to(x.device))[None]
+    out = kept.gather(x)
+    for fold in merging:
+        places = moved(fold.at, fold.row, folds, kept, fold)
+        out[fold.row].index_copy_(0, places.at.to(x.device), fold.merged(fold.at.take(x[fold.row])))
+    return out
+
+
+def reduce_arguments(
+    adapter: Adapter,
+    config: Any,
+    arguments: dict[str, Any],
+    folds: Sequence[Fold],
+    kept: Kept,
+    before: Tensor | None,  # (B, P) mask of what the cache already holds, if it holds anything
+    start: int,  # logical position of the first token
+) -> dict[str, Any]:
+    """The decoder's `arguments` for the kept tokens only.
+
+    Raises `UnsupportedCall` for an argument that follows the sequence and that the adapter does not name.
+    """
+    embeds = arguments["inputs_embeds"]  # (B, L, D)
+    batch, length = embeds.shape[:2]
+    past, present = 0 if before is None else before.shape[1], kept.index.shape[1]
+    new = dict(arguments)
+    new["inputs_embeds"] = reduced(embeds, folds, kept)
+
+    positions = arguments.get("position_ids")
+    if positions is None:
+        positions = torch.arange(start, start + length, device=embeds.device)[None]
+    if positions.ndim == 3 and len(positions) == 4:
+        positions = positions[1:]  # row 0 is for packed sequences, and a gap in it would read as the begin of another
+    positions = kept.positions(positions)
+    new["position_ids"] = positions
+
+    # Always an explicit mask: without one, gaps in the positions would read as packed sequences.
+    new["attention_mask"] = kept.valid if before is None else torch.cat([before, kept.valid.to(before)], 1)
+    if positions.ndim == 2 and batch == 1 and is_flash_attention_requested(config):
+        # For the same reason flash attention would take the number of keys from the gapped positions.
+        ends = [torch.tensor([0, n], dtype=torch.int32, device=embeds.device) for n in (present, past + present)]
+        new |= {"cu_seq_lens_q": ends[0], "cu_seq_lens_k": ends[1]}
+        new |= {"max_length_q": present, "max_length_k": past + present}
+
+    visual = arguments.get("visual_pos_masks")  # (B, L)
+    for name in adapter.per_visual:
+        if visual is not None and arguments.get(name) is not None:
+            new[name] = [reduced_visual(x, visual, folds, kept)[1] for x in arguments[name]]
+    for name in adapter.per_token:
+        x = arguments.get(name)
+        if x is not None:
+            x = kept.gather(x)
+            new[name] = x & kept.valid.to(x.device).bool() if x.dtype == torch.bool and kept.padded else x
+    for name, x in arguments.items():
+        if name in _SEQUENCE or name in adapter.per_token:
+            continue
+        if isinstance(x, Tensor) and x.shape[:2] == (batch, length):
+            raise UnsupportedCall(
+                f"the decoder's argument {name} {tuple(x.shape)} seems to follow the sequence, and the adapter does "
+                f"not say so; add {name!r} to its per_token (docs/adding_a_model.md)"
+            )
+    return new
+
+
+def reduced_visual(x: Tensor, visual: Tensor, folds: Sequence[Fold], kept: Kept) -> tuple[Tensor, Tensor]:
+    """`visual` (B, L) at the kept tokens, (B, M), and the rows of `x` (V, D), one a true place, reduced alike."""
+    visual = visual.to(x.device)
+    rank = (visual.flatten().cumsum(0) - 1).view_as(visual)  # (B, L) row of x
+    now = kept.gather(visual)
+    now = now & kept.valid.to(x.device).bool() if kept.padded else now
+    out = x[kept.gather(rank)[now]]
+    rank_now = (now.flatten().cumsum(0) - 1).view_as(now)  # (B, M) row of what is left of x
+    for fold in folds:
+        if fold.reduction.merges:
+            places = rank_now[fold.row, kept.places(fold.row, fold.left).to(x.device)]
+            out.index_copy_(0, places, fold.merged(x[fold.at.take(rank[fold.row])]))
+    return now, out
+
+
+def _on(reduction: Reduction, device: torch.device) -> Reduction:
+    """`reduction` for tensors on `device`: a model spread over devices keeps its deepstack rows elsewhere."""
+    if reduction.kept.device == device:
+        return reduction
+    link = None if reduction.link is None else reduction.link.to(device)
+    return Reduction(reduction.kept.to(device), reduction.source.to(device), reduction.merges, link=link)

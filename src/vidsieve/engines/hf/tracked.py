@@ -1,0 +1,148 @@
+"""What is left of a prompt on its way through the layers: of each video, and of the sequence from one stage on."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vidsieve.engines.graph import Replay
+from vidsieve.engines.hf.prompt import Clip, Columns
+from vidsieve.engines.hf.sequence import Fold, Kept, reduced
+from vidsieve.engines.streams import stream_for
+from vidsieve.methods.base import Reducer, kept_count
+from vidsieve.telemetry.timing import Timeline
+from vidsieve.telemetry.trace import StageRecord, VideoRecord
+from vidsieve.types.reduction import Reduction
+from vidsieve.types.tokens import Origin, Prompt, VideoTokens
+
+
+@dataclass(eq=False)
+class Video:
+    """One video of a pass, as it shrinks.
+
+    clip: its place in the prompt as it came.  whole: its tokens as they came.  at: the columns of those that are left
+    in the sequence as it is.  stages: what each did.  timeline: of its reductions.
+    """
+
+    clip: Clip
+    whole: VideoTokens
+    at: Columns
+    stages: list[StageRecord] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.timeline = Timeline(self.at.device)
+        self._origin: tuple[int, Origin] | None = None  # after so many stages
+
+    @property
+    def origin(self) -> Origin:
+        """Of what is left. Found when a stage asks, for no one does after the last."""
+        done, origin = self._origin or (0, Origin.of(self.whole))
+        for record in self.stages[done:]:
+            origin = origin.then(record.reduction)
+        self._origin = len(self.stages), origin
+        return origin
+
+    @property
+    def entered(self) -> Origin | None:
+        """Of what entered the language model, None where that is the whole video."""
+        before = [record.reduction for record in self.stages if record.layer == 0]
+        return Origin.of(self.whole).then(before[0]) if before else None
+
+    @property
+    def after(self) -> int:
+        """How many tokens are left."""
+        return self.stages[-1].after if self.stages else len(self.whole)
+
+    def record(self) -> VideoRecord:
+        """What became of it so far."""
+        clip = self.clip
+        return VideoRecord(
+            clip.row, torch.from_numpy(clip.at), clip.frames, clip.grid, self.timeline, tuple(self.stages)
+        )
+
+    def since(self, layer: int) -> Reduction:
+        """What the stages from `layer` on did together."""
+        done = [record.reduction for record in self.stages if record.layer >= layer]
+        return reduce(Reduction.then, done) if done else Reduction.identity(self.after, self.at.device)
+
+    @staticmethod
+    def reduce_each(videos: "Sequence[Video]", replay: Replay, prompts: Sequence[Prompt | None]) -> Callable[[], None]:
+        """Reduce whole videos before the language model, those of one layout together. What is returned ends it."""
+        timeline = Timeline(videos[0].at.device)
+        with torch.no_grad(), timeline:
+            settle = replay.reduce_each([video.whole for video in videos], prompts)
+
+        def end() -> None:
+            for video, reduction in zip(videos, settle(), strict=True):
+                video.timeline.shared(timeline, len(videos))
+                video.stages.append(StageRecord(0, len(video.whole), len(reduction), reduction))
+                _warn_if_idle(replay.reducer, len(video.whole), len(reduction))
+
+        return end
+
+    def reduce(self, layer: int, reducer: Reducer, tokens: VideoTokens, prompt: Prompt | None) -> Reduction:
+        """Reduce `tokens`, what is left, as they enter `layer`."""
+        with torch.no_grad(), self.timeline:
+            reduction = reducer.reduce(tokens, prompt)
+        self.stages.append(StageRecord(layer, len(tokens), len(reduction), reduction))
+        return reduction
+
+
+class Finite:
+    """Whether reductions saw NaN or inf, asked of the device without waiting for it."""
+
+    def __init__(self) -> None:
+        self._reductions: Sequence[Reduction] = ()
+        self._any_bad: Tensor | None = None
+        self._looked: torch.cuda.Event | None = None
+
+    def look(self, reductions: Sequence[Reduction]) -> None:
+        """Ask."""
+        self._reductions = reductions
+        bad = [reduction.bad for reduction in reductions if reduction.bad is not None]
+        if bad:
+            aside = stream_for("look", bad[0].device) if bad[0].is_cuda else None
+            if aside is not None:
+                aside.wait_stream(torch.cuda.current_stream(bad[0].device))
+            with torch.cuda.stream(aside):  # which the layers need not wait for
+                self._any_bad = (
+                    (bad[0] if len(bad) == 1 else torch.cat(bad)).any().to("cpu", non_blocking=aside is not None)
+                )
+                self._looked = None if aside is None else aside.record_event()
+
+    def check(self) -> None:
+        """Raise `NonFiniteFeatures` if there were any. By now the device has long been there, and has more to do."""
+        if self._looked is not None:
+            self._looked.synchronize()
+        if self._any_bad is not None and self._any_bad:
+            for reduction in self._reductions:
+                reduction.check()
+
+
+def _warn_if_idle(reducer: Reducer, before: int, after: int) -> None:
+    keep = getattr(reducer, "keep", None)
+    if after == before and isinstance(keep, float) and kept_count(keep, before) < before:
+        warnings.warn(f"{reducer!r} removed none of {before} video tokens", stacklevel=2)
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """The sequence from one stage on.
+
+    kept: what is left of the decoder's input.  step, folds: how it came from the sequence before the stage.
+    counts: tokens left in each row.  rope: the positions' cosines and sines of what is left.
+    """
+
+    kept: Kept
+    step: Kept
+    folds: tuple[Fold, ...]
+    counts: tuple[int, ...]
+    rope: Any
+
+    def replay(self, hidden: Tensor) -> Tensor:
+        """The hidden states (B, L, D) before the stage as they are after it."""
+        return reduced(hidden, self.folds, self.step)

@@ -1,0 +1,223 @@
+"""A self-test for a user's own model: reduced by hooks, against reduced by hand.
+
+By hand: one hook-free pass is watched to learn what the decoder is given; the dropped tokens are deleted from that, and
+the answer is decoded by plain, cache-free passes over the whole sequence. Where tokens leave inside the model, each
+layer is called by itself, and its hidden states are sliced before the next. Whatever the hooks, masks, positions and
+caches do has to come out the same.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.masking_utils import create_causal_mask
+
+from vidsieve.checks import describe
+from vidsieve.engines.hf.arguments import whole_model
+from vidsieve.engines.hf.attention import layer_type
+from vidsieve.engines.hf.families import adapter_for
+from vidsieve.engines.hf.seams.input import attach
+from vidsieve.errors import WrongArgument
+from vidsieve.methods.base import Attachable
+from vidsieve.telemetry.trace import Trace, VideoRecord
+from vidsieve.types.reduction import Reduction
+
+
+@dataclass(frozen=True, eq=False)
+class Verification:
+    """What `verify` found.
+
+    rows: prompts.  steps: tokens generated for each.  same: how many of the rows * steps tokens agree.
+    difference: the largest of any logit.  tolerance: the largest allowed.  trace: of the reduced run.
+    """
+
+    rows: int
+    steps: int
+    same: int
+    difference: float
+    tolerance: float
+    trace: Trace
+
+    @property
+    def ok(self) -> bool:
+        return self.same == self.rows * self.steps and self.difference <= self.tolerance
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    def __repr__(self) -> str:
+        return (
+            f"<Verification {'ok' if self.ok else 'FAILED'}: {self.same} of {self.rows * self.steps} tokens equal, "
+            f"largest logit difference {self.difference:.1e} (allowed {self.tolerance:.0e}); {self.trace!r}>"
+        )
+
+
+@torch.no_grad()
+def verify(
+    model: Any, inputs: Mapping[str, Any], reducer: Attachable, steps: int = 8, tolerance: float = 1e-4
+) -> Verification:
+    """Generate `steps` tokens from the processor's `inputs`, greedily, with `reducer` attached and by hand.
+
+    The tolerance suits float32; half precision needs a few 1e-2. Raises what attaching or generating raises, and
+    `ValueError` for a model in training mode, for padding on the right, or for inputs in which no video was found.
+    """
+    adapter_for(whole_model(model))
+    if not isinstance(inputs, Mapping):
+        raise WrongArgument(f"expected inputs as the processor gives them, {{name: tensor}}, got {describe(inputs)}")
+    if missing := [name for name in ("input_ids", "attention_mask") if name not in inputs]:
+        raise WrongArgument(f"expected inputs as the processor gives them; they have no {', '.join(missing)}")
+    if model.training:
+        raise ValueError("expected a model in evaluation mode, call model.eval() first")
+    if not inputs["attention_mask"][:, -1].all():
+        raise ValueError("expected prompts that are padded on the left, as generate does, got padding on the right")
+    with attach(model, reducer) as trace:
+        answer = model.generate(
+            **inputs,
+            max_new_tokens=steps,
+            min_new_tokens=steps,
+            do_sample=False,
+            num_beams=1,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+    if not trace.videos:
+        raise ValueError("found no video in the inputs, so there is nothing to verify")
+    logits = torch.stack(answer.logits, 1)  # (B, steps, V)
+    tokens = answer.sequences[:, -steps:]  # (B, steps)
+    given = _watch(model, inputs)
+    same, difference = 0, 0.0
+    for row in range(len(tokens)):
+        videos = [video for video in trace.calls[0].videos if video.row == row]
+        expected = _by_hand(model, given, inputs["attention_mask"][row], row, videos, tokens[row])  # (steps, V)
+        difference = max(difference, float((expected - logits[row]).abs().max()))
+        same += int((expected.argmax(-1) == logits[row].argmax(-1)).sum())
+    return Verification(len(tokens), steps, same, difference, tolerance, trace)
+
+
+def _watch(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What the decoder of the plain model is given for the whole prompt."""
+    seen: list[dict[str, Any]] = []
+    watching = model.get_decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(dict(kwargs)), with_kwargs=True
+    )
+    try:
+        model.generate(**inputs, max_new_tokens=1, do_sample=False, num_beams=1)
+    finally:
+        watching.remove()
+    return seen[0]
+
+
+def _by_hand(
+    model: Any, given: dict[str, Any], mask: Tensor, row: int, videos: list[VideoRecord], tokens: Tensor
+) -> Tensor:
+    """Logits (steps, V) of one prompt, unpadded and reduced by hand, continued by `tokens` (steps,)."""
+    embeds = given["inputs_embeds"][row]  # (L, D)
+    positions = given.get("position_ids")
+    positions = torch.arange(len(embeds), device=embeds.device) if positions is None else positions
+    if positions.ndim > 1:
+        positions = positions[-3:] if positions.ndim == 3 else positions  # row 0 of four is no rotary position
+        positions = positions[..., min(row, positions.shape[-2] - 1), :]  # (3, L) or (L,)
+    visual, stacked = given.get("visual_pos_masks"), []
+    if visual is not None:
+        here = torch.zeros_like(visual)
+        here[row] = visual[row]
+        for rows in given["deepstack_visual_embeds"]:
+            full = embeds.new_zeros(len(embeds), rows.shape[-1])  # (L, D)
+            full[visual[row]] = rows[here[visual]].to(full)
+            stacked.append(full)
+
+    real = mask.to(embeds.device).bool()  # (L,)
+    clips = [_Clip(real[: int(video.at[-1]) + 1].cumsum(0)[video.at.to(embeds.device)] - 1) for video in videos]
+    embeds, *stacked = [stream[real] for stream in (embeds, *stacked)]
+    positions = positions[..., real]
+    end = positions[..., -1:]  # which the answer goes on from, also where that token is dropped
+    visual = visual[row, real] if visual is not None else None
+    stages: dict[int, list[Reduction]] = {}
+    for video in videos:
+        for stage in video.stages:
+            stages.setdefault(stage.layer, []).append(stage.reduction)
+    if first := stages.pop(0, None):
+        stays, (embeds, *stacked) = _reduce(clips, first, [embeds, *stacked])
+        positions = positions[..., stays]
+        visual = visual[stays] if visual is not None else None
+
+    rows = []
+    for step, token in enumerate(tokens, 1):
+        if visual is not None:
+            visual = torch.cat([visual, visual.new_zeros(len(embeds) - len(visual))])
+        if stages:
+            hidden = _through_layers(model.get_decoder(), embeds, positions, visual, stacked, stages, clips)
+        else:
+            extra: dict[str, Any] = {}
+            if visual is not None:
+                extra = {"visual_pos_masks": visual[None], "deepstack_visual_embeds": [s[visual] for s in stacked]}
+            hidden = model.get_decoder()(
+                inputs_embeds=embeds[None],
+                position_ids=positions[..., None, :],
+                attention_mask=torch.ones(1, len(embeds), dtype=torch.long, device=embeds.device),
+                use_cache=False,
+                **extra,
+            ).last_hidden_state[0]
+        rows.append(model.get_output_embeddings()(hidden[-1]))
+        embeds = torch.cat([embeds, model.get_input_embeddings()(token[None])])
+        stacked = [torch.cat([stream, torch.zeros_like(embeds[:1])]) for stream in stacked]
+        positions = torch.cat([positions, end + step], -1)
+    return torch.stack(rows)
+
+
+@dataclass
+class _Clip:
+    """The columns of one video's tokens, and how many of the tokens it came with each stands for."""
+
+    at: Tensor
+    count: Tensor | None = None
+
+
+def _reduce(clips: list[_Clip], reductions: list[Reduction], streams: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Which of L tokens stay, bool (L,), and `streams` (L, D) without the others; `clips` move along."""
+    stays = torch.ones(len(streams[0]), dtype=torch.bool, device=streams[0].device)
+    streams = [stream.clone() for stream in streams]
+    for clip, reduction in zip(clips, reductions, strict=True):
+        at = clip.at[reduction.kept]
+        for stream in streams:
+            stream[at] = reduction.apply(stream[clip.at], clip.count)
+        stays[clip.at] = False
+        stays[at] = True
+        old = torch.ones_like(clip.at) if clip.count is None else clip.count
+        folded = reduction.source >= 0
+        clip.count = torch.zeros_like(at).index_add_(0, reduction.source[folded], old[folded])
+        clip.at = at
+    moved = stays.cumsum(0) - 1
+    for clip in clips:
+        clip.at = moved[clip.at]
+    return stays, [stream[stays] for stream in streams]
+
+
+def _through_layers(
+    decoder: Any,
+    embeds: Tensor,  # (L, D)
+    positions: Tensor,  # (3, L) or (L,)
+    visual: Tensor | None,  # (L,) bool
+    stacked: list[Tensor],  # (L, D) each
+    stages: dict[int, list[Reduction]],
+    clips: list[_Clip],
+) -> Tensor:
+    """The last hidden states (M, D) of one sequence whose videos are reduced as they enter the layers of `stages`."""
+    clips, hidden = [replace(clip) for clip in clips], embeds
+    rope = decoder.rotary_emb(embeds[None], positions[..., None, :])
+    for i, layer in enumerate(decoder.layers):
+        if i in stages:
+            stays, (hidden, *stacked) = _reduce(clips, stages[i], [hidden, *stacked])
+            rope = tuple(x[..., stays, :] for x in rope)
+            visual = visual[stays] if visual is not None else None
+        ones = torch.ones(1, len(hidden), dtype=torch.long, device=hidden.device)
+        mask = None
+        if layer_type(decoder.config, i) == "full_attention":
+            mask = create_causal_mask(decoder.config, hidden[None], ones, None)
+        hidden = layer(hidden[None], attention_mask=mask, position_embeddings=rope)[0]
+        if visual is not None and i < len(stacked):
+            hidden = torch.where(visual[:, None], hidden + stacked[i], hidden)
+    out: Tensor = decoder.norm(hidden)
+    return out

@@ -1,0 +1,288 @@
+"""vLLM's Qwen2.5-VL and Qwen3-VL with our selection: subclasses, for vLLM's own registry.
+
+One video passes through here three times. The front end (processor.py) counts its tokens and orders that many of the
+encoder, for the prompt has to have its placeholders before anybody has seen the video. The encoder
+(`_postprocess_video_embeds_evs`, vLLM's name) selects, and sends each embedding with its position. The runner, before
+each step that brings embeddings, has them taken apart again (`recompute_mrope_positions`).
+
+Without `--video-pruning-rate`, or with `--video-pruning-method vidcom2`, all of it is vLLM's own.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.logger import init_logger
+from vllm.model_executor.models import qwen2_5_vl, qwen3_vl, qwen3_vl_moe
+from vllm.multimodal import MULTIMODAL_REGISTRY
+
+from vidsieve.engines.vllm import positions
+from vidsieve.engines.vllm.processor import Qwen2_5_VLProcessor, Qwen3VLProcessor, check_hooks, served
+from vidsieve.engines.vllm.runner import relieve
+from vidsieve.engines.vllm.settings import KWARG, check_pipeline
+from vidsieve.errors import NonFiniteFeatures
+from vidsieve.methods.presets import uniform
+from vidsieve.types.reduction import Reduction
+from vidsieve.types.tokens import Prompt, VideoTokens
+
+logger = init_logger("vllm.vidsieve")  # vLLM shows what is logged below its own name
+
+
+class Sieved:
+    """In the encoder and beside the runner: what the models have in common."""
+
+    config: Any
+    visual: Any
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        serving = served(vllm_config.model_config)
+        if serving is not None:
+            check_pipeline(vllm_config.parallel_config.pipeline_parallel_size)
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
+        self._serving = serving
+        self._batch = vllm_config.scheduler_config.max_num_encoder_input_tokens
+        name = type(self).__name__
+        if self._serving is None:
+            logger.info("vidsieve: not active in %s, which runs as in vLLM without it", name)
+            return
+        method, rate = self._serving
+        logger.info(
+            "vidsieve: active in %s: %s keeps %.4g %% of the tokens of each video, in place of EVS",
+            *(name, method.name, 100 * (1 - rate)),
+        )
+        relieve()
+
+    @property
+    def sieves(self) -> bool:
+        """Whether our selection runs here, rather than vLLM as it is."""
+        return self._serving is not None
+
+    # Encoder.
+
+    def embed_multimodal(self, **kwargs: Any) -> Any:
+        if not self.sieves or "video_grid_thw" not in kwargs:
+            return super().embed_multimodal(**kwargs)  # type: ignore[misc]
+        return [e for part in self._batches(kwargs) for e in super(Sieved, self).embed_multimodal(**part)]  # type: ignore[misc]
+
+    def _batches(self, kwargs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """The videos in pieces of no more unpruned tokens than vLLM encodes at once without pruning.
+
+        The scheduler counts what is left of a video, so what it brings together may be many times its budget.
+        """
+        grids = kwargs["video_grid_thw"]
+        patches = grids.prod(-1).tolist()
+        limit = self._batch * self.visual.spatial_merge_size**2
+        begin = 0
+        for end in range(1, len(patches) + 1):
+            if end == len(patches) or sum(patches[begin : end + 1]) > limit:
+                yield _videos(kwargs, begin, end, patches)
+                begin = end
+
+    def _parse_and_validate_video_input(self, **kwargs: Any) -> Any:
+        orders = kwargs.pop(KWARG, None)
+        video_input = super()._parse_and_validate_video_input(**kwargs)  # type: ignore[misc]
+        if video_input is not None:
+            video_input.orders = orders
+        return video_input
+
+    def _postprocess_image_embeds_evs(self, splits: Sequence[Tensor], image_input: Any) -> tuple[Tensor, ...]:
+        if not self.sieves:
+            return super()._postprocess_image_embeds_evs(splits, image_input)  # type: ignore[misc,no-any-return]
+        sizes = [self._size(grid) for grid in image_input["image_grid_thw"].tolist()]
+        return tuple(
+            _with_channels(embeds, positions.pack(positions.grid(*size)))
+            for embeds, size in zip(splits, sizes, strict=True)
+        )
+
+    def _postprocess_video_embeds_evs(self, splits: Sequence[Tensor], video_input: Any) -> tuple[Tensor, ...]:
+        if not self.sieves:
+            return super()._postprocess_video_embeds_evs(splits, video_input)  # type: ignore[misc,no-any-return]
+        out = []
+        for video, (embeds, grid) in enumerate(zip(splits, video_input["video_grid_thw"].tolist(), strict=True)):
+            reduction = self._reduce(embeds, self._size(grid), video_input.orders[video])
+            out.append(self._described(reduction.apply(embeds), reduction.kept.cpu(), grid, video_input, video))
+        return tuple(out)
+
+    def _reduce(self, embeds: Tensor, size: tuple[int, int, int], ordered: Tensor) -> Reduction:
+        """What stays of a video's embeddings (N, D or more)."""
+        method, _ = self._serving  # type: ignore[misc]
+        count, *question = ordered.tolist()
+        width = self.config.vision_config.out_hidden_size  # what follows in a row is for deeper layers (Qwen3-VL)
+        tokens = VideoTokens.from_grid(embeds[:, :width], *size)
+        prompt = None
+        if question:
+            language_model = self.get_language_model()  # type: ignore[attr-defined]
+            prompt = Prompt(language_model.embed_input_ids(torch.tensor(question, device=embeds.device)))
+        try:
+            reduction = method.reduce(tokens, count, prompt)
+            reduction.check()
+        except NonFiniteFeatures as error:  # one broken video must not end the server for all
+            logger.error("vidsieve: %s; keeping evenly spaced tokens of this video", error)
+            zeros = VideoTokens.from_grid(torch.zeros_like(embeds[:, :1]), *size)
+            reduction = uniform(count / len(tokens)).reduce(zeros)
+        return reduction
+
+    def _size(self, grid: Sequence[int]) -> tuple[int, int, int]:
+        """Frames, rows and columns of tokens in a grid of patches."""
+        merge = self.visual.spatial_merge_size
+        return grid[0], grid[1] // merge, grid[2] // merge
+
+    def _described(self, embeds: Tensor, kept: Tensor, grid: list[int], video_input: Any, video: int) -> Tensor:
+        """What goes into the encoder cache: kept embeddings (K, D) with channels, and the text between, if any."""
+        raise NotImplementedError
+
+    # Runner.
+
+    def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
+        if not self.sieves:
+            return super().get_mrope_input_positions(input_tokens, mm_features)  # type: ignore[misc,no-any-return]
+        media = []
+        for feature in sorted(mm_features, key=lambda feature: feature.mm_position.offset):
+            offset, length = feature.mm_position.offset, feature.mm_position.length
+            if feature.modality == "image":
+                span = positions.grid_span(*self._size(feature.data["image_grid_thw"].data.tolist()))
+            else:
+                span = self._span(feature.data, input_tokens[offset : offset + length])
+            media.append(positions.Medium(offset, length, span))
+        return positions.initial(len(input_tokens), media)
+
+    def _span(self, data: Any, placeholder: list[int]) -> int:
+        """The positions that a whole video takes."""
+        raise NotImplementedError
+
+    def recompute_mrope_positions(
+        self,
+        input_ids: list[int] | Tensor,
+        multimodal_embeddings: Sequence[Tensor],
+        mrope_positions: Tensor,
+        num_computed_tokens: int,
+    ) -> tuple[Sequence[Tensor], Tensor, int]:
+        if not self.sieves:
+            return super().recompute_mrope_positions(  # type: ignore[misc,no-any-return]
+                input_ids, multimodal_embeddings, mrope_positions, num_computed_tokens
+            )
+        clean = [embeds[:, : -positions.CHANNELS] for embeds in multimodal_embeddings]
+        if clean:
+            channels = torch.cat([embeds[:, -positions.CHANNELS :] for embeds in multimodal_embeddings])
+            fields = positions.unpack(channels.cpu())  # the one wait
+            media = torch.split(fields, [len(embeds) for embeds in clean])
+            ids = input_ids.tolist() if isinstance(input_ids, Tensor) else input_ids
+            pads = (self.config.image_token_id, self.config.video_token_id)
+            on_host = mrope_positions.cpu()
+            positions.fill(on_host, ids, pads, num_computed_tokens, media)
+            mrope_positions = on_host.to(mrope_positions.device)
+        # The last token of a prompt is text, and nothing stands behind it.
+        delta = int(mrope_positions[:, -1].max()) + 1 - mrope_positions.shape[1]
+        return clean, mrope_positions, delta
+
+
+def _with_channels(embeds: Tensor, channels: Tensor) -> Tensor:
+    return torch.cat([embeds, channels.to(embeds.device, embeds.dtype)], dim=1)
+
+
+def _videos(kwargs: Mapping[str, Any], begin: int, end: int, patches: list[int]) -> dict[str, Any]:
+    """The arguments of `embed_multimodal` for some of its videos."""
+    if end - begin == len(patches):
+        return dict(kwargs)
+    some = {name: value[begin:end] for name, value in kwargs.items()}
+    for name in ("pixel_values_videos", "video_embeds"):
+        if name in kwargs:
+            rows = len(kwargs[name]) * torch.tensor([0, *patches]).cumsum(0) // sum(patches)
+            some[name] = kwargs[name][rows[begin] : rows[end]]
+    return some
+
+
+class _SievedGrid(Sieved):
+    """A video is one unbroken grid: Qwen2.5-VL."""
+
+    def _step(self, seconds: Tensor | None) -> float:
+        """Positions from one frame to the next."""
+        per_second: float = getattr(self.config.vision_config, "tokens_per_second", 1.0)
+        return per_second * (1.0 if seconds is None else seconds.item())
+
+    def _described(self, embeds: Tensor, kept: Tensor, grid: list[int], video_input: Any, video: int) -> Tensor:
+        seconds = video_input.get("second_per_grid_ts")
+        step = self._step(None if seconds is None else seconds[video])
+        return _with_channels(embeds, positions.pack(positions.grid(*self._size(grid), step)[kept]))
+
+    def _span(self, data: Any, placeholder: list[int]) -> int:
+        seconds = data.get("second_per_grid_ts")
+        step = self._step(None if seconds is None else seconds.data)
+        return positions.grid_span(*self._size(data["video_grid_thw"].data.tolist()), step)
+
+
+class _SievedInterleaved(Sieved):
+    """A video is a time stamp and a grid for each frame: Qwen3-VL. The text between the frames is embedded with it."""
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "model") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self._tokenizer = _Remembering(self._tokenizer)  # type: ignore[has-type]
+
+    def _described(self, embeds: Tensor, kept: Tensor, grid: list[int], video_input: Any, video: int) -> Tensor:
+        frames, rows, columns = self._size(grid)
+        per_frame = torch.bincount(kept // (rows * columns), minlength=frames).tolist()
+        return self._create_final_video_embeddings(  # type: ignore[attr-defined,no-any-return]
+            video_embeddings=embeds,
+            num_tokens_per_frame=per_frame,
+            timestamps=video_input.timestamps[video],
+            video_grid_thw=grid,
+            retention_mask=kept,  # only passed on, to `_get_expanded_positions`
+        )
+
+    def _get_expanded_positions(
+        self, *, device: torch.device, video_grid_thw: list[int], timestamps: Any, retention_mask: Tensor, **_: Any
+    ) -> Tensor:
+        frames, rows, columns = self._size(video_grid_thw)
+        start, end = self.config.vision_start_token_id, self.config.vision_end_token_id
+        between = qwen3_vl.Qwen3VLMultiModalProcessor.get_video_repl(
+            tokens_per_frame=[0] * frames,
+            timestamps=timestamps,
+            tokenizer=self._tokenizer,
+            vision_start_token_id=start,
+            vision_end_token_id=end,
+            video_token_id=self.config.video_token_id,
+        )
+        leads = positions.leads(list(between.full), start, end)
+        return positions.pack(positions.interleaved(leads, retention_mask, rows, columns), leads[0]).to(device)
+
+    def _span(self, data: Any, placeholder: list[int]) -> int:
+        _, rows, columns = self._size(data["video_grid_thw"].data.tolist())
+        leads = positions.leads(placeholder, self.config.vision_start_token_id, self.config.vision_end_token_id)
+        return positions.interleaved_span(leads, rows, columns)
+
+
+class _Remembering:
+    """A tokenizer that does not encode the same time stamp twice."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.encode = lru_cache(maxsize=1 << 16)(tokenizer.encode)
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    Qwen2_5_VLProcessor,
+    info=qwen2_5_vl.Qwen2_5_VLProcessingInfo,
+    dummy_inputs=qwen2_5_vl.Qwen2_5_VLDummyInputsBuilder,
+)
+class SievedQwen2_5_VL(_SievedGrid, qwen2_5_vl.Qwen2_5_VLForConditionalGeneration):
+    """Qwen2.5-VL."""
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    Qwen3VLProcessor, info=qwen3_vl.Qwen3VLProcessingInfo, dummy_inputs=qwen3_vl.Qwen3VLDummyInputsBuilder
+)
+class SievedQwen3VL(_SievedInterleaved, qwen3_vl.Qwen3VLForConditionalGeneration):
+    """Qwen3-VL."""
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    Qwen3VLProcessor, info=qwen3_vl_moe.Qwen3VLMoeProcessingInfo, dummy_inputs=qwen3_vl.Qwen3VLDummyInputsBuilder
+)
+class SievedQwen3VLMoe(_SievedInterleaved, qwen3_vl_moe.Qwen3VLMoeForConditionalGeneration):
+    """Qwen3-VL with a mixture of experts."""
+
+
+check_hooks(Sieved, qwen2_5_vl.Qwen2_5_VLForConditionalGeneration)
+check_hooks(Sieved, qwen3_vl.Qwen3VLForConditionalGeneration)
+check_hooks(_SievedInterleaved, qwen3_vl.Qwen3VLForConditionalGeneration)

@@ -1,0 +1,86 @@
+"""What vLLM does around a model that prunes, and where we step in.
+
+vLLM's first model runner (`v1/worker/gpu_model_runner.py`; its CPU runner is one) treats a pruning model in two ways
+that cost requests a second: it encodes the videos of a step one by one, for fear of memory, and it has the positions of
+*every* request of *every* step recomputed, long after its prompt was read. Our encoder bounds the memory itself, and
+our positions are final once written, so neither is needed. Its second runner does neither.
+"""
+
+from functools import wraps
+from typing import Any
+
+from vllm.logger import init_logger
+from vllm.model_executor.models.interfaces import supports_multimodal, supports_multimodal_pruning
+
+from vidsieve.engines.vllm.settings import VARIABLE, insisted
+from vidsieve.errors import UnsupportedModel
+
+logger = init_logger("vllm.vidsieve")
+
+
+def pruning_spec(model_config: Any) -> tuple[str, float] | None:
+    """`--video-pruning-method` and `--video-pruning-rate`, if vLLM is to prune."""
+    multimodal = getattr(model_config, "multimodal_config", None)
+    return None if multimodal is None else multimodal.get_video_pruning_spec()
+
+
+def relieve() -> None:
+    """Spare vLLM's first model runner, if it runs here, its special treatment of a model of ours."""
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    if hasattr(GPUModelRunner._execute_mm_encoder, "__wrapped__"):
+        return
+    encode, gather = GPUModelRunner._execute_mm_encoder, GPUModelRunner._gather_mm_embeddings
+
+    @wraps(encode)
+    def encode_together(runner: Any, *args: Any, **kwargs: Any) -> Any:
+        if _sieves(runner):
+            runner.is_multimodal_pruning_enabled = False
+        return encode(runner, *args, **kwargs)
+
+    @wraps(gather)
+    def gather_where_new(runner: Any, *args: Any, **kwargs: Any) -> Any:
+        if _sieves(runner):
+            runner.is_multimodal_pruning_enabled = _reads_prompts(runner)
+        return gather(runner, *args, **kwargs)
+
+    GPUModelRunner._execute_mm_encoder, GPUModelRunner._gather_mm_embeddings = encode_together, gather_where_new
+
+
+def _sieves(runner: Any) -> bool:
+    return bool(getattr(runner.get_model(), "sieves", False))
+
+
+def _reads_prompts(runner: Any) -> bool:
+    """Whether any request of this step still has some of its prompt before it."""
+    requests = (runner.requests[name] for name in runner.input_batch.req_ids)
+    return any(request.num_computed_tokens < request.num_prompt_tokens for request in requests)
+
+
+def tell_when_unsupported(registry: Any) -> None:
+    """Have the server say so, as it loads a model, when it is told to prune videos and vidsieve cannot.
+
+    A user who named a method in VIDSIEVE_VLLM gets `UnsupportedModel` instead.
+    """
+    resolve = registry.resolve_model_cls
+    if hasattr(resolve, "__wrapped__"):
+        return
+
+    @wraps(resolve)
+    def resolve_and_tell(architectures: Any, model_config: Any) -> Any:
+        model, architecture = resolve(architectures, model_config)
+        spec = pruning_spec(model_config)
+        if spec is not None and supports_multimodal(model) and not hasattr(model, "sieves"):
+            from vidsieve.engines.vllm import ARCHITECTURES
+
+            instead = "vLLM's own method runs" if supports_multimodal_pruning(model) else "nothing is pruned"
+            text = (
+                f"vidsieve: NOT active in {architecture}, expected one of {', '.join(ARCHITECTURES)}; "
+                f"with --video-pruning-rate {spec[1]} as given, {instead}"
+            )
+            if insisted():
+                raise UnsupportedModel(f"{text}. Unset {VARIABLE}, or set it to off, to go on without vidsieve")
+            logger.warning(text)
+        return model, architecture
+
+    registry.resolve_model_cls = resolve_and_tell

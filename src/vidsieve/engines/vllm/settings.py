@@ -1,0 +1,164 @@
+"""What a server prunes with, and what one request may ask of it. Knows nothing of vLLM.
+
+The method is the server's, from one environment variable:
+
+    VIDSIEVE_VLLM=vidsieve             a name that `vidsieve methods` lists; this one if unset
+    VIDSIEVE_VLLM=package.module:name  your own: called with the fraction to keep, it returns a Reducer
+    VIDSIEVE_VLLM=off                  vLLM as it is without this package
+
+A request may ask, for its videos, with `mm_processor_kwargs`:
+
+    {"vidsieve": {"keep": 0.2, "question": "What colour is the car?"}}
+"""
+
+import functools
+import importlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vidsieve import registry
+from vidsieve.errors import UnsupportedCall
+from vidsieve.methods.base import Reducer, check_keep, kept_count
+from vidsieve.types.reduction import Reduction
+from vidsieve.types.tokens import Prompt, VideoTokens
+
+VARIABLE = "VIDSIEVE_VLLM"
+KWARG = "vidsieve"
+
+
+def retained(total: int, rate: float) -> int:
+    """How many of a video's `total` tokens `--video-pruning-rate` leaves, by vLLM's own arithmetic, and never none.
+
+    It rounds down. EVS keeps the whole first frame on top of this, VidCom2 one token a frame; neither is part of the
+    contract, which only wants the placeholders in the prompt to be as many as the embeddings.
+    """
+    return max(1, int(total * (1 - rate)))
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method that can serve: it keeps exactly as many tokens as it is told. asks: whether it needs the question."""
+
+    name: str
+    build: Callable[[float], Reducer]
+    asks: bool
+
+    @classmethod
+    def named(cls, name: str) -> "Method":
+        """The method of a name, tried out on noise. Raises `UnsupportedCall` for one that cannot serve."""
+        build = _find(name)
+        tokens = VideoTokens.from_grid(torch.randn(120, 8, generator=torch.Generator().manual_seed(0)), 4, 5, 6)
+        prompt = Prompt(tokens.features[:3])
+        try:
+            build(0.5).reduce(tokens)
+            asks = False
+        except ValueError:  # as `Reducer.reduce` says: it needs a prompt and got none
+            asks = True
+        method = cls(name, build, asks)
+        for count in (1, 7, 60, 119):
+            method.reduce(tokens, count, prompt)
+        return method
+
+    def reduce(self, tokens: VideoTokens, count: int, prompt: Prompt | None) -> Reduction:
+        """Exactly `count` of `tokens`. Raises `UnsupportedCall` if the method leaves another number."""
+        reduction = self.build(count / len(tokens)).reduce(tokens, prompt)
+        if len(reduction) != count:
+            raise UnsupportedCall(
+                f"{VARIABLE}={self.name} kept {len(reduction)} of {len(tokens)} tokens where {count} were due; "
+                "a server needs a method of exact counts, for the prompt has its placeholders before the video is seen"
+            )
+        return reduction
+
+
+def _find(name: str) -> Callable[[float], Reducer]:
+    served = registry.methods(inside=False)
+    if name in served:
+        return served[name]
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise UnsupportedCall(
+            f"{VARIABLE}={name!r} is no method; expected one of {', '.join(served)}, "
+            "package.module:name for one of your own, or off"
+        )
+    try:
+        build: Callable[[float], Reducer] = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UnsupportedCall(f"{VARIABLE}={name!r} cannot be imported: {error}") from error
+    return build
+
+
+@functools.cache
+def configured() -> Method | None:
+    """The method this process serves with; None if it is told to stay out of the way."""
+    name = os.environ.get(VARIABLE, "vidsieve")
+    return None if name == "off" else Method.named(name)
+
+
+def insisted() -> bool:
+    """Whether the user named a method, rather than got the default."""
+    return VARIABLE in os.environ
+
+
+def check_pipeline(stages: int) -> None:
+    """Raise `UnsupportedCall` for a model in more than one pipeline stage.
+
+    vLLM tells the first of them alone where the tokens that stayed stand; the others would go on with the negative
+    positions that hold those places.
+    """
+    if stages > 1:
+        raise UnsupportedCall(
+            f"pipeline_parallel_size is {stages}, and beyond the first stage tokens of pruned videos would have wrong "
+            "positions; expected 1: start the server with --pipeline-parallel-size 1 (--tensor-parallel-size may take "
+            "its place), or without --video-pruning-rate"
+        )
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a request asks for its videos. keep: None, what the server's pruning rate leaves."""
+
+    keep: float | None = None
+    question: str | None = None
+
+    @classmethod
+    def of(cls, mm_processor_kwargs: Mapping[str, object]) -> "Wishes":
+        """Those in a request's `mm_processor_kwargs`. Raises `UnsupportedCall`, which refuses the request."""
+        given = mm_processor_kwargs.get(KWARG, {})
+        if not isinstance(given, Mapping) or not given.keys() <= {"keep", "question"}:
+            raise UnsupportedCall(
+                f'expected mm_processor_kwargs {{"{KWARG}": {{"keep": ..., "question": ...}}}}, got {given!r}'
+            )
+        keep, question = given.get("keep"), given.get("question")
+        if keep is not None:
+            if isinstance(keep, bool) or not isinstance(keep, int | float):
+                raise UnsupportedCall(f"expected a number in (0, 1] for keep, got {keep!r}")
+            check_keep(keep)
+        if question is not None and not (isinstance(question, str) and question.strip()):
+            raise UnsupportedCall(f"expected some text for question, got {question!r}")
+        return cls(None if keep is None else float(keep), question)
+
+    def check(self, method: Method) -> None:
+        """Raise `UnsupportedCall` where `method` would need a question and there is none, or would not hear it."""
+        if method.asks and self.question is None:
+            raise UnsupportedCall(
+                f"{VARIABLE}={method.name} weighs tokens by the question, which it cannot read off the prompt; "
+                f'pass it: mm_processor_kwargs={{"{KWARG}": {{"question": "..."}}}}'
+            )
+        if self.question is not None and not method.asks:
+            raise UnsupportedCall(
+                f"this server prunes with {method.name}, which does not look at the question; "
+                f"leave it out, or start the server with {VARIABLE}=cdpruner"
+            )
+
+    def count(self, total: int, rate: float) -> int:
+        """How many of a video's `total` tokens stay."""
+        return retained(total, rate) if self.keep is None else kept_count(self.keep, total)
+
+
+def order(count: int, question: list[int]) -> Tensor:
+    """What the front end orders of the encoder for one video, as vLLM carries it there: int64 (1 + M,)."""
+    return torch.tensor([count, *question])

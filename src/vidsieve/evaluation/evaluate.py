@@ -1,0 +1,260 @@
+"""What each method loses on the synthetic needle suite, at each keep ratio, for each kind of question.
+
+    found = evaluate(Plan(str(BUNDLED)))        # a plain dictionary; docs/evaluation.md says what is in it
+
+Every row is one method at one keep ratio, on the same videos: accuracy, and accuracy relative to the unreduced model;
+loyalty, how often it gives the unreduced answer (agreement) and how far its distribution is from the unreduced one
+(KL); the share of the evidence it kept (recall). Each with a bootstrap interval over videos, and paired tests against
+the unreduced model and against uniform sampling. `FLOORS` are always run.
+
+How a row is run, checked and refused: needles/asking.py.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vidsieve import registry
+from vidsieve.engines.hf.loading import load
+from vidsieve.errors import VidsieveError
+from vidsieve.evaluation.card import commit
+from vidsieve.evaluation.card import processor as processor_name
+from vidsieve.evaluation.needles import CHANCE, KINDS, PLAN, generate, recall
+from vidsieve.evaluation.needles.asking import Answers, Shown, Smaller, Suite, larger
+from vidsieve.evaluation.needles.tiny import BUNDLED
+from vidsieve.evaluation.statistics import Bootstrap, holm, sign_test
+from vidsieve.methods.base import check_keep
+
+KEEPS = (0.05, 0.1, 0.25, 0.5)
+MEASURES = ("accuracy", "agreement", "kl", "recall")
+GROUPS = ("all", *KINDS)
+LOW = "lower_resolution"
+
+
+Method = Callable[[float], Any]  # of keep: a `Reducer`, or anything else that can be attached by calling it
+FLOORS: dict[str, Method] = {name: registry.method(name) for name in ("uniform", "random", "fewer_frames")}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to evaluate.
+
+    model: folder of a checkpoint that was trained on the suite.  methods: names and what makes them, of a keep ratio.
+    frames: of a video.  plain: without clutter and camouflage (`needles.Size`).
+    checked: videos on which packed answers are compared with the attached model's.  timed: videos that are timed.
+    """
+
+    model: str
+    split: str = "dev"
+    videos: int = 500
+    keeps: tuple[float, ...] = KEEPS
+    methods: dict[str, Method] = field(default_factory=lambda: dict(registry.methods()))
+    device: str | None = None
+    frames: int = 32
+    plain: bool = False
+    batch: int = 64
+    checked: int = 4
+    timed: int = 8
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        for keep in self.keeps:
+            check_keep(keep)
+            if keep == 1:
+                raise ValueError("keep = 1 is the unreduced model, which is always in the table; expected less")
+        for name in ("videos", "batch", "checked"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"expected at least one for {name}, got {getattr(self, name)}")
+
+
+def evaluate(plan: Plan, tell: Callable[[str], None] = lambda what: None) -> dict[str, Any]:
+    """The card and the rows. `tell` hears of the progress."""
+    processor, model = load(plan.model, plan.device, "float32")
+    return evaluate_model(processor, model, plan, tell)
+
+
+@torch.no_grad()
+def evaluate_model(
+    processor: Any, model: Any, plan: Plan, tell: Callable[[str], None] = lambda what: None
+) -> dict[str, Any]:
+    """`evaluate` for a processor and a model that are loaded already."""
+    suite = Suite(processor, model, plan.frames, plan.plain)
+    whole = _Row("unreduced", 1.0, None)
+    rows = [whole]
+    for keep in dict.fromkeys(plan.keeps):
+        rows += [_Row(name, keep, method(keep)) for name, method in {**plan.methods, **FLOORS}.items()]
+        rows.append(_Row(LOW, keep, Smaller(keep)))
+    for start in range(0, plan.videos, plan.batch):
+        numbers = torch.arange(start, min(start + plan.batch, plan.videos))
+        tell(f"videos {start + 1} to {start + len(numbers)} of {plan.videos}")
+        shown = suite.show(generate(plan.split, numbers, suite.size, suite.device))
+        right = suite.packed.token[shown.questions.answer]
+        full = suite.unreduced(shown)
+        whole.add(full, full, shown, right)
+        for row in rows[1:]:
+            if not row.refused:
+                try:
+                    said = suite.answer(row.method, shown, 0 if start else plan.checked)
+                    row.add(said, full, shown, right)
+                except VidsieveError as reason:  # `Refused`, or a method that cannot work at this ratio or model
+                    row.refused = str(reason)
+    tell("timing")
+    for row in rows:
+        if not row.refused:
+            row.cost = suite.cost(row.method, shown, plan.timed)
+    return {"card": _card(plan, suite), "rows": _summary(rows, plan.videos)}
+
+
+class _Row:
+    """One method at one keep ratio: what it said, batch after batch."""
+
+    def __init__(self, name: str, keep: float, method: Any) -> None:
+        self.name, self.keep, self.method = name, keep, method
+        self.refused: str | None = None
+        self.cost: dict[str, float | int | None] = {}
+        self.checked: dict[str, Any] | None = None
+        self.path = self.reducer = ""
+        self.layers: tuple[int, ...] = ()
+        self.batches: dict[str, list[Tensor]] = {name: [] for name in (*MEASURES, "tokens")}
+
+    def add(self, answers: Answers, whole: Answers, shown: Shown, answer: Tensor) -> None:
+        """answer: (B, Q), the token that is right.  whole: what was said with all tokens."""
+        said, evidence = answers.said, shown.questions.evidence
+        best = said.argmax(2)
+        kept = answers.kept
+        nothing = torch.full_like(best, torch.nan, dtype=torch.float32)
+        values = {
+            "accuracy": best == answer,
+            "agreement": best == whole.said.argmax(2),
+            "kl": (whole.said.exp() * (whole.said - said)).sum(2),
+            "recall": nothing if kept is None else recall(evidence, kept),
+            "tokens": answers.tokens,
+        }
+        for name, value in values.items():
+            self.batches[name].append(value.double().cpu())
+        self.layers = larger(self.layers, answers.layers)
+        self.checked = self.checked or answers.checked
+        self.path, self.reducer = answers.path, answers.reducer
+
+    def by_kind(self, measure: str) -> Tensor:
+        """The mean over each kind's questions: (V, kinds), NaN where a video has none that counts."""
+        value = torch.cat(self.batches[measure])
+        columns = [[i for i, kind in enumerate(PLAN) if kind == wanted] for wanted in KINDS]
+        return torch.stack([value[:, column].nanmean(1) for column in columns], dim=1)
+
+
+def _summary(rows: list[_Row], videos: int) -> list[dict[str, Any]]:
+    """Every row as JSON knows it."""
+    bootstrap = Bootstrap(videos)
+    whole = rows[0].by_kind("accuracy")
+    uniform = {row.keep: row.by_kind("accuracy") for row in rows if row.name == "uniform" and not row.refused}
+    found = []
+    for row in rows:
+        entry: dict[str, Any] = {"method": row.name, "keep": row.keep, "reducer": row.reducer}
+        entry |= {"path": row.path or None, "refused": row.refused, "checked": row.checked}
+        if not row.refused:
+            tokens = torch.cat(row.batches["tokens"])
+            entry["tokens"] = {
+                "mean": float(tokens.mean()),
+                "least": int(tokens.min()),
+                "most": int(tokens.max()),
+                "layers": list(row.layers),
+                "a_layer": round(sum(row.layers) / len(row.layers), 2),
+            }
+            entry |= {name: _intervals(bootstrap, row.by_kind(name)) for name in MEASURES}
+            right = row.by_kind("accuracy")
+            entry["relative"] = _intervals(bootstrap, right, whole)
+            entry["against"] = {}
+            if row is not rows[0]:
+                entry["against"]["unreduced"] = _compared(bootstrap, right - whole)
+                if row.keep in uniform and row.name != "uniform":
+                    entry["against"]["uniform"] = _compared(bootstrap, right - uniform[row.keep])
+            entry |= row.cost
+        found.append(entry)
+    return found
+
+
+def _intervals(bootstrap: Bootstrap, values: Tensor, base: Tensor | None = None) -> dict[str, Any]:
+    """Of values (V, kinds), or of their ratio to `base`: all kinds, each with the same weight, and every kind."""
+    mean, drawn = (_with_all(part) for part in bootstrap.means(values))
+    if base is not None:
+        below, drawn_below = (_with_all(part) for part in bootstrap.means(base))
+        mean, drawn = mean / below, drawn / drawn_below  # not finite where nothing was right
+    return {
+        group: _plain(asdict(bootstrap.interval(mean[column], drawn[:, column]))) for column, group in enumerate(GROUPS)
+    }
+
+
+def _compared(bootstrap: Bootstrap, difference: Tensor) -> dict[str, Any]:
+    """A paired comparison, difference (V, kinds); the p of the kinds are adjusted for there being several."""
+    found = _intervals(bootstrap, difference)
+    p_all, *p_kinds = sign_test(torch.cat((difference.mean(1, keepdim=True), difference), dim=1))
+    for group, p in zip(GROUPS, (float(p_all), *holm(torch.stack(p_kinds)).tolist()), strict=True):
+        found[group]["p"] = round(p, 6)
+    return found
+
+
+def _with_all(means: Tensor) -> Tensor:
+    """(..., kinds) -> (..., 1 + kinds), the mean of the kinds first."""
+    return torch.cat((means.nanmean(-1, keepdim=True), means), dim=-1)
+
+
+def _plain(values: dict[str, float]) -> dict[str, float | None]:
+    """Rounded, and None for NaN and infinity, which JSON does not know."""
+    return {name: round(value, 6) if math.isfinite(value) else None for name, value in values.items()}
+
+
+def _card(plan: Plan, suite: Suite) -> dict[str, Any]:
+    """Where the figures come from."""
+    model, cuda = suite.model, suite.device.type == "cuda"
+    return {
+        "suite": "the synthetic needle suite, which is no benchmark of video language models (docs/needles.md)",
+        "command": plan.command,
+        "model": "vidsieve-tiny, as bundled" if plan.model == str(BUNDLED) else plan.model,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "split": plan.split,
+        "videos": plan.videos,
+        "questions": plan.videos * len(PLAN),
+        "size": repr(suite.size),
+        "tokens": suite.size.tokens,
+        "chance": {"all": sum(CHANCE.values()) / len(CHANCE), **CHANCE},
+        "device": torch.cuda.get_device_name(suite.device) if cuda else processor_name(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+        "vidsieve": version("vidsieve"),
+        "commit": commit(),
+    }
+
+
+def table(found: dict[str, Any]) -> Any:
+    """The rows over all kinds of questions, as a rich table."""
+    from rich.table import Table
+
+    names = ("accuracy", "95 %", "relative", "agreement", "KL", "recall", "p uniform", "prefill ms", "selection ms")
+    out = Table("method", "keep", "tokens", "a layer", *names, box=None)
+    for row in found["rows"]:
+        if row["refused"]:
+            out.add_row(row["method"], f"{row['keep']:g}", "refused")
+            continue
+        accuracy = row["accuracy"]["all"]
+        p = row["against"].get("uniform", {}).get("all", {}).get("p")
+        rest = (row[name]["all"]["mean"] for name in ("relative", "agreement", "kl", "recall"))
+        out.add_row(
+            row["method"],
+            f"{row['keep']:g}",
+            f"{row['tokens']['mean']:g}",
+            f"{row['tokens']['a_layer']:g}",
+            f"{accuracy['mean']:.3f}",
+            f"{accuracy['low']:.3f} {accuracy['high']:.3f}",
+            *("" if value is None else f"{value:.3f}" for value in rest),
+            "" if p is None else f"{p:.4f}",
+            f"{row['prefill_ms']:.1f}",
+            f"{row['selection_ms']:.2f}",
+        )
+    return out

@@ -1,0 +1,376 @@
+"""A model that was trained on the suite, and the ways of asking it: with all tokens, a method's few, small frames.
+
+The frames are seen once, by the model's own vision tower, for all methods. Then:
+
+    packed          a reducer that does not look at the question decides once a video, and all questions share a forward
+                    pass (packed.py). On some videos what comes out is compared with the model to which the method is
+                    attached; an answer that differs is refused.
+    attached        whatever else can be attached: `with method(model):`, question by question.
+    smaller frames  no reducer: the same video at a lower resolution.
+
+However it ran, hooks on the layers of the language model count the video tokens that came there. If the last layer saw
+all of them, or another number than the method says, the answers are refused: the method did nothing, or something else
+than it reports.
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vidsieve.errors import VidsieveError
+from vidsieve.evaluation.needles import Batch
+from vidsieve.evaluation.needles.layout import GRID, Size
+from vidsieve.evaluation.needles.packed import Packed, fast, noted
+from vidsieve.evaluation.needles.questions import PLAN, WORDS, Questions
+from vidsieve.methods.base import Reducer, kept_count
+from vidsieve.types.reduction import Reduction
+from vidsieve.types.tokens import Prompt, VideoTokens
+
+SAME = 1e-2  # how far a log-probability of the packed pass may be from that of the attached model,
+LIKELY = 1e-3  # where the probability is at least this: those below are mostly rounding
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TowerAttention:
+    """The attention that each token received in the last layer of the vision tower, of the videos that were shown.
+
+    For methods whose papers want it, as a `Relevance`.  features: (B, N, D), by which a video is known.
+    received: (B, N).
+    """
+
+    features: Tensor
+    received: Tensor
+
+    def __call__(self, tokens: VideoTokens, prompt: Prompt | None) -> Tensor:
+        same = (self.features == tokens.features).flatten(1).all(1).nonzero()[:, 0]
+        if not len(same):
+            raise ValueError("these are not the tokens of a video that was shown to the suite's vision tower")
+        return self.received[same[0]]
+
+    def __repr__(self) -> str:
+        return "TowerAttention()"
+
+
+class Refused(VidsieveError, RuntimeError):
+    """A row that would report something else than its method."""
+
+
+@dataclass(frozen=True)
+class Smaller:
+    """The video at a lower resolution, with at least as many tokens as `keep` pays for: the floor is not handicapped.
+
+    No reducer: the vision tower sees the small frames, and the language model all that comes of them.
+    """
+
+    keep: float
+
+    def grid(self, size: Size) -> tuple[int, int]:
+        """Rows and columns of tokens of a frame: the fewest that are enough, nearly square."""
+        wanted = kept_count(self.keep, size.tokens) / size.steps
+        grids = [(rows, columns) for rows in range(1, GRID + 1) for columns in (rows, rows + 1)]
+        return min((grid for grid in grids if math.prod(grid) >= wanted), key=math.prod)
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """B videos as the language model is shown them: visual tokens (B, N, D), and what is asked about them.
+
+    received: the attention of the vision tower, (B, N).
+    """
+
+    batch: Batch
+    features: Tensor
+    received: Tensor
+
+    @property
+    def questions(self) -> Questions:
+        return self.batch.questions
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """To Q questions about B videos.
+
+    said: log-probabilities (B, Q, vocabulary).  kept: bool (B, Q, N) or None where it makes no sense.
+    tokens: kept of each video and question (B, Q).  layers: video tokens that each layer saw at most.
+    """
+
+    said: Tensor
+    kept: Tensor | None
+    tokens: Tensor
+    layers: tuple[int, ...]
+    path: str
+    checked: dict[str, Any] | None = None
+    reducer: str = ""
+
+
+class Suite:
+    """A model, and the ways of asking it."""
+
+    def __init__(self, processor: Any, model: Any, frames: int = 32, plain: bool = False) -> None:
+        tokenizer = processor.tokenizer
+        ids = tokenizer.convert_tokens_to_ids(list(WORDS))
+        unknown = [word for word, number in zip(WORDS, ids, strict=True) if number in (None, tokenizer.unk_token_id)]
+        if unknown or model.config.model_type != "qwen2_5_vl":
+            what = f"it knows no word {unknown[0]!r}" if unknown else f"it is a {model.config.model_type}"
+            raise VidsieveError(
+                f"this model cannot answer the synthetic needle suite: {what}. Expected a checkpoint that "
+                "`python -m benchmarks.train_tiny` made; for other models and real benchmarks see docs/reproduce.md"
+            )
+        video = processor.video_processor
+        self.processor, self.model, self.device = processor, model, model.device
+        self.size = Size(frames, video.patch_size * video.merge_size, plain)
+        self.packed = Packed(processor, self.size, self.device)
+        self.step = torch.ones(1, device=self.device)  # seconds a step lasts, as the processor says
+        self.merge: int = video.merge_size
+
+    def show(self, batch: Batch) -> Shown:
+        with fast(self.model), noted(self.model) as received:
+            features = self.packed.features(self.model, batch.frames)
+        patches = received[-1].view(*features.shape[:2], self.merge**2)  # those of a token follow one another
+        return Shown(batch, features, patches.mean(2))
+
+    def unreduced(self, shown: Shown) -> Answers:
+        every = torch.ones_like(shown.features[:, :1, 0], dtype=torch.bool).expand(-1, len(PLAN))
+        said, layers = self._pass(shown, shown.features, None)
+        kept = every[..., None].expand(-1, -1, self.size.tokens)
+        return Answers(said, kept, every * self.size.tokens, layers, "packed")
+
+    def answer(self, method: Any, shown: Shown, check: int = 0) -> Answers:
+        """All questions, by `method`; where they are packed, those about the first `check` videos are compared.
+
+        Raises `Refused` where the method did not engage, or not as it says.
+        """
+        if isinstance(method, Smaller):
+            return self._smaller(method, shown)
+        method = self._equipped(method, shown)
+        if isinstance(method, Reducer) and not self._reads_the_question(method, shown):
+            found = self._reduced(method, shown)
+            if check:
+                few = slice(0, check)
+                attached = self._attached(method, _some(shown, few))
+                apart = difference(attached.said, found.said[few])
+                if apart > SAME:
+                    raise Refused(f"packed and attached answers differ by {apart:.1e} in a log-probability")
+                found = replace(found, checked={"videos": len(attached.said), "difference": apart})
+        else:
+            found = self._attached(method, shown)
+        seen, most = found.layers[-1], int(found.tokens.max())
+        if seen >= self.size.tokens:
+            raise Refused(f"the last layer saw all {seen} video tokens of {self.size.tokens}: nothing was reduced")
+        if seen != most:
+            raise Refused(f"the method says it kept {most} video tokens, and the last layer saw {seen}")
+        return replace(found, reducer=repr(method))
+
+    def _equipped(self, method: Any, shown: Shown) -> Any:
+        """The method with what its paper takes from the vision tower, where it can use it."""
+        if not hasattr(method, "attention"):
+            return method
+        return replace(method, attention=TowerAttention(shown.features, shown.received))
+
+    def _reads_the_question(self, method: Reducer, shown: Shown) -> bool:
+        probe = _Probe(shown.features[0, :1])
+        method.reduce(self._tokens(shown.features[0]), probe)
+        return probe.read
+
+    def _tokens(self, features: Tensor) -> VideoTokens:
+        return VideoTokens.from_grid(features, self.size.steps, GRID, GRID)
+
+    def _reduced(self, method: Reducer, shown: Shown) -> Answers:
+        """One reduction a video, all questions behind it."""
+        features = shown.features.clone()
+        reductions = method.reduce_each([self._tokens(video) for video in features])  # as an attached model does
+        for video, reduction in zip(features, reductions, strict=True):
+            reduction.check()
+            video[reduction.kept] = reduction.apply(video)  # what was merged stands where it was kept
+        counts = torch.tensor([len(reduction) for reduction in reductions], device=self.device)
+        parts, where = [], []  # log-probabilities of the videos that kept as many tokens, and which those are
+        layers: tuple[int, ...] = ()
+        for count in sorted({len(reduction) for reduction in reductions}):
+            rows = (counts == count).nonzero()[:, 0]
+            kept = torch.stack([reductions[row].kept for row in rows.tolist()])
+            some, seen = self._pass(_some(shown, rows), features[rows], kept)
+            parts.append(some)
+            where.append(rows)
+            layers = larger(layers, seen)
+        said = torch.cat(parts)[torch.cat(where).argsort()]
+        mask = _masks(reductions, self.size.tokens)[:, None].expand(-1, len(PLAN), -1)
+        return Answers(said, mask, counts[:, None].expand(-1, len(PLAN)), layers, "packed")
+
+    def _pass(self, shown: Shown, features: Tensor, kept: Tensor | None) -> tuple[Tensor, tuple[int, ...]]:
+        """Log-probabilities (B, Q, vocabulary) of one packed forward, and the video tokens in each layer."""
+        packed, asked = self.packed, shown.questions
+        with fast(self.model), self._watch() as seen:
+            said, _ = packed.logits(self.model, features, asked.words, asked.answer, kept)
+        text = len(packed.before) + len(packed.between) + len(packed.questions)
+        return said.float().log_softmax(2), tuple(length - text for length in seen)
+
+    def _attached(self, method: Any, shown: Shown) -> Answers:
+        """Question by question, through the model to which `method` is attached."""
+        said, kept = [], []
+        layers: tuple[int, ...] = ()
+        for question in range(len(PLAN)):
+            with method(self.model) as trace:
+                some, seen = self._ask(shown, question, shown.features, (GRID, GRID))
+            said.append(some)
+            videos = sorted(trace.calls[-1].videos, key=lambda video: video.row) if trace.calls else []
+            if len(videos) != len(some):
+                raise Refused(f"of {len(some)} videos the method was shown {len(videos)}: it did not engage")
+            kept.append(_masks([video.reduction for video in videos], self.size.tokens))
+            layers = larger(layers, seen)
+        mask = torch.stack(kept, dim=1)
+        return Answers(torch.stack(said, 1), mask, mask.sum(2), layers, "attached")
+
+    def _smaller(self, method: Smaller, shown: Shown) -> Answers:
+        grid = method.grid(self.size)
+        features = self._look(shown.batch.frames, grid)
+        asked = [self._ask(shown, question, features, grid) for question in range(len(PLAN))]
+        said = torch.stack([said for said, _ in asked], dim=1)
+        tokens = torch.full(said.shape[:2], features.shape[1], device=self.device)
+        return Answers(said, None, tokens, asked[0][1], "smaller frames", reducer=f"{grid[0]} x {grid[1]} tokens")
+
+    def _look(self, frames: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Visual tokens (B, n, D) of frames (B, F, 3, H, W) that are resized to `grid` tokens: the stock forward."""
+        batch = len(frames)
+        small = F.interpolate(
+            frames.flatten(0, 1).float(), [side * self.size.token for side in grid], mode="bilinear", antialias=True
+        )
+        small = small.round().clamp(0, 255).to(torch.uint8).view(batch, -1, *small.shape[1:]).cpu()
+        inputs = self.processor.video_processor(
+            videos=list(small), do_resize=False, do_sample_frames=False, return_tensors="pt"
+        ).to(self.device)
+        found = self.model.model.get_video_features(inputs["pixel_values_videos"], inputs["video_grid_thw"])
+        return torch.stack(list(found.pooler_output))
+
+    def _ask(
+        self, shown: Shown, question: int, features: Tensor, grid: tuple[int, int]
+    ) -> tuple[Tensor, tuple[int, ...]]:
+        """Log-probabilities (B, vocabulary) of the model's own forward, given what its vision tower saw."""
+        ids = self.packed.prompts(shown.questions.words, question, features.shape[1])
+        sides = (self.size.steps, *(self.merge * side for side in grid))
+        with self._watch() as seen, self._seen_before(features):
+            out = self.model(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                mm_token_type_ids=2 * (ids == self.packed.video),
+                pixel_values_videos=features.new_zeros(0),
+                video_grid_thw=torch.tensor([sides], device=self.device).expand(len(ids), -1),
+                second_per_grid_ts=self.step.expand(len(ids)),
+                use_cache=False,
+                logits_to_keep=1,
+            )
+        text = ids.shape[1] - features.shape[1]
+        return out.logits[:, -1].float().log_softmax(1), tuple(length - text for length in seen)
+
+    @contextmanager
+    def _seen_before(self, features: Tensor) -> Iterator[None]:
+        """The vision tower answers with these tokens (B, n, D), without looking again."""
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+        visual = self.model.model.visual
+        visual.forward = lambda *args, **kwargs: BaseModelOutputWithPooling(pooler_output=features.flatten(0, 1))
+        try:
+            yield
+        finally:
+            del visual.forward
+
+    @contextmanager
+    def _watch(self) -> Iterator[list[int]]:
+        """The longest sequence that each layer of the language model was given."""
+        layers = self.model.model.language_model.layers
+        seen = [0] * len(layers)
+
+        def look(which: int) -> Callable[..., None]:
+            def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                hidden = args[0] if args else kwargs["hidden_states"]
+                seen[which] = max(seen[which], hidden.shape[1])
+
+            return hook
+
+        with ExitStack() as undo:
+            for which, layer in enumerate(layers):
+                undo.callback(layer.register_forward_pre_hook(look(which), with_kwargs=True).remove)
+            yield seen
+
+    def cost(self, method: Any, shown: Shown, turns: int) -> dict[str, float | int | None]:
+        """Of one prompt with one video, from visual tokens to logits: medians of milliseconds, and bytes on a GPU."""
+        grid, features = (GRID, GRID), shown.features
+        if isinstance(method, Smaller):
+            grid = method.grid(self.size)
+            features = self._look(shown.batch.frames[:turns], grid)
+            method = None
+        method = self._equipped(method, shown)
+        cuda = self.device.type == "cuda"
+        prefill, selection, peak = [], [], None
+        for turn in range(-2, min(turns, len(features))):  # the first two are warm-up
+            one = slice(max(turn, 0), max(turn, 0) + 1)
+            some = _some(shown, one)
+            if cuda:
+                torch.cuda.synchronize(self.device)
+                torch.cuda.reset_peak_memory_stats(self.device)
+                held = torch.cuda.memory_allocated(self.device)
+            with nullcontext() if method is None else method(self.model) as trace:
+                start = time.perf_counter()
+                self._ask(some, 0, features[one], grid)
+                if cuda:
+                    torch.cuda.synchronize(self.device)
+                spent = 1e3 * (time.perf_counter() - start)
+            if turn >= 0:
+                prefill.append(spent)
+                selection.append(0.0 if trace is None else sum(trace.stages_ms.values()))
+                if cuda:
+                    peak = max(peak or 0, torch.cuda.max_memory_allocated(self.device) - held)
+        return {
+            "prefill_ms": round(statistics.median(prefill), 3),
+            "selection_ms": round(statistics.median(selection), 3),
+            "peak_bytes": peak,
+        }
+
+
+class _Probe(Prompt):
+    """A prompt that notes whether anybody looked at it."""
+
+    def __init__(self, embeddings: Tensor) -> None:
+        super().__init__(embeddings)
+        object.__setattr__(self, "read", False)
+
+    read: bool
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "embeddings":
+            object.__setattr__(self, "read", True)
+        return super().__getattribute__(name)
+
+
+def larger(some: tuple[int, ...], others: tuple[int, ...]) -> tuple[int, ...]:
+    """The larger of two counts of each layer; () is less than any."""
+    return tuple(map(max, some, others)) if some else others
+
+
+def difference(said: Tensor, other: Tensor) -> float:
+    """The largest between two tensors of log-probabilities, where one of the two is likely."""
+    likely = torch.maximum(said, other) >= math.log(LIKELY)
+    return float((said - other).abs()[likely].max())
+
+
+def _masks(reductions: Sequence[Reduction], tokens: int) -> Tensor:
+    """What was kept of each video: bool (B, N)."""
+    kept = torch.zeros(len(reductions), tokens, dtype=torch.bool, device=reductions[0].kept.device)
+    for row, reduction in zip(kept, reductions, strict=True):
+        row[reduction.kept] = True
+    return kept
+
+
+def _some(shown: Shown, rows: slice | Tensor) -> Shown:
+    asked = shown.questions
+    questions = Questions(asked.words[rows], asked.answer[rows], asked.evidence[rows])
+    batch = Batch(shown.batch.frames[rows], questions, shown.batch.layout)
+    return Shown(batch, shown.features[rows], shown.received[rows])

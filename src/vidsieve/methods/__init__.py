@@ -1,0 +1,65 @@
+"""What decides which tokens stay, without a model: a method is one expression of these parts.
+
+base         what a `Reducer` is; read it first
+prune        `Prune`: segment, budget, weigh, select, in this order, each a part from the file of its name
+merge        what becomes of the tokens that do not stay
+compose      `Chain`, one reducer after another, and `Staged`, at layers of the language model
+presets      published methods, one paper a file
+"""
+
+from vidsieve.methods.base import Attachable, Attached, Reducer
+from vidsieve.methods.budget import Budget, MarginalGain, Proportional
+from vidsieve.methods.compose import Chain, Staged
+from vidsieve.methods.framefusion import FrameFusion
+from vidsieve.methods.merge import Merger, NearestKept, TemporalMerge
+from vidsieve.methods.prune import Prune
+from vidsieve.methods.relevance import Flat, Given, Novelty, PromptAttention, PromptSimilarity, Relevance
+from vidsieve.methods.segment import PerFrame, SceneCuts, Segmenter, Uniform, Whole, Within
+from vidsieve.methods.selection import (
+    MMR,
+    ConditionalDPP,
+    EvenlySpaced,
+    Hybrid,
+    LowRankDPP,
+    MaxMin,
+    Random,
+    Selector,
+    TopRelevance,
+)
+
+__all__ = [
+    "MMR",
+    "Attachable",
+    "Attached",
+    "Budget",
+    "Chain",
+    "ConditionalDPP",
+    "EvenlySpaced",
+    "Flat",
+    "FrameFusion",
+    "Given",
+    "Hybrid",
+    "LowRankDPP",
+    "MarginalGain",
+    "MaxMin",
+    "Merger",
+    "NearestKept",
+    "Novelty",
+    "PerFrame",
+    "PromptAttention",
+    "PromptSimilarity",
+    "Proportional",
+    "Prune",
+    "Random",
+    "Reducer",
+    "Relevance",
+    "SceneCuts",
+    "Segmenter",
+    "Selector",
+    "Staged",
+    "TemporalMerge",
+    "TopRelevance",
+    "Uniform",
+    "Whole",
+    "Within",
+]

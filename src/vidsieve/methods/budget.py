@@ -1,0 +1,49 @@
+"""How many tokens each segment may keep. Budgets always sum to the total and never exceed a segment.
+
+Every non-empty segment gets at least one token where the total allows.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from torch import Tensor
+
+from vidsieve import ops
+from vidsieve.errors import BudgetError
+from vidsieve.types.segments import Segments
+from vidsieve.types.tokens import VideoTokens
+
+
+class Budget(Protocol):
+    """Shares `total` kept tokens among the segments: int64 (S,)."""
+
+    def __call__(self, tokens: VideoTokens, segments: Segments, total: int) -> Tensor: ...
+
+
+def _apportion(weights: Tensor | None, tokens: VideoTokens, segments: Segments, total: int) -> Tensor:
+    if not 0 <= total <= len(tokens):
+        raise BudgetError(f"cannot keep {total} of {len(tokens)} tokens")
+    return ops.apportion(weights, segments.offsets, total, tokens.videos)
+
+
+@dataclass(frozen=True)
+class Proportional:
+    """A segment's share is its length."""
+
+    def __call__(self, tokens: VideoTokens, segments: Segments, total: int) -> Tensor:
+        return _apportion(None, tokens, segments, total)
+
+
+@dataclass(frozen=True)
+class MarginalGain:
+    """A segment's share is what it adds to the frames before it: the sum over its tokens of 1 - persistence.
+
+    A still scene adds its first frame and little more, however long it lasts (method.md, eq. 2). The idea of a budget
+    by marginal gain is that of MMG-Vid (Ma et al. 2025, arXiv 2508.21044); this measure of the gain is ours.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"persistence"})
+
+    def __call__(self, tokens: VideoTokens, segments: Segments, total: int) -> Tensor:
+        gain = ops.novelty(tokens.whole.persistence, segments.offsets, tokens.at)
+        return _apportion(gain, tokens, segments, total)

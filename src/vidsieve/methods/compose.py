@@ -1,0 +1,92 @@
+"""Reducers one after another: before the language model (`Chain`), or at its layers (`Staged`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vidsieve.checks import check_number
+from vidsieve.methods.base import Attachable, Reducer, check_cost, check_given
+from vidsieve.types.reduction import Reduction
+from vidsieve.types.tokens import Prompt, VideoTokens
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True, init=False)
+class Chain(Reducer):
+    """Reducers one after another, each on what the one before it left; every `keep` counts from the original video."""
+
+    reducers: tuple[Reducer, ...]
+
+    def __init__(self, *reducers: Reducer) -> None:
+        if not reducers:
+            raise ValueError("Chain needs at least one reducer")
+        if strangers := [r for r in reducers if not isinstance(r, Reducer)]:
+            raise ValueError(
+                f"a Chain is of reducers, got {strangers[0]!r}; to combine one with Staged, make it the stage at 0"
+            )
+        object.__setattr__(self, "reducers", reducers)
+
+    def reduce(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Reduction:
+        check_given(tokens, prompt)
+        reduction = self.reducers[0].reduce(tokens, prompt)
+        for reducer in self.reducers[1:]:
+            reduction = reduction.then(reducer.reduce(tokens.reduced(reduction), prompt))
+        return reduction
+
+
+@dataclass(frozen=True, init=False)
+class Staged(Attachable):
+    """A reducer at each of several layers of the language model: `Staged({0: TemporalMerge(0.6), 0.5: Prune(0.3)})`.
+
+    stages: where a reducer takes its share of what the one before it left, as layers are entered. A layer is a number,
+    or a fraction of the depth, so that one configuration serves 28, 36 and 80 layers: the layer nearest to it, and 1
+    at least, for 0 alone is before the language model.
+    Every `keep` counts from the original video.
+    cost: the share of the decoder's prefill FLOPs to spend, counted from its real layers (telemetry/flops.py). The keep
+    of the last stage is then whatever meets it, at most its own; `BudgetError` says so where nothing can. Where less is
+    left than `cost` would pay for, less is spent.
+    """
+
+    stages: Mapping[int | float, Reducer]
+    cost: float | None = None
+
+    def __init__(self, stages: Mapping[int | float, Reducer], cost: float | None = None) -> None:
+        if not isinstance(stages, Mapping):
+            raise ValueError(f"expected stages as {{layer: reducer}}, got {stages!r}")
+        if not stages:
+            raise ValueError("Staged needs at least one stage, as {layer: reducer}")
+        for layer, reducer in stages.items():
+            end = math.nextafter(1, 0) if isinstance(layer, float) else math.inf
+            told = "a stage is at a layer, 0 or more, or at a fraction of the depth in [0, 1)"
+            check_number(told, layer, 0, end)
+            if not isinstance(reducer, Reducer):
+                raise ValueError(f"expected a reducer at layer {layer}, got {reducer!r}")
+        if cost is not None:
+            check_cost(cost)
+        object.__setattr__(self, "stages", dict(stages))
+        object.__setattr__(self, "cost", cost)
+
+    def layers(self, depth: int) -> dict[int, Reducer]:
+        """The stages of a model of `depth` layers, first to last."""
+        found: dict[int, Reducer] = {}
+        for place, reducer in self.stages.items():
+            layer = max(1, min(round(place * depth), depth - 1)) if isinstance(place, float) and place else int(place)
+            if layer >= depth:
+                raise ValueError(f"no layer {layer} to stage at: this model has {depth}, 0 to {depth - 1}")
+            if layer in found:
+                raise ValueError(
+                    f"two stages at layer {layer} of {depth}, the later one at {place}; give them layers of their own, "
+                    "or combine them: Chain(first, second)"
+                )
+            found[layer] = reducer
+        last = max(found)
+        if self.cost is not None and getattr(found[last], "keep", None) is None:
+            raise ValueError(f"cost sets the keep of the last stage, and {found[last]!r} has none; end with a Prune")
+        if self.cost is not None and last == 0:
+            raise ValueError("cost is met by a stage at layer 1 or later; before the language model, set keep itself")
+        return dict(sorted(found.items()))

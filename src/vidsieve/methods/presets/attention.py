@@ -1,0 +1,32 @@
+"""What stands in for the vision tower's attention, which a reducer in front of the language model does not get."""
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vidsieve.types.tokens import Prompt, VideoTokens
+
+
+@dataclass(frozen=True)
+class OwnAttention:
+    """The attention that each token receives within its frame from one head without weights: (N,), sums to 1 a frame.
+
+    mean_j softmax_i(x_j . x_i / sqrt(D)), the tokens normalised to zero mean and unit variance, as a transformer layer
+    does it at the scale it has learnt. A substitute: the papers take the last layer of the vision tower. Where that is
+    at hand, pass it instead, as `relevance.Given(scores)`.
+    """
+
+    def __call__(self, tokens: VideoTokens, prompt: Prompt | None) -> Tensor:
+        x = tokens.features.float()
+        # Not `layer_norm`, whose epsilon is a scale: weights would have brought the features to it before.
+        x = F.normalize(x - x.mean(1, keepdim=True), dim=1, eps=1e-30) * math.sqrt(x.shape[1])
+        bounds = [0]
+        for n in tokens.frames:
+            bounds.append(bounds[-1] + n)
+        frames = (x[begin:end] for begin, end in pairwise(bounds))
+        scale = math.sqrt(x.shape[1])
+        return torch.cat([torch.softmax(frame @ frame.mT / scale, dim=1).mean(0) for frame in frames])

@@ -1,0 +1,63 @@
+"""DART: a few pivots, and what resembles them least."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vidsieve.methods.base import Reducer
+from vidsieve.methods.budget import Proportional
+from vidsieve.methods.prune import Prune
+from vidsieve.methods.relevance import Flat
+from vidsieve.methods.segment import Whole
+from vidsieve.methods.selection import Selector
+from vidsieve.registry import register_method
+from vidsieve.types.segments import Segments
+from vidsieve.types.tokens import VideoTokens
+
+
+@dataclass(frozen=True)
+class LeastDuplicate:
+    """The `pivots` tokens of the largest L1 norm; then each of them in turn takes its share of the budget from what is
+    left, the tokens of the smallest cosine to it. Earlier pivots take what does not divide."""
+
+    pivots: int = 8
+
+    def __call__(
+        self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor, total: int
+    ) -> Tensor:
+        order = torch.full((len(tokens),), -1, dtype=torch.int32, device=budget.device)
+        bounds, budgets = segments.offsets.tolist(), budget.tolist()
+        for (begin, end), k in zip(pairwise(bounds), budgets, strict=True):
+            if k:
+                order[begin:end] = self._pick(tokens.features[begin:end].float(), k)
+        return order
+
+    def _pick(self, x: Tensor, k: int) -> Tensor:
+        """The steps at which the tokens x (n, D) are picked, -1 for all but k: int32 (n,)."""
+        order = torch.full((len(x),), -1, dtype=torch.int32, device=x.device)
+        pivots = x.abs().sum(1).argsort(descending=True, stable=True)[: min(self.pivots, k)]
+        order[pivots] = torch.arange(len(pivots), dtype=torch.int32, device=x.device)
+        unit, taken = F.normalize(x, dim=1), len(pivots)
+        for number, pivot in enumerate(pivots):
+            share = (k - len(pivots) + len(pivots) - 1 - number) // len(pivots)
+            cosine = (unit @ unit[pivot]).masked_fill(order >= 0, torch.inf)
+            least = cosine.argsort(stable=True)[:share]
+            order[least] = torch.arange(taken, taken + share, dtype=torch.int32, device=x.device)
+            taken += share
+        return order
+
+
+@register_method()
+def dart(keep: float) -> Reducer:
+    """DART: eight pivot tokens, and for each of them the tokens that duplicate it least.
+
+    Wen et al., "Stop looking for important tokens in multimodal language models: duplication matters more",
+    EMNLP 2025, arXiv 2502.11494. What differs: the paper selects behind the second layer of the language model, by the
+    norms of its keys, with half of the pivots from the question; here it is before the first one, by the norms of the
+    tokens, and all pivots are visual.
+    """
+    selector: Selector = LeastDuplicate()
+    return Prune(keep, Whole(), Proportional(), Flat(), selector)

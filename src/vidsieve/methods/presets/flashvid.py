@@ -1,0 +1,122 @@
+"""FlashVID: tokens that are attended to and differ from each other; the rest in trees that grow from frame to frame."""
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vidsieve.methods.base import Reducer
+from vidsieve.methods.budget import Proportional
+from vidsieve.methods.presets.attention import OwnAttention
+from vidsieve.methods.presets.fixed import FixedSize
+from vidsieve.methods.relevance import Relevance, min_max
+from vidsieve.methods.segment import PerFrame
+from vidsieve.registry import register_method
+from vidsieve.types.reduction import Reduction
+from vidsieve.types.tokens import Prompt, VideoTokens
+
+
+@dataclass(frozen=True)
+class FlashVid(FixedSize):
+    """`selected` of each frame's budget is spent by attention and diversity, the rest of the budget on trees.
+
+    attention: what scales the distances, beside how close a token is to the middle of its scene.
+    cut: a scene ends where the cosine of neighbouring frames' means falls below this.
+    link: a token joins the most similar token of the previous frame above this cosine.
+    """
+
+    selected: float = 0.7
+    cut: float = 0.9
+    link: float = 0.8
+    attention: Relevance = OwnAttention()
+
+    def _reduce(self, tokens: VideoTokens, prompt: Prompt | None, total: int) -> Reduction:
+        unit = F.normalize(tokens.features.float(), dim=1)
+        segments = PerFrame()(tokens)
+        budget = Proportional()(tokens, segments, total)
+        bounds = segments.offsets.tolist()
+        scene = self._scenes(tokens, bounds)
+        weight = min_max(self.attention(tokens, prompt)) * self._event(tokens, scene[tokens.frame])
+        kept = torch.zeros(len(tokens), dtype=torch.bool, device=unit.device)
+        for (begin, end), k in zip(pairwise(bounds), (self.selected * budget).ceil().long().tolist(), strict=True):
+            kept[begin + diverse(unit[begin:end], weight[begin:end], k)] = True
+        parent = self._trees(unit, kept, bounds, scene.tolist(), total)
+        return replace(rooted(parent, kept, total), offsets=segments.offsets, budget=None)
+
+    def _scenes(self, tokens: VideoTokens, bounds: list[int]) -> Tensor:
+        """The scene of each frame: (T,)."""
+        means = torch.stack([tokens.features[a:b].float().mean(0) for a, b in pairwise(bounds)])
+        alike = F.cosine_similarity(means[1:], means[:-1], dim=1, eps=1e-30)
+        return F.pad((alike < self.cut).long().cumsum(0), (1, 0))
+
+    def _event(self, tokens: VideoTokens, scene: Tensor) -> Tensor:
+        """How much each token has in common with the frames of its scene, in (0, 1]: (N,)."""
+        x = tokens.features.float()
+        # Added up in a fixed order, so that near-ties fall alike on every run.
+        means = torch.segment_reduce(x, "mean", lengths=torch.bincount(scene))
+        return min_max(F.cosine_similarity(x, means[scene], dim=1, eps=1e-30))
+
+    def _trees(self, unit: Tensor, kept: Tensor, bounds: list[int], scene: list[int], total: int) -> Tensor:
+        """Of each token, the token of the previous frame that it joins, itself if none: int64 (N,)."""
+        n = len(unit)
+        parent = torch.arange(n, device=unit.device)
+        best = torch.full((n,), -torch.inf, device=unit.device)
+        joins = parent.clone()
+        for frame in range(1, len(bounds) - 1):
+            before, begin, end = bounds[frame - 1 : frame + 2]
+            if scene[frame] != scene[frame - 1]:
+                continue
+            cosine = (unit[begin:end] @ unit[before:begin].mT).masked_fill(kept[before:begin], -torch.inf)
+            most, index = cosine.max(1)
+            best[begin:end] = most.masked_fill(kept[begin:end], -torch.inf)
+            joins[begin:end] = before + index
+        # No more may join than leaves enough roots for the budget: of those above `link`, the most similar ones.
+        first = best.argsort(descending=True, stable=True)[: n - total]
+        first = first[best[first] > self.link]
+        parent[first] = joins[first]
+        return parent
+
+
+def diverse(unit: Tensor, weight: Tensor, k: int) -> Tensor:
+    """k of the unit vectors (n, D) that are far apart, distances 1 - cosine times both weights (n,): indices (k,).
+
+    Greedy max-min: first the token that is farthest from its nearest neighbour, then always the one that is farthest
+    from those picked.
+    """
+    distance = (1 - unit @ unit.mT).clamp(min=0) * weight[:, None] * weight
+    nearest = distance.clone().fill_diagonal_(torch.inf).amin(1) if len(unit) > 1 else torch.zeros(1)
+    picks = torch.empty(k, dtype=torch.int64, device=unit.device)
+    away = nearest.to(unit.device)
+    for step in range(k):
+        pick = away.argmax()
+        picks[step] = pick
+        away = distance[pick].clone() if step == 0 else torch.minimum(away, distance[pick])
+        away[picks[: step + 1]] = -torch.inf
+    return picks
+
+
+def rooted(parent: Tensor, kept: Tensor, total: int) -> Reduction:
+    """Every tree averaged into its root; of the roots not `kept` (N,) already, those of the largest trees stay."""
+    root = parent
+    while not torch.equal(further := root[root], root):
+        root = further
+    n = len(parent)
+    size = torch.bincount(root, minlength=n).float().masked_fill((root != torch.arange(n, device=root.device)), -1)
+    size[kept] = n + 1
+    kept = size.argsort(descending=True, stable=True)[:total].sort().values
+    reduction = Reduction.select(kept, n)
+    return replace(reduction, source=reduction.source[root], merges=True)
+
+
+@register_method()
+def flashvid(keep: float) -> Reducer:
+    """FlashVID: attention-and-diversity selection in each frame, and trees of similar tokens through the frames.
+
+    Fan et al., "FlashVID: efficient video large language models via training-free tree-based spatiotemporal token
+    merging", ICLR 2026. What differs: the count is exact, so where trees are too many the largest stay (the paper
+    clusters them by density); its last step, attention inside the language model, is left out; the attention is a
+    substitute unless it is passed.
+    """
+    return FlashVid(keep)

@@ -1,0 +1,64 @@
+"""VisionZip: the tokens of each frame that are attended to most, and a few more that gather the rest."""
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+
+from vidsieve.methods.base import Reducer
+from vidsieve.methods.budget import Proportional
+from vidsieve.methods.presets.attention import OwnAttention
+from vidsieve.methods.presets.fixed import FixedSize
+from vidsieve.methods.relevance import Relevance
+from vidsieve.methods.segment import PerFrame
+from vidsieve.methods.selection import TopRelevance
+from vidsieve.registry import register_method
+from vidsieve.types.reduction import Reduction
+from vidsieve.types.tokens import Prompt, VideoTokens
+
+
+@dataclass(frozen=True)
+class VisionZip(FixedSize):
+    """In each frame `contextual` of the budget is spread evenly over what the dominant tokens leave, and every token
+    that is still left is averaged into the one of these that it resembles most.
+
+    attention: what the dominant tokens have most of.
+    """
+
+    contextual: float = 10 / 64
+    attention: Relevance = OwnAttention()
+
+    def _reduce(self, tokens: VideoTokens, prompt: Prompt | None, total: int) -> Reduction:
+        score = self.attention(tokens, prompt)
+        segments = PerFrame()(tokens)
+        budget = Proportional()(tokens, segments, total)
+        x = F.normalize(tokens.features.float(), dim=1)
+        dominant = (budget - (self.contextual * budget).round().long()).clamp(min=budget.clamp(max=1))
+        order = TopRelevance()(tokens, score, segments, dominant, total)
+        kept = order >= 0
+        target = torch.arange(len(tokens), device=x.device)
+        bounds = segments.offsets.tolist()
+        for frame, count in enumerate((budget - dominant).tolist()):
+            rest = bounds[frame] + (~kept[bounds[frame] : bounds[frame + 1]]).nonzero()[:, 0]  # (n,)
+            if not count:
+                target[rest] = -1
+                continue
+            place = torch.arange(count, device=x.device) * len(rest) // count
+            centres = rest[place]
+            kept[centres] = True
+            target[rest] = centres[(x[rest] @ x[centres].mT).argmax(1)]
+            target[centres] = centres
+        reduction = Reduction.select(kept.nonzero()[:, 0], len(tokens))
+        source = torch.where(target < 0, -1, reduction.source[target.clamp(min=0)])
+        return replace(reduction, source=source, merges=True, offsets=segments.offsets, budget=budget)
+
+
+@register_method()
+def visionzip(keep: float) -> Reducer:
+    """VisionZip: dominant tokens by attention, and contextual ones that average the rest, frame by frame.
+
+    Yang et al., "VisionZip: longer is better but not necessary in vision language models", CVPR 2025,
+    arXiv 2412.04467; 54 dominant and 10 contextual tokens in 64, as there. What differs: similarity is that of the
+    tokens, not of the tower's keys; the attention is a substitute unless it is passed.
+    """
+    return VisionZip(keep)

@@ -1,0 +1,122 @@
+"""How much each token matters to the question, in [0, 1]. High is kept.
+
+Every source normalises per video: (s - min + eps) / (max - min + eps), so that constant scores say nothing (all 1) and
+no token is ruled out by a relevance of exactly 0.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from vidsieve import ops
+from vidsieve.checks import check_number
+from vidsieve.types.tokens import Prompt, VideoTokens
+
+EPSILON = 1e-6
+
+
+class Relevance(Protocol):
+    """Weighs every token: float32 (N,) in [0, 1]."""
+
+    def __call__(self, tokens: VideoTokens, prompt: Prompt | None) -> Tensor: ...
+
+
+def min_max(scores: Tensor, videos: int = 1) -> Tensor:
+    """Scores (N,) of each video brought to (0, 1], the highest to 1; constant scores all to 1. method.md, eq. 4."""
+    return ops.min_max(scores, EPSILON, videos)
+
+
+@dataclass(frozen=True)
+class Flat:
+    """Every token matters alike: the selection is of the video alone, whatever the question."""
+
+    def __call__(self, tokens: VideoTokens, prompt: Prompt | None) -> Tensor:
+        return torch.ones(len(tokens), device=tokens.features.device)
+
+
+@dataclass(frozen=True)
+class PromptSimilarity:
+    """Mean cosine of a visual token to the question's tokens, in the language model's input space.
+
+    Cheap, and only as good as that space is aligned: input embeddings of text are not trained to be comparable with
+    projected visual tokens, and where CDPruner uses this score (with CLIP's text tower) they are.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"similarity"})
+
+    def __call__(self, tokens: VideoTokens, prompt: Prompt | None) -> Tensor:
+        if prompt is None:
+            raise ValueError("PromptSimilarity weighs tokens by the question; pass a Prompt, or use Flat()")
+        if prompt.embeddings.shape[1] != tokens.features.shape[1]:
+            raise ValueError(
+                f"prompt and video must share a space: {prompt.embeddings.shape[1]} features in the prompt, "
+                f"{tokens.features.shape[1]} in the video"
+            )
+        return min_max(tokens.similarity(prompt), tokens.videos)
+
+
+@dataclass(frozen=True)
+class Novelty:
+    """What is shown for a moment weighs 1, what stays at its place for longer weighs `floor`: of the video alone.
+
+    r = 1 - (1 - floor) * max(0, p, p'), where p is the persistence of a token, its centred cosine to the one at its
+    place in the previous frame, and p' the same for the next frame: method.md eq. 4b. One token of every frame weighs 1
+    in any case, along a diagonal, so that no stretch of time goes unseen. Ours, chosen on the synthetic needle suite.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"persistence"})
+
+    floor: float = 0.3
+
+    def __post_init__(self) -> None:
+        check_number("floor is the weight of what stays, in (0, 1]", self.floor, 0, 1, beyond=True)
+
+    def __call__(self, tokens: VideoTokens, prompt: Prompt | None) -> Tensor:
+        if tokens.at is not None:
+            return self(tokens.whole, prompt)[tokens.at]
+        return ops.transience(tokens.persistence, tuple(tokens.frames), self.floor)
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """One's own scores (N,) in [0, 1]; bring others there with `relevance.min_max`."""
+
+    scores: Tensor
+
+    def __call__(self, tokens: VideoTokens, prompt: Prompt | None) -> Tensor:
+        scores = self.scores.to(tokens.features.device, torch.float32)
+        if scores.shape != (len(tokens),):
+            raise ValueError(f"expected one score a token, ({len(tokens)},), got {tuple(self.scores.shape)}")
+        if not ((scores >= 0) & (scores <= 1)).all():  # NaN fails both
+            raise ValueError("expected scores in [0, 1]; bring them there with vidsieve.methods.relevance.min_max")
+        return scores
+
+
+@dataclass(frozen=True)
+class PromptAttention:
+    """The attention a token receives from the question in the layer before, averaged over queries and heads.
+
+    Only inside the model, in a stage of `Staged` at layer 1 or later: at layer k, the mass that the softmax of layer
+    k - 1 puts on the token. Attended tokens are kept. Some code has it with a minus sign, which is right for one CLIP
+    tower and keeps the least attended tokens of a language model. method.md, eq. 16.
+
+    queries: "question", the text after the video up to the end of its turn, or "last", the last token of the prompt
+    alone (as FastV, Chen et al., ECCV 2024, and FrameFusion, Fu et al., ICCV 2025). In assisted decoding the prompt
+    comes with the first candidates, and the last of those is the last token.
+    """
+
+    queries: Literal["question", "last"] = "question"
+
+    def __post_init__(self) -> None:
+        if self.queries not in ("question", "last"):
+            raise ValueError(f'queries are those of the "question" or the "last" token, got {self.queries!r}')
+
+    def __call__(self, tokens: VideoTokens, prompt: Prompt | None) -> Tensor:
+        if tokens.attended is None or self.queries not in tokens.attended:
+            raise ValueError(
+                "PromptAttention reads the attention of the layer before, and here is none; use it in a stage of "
+                "Staged at layer 1 or later, with a prompt that asks a question, which labels do not call the answer"
+            )
+        return min_max(tokens.attended[self.queries])

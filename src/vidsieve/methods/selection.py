@@ -1,0 +1,204 @@
+"""Which tokens of each segment stay. Mathematics and equation numbers: docs/method.md.
+
+A selector gets the tokens, their relevance (N,), the segments, their budgets (S,) and the sum of those, which the host
+knows. It returns the order of its picks: int32 (N,), the step at which a token was picked in its segment, -1 where it
+was not. Each segment gets exactly its budget, whatever the features are: zero vectors, equal tokens and budgets above
+the rank included.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from vidsieve import ops
+from vidsieve.checks import check_number, check_part
+from vidsieve.types.segments import Segments
+from vidsieve.types.tokens import VideoTokens
+
+
+class Selector(Protocol):
+    """Picks each segment's budget of tokens."""
+
+    def __call__(
+        self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor, total: int
+    ) -> Tensor: ...
+
+
+def _problem(
+    tokens: VideoTokens, relevance: Tensor | None, segments: Segments, budget: Tensor, total: int
+) -> ops.GreedyProblem:
+    known = tokens.known(segments)
+    return ops.GreedyProblem(tokens.features, relevance, segments.offsets, budget, segments.longest, total, known)
+
+
+@dataclass(frozen=True)
+class ConditionalDPP:
+    """Exact greedy MAP of the determinantal point process with kernel L = diag(r) S diag(r), S the cosines.
+
+    Chen, Zhang & Zhou, "Fast greedy MAP inference for determinantal point process", NeurIPS 2018, algorithm 1;
+    conditioned on relevance as in CDPruner (Zhang et al., NeurIPS 2025). O(k^2 n + k n D) for k of n tokens.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"products"})
+
+    def __call__(
+        self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor, total: int
+    ) -> Tensor:
+        return ops.conditional_dpp(_problem(tokens, relevance, segments, budget, total))
+
+
+@dataclass(frozen=True)
+class LowRankDPP:
+    """`ConditionalDPP` on features sketched to `rank` dimensions where the exact one would take too long or too much.
+
+    Long segments are those of more than `above` tokens. With `max_memory` they too are selected exactly as long as
+    what that holds fits: 4 K n bytes for the rows c of eq. 6, at K picks and n tokens of the longest segment, and 4 N n
+    for S where n is up to 2 048. A sketch takes N x rank numbers instead of S, and each product of features rank / D of
+    the time; the rows c stay.
+
+    rank: dimensions of the sketch. Up to here picks are chosen for what they add; a segment that keeps more fills up by
+    relevance, so keep it above the picks of a segment.  above: tokens.  max_memory: bytes.
+
+    The sketch is x G with random signs G (Achlioptas 2003, "Database-friendly random projections"): a cosine c comes
+    out as c +- (1 - c^2) / sqrt(rank). The signs depend on position only: the same on every device and run.
+    """
+
+    rank: int = 512
+    above: int = 2048
+    max_memory: int | None = None
+
+    def __post_init__(self) -> None:
+        check_number("rank is a whole number of dimensions, at least 1", self.rank, 1, whole=True)
+        check_number("above is a whole number of tokens, at least 0", self.above, 0, whole=True)
+        if self.max_memory is not None:
+            check_number("max_memory is a number of bytes, at least 0, or None", self.max_memory, 0)
+
+    def __call__(
+        self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor, total: int
+    ) -> Tensor:
+        x, longest = tokens.features, segments.longest
+        if longest > self.above and self.rank < x.shape[1]:
+            exact = 4 * longest * (total + (len(x) if longest <= ops.GRAM_LIMIT else 0))
+            if self.max_memory is None or exact > self.max_memory:
+                if x.dtype == torch.float16:  # which need not hold sums of what it holds
+                    x = x * torch.where(tokens.norm > 0, tokens.norm.reciprocal(), 0)[:, None]
+                x = sketch(x, self.rank)
+                tokens = VideoTokens(x, tokens.frames, videos=tokens.videos)
+        return ops.conditional_dpp(_problem(tokens, relevance, segments, budget, total))
+
+
+def sketch(x: Tensor, rank: int) -> Tensor:
+    """x (N, D) projected on `rank` fixed directions of random signs: (N, rank), lengths and angles nearly kept."""
+    at = torch.arange(1, x.shape[1] * rank + 1, device=x.device)  # int64, whose products wrap
+    for factor, shift in ((-7046029254386353131, 29), (-4658895280553007687, 32)):  # the mixer of splitmix64
+        at = at * factor
+        at = at ^ (at >> shift)
+    signs = (1 - 2 * ((at >> 40) & 1)).to(x.dtype).view(x.shape[1], rank)
+    z: Tensor = x @ (signs / rank**0.5)
+    return z
+
+
+@dataclass(frozen=True)
+class MMR:
+    """Maximal marginal relevance: a greedy trade between relevance and distance to the nearest pick. O(k n D).
+
+    trade: weight of relevance; the rest is on novelty. Carbonell & Goldstein, SIGIR 1998.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"products"})
+
+    trade: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_number("trade is the weight of relevance, in [0, 1]", self.trade, 0, 1)
+
+    def __call__(
+        self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor, total: int
+    ) -> Tensor:
+        return ops.mmr(_problem(tokens, relevance, segments, budget, total), self.trade)
+
+
+@dataclass(frozen=True)
+class Hybrid:
+    """`small` for segments of up to `threshold` tokens, `large` for longer ones."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"products"})
+
+    threshold: int = 512
+    small: Selector = ConditionalDPP()
+    large: Selector = MMR()
+
+    def __post_init__(self) -> None:
+        check_number("threshold is a whole number of tokens, at least 0", self.threshold, 0, whole=True)
+        check_part("selector for short segments", self.small)
+        check_part("selector for long segments", self.large)
+
+    def __call__(
+        self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor, total: int
+    ) -> Tensor:
+        if segments.longest <= self.threshold:
+            return self.small(tokens, relevance, segments, budget, total)
+        if isinstance(self.small, ConditionalDPP) and isinstance(self.large, MMR):
+            return ops.hybrid(_problem(tokens, relevance, segments, budget, total), self.large.trade, self.threshold)
+        is_small = segments.lengths <= self.threshold  # (S,)
+        return torch.maximum(
+            self.small(tokens, relevance, segments, budget.where(is_small, 0), total),
+            self.large(tokens, relevance, segments, budget.where(~is_small, 0), total),
+        )
+
+
+@dataclass(frozen=True)
+class MaxMin:
+    """Farthest-first: each pick is the token whose nearest pick is farthest away, whatever its relevance.
+
+    Max-min diversity by cosine distance, DivPrune (Alvar et al., CVPR 2025, arXiv 2503.02175).
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"products"})
+
+    def __call__(
+        self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor, total: int
+    ) -> Tensor:
+        return ops.max_min(_problem(tokens, None, segments, budget, total))
+
+
+@dataclass(frozen=True)
+class TopRelevance:
+    """The most relevant tokens, however alike they are."""
+
+    def __call__(
+        self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor, total: int
+    ) -> Tensor:
+        return ops.top(relevance, segments.offsets, budget)
+
+
+@dataclass(frozen=True)
+class EvenlySpaced:
+    """Tokens at even distances in raster order, whatever they show."""
+
+    def __call__(
+        self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor, total: int
+    ) -> Tensor:
+        position = torch.arange(len(tokens), device=budget.device)
+        segment = torch.searchsorted(segments.offsets[1:], position, right=True)
+        within = position - segments.offsets[segment]
+        n, k = segments.lengths[segment], budget[segment]
+        # The running count of picks after `within` tokens is within * k / n, rounded: it steps at exactly k of n.
+        step = (within * k + n // 2) // n
+        return torch.where((((within + 1) * k + n // 2) // n) > step, step, -1).int()
+
+
+@dataclass(frozen=True)
+class Random:
+    """A uniformly random subset, the same for the same seed and number of tokens on every device."""
+
+    seed: int = 0
+
+    def __call__(
+        self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor, total: int
+    ) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed)
+        score = torch.rand(len(tokens), generator=generator, dtype=torch.float64)
+        return ops.top(score.to(budget.device), segments.offsets, budget)

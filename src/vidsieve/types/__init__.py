@@ -1,0 +1,1 @@
+"""The nouns: what flows from a file to a reduction. They hold, they do not decide."""

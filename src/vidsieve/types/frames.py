@@ -1,0 +1,44 @@
+"""Frames: what is read of a video file."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vidsieve.checks import show
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True, eq=False)
+class Frames:
+    """Frames sampled from one video file.
+
+    pixels: uint8 (T, H, W, 3), RGB.  index: the T frame numbers in the file.  seconds: their T time stamps.
+    fps, total, duration: of the file (frames per second, number of frames, seconds).
+    """
+
+    pixels: Tensor
+    index: tuple[int, ...]
+    seconds: tuple[float, ...]
+    fps: float
+    total: int
+    duration: float
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if self.pixels.ndim != 4 or self.pixels.shape[-1] != 3 or self.pixels.dtype != torch.uint8:
+            raise ValueError(f"expected pixels uint8 (T, H, W, 3), got {show(self.pixels)}")
+        if not len(self.pixels) == len(self.index) == len(self.seconds):
+            raise ValueError(
+                f"expected one index and one time stamp a frame, got {len(self.pixels)} frames, "
+                f"{len(self.index)} indices, {len(self.seconds)} time stamps"
+            )
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __repr__(self) -> str:
+        return f"Frames({show(self.pixels)}, {self.fps:.2f} fps, {self.duration:.1f} s, source={self.source!r})"

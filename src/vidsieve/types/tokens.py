@@ -1,0 +1,330 @@
+"""The nouns that flow: Frames -> VideoTokens (+ Prompt) -> Reduction.
+
+N tokens, T frames, P tokens per frame, S segments, K kept, D features.
+"""
+
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor
+
+from vidsieve import ops
+from vidsieve.checks import show
+from vidsieve.types.reduction import Reduction
+
+if TYPE_CHECKING:
+    from vidsieve.methods.segment import Segmenter
+    from vidsieve.types.segments import Segments
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Tensors (n, D) one after another; a view where that is how they lie in memory."""
+    first = parts[0]
+    one = len({part.untyped_storage().data_ptr() for part in parts}) == 1 and all(p.is_contiguous() for p in parts)
+    if one and all(part.data_ptr() == first.data_ptr() + i * first.nbytes for i, part in enumerate(parts)):
+        return first.as_strided((len(parts) * len(first), first.shape[1]), first.stride())
+    return torch.cat(list(parts))
+
+
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """Where the tokens of an already reduced video come from.
+
+    whole: the video as it came.  kept: int64 (N,), the row of `whole` whose place each token holds.
+    counted: finds `count`, for most never ask.
+    """
+
+    whole: "VideoTokens"
+    kept: Tensor
+    counted: Callable[[], Tensor | None] = lambda: None
+
+    @cached_property
+    def count(self) -> Tensor | None:
+        """How many rows of `whole` each token stands for, itself included: int64 (N,), None where each is alone."""
+        return self.counted()
+
+    @classmethod
+    def of(cls, whole: "VideoTokens") -> Self:
+        """Of a video of which all is left."""
+        return cls(whole, torch.arange(len(whole), device=whole.features.device))
+
+    def then(self, reduction: Reduction) -> Self:
+        """Where what `reduction` leaves of these tokens comes from."""
+
+        def counted() -> Tensor | None:
+            count = self.count
+            if reduction.merges:
+                ones = torch.ones_like(reduction.source) if count is None else count
+                # What was dropped has source -1, and is counted in a place of its own.
+                return ones.new_zeros(1 + len(reduction)).index_add_(0, reduction.source + 1, ones)[1:]
+            return None if count is None else count[reduction.kept]
+
+        all_left = len(self.kept) == len(self.whole)
+        return replace(self, kept=reduction.kept if all_left else self.kept[reduction.kept], counted=counted)
+
+
+class _FramesLeft(Sequence[int]):
+    """Tokens in each frame that has any left, counted on the device when they are asked for first."""
+
+    def __init__(self, origin: Origin) -> None:
+        self._origin = origin
+
+    @cached_property
+    def _counts(self) -> tuple[int, ...]:
+        whole = self._origin.whole
+        counts = torch.bincount(whole.frame[self._origin.kept], minlength=len(whole.frames)).tolist()
+        return tuple(n for n in counts if n)
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._counts[index]
+
+    def __repr__(self) -> str:
+        return repr(self._counts)
+
+
+@dataclass(frozen=True, eq=False)
+class VideoTokens:
+    """The visual tokens that one video became, frame after frame, as the language model would receive them.
+
+    features: (N, D) floating point.  frames: tokens in each frame, T positive integers that sum to N (known on the
+    host, so that no later stage has to ask the device; of a reduced video they are counted when somebody looks).
+    grid: (rows, columns) of a frame's tokens where they form one.
+    produced: how many tokens the model made of the video before any reduction; `keep` is a fraction of this.
+    origin: what these tokens are left of; None for a video as it came.
+    attended: the attention each token received in the layer before, (N,) for each kind of query (relevance.py); None
+    where there is no layer before.
+    videos: how many of one layout these are, one after another: frames, grid and produced are then of each.
+    """
+
+    features: Tensor
+    frames: Sequence[int]
+    grid: tuple[int, int] | None = None
+    produced: int = field(default=0)
+    origin: Origin | None = None
+    attended: Mapping[str, Tensor] | None = None
+    videos: int = 1
+
+    def __post_init__(self) -> None:
+        if self.features.ndim != 2 or not self.features.is_floating_point():
+            raise ValueError(f"expected floating-point features (N, D), got {show(self.features)}")
+        if self.origin is not None:
+            return  # its frames follow from it, and counting them now would wait for the device
+        if not self.frames or min(self.frames) < 1 or sum(self.frames) * self.videos != len(self.features):
+            each = f" / {self.videos}" if self.videos > 1 else ""
+            raise ValueError(
+                f"expected tokens per frame, all positive, summing to N = {len(self.features)}{each}, got {self.frames}"
+            )
+        if self.grid is not None and {*self.frames} != {self.grid[0] * self.grid[1]}:
+            raise ValueError(f"expected {self.grid[0]} x {self.grid[1]} tokens in each frame, got {self.frames}")
+        if not self.produced:
+            object.__setattr__(self, "produced", self.each)
+
+    @classmethod
+    def from_grid(cls, features: Tensor, frames: int, rows: int, columns: int) -> Self:
+        """`features` (T * rows * columns, D) of a regular video."""
+        return cls(features, (rows * columns,) * frames, (rows, columns))
+
+    @classmethod
+    def left_of(cls, origin: Origin, features: Tensor, attended: Mapping[str, Tensor] | None = None) -> Self:
+        """What is left of a video, with the `features` (N, D) it has now."""
+        whole = origin.whole
+        untouched = len(features) == len(whole)
+        frames = whole.frames if untouched else _FramesLeft(origin)
+        return cls(features, frames, whole.grid if untouched else None, whole.produced, origin, attended)
+
+    @classmethod
+    def together(cls, videos: Sequence["VideoTokens"]) -> Self:
+        """Several videos of one layout as one; copies their features where they are not neighbours in memory."""
+        x = _joined([video.features for video in videos])
+        return cls(x, videos[0].frames, videos[0].grid, videos=len(videos))
+
+    def __len__(self) -> int:
+        return self.features.shape[0]
+
+    @property
+    def each(self) -> int:
+        """Tokens of one video: N, unless these are several."""
+        return len(self.features) // self.videos
+
+    def __repr__(self) -> str:
+        shape = f"{len(self.frames)} frames" + (f" of {self.grid[0]} x {self.grid[1]}" if self.grid else "")
+        return f"VideoTokens({show(self.features)}, {shape})"
+
+    @property
+    def whole(self) -> "VideoTokens":
+        """The video as it came: these tokens, unless they are what a reduction left of it."""
+        return self if self.origin is None else self.origin.whole
+
+    @property
+    def at(self) -> Tensor | None:
+        """Which tokens of `whole` these are: int64 (N,), None for all of them."""
+        return None if self.origin is None else self.origin.kept
+
+    @property
+    def regular(self) -> bool:
+        """Whether every frame has the same number of tokens."""
+        return len({*self.frames}) == 1
+
+    @cached_property
+    def frame(self) -> Tensor:
+        """The frame each token belongs to: int64 (N,)."""
+        device = self.features.device
+        if self.regular:
+            return torch.arange(len(self), device=device) // self.frames[0]
+        lengths = torch.tensor(self.frames, device=device)
+        return torch.repeat_interleave(lengths, output_size=len(self))
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """Where each frame begins, and the end: int64 (T + 1,)."""
+        device = self.features.device
+        if self.regular:
+            return torch.arange(0, len(self) + 1, self.frames[0], device=device)
+        return torch.tensor((0, *self.frames), device=device).cumsum(0)
+
+    @property
+    def count(self) -> Tensor | None:
+        """How many tokens of the video as it came each one stands for: int64 (N,), None where each is itself alone."""
+        return None if self.origin is None else self.origin.count
+
+    @cached_property
+    def _known(self) -> dict[str, Any]:
+        return {}
+
+    @cached_property
+    def segments(self) -> "list[tuple[Segmenter, Segments]]":
+        """Those found so far, each with its segmenter."""
+        return []
+
+    @cached_property
+    def _expected(self) -> dict[str, Any]:
+        return {}
+
+    def expect(self, needs: Set[str], prompt: "Prompt | None" = None, segments: "Segments | None" = None) -> None:
+        """Say what will be asked for: the first pass over the features, whoever makes it, finds out all of it.
+
+        needs: of "persistence", "similarity" (to `prompt`) and "products" (for a selection within `segments`).
+        """
+        if "persistence" in needs and self.origin is None:
+            self._expected["persistence"] = True
+        if "similarity" in needs and prompt is not None and prompt.embeddings.shape[1] == self.features.shape[1]:
+            self._expected["prompt"] = prompt
+        if "products" in needs and segments is not None:
+            self._expected["segments"] = segments
+
+    def _measure(self) -> None:
+        """One pass over the features for all that is expected and not known yet."""
+        persistence = bool(self._expected.pop("persistence", False)) and "persistence" not in self._known
+        frames = tuple(self.frames) if persistence else (self.each,)  # which nothing else depends on
+        prompt, segments = self._expected.get("prompt"), self._expected.get("segments")
+        embeddings, lengths = (None, ()) if prompt is None else (prompt.embeddings, prompt.lengths)
+        within = None if segments is None else (segments.offsets, segments.longest)
+        found = ops.measure(self.features, frames, embeddings, persistence, within, lengths)._asdict()
+        if prompt is None:
+            found["bad"] = self._known.get("bad", found["bad"])  # which may be what is known of a prompt
+        self._known.update({name: value for name, value in found.items() if value is not None})
+        self._known.update(self._expected)  # what similarity and products are of
+        self._expected.clear()
+
+    @property
+    def persistence(self) -> Tensor:
+        """Centred cosine to the token at the same place in the previous frame: float32 (N,), 0 in the first frame.
+
+        method.md, eq. 1. In a reduced video that neighbour may be gone, so there it is that of the video as it came.
+        """
+        if self.at is not None:
+            return self.whole.persistence[self.at]
+        if "persistence" not in self._known:
+            self._expected["persistence"] = True
+            self._measure()
+        persistence: Tensor = self._known["persistence"]
+        return persistence
+
+    @property
+    def norm(self) -> Tensor:
+        """Length of each token's feature vector: (N,)."""
+        if "norm" not in self._known:
+            self._measure()
+        norm: Tensor = self._known["norm"]
+        return norm
+
+    def similarity(self, prompt: "Prompt") -> Tensor:
+        """Mean cosine of each token to the tokens of the prompt: float32 (N,)."""
+        if self._known.get("prompt") is not prompt:
+            self._expected["prompt"] = prompt
+            self._measure()
+        cosine: Tensor = self._known["cosine"]
+        if cosine.device.type == "cpu" and cosine.isnan().any():  # elsewhere `Reduction.check` says so
+            self.check()
+            prompt.check()
+        return cosine
+
+    def known(self, segments: "Segments") -> ops.Measures:
+        """What a selection within `segments` is told of the features; large, so it is told once."""
+        self.expect({"products"}, segments=segments)
+        measures = ops.Measures(self.norm, self.bad)
+        products, of = self._known.pop("products", None), self._known.get("segments")
+        return measures._replace(products=products) if of is not None and of.offsets is segments.offsets else measures
+
+    @property
+    def bad(self) -> Tensor:
+        """Above 0 where a token holds NaN or inf, or is too long or short for float32: int32 (N,), on the device."""
+        if "bad" not in self._known:
+            self._measure()
+        bad: Tensor = self._known["bad"]
+        return bad
+
+    def facts(self) -> dict[str, Tensor]:
+        """What is known of each token, each (N,); whether it is bad in any case."""
+        return {"bad": self.bad, **{name: self._known[name] for name in ("norm", "persistence") if name in self._known}}
+
+    def learn(self, facts: Mapping[str, Tensor], segments: "Sequence[tuple[Segmenter, Segments]]") -> None:
+        """Be told the `facts` and `segments` that were found of the same tokens elsewhere."""
+        self._known.update(facts)
+        self.segments.extend(segments)
+
+    def check(self) -> None:
+        """Raise `NonFiniteFeatures`, saying how many of how many, if features are not fit. Waits for the device."""
+        ops.raise_if_bad(self.bad & ~ops.BAD_PROMPT)
+
+    def reduced(self, reduction: Reduction) -> "VideoTokens":
+        """The tokens that `reduction` leaves; `keep` of a later stage still counts from `produced`."""
+        origin = (self.origin or Origin.of(self)).then(reduction)
+        attended = self.attended
+        if attended is not None:  # like the features, the mean of what merged
+            attended = {kind: reduction.apply(mass, self.count) for kind, mass in attended.items()}
+        return VideoTokens.left_of(origin, reduction.apply(self.features, self.count), attended)
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """The question, in the language model's input space: embeddings (M, D) of its text tokens.
+
+    lengths: of the questions to several videos, one after another, the tokens of each; empty for one.
+    """
+
+    embeddings: Tensor
+    lengths: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.embeddings.ndim != 2 or not len(self.embeddings):
+            raise ValueError(f"expected embeddings (M, D) of at least one token, got {show(self.embeddings)}")
+
+    @classmethod
+    def together(cls, prompts: Sequence["Prompt"]) -> Self:
+        """The questions to several videos as one."""
+        parts = [prompt.embeddings for prompt in prompts]
+        return cls(torch.cat(parts), tuple(map(len, parts)))
+
+    def check(self) -> None:
+        """Raise `NonFiniteFeatures`, saying how many of how many, if embeddings are not fit. Waits for the device."""
+        ops.raise_if_bad(ops.measure(self.embeddings, (len(self.embeddings),), None, False).bad, "prompt")
+
+    def __repr__(self) -> str:
+        return f"Prompt({show(self.embeddings)})"

@@ -1,0 +1,305 @@
+"""A video file becomes `Frames`: sampled evenly, at a rate, or by frame number, and resized while it decodes.
+
+    frames = read_video("clip.mp4", num_frames=64)
+
+The file is gone through twice. The first pass reads packets without decoding them: their time stamps, sorted, say which
+frame is the i-th one, whatever the container claims (variable frame rate, B-frames, a start other than zero, no frame
+count). The second pass seeks from key frame to key frame and decodes only what leads to a sampled frame. Where stamps
+cannot tell frames apart, or the decoder does not give what they promise, every frame is decoded and counted instead.
+One full-size picture is held at a time.
+"""
+
+import operator
+import os
+import struct
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vidsieve.checks import check_number, require
+from vidsieve.errors import VideoError
+from vidsieve.types.frames import Frames
+from vidsieve.video.demux import PATIENCE, Index, by_decoding, by_packets, locate, opened, pictures, video_stream
+
+LONGEST_SIDE = 1024
+STRETCH = 16  # the widest or highest that a pixel can be for its other side
+LONG_CLIP = 30.0  # seconds; below it a progress bar would be gone before it is read
+
+Size = int | tuple[int, int] | None
+
+
+class _Miscounted(VideoError):
+    """The decoder does not give the frames that the index lists."""
+
+
+def read_video(
+    path: str | os.PathLike[str],
+    *,
+    num_frames: int | None = None,
+    fps: float | None = None,
+    index: Sequence[int] | None = None,
+    size: Size = LONGEST_SIDE,
+    progress: bool = False,
+    strict: bool = False,
+) -> Frames:
+    """Frames of a video, RGB uint8 (T, H, W, 3), as a player shows them: upright, in square pixels, all of one size.
+
+    path: of a file; or a file:// or http(s):// address, which is read two or three times. Its first video stream.
+    At most one of
+      num_frames: that many, evenly from the first frame to the last; all of them where there are fewer (default 64).
+      fps: the frame on screen at 0, 1/fps, 2/fps, ... seconds; no frame twice.
+      index: exactly these frame numbers, in this order. Frames that damage has lost have none, where one comes upon it.
+    size: (height, width); or the longest side in pixels, in proportion and never enlarged; or None, as shown. Frames
+      of another size than the file's first are scaled to it, as ffmpeg does.
+    progress: a progress bar on standard error for long clips, if that is a terminal.
+    strict: refuse a file that is cut short or damaged, instead of a warning.
+
+    Raises `VideoError`, in one line, for a file that is missing, a directory, empty, not a video, without a picture or
+    without the frame asked for; `MissingExtra` without PyAV; `ValueError` for arguments that make no sense.
+    Warns of a file that is cut short, and of frames that are damaged: what they show is the decoder's guess.
+    """
+    wanted = _Wanted(num_frames, fps, index, size, progress, strict)
+    av = require("av", "video")
+    require("numpy", "video")
+    name = os.fsdecode(path)
+    place = locate(name)
+    with _one_line(name):
+        found = by_packets(place, name)
+        if found.keys:
+            try:
+                return _read(place, name, found, wanted)
+            except (_Miscounted, av.error.InvalidDataError):
+                pass
+        return _read(place, name, by_decoding(place, name, found), wanted)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What `read_video` is asked."""
+
+    num_frames: int | None
+    fps: float | None
+    index: Sequence[int] | None
+    size: Size
+    progress: bool
+    strict: bool
+
+    def __post_init__(self) -> None:
+        if sum(choice is not None for choice in (self.num_frames, self.fps, self.index)) > 1:
+            raise ValueError("give one of num_frames, fps and index, not several")
+        if self.num_frames is not None:
+            check_number("num_frames is a whole number, at least 1", self.num_frames, 1, whole=True)
+        if self.fps is not None:
+            check_number("fps is frames a second, above 0", self.fps, 0, sys.float_info.max, beyond=True)
+        if self.index is not None and not len(self.index):
+            raise ValueError("expected at least one frame number in index")
+        sides = self.size if isinstance(self.size, tuple) else (self.size, self.size)
+        if self.size is not None and len(sides) != 2:
+            raise ValueError(f"expected a size of (height, width) or the longest side, got {self.size}")
+        for side in sides if self.size is not None else ():
+            check_number("expected a size of whole pixels, at least 1", side, 1, whole=True)
+
+    def numbers(self, found: Index, name: str) -> list[int]:
+        """The frame numbers wanted."""
+        total = len(found)
+        if self.index is not None:
+            numbers = [_whole(number) for number in self.index]
+            for number in numbers:
+                if not 0 <= number < total:
+                    raise VideoError(f"{name}: has no frame {number}, only 0 to {total - 1}")
+            return numbers
+        if self.fps is not None:
+            # Of each frame, the last step it is still shown at: steps may be very many, frames are not.
+            rate = min(self.fps, 1e7)  # no frame is shown for less than a microsecond
+            steps = max(1, ceil(found.duration * rate - 1e-6))
+            last = [min(steps, ceil((after - 1e-6) * rate)) - 1 for after in found.seconds[1:]]
+            return [i for i, (before, at) in enumerate(pairwise((-1, *last, steps - 1))) if at > before]
+        count = min(total, 64 if self.num_frames is None else self.num_frames)
+        return [round(i * (total - 1) / max(count - 1, 1)) for i in range(count)]
+
+
+def _whole(number: Any) -> int:
+    try:
+        return operator.index(number)
+    except TypeError as error:
+        raise ValueError(f"expected whole frame numbers in index, got {number!r}") from error
+
+
+@contextmanager
+def _one_line(name: str) -> Iterator[None]:
+    """What the decoder raises, as `VideoError`."""
+    import av
+
+    try:
+        yield
+    except av.error.InvalidDataError as error:
+        raise VideoError(f"{name}: is not a video that can be decoded, or is damaged ({error.strerror})") from error
+    except av.error.EOFError as error:
+        raise VideoError(f"{name}: has not a single frame in it") from error
+    except av.error.ExitError as error:
+        raise VideoError(f"{name}: no answer in {PATIENCE:g} s; download it first") from error
+    except av.error.FFmpegError as error:
+        raise VideoError(f"{name}: cannot be read as a video ({error.strerror})") from error
+
+
+def _read(place: str, name: str, found: Index, wanted: _Wanted) -> Frames:
+    if not len(found):
+        raise VideoError(f"{name}: has not a single frame in it")
+    numbers = wanted.numbers(found, name)
+    with opened(place) as container:
+        decoder = _Decoder(container, video_stream(container, name), found, name)
+        with _progress_bar(wanted.progress and found.duration >= LONG_CLIP, len(numbers)) as advance:
+            pixels, damaged = _decode(decoder, numbers, wanted.size, advance)
+    faults = []
+    if found.truncated and (wanted.strict or wanted.index is None):
+        faults.append(f"is cut short: only {len(found)} frames ({found.duration:.1f} s) are there")
+    if damaged:
+        faults.append(f"{damaged} of {len(numbers)} frames are damaged; what they show is the decoder's guess")
+    for fault in faults:
+        if wanted.strict:
+            raise VideoError(f"{name}: {fault}; without strict, that is a warning")
+        warnings.warn(f"{name}: {fault}", stacklevel=3)
+    return Frames(
+        pixels,
+        tuple(numbers),
+        tuple(found.seconds[i] for i in numbers),
+        len(found) / found.duration if found.duration else 0.0,
+        len(found),
+        found.duration,
+        name,
+    )
+
+
+def _decode(decoder: "_Decoder", numbers: Sequence[int], size: Size, advance: Callable[[], None]) -> tuple[Tensor, int]:
+    """The frames `numbers` (T, H, W, 3), in the only memory of that size, and how many of them are damaged."""
+    import numpy as np
+
+    height, width = _scaled(*decoder.shown, size)
+    pixels = np.empty((len(numbers), height, width, 3), np.uint8)
+    damaged = 0
+    for place in sorted(range(len(numbers)), key=numbers.__getitem__):
+        frame = decoder.advance_to(numbers[place])
+        _fill(pixels[place], frame, decoder.name)
+        damaged += frame.is_corrupt
+        advance()
+    return torch.from_numpy(pixels), damaged
+
+
+class _Decoder:
+    """Decodes forward, and jumps to a later key frame where one lies before the frame wanted.
+
+    shown: height and width of the first frame of the file, which are those of all.
+    Raises `_Miscounted` as soon as a frame is not the one that the index lists.
+    """
+
+    def __init__(self, container: Any, stream: Any, found: Index, name: str) -> None:
+        self.container, self.stream, self.found, self.name = container, stream, found, name
+        self.pictures = pictures(container, stream, found.whole)
+        self.number = -1
+        self.frame: Any = None
+        self._step()
+        self.shown = _shown(self.frame, float(stream.sample_aspect_ratio or 1), name)
+
+    def advance_to(self, target: int) -> Any:
+        """Frame `target`, which is not before the one that was last asked for."""
+        key = self.found.key_before(target)
+        if key > 0 and self.found.keys[key][0] > self.number + 1:
+            self._seek(*self.found.keys[key])
+        while self.number < target:
+            self._step()
+        return self.frame
+
+    def _seek(self, number: int, stamp: int) -> None:
+        from av.error import FFmpegError
+
+        try:
+            self.container.seek(stamp, stream=self.stream)
+        except FFmpegError as error:
+            raise self._miscounted(number) from error
+        self.pictures = pictures(self.container, self.stream, self.found.whole)
+        for frame in self.pictures:
+            # Those before the key frame lack what they are made from; where stamps change with a seek, it never comes.
+            if frame.pts is None or frame.pts >= self.found.pts[number]:
+                self.number, self.frame = number, frame
+                return self._check()
+        raise self._miscounted(number)
+
+    def _step(self) -> None:
+        self.frame, self.number = next(self.pictures, None), self.number + 1
+        self._check()
+
+    def _check(self) -> None:
+        if self.frame is None or (self.found.keys and self.frame.pts != self.found.pts[self.number]):
+            raise self._miscounted(self.number)
+
+    def _miscounted(self, number: int) -> _Miscounted:
+        return _Miscounted(f"{self.name}: frame {number} of {len(self.found)} cannot be decoded; the file has changed")
+
+
+def _shown(frame: Any, aspect: float, name: str) -> tuple[int, int]:
+    """Height and width of a picture that is upright and whose pixels, `aspect` times as wide as high, are square."""
+    if not 1 / STRETCH <= aspect <= STRETCH:
+        raise VideoError(f"{name}: says its pixels are {aspect:.3g} times as wide as high, which is a damaged header")
+    height, width = frame.height, max(1, round(frame.width * aspect))
+    return (width, height) if _orientation(frame, name)[0] else (height, width)
+
+
+def _scaled(height: int, width: int, size: Size) -> tuple[int, int]:
+    if isinstance(size, tuple):
+        return size
+    scale = 1.0 if size is None else min(1.0, size / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def _orientation(frame: Any, name: str) -> tuple[bool, bool, bool]:
+    """Whether a stored picture is to be transposed, then mirrored left to right, then upside down.
+
+    By the display matrix [a b; c d] of its row vectors, as players read it: what they are scaled by is ignored.
+    """
+    if abs((frame.rotation + 45) % 90 - 45) > 1:
+        raise VideoError(
+            f"{name}: is turned by {frame.rotation} degrees, expected a multiple of 90; re-encode it upright"
+        )
+    try:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV 18 cannot list what is newer than it knows (EXIF); it still knows the rotation
+        return {0: (False, False, False), 1: (True, False, True), 2: (False, True, True), 3: (True, True, False)}[
+            round(frame.rotation / 90) % 4
+        ]
+    if matrix is None:
+        return False, False, False
+    a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])
+    transposed = abs(b) > abs(a)
+    return transposed, (c if transposed else a) < 0, (b if transposed else d) < 0
+
+
+def _fill(place: Any, frame: Any, name: str) -> None:
+    """Write one frame, upright and resized, into `place` (H, W, 3)."""
+    transposed, mirrored, upturned = _orientation(frame, name)
+    stored = place.swapaxes(0, 1) if transposed else place
+    rgb = frame.reformat(stored.shape[1], stored.shape[0], format="rgb24", interpolation="AREA").to_ndarray()
+    upright = rgb.swapaxes(0, 1) if transposed else rgb
+    place[:] = upright[:: -1 if upturned else 1, :: -1 if mirrored else 1]
+
+
+@contextmanager
+def _progress_bar(show: bool, total: int) -> Iterator[Callable[[], None]]:
+    """Yields what to call after each of `total` frames."""
+    if not (show and sys.stderr.isatty()):
+        yield lambda: None
+        return
+    require("rich", "video")
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("decoding", total=total)
+        yield lambda: bar.advance(task)

@@ -1,0 +1,253 @@
+"""What a video file holds: which stream, which frames, and when each is shown.
+
+Frames are numbered in the order in which they come out of the decoder. `by_packets` reads that from packets, without
+decoding them, where they leave no doubt; `by_decoding` counts what the decoder gives out.
+"""
+
+import os
+import stat
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain, pairwise
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from vidsieve.checks import require
+from vidsieve.errors import VideoError
+
+PATIENCE = 30.0  # seconds that a server may take to answer
+
+
+@dataclass(frozen=True)
+class Index:
+    """The frames of a video stream.
+
+    pts: sorted time stamps, one a frame, where `keys` is not empty.  seconds: of each frame, from the first.
+    duration: to the end of the last.  truncated: the file ends before its video does.
+    keys: (frame number, time stamp to seek to) of each key frame; empty where stamps do not say which frame is which.
+    packets: how many there are; most give one frame.  whole: each can be decoded.
+    """
+
+    seconds: Sequence[float]
+    duration: float
+    truncated: bool
+    pts: Sequence[int] = ()
+    keys: Sequence[tuple[int, int]] = ()
+    packets: int = 0
+    whole: bool = True
+
+    def __len__(self) -> int:
+        return len(self.seconds)
+
+    def key_before(self, number: int) -> int:
+        """Position in `keys` of the last key frame at or before frame `number`, -1 if there is none."""
+        return bisect_right(self.keys, number, key=lambda key: key[0]) - 1
+
+
+def locate(name: str) -> str:
+    """What the decoder is to open. Raises `VideoError` for what it would only report as a number."""
+    if not name:
+        raise VideoError("expected the path of a video file, got an empty name")
+    if name == "-":
+        raise VideoError("-: standard input cannot be gone through twice; write it to a file, and give its path")
+    scheme = name.partition("://")[0].lower() if "://" in name else ""
+    if scheme in ("http", "https"):
+        return name
+    path = name
+    if scheme == "file":
+        parts = urlsplit(name)
+        if parts.netloc not in ("", "localhost"):
+            raise VideoError(f"{name}: names the host {parts.netloc!r}; a file of this machine is file:///path")
+        path = url2pathname(parts.path)
+    elif scheme and not os.path.exists(path):
+        raise VideoError(f"{name}: {scheme}:// cannot be read, only files and http(s)://; download it first")
+    _check_file(name, path)
+    return f"file:{path}"  # or a colon in the name would end the name of a protocol
+
+
+def _check_file(name: str, path: str) -> None:
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise VideoError(f"{name}: no such file") from error
+    except (OSError, ValueError) as error:  # a name that is too long; a NUL in it
+        raise VideoError(f"{name}: cannot be opened ({getattr(error, 'strerror', error)})") from error
+    if stat.S_ISDIR(found.st_mode):
+        raise VideoError(f"{name}: is a directory, expected a video file")
+    if not stat.S_ISREG(found.st_mode):
+        raise VideoError(f"{name}: is a pipe or device, which cannot be gone through twice; write it to a file")
+    if not os.access(path, os.R_OK):
+        raise VideoError(f"{name}: no permission to read it")
+    if not found.st_size:
+        raise VideoError(f"{name}: is empty (0 bytes)")
+
+
+def opened(place: str) -> Any:
+    """The container at `place`, as `locate` gives it."""
+    timeout = None if place.startswith("file:") else PATIENCE
+    return require("av", "video").open(place, timeout=timeout, metadata_errors="replace")  # tags of any encoding
+
+
+def video_stream(container: Any, name: str) -> Any:
+    """The first video stream that is not a cover picture."""
+    from av.stream import Disposition
+
+    covers = 0
+    for stream in container.streams.video:
+        if not stream.disposition & Disposition.attached_pic:
+            if stream.codec_context is None:
+                raise VideoError(f"{name}: is of a video codec that FFmpeg here has no decoder for; re-encode it")
+            return stream
+        covers += 1
+    kinds = sorted({stream.type for stream in container.streams} - {"video"}) + ["a cover picture"] * bool(covers)
+    raise VideoError(f"{name}: has no video stream ({'only ' + ', '.join(kinds) if kinds else 'no stream at all'})")
+
+
+def packets(container: Any, stream: Any) -> Iterator[Any]:
+    """The packets of a stream as far as the file goes, less the one that its end cuts in two."""
+    from av.error import InvalidDataError
+
+    cut = None
+    with suppress(InvalidDataError):
+        for packet in container.demux(stream):
+            if not packet.size:
+                continue
+            if cut is not None:  # not at the end: damaged in passing, which the decoder may make up for
+                yield cut
+            cut = packet if packet.is_corrupt else None
+            if cut is None:
+                yield packet
+
+
+def pictures(container: Any, stream: Any, whole: bool) -> Iterator[Any]:
+    """Decoded frames in display order.
+
+    Where a packet cannot be decoded: with `whole`, raises PyAV's `InvalidDataError`; else passes over it, as players
+    do. Threads that each decode a frame lose others beside it, at the end of a file without an error.
+    """
+    from av.error import InvalidDataError
+
+    if not stream.codec_context.is_open:
+        stream.thread_type = "AUTO" if whole else "SLICE"
+    for packet in chain(packets(container, stream), (None,)):  # None has the decoder hand out what it still holds
+        with suppress(*(() if whole else (InvalidDataError,))):
+            yield from stream.decode(packet)
+
+
+def by_packets(place: str, name: str) -> Index:
+    """The index from packets alone; without `keys` where they do not say for sure which frames will come of them."""
+    with opened(place) as container:
+        stream = video_stream(container, name)
+        listed, truncated = _listed(container, stream)
+        # AVI has no presentation time stamps, and those made up for it are wrong where frames are reordered.
+        reordered = container.format.name == "avi" and stream.codec_context.has_b_frames
+        tick = float(stream.time_base)
+    shown = [packet.pts for packet in listed if packet.pts is not None]
+    decoded = [packet.dts for packet in listed if packet.dts is not None]
+    sure = (
+        not reordered
+        and len(set(shown)) == len(shown) == len(listed)
+        and all(a <= b for a, b in pairwise(decoded))
+        and not any(packet.corrupt for packet in listed)
+        # Pictures before the first key frame, in either order, lack what they are made from.
+        and (not shown or (listed[0].key and shown[0] == min(shown)))
+    )
+    if not (sure and shown):
+        return Index((), 0.0, truncated, packets=len(listed))
+    pts = sorted(shown)
+    seconds = [(stamp - pts[0]) * tick for stamp in pts]
+    last = listed[shown.index(pts[-1])].duration * tick
+    duration = seconds[-1] + (last or seconds[-1] / max(len(pts) - 1, 1))
+    # Demuxers seek by decoding time stamp, which may lie before the presentation one.
+    seek = {
+        stamp: stamp if packet.dts is None else min(stamp, packet.dts)
+        for stamp, packet in zip(shown, listed, strict=True)
+        if packet.key
+    }
+    return Index(
+        seconds,
+        duration,
+        truncated,
+        pts,
+        [(bisect_left(pts, key), seek[key]) for key in sorted(seek)],
+        packets=len(listed),
+    )
+
+
+@dataclass(frozen=True)
+class _Packet:
+    """What is kept of a packet, without the bytes."""
+
+    pts: int | None
+    dts: int | None
+    duration: int
+    key: bool
+    corrupt: bool
+
+
+def _listed(container: Any, stream: Any) -> tuple[list[_Packet], bool]:
+    """The packets of `stream` that are shown, less the one that the end cuts in two, and whether the file is cut."""
+    from av.error import InvalidDataError
+
+    listed: list[_Packet] = []
+    reached, broken = 0.0, False
+    try:
+        for packet in container.demux():
+            if not packet.size:
+                continue
+            if packet.pts is not None and packet.time_base:
+                reached = max(reached, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+            if packet.stream_index == stream.index and not packet.is_discard:
+                seen = (packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, packet.is_corrupt)
+                listed.append(_Packet(*seen))
+    except InvalidDataError:
+        broken = True
+    if listed and listed[-1].corrupt:
+        broken = True
+        listed.pop()
+    size = container.size
+    beyond = size > 0 and any(entry.pos + entry.size > size for entry in stream.index_entries)
+    return listed, broken or beyond or _promised(container) - reached > max(1.0, 0.02 * reached)
+
+
+def _promised(container: Any) -> float:
+    """When the last of its streams ends by the header, in seconds; 0 for formats whose header does not know."""
+    if container.duration is None or not container.format.name.startswith(("matroska", "mov")):
+        return 0.0
+    return float(container.duration / 1e6)
+
+
+def by_decoding(place: str, name: str, found: Index) -> Index:
+    """The index of what the decoder gives out, with as many threads as that allows. `found`: that of the packets."""
+    from av.error import InvalidDataError
+
+    try:
+        counted = _counted(place, name, found, True)
+    except InvalidDataError:
+        return _counted(place, name, found, False)
+    return counted if len(counted) >= found.packets else _counted(place, name, found, False)
+
+
+def _counted(place: str, name: str, found: Index, whole: bool) -> Index:
+    """The index of what the decoder gives out.
+
+    Where its stamps go back (parts of recordings that were joined) or are missing, a frame follows the one before it
+    after that one's duration.
+    """
+    seconds: list[float] = []
+    with opened(place) as container:
+        stream = video_stream(container, name)
+        tick, rate = float(stream.time_base), float(stream.average_rate or stream.guessed_rate or 25)
+        stamped = container.format.name != "avi"
+        last: float | None = None
+        stays = 1 / rate
+        for frame in pictures(container, stream, whole):
+            stamp = frame.pts * tick if stamped and frame.pts is not None else None
+            step = stays if stamp is None or last is None or stamp < last else stamp - last
+            seconds.append(seconds[-1] + step if seconds else 0.0)
+            last = stamp
+            stays = frame.duration * tick if stamped and frame.duration else 1 / rate
+    return Index(seconds, seconds[-1] + stays if seconds else 0.0, found.truncated, whole=whole)
