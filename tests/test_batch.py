@@ -257,11 +257,30 @@ def test_find_walks_a_folder_and_reads_a_list(tmp_path: Path, monkeypatch: pytes
     assert batch.find("list.txt") == [clips[1], clips[0], str(tmp_path / "absent.mp4")]
 
 
+def test_addresses_in_a_list_reach_the_reader_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s3:").mkdir()
+    (tmp_path / "s3:" / "here.mp4").write_bytes(b"x")
+    kept = ["http://host/a//clip.mp4?x=1", "FILE:///x/../y.mp4", "rtsp://host/live", "-"]
+    names = ["a:b.mp4", "http:b.mp4", "s3://here.mp4"]
+    (tmp_path / "list.txt").write_text("\n".join([*kept, *names]))
+    paths = ["a:b.mp4", "http:b.mp4", "s3:/here.mp4"]
+    assert batch.find("list.txt") == [*kept, *(str(tmp_path / path) for path in paths)]
+
+
+def test_an_address_that_cannot_be_read_is_a_row_that_says_what_to_do(world: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text(f"rtsp://host/live\n{(world / 'clip.mp4').as_uri()}\n")
+    encoder = EncodeClips(job(world, tmp_path / "out"))
+    refused, encoded = encoder.rows([(clip, QUESTION) for clip in batch.find(tmp_path / "list.txt")])
+    assert refused["error"] == "rtsp://host/live: rtsp:// cannot be read, only files and http(s)://; download it first"
+    assert "error" not in encoded
+
+
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
         ("absent", None, "no such file; expected a folder of clips"),
-        ("empty.txt", b"# none\n", "has no clip in it; expected one path a line"),
+        ("empty.txt", b"# none\n", "has no clip in it; expected one path or address a line"),
         ("clip.mp4", b"\xff\xfe\x00", "is no text; expected a folder of clips"),
     ],
 )

@@ -46,13 +46,20 @@ class Index:
         return bisect_right(self.keys, number, key=lambda key: key[0]) - 1
 
 
+def is_path(name: str) -> bool:
+    """Whether the decoder finds a video by its path: no address, nor standard input."""
+    scheme, slashes, _ = name.partition("://")
+    address = bool(slashes) and (scheme.lower() in ("http", "https", "file") or not os.path.exists(name))
+    return not address and name != "-"
+
+
 def locate(name: str) -> str:
     """What the decoder is to open. Raises `VideoError` for what it would only report as a number."""
     if not name:
         raise VideoError("expected the path of a video file, got an empty name")
     if name == "-":
         raise VideoError("-: standard input cannot be gone through twice; write it to a file, and give its path")
-    scheme = name.partition("://")[0].lower() if "://" in name else ""
+    scheme = "" if is_path(name) else name.partition("://")[0].lower()
     if scheme in ("http", "https"):
         return name
     path = name
@@ -61,7 +68,7 @@ def locate(name: str) -> str:
         if parts.netloc not in ("", "localhost"):
             raise VideoError(f"{name}: names the host {parts.netloc!r}; a file of this machine is file:///path")
         path = url2pathname(parts.path)
-    elif scheme and not os.path.exists(path):
+    elif scheme:
         raise VideoError(f"{name}: {scheme}:// cannot be read, only files and http(s)://; download it first")
     _check_file(name, path)
     return f"file:{path}"  # or a colon in the name would end the name of a protocol

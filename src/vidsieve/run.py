@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from vidsieve import _hub, _methods
+from vidsieve._demux import is_path
 from vidsieve._quiet import without_bars
 from vidsieve._torchvision import make_importable
 from vidsieve.errors import UnsupportedModel, VidsieveError, WrongArgument, describe, require
@@ -84,7 +85,7 @@ def run(
         raise VidsieveError(f"{request.model} was shown no video token; nothing could be reduced")
     video = trace.videos[0]
     result = {
-        "clip": request.clip if "://" in request.clip else str(Path(request.clip).resolve()),
+        "clip": str(Path(request.clip).resolve()) if is_path(os.fspath(request.clip)) else request.clip,
         "question": request.question,
         "model": request.model,
         "model_type": model.config.model_type,
