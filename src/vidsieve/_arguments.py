@@ -1,8 +1,12 @@
 """What may stand after an option on the command line, and what is said of the rest."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
+
+from vidsieve import _out
+from vidsieve.errors import VidsieveError
 
 
 class Mistake(Exception):
@@ -57,17 +61,16 @@ def method(name: str) -> str:
 
 def folder(text: str) -> Path:
     """Where files are written to; there already, or to be made."""
-    path = Path(text)
-    for one in (path, *path.parents):
-        if one.exists() and not one.is_dir():
-            raise argparse.ArgumentTypeError(f"expected a folder to write into, which {one} is not: it is a file")
-    return path
+    return _writable(_out.folder, text)
 
 
 def file(text: str) -> Path:
     """A file that is written, or written anew."""
-    path = Path(text)
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"expected the name of a file to write; {path} is a folder")
-    folder(str(path.parent))
-    return path
+    return _writable(_out.file, text)
+
+
+def _writable(look: Callable[[str], Path], text: str) -> Path:
+    try:
+        return look(text)
+    except VidsieveError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error

@@ -26,6 +26,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from vidsieve import _out
 from vidsieve._clips import find, ignored
 from vidsieve._methods import BEFORE
 from vidsieve.errors import VidsieveError, require
@@ -82,7 +83,10 @@ class Job:
         return self.features / f"{Path(clip).stem[:40]}-{digest}.safetensors"
 
     def claim(self) -> None:
-        """Make the folder `out` this job's. Raises `VidsieveError` if it is another's: their features do not mix."""
+        """Make the folder `out` this job's.
+
+        Raises `VidsieveError` where it cannot be written, or is another's: their features do not mix.
+        """
         settings = {
             "model": self.model,
             "reducer": repr(BEFORE[self.method](self.keep)),
@@ -90,7 +94,7 @@ class Job:
             "dtype": self.dtype,
             "strict": self.strict or None,  # as in a folder of before there was the choice
         }
-        path = Path(self.out) / "job.json"
+        path = _out.folder(self.features).parent / "job.json"
         self.features.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             _write(path, (json.dumps(settings, indent=1) + "\n").encode())

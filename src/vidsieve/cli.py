@@ -112,7 +112,7 @@ def _parser() -> Parser:
     show.add_argument("--out", type=folder, help="folder for the pictures (beside result.json)")
 
     demo = add("demo", _demo, _report.show_result, how, film)
-    demo.add_argument("--out", type=folder, default=Path("out/demo"), help="folder for everything (out/demo)")
+    demo.add_argument("--out", type=folder, default="out/demo", help="folder for everything (out/demo)")
 
     batch = add("batch", _batch, _report.show_batch, how)
     batch.add_argument("clips", help="a folder of clips, or a text file with one path a line")

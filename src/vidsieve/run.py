@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from vidsieve import _hub, _methods
+from vidsieve import _hub, _methods, _out
 from vidsieve._demux import is_path
 from vidsieve._quiet import without_bars
 from vidsieve._torchvision import make_importable
@@ -66,6 +66,8 @@ def run(
     if request.method not in _methods.ALL:
         raise VidsieveError(f"no method {request.method!r}; there are {', '.join(_methods.ALL)}")
     reducer = _methods.ALL[request.method](request.keep)
+    if out is not None:
+        _out.file(_out.folder(out) / "result.json")
     stages: dict[str, float] = {}
     require("av", "video")  # not on the clock
     with _clocked(stages, "decode"):
