@@ -63,7 +63,7 @@ def test_a_result_is_read_from_its_folder_by_any_kind_of_path(tmp_path: Path) ->
     from vidsieve import run
 
     result: dict[str, Any] = {"clip": "c", "model": "m", "model_type": "t", "method": "m", "keep": 0.1, "kept": []}
-    result |= {"tokens": [], "grid": None, "segments": None, "frames": {}}
+    result |= {"tokens": [4], "grid": None, "segments": None, "frames": {"index": [0], "size": [9, 9]}}
     run.write(result, str(tmp_path))
     assert run.read(str(tmp_path)) == run.read(tmp_path / "result.json") == result
     (tmp_path / "other" / "result.json").mkdir(parents=True)

@@ -3,7 +3,9 @@
 import json
 import os
 import pickle
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -112,6 +114,20 @@ def test_a_clip_that_fails_is_a_row_and_the_others_are_done(world: Path, tmp_pat
     assert "error" not in rows[1]
     assert rows[2]["error"] == f"{clips[2]}: no such file"
     assert [path.name for path in encoder.job.features.iterdir()] == [rows[1]["file"]]  # and nothing half done
+
+
+def test_a_column_of_questions_that_lacks_one_fails_there_alone(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = EncodeClips(job(world, tmp_path))
+    monkeypatch.setattr(batch, "schema", dict)
+    monkeypatch.setitem(
+        sys.modules, "pyarrow", SimpleNamespace(Table=SimpleNamespace(from_pylist=lambda rows, schema: rows))
+    )
+    rows = encoder({"clip": [str(world / "clip.mp4")] * 3, "question": [None, QUESTION, float("nan")]})
+    said = "expected a question, such as 'What happens?'; got "
+    assert [row.get("error") for row in rows] == [f"{said}None", None, f"{said}nan"]
+    assert [row["question"] for row in rows] == [None, QUESTION, None]
 
 
 def test_a_failure_while_encoding_is_a_row_too(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,6 +311,6 @@ def test_find_says_what_it_expected(name: str, content: bytes | None, says: str,
 
 
 def test_without_ray_the_extra_is_named(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtra, match=r"needs ray.*pip install 'vidsieve\[ray\]'"):
         batch.run(world, job(world, tmp_path))

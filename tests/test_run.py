@@ -1,4 +1,4 @@
-"""run.py without a model: what is no result is said in one line."""
+"""run.py without a model: what is no result, and no question, is said in one line."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from vidsieve import cli, run
+from vidsieve.batch import Job
+from vidsieve.errors import WrongArgument
 
 RESULT = {
     "clip": "clip.mp4",
@@ -74,3 +76,22 @@ def test_what_json_cannot_read_is_no_result(tmp_path: Path, text: str, capsys: p
     (tmp_path / "result.json").write_text(text)
     assert cli.main(["show", str(tmp_path)]) == 1
     assert "is not a result.json of `vidsieve run`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("question", ["", " "])
+@pytest.mark.parametrize(
+    "command", [["run", "clip.mp4"], ["batch", "clips", "--out", "out"]], ids=lambda command: command[0]
+)
+def test_a_question_that_asks_nothing_is_a_mistake(
+    command: list[str], question: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*command, "-m", "m", "-q", question])
+    assert f"--question/-q: expected a question, such as 'What happens?'; got {question!r}" in capsys.readouterr().err
+
+
+def test_functions_refuse_it_before_they_begin() -> None:
+    with pytest.raises(WrongArgument, match="expected a question"):
+        run.run(run.Request("absent.mp4", None, "absent"))  # type: ignore[arg-type]
+    with pytest.raises(WrongArgument, match="expected a question"):
+        Job("absent", "out", question="")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from vidsieve import _out
-from vidsieve.errors import VidsieveError
+from vidsieve.errors import VidsieveError, check_question
 
 
 class Mistake(Exception):
@@ -59,18 +59,23 @@ def method(name: str) -> str:
     return name
 
 
+def question(text: str) -> str:
+    return _checked(check_question, text)
+
+
 def folder(text: str) -> Path:
     """Where files are written to; there already, or to be made."""
-    return _writable(_out.folder, text)
+    return Path(_checked(_out.folder, text))
 
 
 def file(text: str) -> Path:
     """A file that is written, or written anew."""
-    return _writable(_out.file, text)
+    return Path(_checked(_out.file, text))
 
 
-def _writable(look: Callable[[str], Path], text: str) -> Path:
+def _checked(check: Callable[[str], object], text: str) -> str:
     try:
-        return look(text)
+        check(text)
     except VidsieveError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+    return text

@@ -29,7 +29,7 @@ from typing import Any
 from vidsieve import _out
 from vidsieve._clips import find, ignored
 from vidsieve._methods import BEFORE
-from vidsieve.errors import VidsieveError, require
+from vidsieve.errors import VidsieveError, check_question, require
 from vidsieve.run import check, load
 from vidsieve.stored import Row, encode, read_row, schema
 from vidsieve.tokens import Frames
@@ -72,6 +72,7 @@ class Job:
     def __post_init__(self) -> None:
         if why := refused(self.method):
             raise VidsieveError(why)
+        check_question(self.question)
 
     @property
     def features(self) -> Path:
@@ -140,7 +141,7 @@ class EncodeClips:
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> Any:
         clips = [str(clip) for clip in batch["clip"]]
-        questions = [str(question) for question in batch.get("question", [self.job.question] * len(clips))]
+        questions = batch.get("question", [self.job.question] * len(clips))
         pyarrow = require("pyarrow", "ray")
         rows = list(self.rows(zip(clips, questions, strict=True)))
         return pyarrow.Table.from_pylist(rows, schema=schema())
@@ -159,6 +160,7 @@ class EncodeClips:
 
     def _decode(self, task: "_Task") -> Frames | None:
         """The frames of a clip; None where it is done."""
+        check_question(task.question)  # a column of them may lack one
         if task.file.exists():
             return None
         task.attempt()
@@ -175,7 +177,8 @@ class EncodeClips:
             row = read_row(task.file)
         except Exception as error:  # whatever it is, the other clips must not suffer
             message = " ".join(str(error).split()) or type(error).__name__
-            row = {"clip": task.clip, "question": task.question, "error": message}
+            asked = task.question if isinstance(task.question, str) else None  # what a column of text can hold
+            row = {"clip": task.clip, "question": asked, "error": message}
         task.mark.unlink(missing_ok=True)
         return row
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from vidsieve import _report
-from vidsieve._arguments import Mistake, Parser, Version, count, file, folder, fraction, method
+from vidsieve._arguments import Mistake, Parser, Version, count, file, folder, fraction, method, question
 from vidsieve._quiet import quiet
 from vidsieve.errors import VidsieveError, require
 
@@ -99,7 +99,7 @@ def _parser() -> Parser:
 
     run = add("run", _run, _report.show_result, how, film)
     run.add_argument("clip", help="a video file")
-    run.add_argument("--question", "-q", required=True)
+    run.add_argument("--question", "-q", type=question, required=True)
     run.add_argument("--model", "-m", required=True, help="Hub id or folder of a video language model")
     run.add_argument("--frames", type=count, default=64, help="frames to sample, evenly (64)")
     run.add_argument("--strict", action="store_true", help="refuse a clip that is cut short or damaged")
@@ -118,7 +118,8 @@ def _parser() -> Parser:
     batch.add_argument("clips", help="a folder of clips, or a text file with one path a line")
     batch.add_argument("--model", "-m", required=True, help="Hub id or folder of a video language model")
     batch.add_argument("--out", type=folder, required=True, help="folder for the table and the features; resumes there")
-    batch.add_argument("--question", "-q", help="what methods that look at the question are given, for every clip")
+    about = "what methods that look at the question are given, for every clip"
+    batch.add_argument("--question", "-q", type=question, help=about)
     batch.add_argument("--frames", type=count, default=64, help="frames to sample, evenly (64)")
     batch.add_argument("--strict", action="store_true", help="a clip that is cut short or damaged is one that fails")
     batch.add_argument("--workers", type=count, help="copies of the model (one a GPU, or one for four processors)")

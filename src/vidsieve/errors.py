@@ -89,6 +89,12 @@ def check_number(
         raise ValueError(f"{told}; got {describe(value)}{hint if isinstance(value, nn.Module) else ''}")
 
 
+def check_question(question: object) -> None:
+    """Raise `WrongArgument` unless `question` is text that is not blank."""
+    if not isinstance(question, str) or not question.strip():
+        raise WrongArgument(f"expected a question, such as 'What happens?'; got {describe(question)}")
+
+
 def check_part(name: str, part: object) -> None:
     """Raise `ValueError` unless `part` can be called, and is not merely a class of what can."""
     if isinstance(part, type):

@@ -24,7 +24,7 @@ from vidsieve import _hub, _methods, _out
 from vidsieve._demux import is_path
 from vidsieve._quiet import without_bars
 from vidsieve._torchvision import make_importable
-from vidsieve.errors import UnsupportedModel, VidsieveError, WrongArgument, describe, require
+from vidsieve.errors import UnsupportedModel, VidsieveError, WrongArgument, check_question, describe, require
 from vidsieve.tokens import Frames
 from vidsieve.video import read_video
 from vidsieve.visualize import Overlay
@@ -65,6 +65,7 @@ def run(
     """
     if request.method not in _methods.ALL:
         raise VidsieveError(f"no method {request.method!r}; there are {', '.join(_methods.ALL)}")
+    check_question(request.question)
     reducer = _methods.ALL[request.method](request.keep)
     if out is not None:
         _out.file(_out.folder(out) / "result.json")
@@ -202,6 +203,7 @@ def prepare(processor: Any, frames: Frames, question: str) -> Any:
     """
     if not isinstance(frames, Frames):
         raise WrongArgument(f'expected Frames, got {describe(frames)}; read them first: read_video("clip.mp4")')
+    check_question(question)
     from transformers.video_utils import VideoMetadata
 
     content = [{"type": "video"}, {"type": "text", "text": question}]

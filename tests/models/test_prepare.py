@@ -10,6 +10,7 @@ pytest.importorskip("torchvision", reason="transformers' video processors need t
 
 from tests.models import processors, tiny
 from tests.models.reducers import Loudest
+from vidsieve.errors import WrongArgument
 from vidsieve.models import attach
 from vidsieve.run import prepare
 from vidsieve.tokens import Frames
@@ -35,6 +36,14 @@ class Listening:
 
     def __call__(self, **given: Any) -> dict[str, Any]:
         return given
+
+
+@pytest.mark.parametrize("question", [None, 5, "", " \n", ["What happens?"], b"?"], ids=repr)
+def test_what_is_no_question_is_refused(question: Any) -> None:
+    with pytest.raises(
+        WrongArgument, match=rf"expected a question, such as 'What happens\?'; got {re.escape(repr(question))}"
+    ):
+        prepare(Listening(), frames(*UNEVEN), question)
 
 
 def test_the_time_stamps_that_any_processor_computes_are_those_of_the_frames() -> None:
