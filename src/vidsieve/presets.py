@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn
 
 from vidsieve.budget import MarginalGain, Proportional
 from vidsieve.merge import TemporalMerge
@@ -107,3 +108,12 @@ METHODS: dict[str, Callable[[float], Reducer]] = {
 STAGED: dict[str, Callable[[float], Staged]] = {
     method.__name__: method for method in (framefusion, hieravid, fastv, pyramiddrop)
 }
+
+if not TYPE_CHECKING:  # or a name that is not here would be no error to a type checker
+
+    def __getattr__(name: str) -> NoReturn:
+        from vidsieve import _methods, peers
+
+        where = "vidsieve.peers" if name in peers.METHODS else getattr(_methods.ALL.get(name), "__module__", None)
+        hint = f"; it is {where}.{name}" if where else ""
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
