@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from tests.models import processors, tiny
 from vidsieve import batch, presets, stored
 from vidsieve._report import show_batch
 from vidsieve.batch import EncodeClips, Job
-from vidsieve.errors import MissingExtra, VidsieveError
+from vidsieve.errors import MissingExtra, VidsieveError, pip_install
 from vidsieve.models import attach
 from vidsieve.run import Request, prepare, run
 from vidsieve.video import read_video
@@ -312,5 +313,5 @@ def test_find_says_what_it_expected(name: str, content: bytes | None, says: str,
 
 def test_without_ray_the_extra_is_named(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(MissingExtra, match=r"needs ray.*pip install 'vidsieve\[ray\]'"):
+    with pytest.raises(MissingExtra, match=f"needs ray.*{re.escape(pip_install('ray'))}"):
         batch.run(world, job(world, tmp_path))

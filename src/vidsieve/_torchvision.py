@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from vidsieve.errors import MissingExtra, require
+from vidsieve.errors import MissingExtra, pip_install, require
 
 HOOK = "VidsieveTorchvision"
 LINE = (
@@ -84,6 +84,6 @@ def install(folder: Path) -> Path | None:
 
 if __name__ == "__main__":
     if state() is None:
-        raise MissingExtra("there is no torchvision here; install it with: pip install 'vidsieve[hf]'")
+        raise MissingExtra(f"there is no torchvision here; install it with: {pip_install('hf')}")
     written = install(Path(sysconfig.get_path("purelib")))
     print(f"torchvision is not built for this torch; {written} lets it import" if written else "torchvision fits torch")

@@ -17,9 +17,14 @@ A message says what was expected, what was found, and what to do.
 """
 
 import importlib
+import json
 import math
+import shlex
+from importlib import metadata
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from torch import Tensor, nn
 
@@ -68,6 +73,15 @@ class MissingExtra(VidsieveError, ImportError):
     """An optional dependency is not installed."""
 
 
+def pip_install(extra: str, *options: str) -> str:
+    """The command that brings `extra`. Where vidsieve is an editable checkout it stays one, not replaced by a copy."""
+    origin = json.loads(metadata.distribution("vidsieve").read_text("direct_url.json") or "{}")
+    what = f"vidsieve[{extra}]"
+    if origin.get("dir_info", {}).get("editable"):
+        options, what = (*options, "-e"), f"{url2pathname(urlsplit(origin['url']).path)}[{extra}]"
+    return " ".join(("pip install", *options, shlex.quote(what)))
+
+
 def require(module: str, extra: str) -> ModuleType:
     """Import `module`, or raise `MissingExtra` naming the extra that brings it."""
     try:
@@ -75,7 +89,7 @@ def require(module: str, extra: str) -> ModuleType:
     except ImportError as error:
         raise MissingExtra(
             f"this needs {module.partition('.')[0]}, which could not be imported ({error}); "
-            f"install it with: pip install 'vidsieve[{extra}]'"
+            f"install it with: {pip_install(extra)}"
         ) from error
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
-from vidsieve.errors import MissingExtra, UnsupportedVersion, require
+from vidsieve.errors import MissingExtra, UnsupportedVersion, pip_install, require
 
 if TYPE_CHECKING:
     from vidsieve.models.families import Adapter
@@ -24,7 +24,7 @@ _transformers = require("transformers", "hf")
 if not hasattr(_transformers.Cache, "get_query_offset"):
     raise MissingExtra(
         f"this needs transformers >= 5.14, found {_transformers.__version__}; "
-        "install it with: pip install -U 'vidsieve[hf]'"
+        f"install it with: {pip_install('hf', '-U')}"
     )
 
 from transformers import masking_utils  # noqa: E402  # after a missing or old transformers was told of
