@@ -6,6 +6,7 @@ decoding them, where they leave no doubt; `by_decoding` counts what the decoder 
 
 import os
 import stat
+import struct
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -17,6 +18,7 @@ from urllib.request import url2pathname
 
 from vidsieve.errors import VideoError, require
 
+BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")  # that an MP4 or MOV file begins with
 PATIENCE = 30.0  # seconds that a server may take to answer
 
 
@@ -89,6 +91,24 @@ def _check_file(name: str, path: str) -> None:
         raise VideoError(f"{name}: no permission to read it")
     if not found.st_size:
         raise VideoError(f"{name}: is empty (0 bytes)")
+
+
+def lacks_its_index(place: str) -> bool:
+    """Whether what lies at `place` is an MP4 or MOV file that ends before the box that lists its frames does."""
+    if not place.startswith("file:"):
+        return False
+    with open(place.removeprefix("file:"), "rb") as file:
+        total, at, first = os.fstat(file.fileno()).st_size, 0, True
+        while at < total:
+            file.seek(at)
+            size, kind, large = struct.unpack(">I4sQ", file.read(16).ljust(16, b"\0"))
+            if first and kind not in BOXES:
+                return False
+            end = at + (large if size == 1 else size or total - at)  # 0: to the end of the file
+            if kind == b"moov" or end < at + 8:
+                return end > total or kind != b"moov"
+            at, first = end, False
+    return True
 
 
 def opened(place: str) -> Any:
