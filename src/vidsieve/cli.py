@@ -16,9 +16,11 @@ failed. VIDSIEVE_TRACEBACK=1 shows where an error came from.
 
 import argparse
 import json
+import math
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +31,7 @@ from vidsieve._arguments import Mistake, Parser, Version, count, file, folder, f
 from vidsieve._quiet import quiet
 from vidsieve.errors import VidsieveError, require
 
+LINE_EVERY = 30.0  # seconds between lines of progress in a log
 Found = Any  # what a command found out, as JSON knows it
 
 
@@ -156,10 +159,21 @@ def _parser() -> Parser:
 
 
 @contextmanager
-def _notes() -> Iterator[Callable[[str], None]]:
-    """A line on standard error, if that is a terminal, that says what is being done and goes when it is done."""
+def _notes(logged: bool = False) -> Iterator[Callable[[str], None]]:
+    """A line on standard error, if that is a terminal, that says what is being done and goes when it is done.
+
+    logged: where it is no terminal, a line now and then.
+    """
     if not sys.stderr.isatty():
-        yield lambda what: None
+        said = -math.inf
+
+        def log(what: str) -> None:
+            nonlocal said
+            if logged and time.monotonic() - said >= LINE_EVERY:
+                said = time.monotonic()
+                print(what, file=sys.stderr, flush=True)
+
+        yield log
         return
     require("rich", "video")
     from rich.console import Console
@@ -317,7 +331,8 @@ def _eval(options: argparse.Namespace) -> Found:
         frames=options.frames,
         command="vidsieve " + shlex.join(options.typed),
     )
-    found = evaluate.evaluate(plan, lambda what: print(what, file=sys.stderr))
+    with _notes(logged=True) as note:
+        found = evaluate.evaluate(plan, note)
     _save(found, options.out)
     return found
 
