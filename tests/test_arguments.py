@@ -65,7 +65,7 @@ def test_a_result_is_read_from_its_folder_by_any_kind_of_path(tmp_path: Path) ->
     from vidsieve.cli import run
 
     result: dict[str, Any] = {"clip": "c", "model": "m", "model_type": "t", "method": "m", "keep": 0.1, "kept": []}
-    result |= {"tokens": [], "grid": None, "segments": None, "frames": {}}
+    result |= {"tokens": [4], "grid": None, "segments": None, "frames": {"index": [0], "size": [9, 9]}}
     run.write(result, str(tmp_path))
     assert run.read(str(tmp_path)) == run.read(tmp_path / "result.json") == result
     (tmp_path / "other" / "result.json").mkdir(parents=True)
@@ -123,7 +123,7 @@ def _work(name: str, frames: int) -> int:
 
 def test_what_the_package_shows_is_there_and_loaded_when_asked_for() -> None:
     code = (
-        "import sys, vidsieve; assert {'models', 'run', 'video', 'detach'} <= set(dir(vidsieve))\n"
+        "import sys, vidsieve; assert {'engines', 'cli', 'video', 'detach'} <= set(dir(vidsieve))\n"
         "assert not {'transformers', 'av', 'PIL', 'vidsieve.engines.hf'} & sys.modules.keys()\n"
         "print(vidsieve.engines.hf.__name__, vidsieve.video.read_video.__name__)"
     )

@@ -3,7 +3,10 @@
 import json
 import os
 import pickle
+import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +14,7 @@ import torch
 
 from tests import drawn
 from tests.models import processors, tiny
+from vidsieve.checks import pip_install
 from vidsieve.cli.report import show_batch
 from vidsieve.cli.run import Request, run
 from vidsieve.encoded import batch, stored
@@ -114,6 +118,20 @@ def test_a_clip_that_fails_is_a_row_and_the_others_are_done(world: Path, tmp_pat
     assert "error" not in rows[1]
     assert rows[2]["error"] == f"{clips[2]}: no such file"
     assert [path.name for path in encoder.job.features.iterdir()] == [rows[1]["file"]]  # and nothing half done
+
+
+def test_a_column_of_questions_that_lacks_one_fails_there_alone(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = EncodeClips(job(world, tmp_path))
+    monkeypatch.setattr(batch, "schema", dict)
+    monkeypatch.setitem(
+        sys.modules, "pyarrow", SimpleNamespace(Table=SimpleNamespace(from_pylist=lambda rows, schema: rows))
+    )
+    rows = encoder({"clip": [str(world / "clip.mp4")] * 3, "question": [None, QUESTION, float("nan")]})
+    said = "expected a question, such as 'What happens?'; got "
+    assert [row.get("error") for row in rows] == [f"{said}None", None, f"{said}nan"]
+    assert [row["question"] for row in rows] == [None, QUESTION, None]
 
 
 def test_a_failure_while_encoding_is_a_row_too(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,11 +277,30 @@ def test_find_walks_a_folder_and_reads_a_list(tmp_path: Path, monkeypatch: pytes
     assert batch.find("list.txt") == [clips[1], clips[0], str(tmp_path / "absent.mp4")]
 
 
+def test_addresses_in_a_list_reach_the_reader_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s3:").mkdir()
+    (tmp_path / "s3:" / "here.mp4").write_bytes(b"x")
+    kept = ["http://host/a//clip.mp4?x=1", "FILE:///x/../y.mp4", "rtsp://host/live", "-"]
+    names = ["a:b.mp4", "http:b.mp4", "s3://here.mp4"]
+    (tmp_path / "list.txt").write_text("\n".join([*kept, *names]))
+    paths = ["a:b.mp4", "http:b.mp4", "s3:/here.mp4"]
+    assert batch.find("list.txt") == [*kept, *(str(tmp_path / path) for path in paths)]
+
+
+def test_an_address_that_cannot_be_read_is_a_row_that_says_what_to_do(world: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text(f"rtsp://host/live\n{(world / 'clip.mp4').as_uri()}\n")
+    encoder = EncodeClips(job(world, tmp_path / "out"))
+    refused, encoded = encoder.rows([(clip, QUESTION) for clip in batch.find(tmp_path / "list.txt")])
+    assert refused["error"] == "rtsp://host/live: rtsp:// cannot be read, only files and http(s)://; download it first"
+    assert "error" not in encoded
+
+
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
         ("absent", None, "no such file; expected a folder of clips"),
-        ("empty.txt", b"# none\n", "has no clip in it; expected one path a line"),
+        ("empty.txt", b"# none\n", "has no clip in it; expected one path or address a line"),
         ("clip.mp4", b"\xff\xfe\x00", "is no text; expected a folder of clips"),
     ],
 )
@@ -278,6 +315,6 @@ def test_find_says_what_it_expected(name: str, content: bytes | None, says: str,
 
 
 def test_without_ray_the_extra_is_named(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
-    with pytest.raises(MissingExtra, match=r"needs ray.*pip install 'vidsieve\[ray\]'"):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtra, match=f"needs ray.*{re.escape(pip_install('ray'))}"):
         batch.run(world, job(world, tmp_path))

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.ray
 parquet = pytest.importorskip("pyarrow.parquet", reason="the extra `ray` is not installed: make test-ray")
 pytest.importorskip("ray", reason="the extra `ray` is not installed: make test-ray")
 
-CLI = "import sys; from vidsieve.cli import main; sys.exit(main())"
+CLI = "import sys; from vidsieve.cli.main import main; sys.exit(main())"
 COPIES = 4
 CLIPS = sorted(Path(os.environ.get("VIDSIEVE_CLIPS", "/nonexistent")).glob("*.mp4"))
 
@@ -140,7 +140,7 @@ def kept_by_run(world: Path, clip: Path) -> list[int]:
 
 DYING = """
 import os, signal, sys
-import vidsieve.batch as batch
+from vidsieve.encoded import batch
 from vidsieve.cli import main
 
 class Dying(batch.EncodeClips):

@@ -363,14 +363,14 @@ def test_a_name_on_the_hub_is_asked_for_once(raised: str, says: str, monkeypatch
     monkeypatch.setattr(hub, "is_offline_mode", lambda: False)
     monkeypatch.setattr(hub, "get_hf_file_metadata", answer)
     with pytest.raises(VidsieveError) as error:
-        hub.find("no/such")
+        ours.find("no/such")
     assert says in str(error.value)
     assert "\n" not in str(error.value)
-    assert asked == [hub.SECONDS]
+    assert asked == [ours.SECONDS]
     monkeypatch.setattr(hub, "try_to_load_from_cache", lambda name, file: "/cache/config.json")
-    assert hub.find("no/such") == {"local_files_only": True}
+    assert ours.find("no/such") == {"local_files_only": True}
     monkeypatch.setattr(hub, "get_hf_file_metadata", lambda url, timeout: None)
-    assert hub.find("no/such") == {}
+    assert ours.find("no/such") == {}
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -407,7 +407,7 @@ def test_the_place_of_an_error_is_shown_on_request(monkeypatch: pytest.MonkeyPat
 @pytest.mark.skipif(os.name != "posix", reason="pipes are closed otherwise")
 def test_a_reader_that_has_read_enough_is_no_error() -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", "from vidsieve.cli import main; raise SystemExit(main(['methods']))"],
+        [sys.executable, "-c", "from vidsieve.cli.main import main; raise SystemExit(main(['methods']))"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )

@@ -44,5 +44,5 @@ def test_the_model_loads_as_a_checkpoint_and_is_always_the_same(tmp_path: Path) 
 
 def test_without_torchvision_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "torchvision", None)
-    with pytest.raises(MissingExtra, match=r"torchvision.*vidsieve\[hf\]"):
+    with pytest.raises(MissingExtra, match=r"torchvision.*pip install .*\[hf\]"):
         load(str(tmp_path))

@@ -293,15 +293,24 @@ def test_the_command(
     for part in tiny:
         part.save_pretrained(tmp_path / "model")
     arguments = ["eval", "-m", str(tmp_path / "model"), "--frames", "8", "--quick", "--videos", "2", "--keep", "0.25"]
+    monkeypatch.setattr(main, "LINE_EVERY", 0.0)
     assert main.main([*arguments, "--method", "evs", "--out", str(tmp_path / "eval.json")]) == 0
-    assert "evs" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "evs" in out
+    assert [line for line in err.splitlines() if "evs" in line] == [
+        "videos 1 to 2 of 2: evs, keep 0.25 (2 of 6)",
+        "timing evs, keep 0.25 (2 of 6)",
+    ]
+    monkeypatch.undo()
     written = json.loads((tmp_path / "eval.json").read_text())
     assert written["card"]["command"].startswith("vidsieve eval -m ")
     assert "no benchmark of video language models" in written["card"]["suite"]
     assert [row["keep"] for row in written["rows"]] == [1, *[0.25] * 5]
     monkeypatch.setitem(registry._methods, "idle", registry.Method("idle", lambda keep: Idle()))
     assert main.main([*arguments, "--method", "idle"]) == 0
-    assert "refused: idle at 0.25: the last layer saw all 144 video tokens" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "refused: idle at 0.25: the last layer saw all 144 video tokens" in out
+    assert "videos 1 to 2 of 2: unreduced, keep 1 (1 of 6)\n" in err
     with pytest.raises(SystemExit):
         main.main(["eval", "-m", "x", "--method", "magic"])
     assert "no method 'magic'; there are vidsieve" in capsys.readouterr().err

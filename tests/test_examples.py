@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-DEMO = "from vidsieve.cli import main; raise SystemExit(main(['demo', '--out', 'out/demo']))"
+DEMO = "from vidsieve.cli.main import main; raise SystemExit(main(['demo', '--out', 'out/demo']))"
 EXAMPLES = Path(__file__).parent.parent / "examples"
 OTHERS = {"select_only.py", "data_parallel.py"}  # with tests of their own
 

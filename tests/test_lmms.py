@@ -101,5 +101,5 @@ def test_the_registry_is_told_of_every_model(harness: list[str]) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("lmms_eval") is not None, reason="lmms-eval is installed")
 def test_without_lmms_eval_the_extra_is_named() -> None:
-    with pytest.raises(MissingExtra, match=r"vidsieve\[lmms\]"):
+    with pytest.raises(MissingExtra, match=r"pip install .*\[lmms\]"):
         lmms.manifests()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-CLI = (sys.executable, "-c", "import sys; from vidsieve.cli import main; sys.exit(main())")
+CLI = (sys.executable, "-c", "import sys; from vidsieve.cli.main import main; sys.exit(main())")
 ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh-CN.md"
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -92,5 +92,8 @@ def test_python_blocks_run_one_after_another(workplace: Path) -> None:
     script = workplace / "readme.py"
     script.write_text("\n".join(blocks(ENGLISH, "python")), encoding="utf-8")
     printed = run(sys.executable, str(script), cwd=workplace)
-    assert "576 video tokens -> 58 kept" in printed
+    promised = re.findall(r"^print\(trace\)  # (.+)$", script.read_text("utf-8"), re.MULTILINE)
+    assert len(promised) == 2
+    for line in promised:
+        assert re.search(".*".join(map(re.escape, line.split("..."))), printed), f"not printed: {line}\n{printed}"
     assert "Verification ok" in printed

@@ -40,7 +40,9 @@ def test_the_line_imports_nothing_until_torchvision_is(tmp_path: Path) -> None:
 
 def test_after_an_import_that_failed_it_still_can_be_made_to(tmp_path: Path) -> None:
     code = "try:\n    import torchvision\nexcept RuntimeError:\n    pass\n"
-    code += "from vidsieve._torchvision import make_importable\nmake_importable()\nimport torchvision.transforms.v2"
+    code += (
+        "from vidsieve.engines.torchvision import make_importable\nmake_importable()\nimport torchvision.transforms.v2"
+    )
     assert python(tmp_path, code) == ""
 
 

@@ -190,6 +190,42 @@ def test_what_is_left_of_a_cut_file_is_read_and_told(tmp_path: Path, name: str) 
         read_video(path, index=[99])
 
 
+def boxes(path: Path) -> dict[str, tuple[int, int]]:
+    """Where each box of an MP4 file begins and ends."""
+    data, found, at = path.read_bytes(), {}, 0
+    while at < len(data):
+        end = at + int.from_bytes(data[at : at + 4], "big")
+        found[data[at + 4 : at + 8].decode()] = at, end
+        at = end
+    return found
+
+
+@pytest.mark.parametrize(
+    ("box", "share"), [("mdat", 0.001), ("mdat", 0.5), ("moov", 0.0), ("moov", 0.001), ("moov", 0.5)]
+)
+def test_a_file_that_is_cut_off_before_its_index_is_said_to_be(tmp_path: Path, box: str, share: float) -> None:
+    whole = write(tmp_path / "whole.mp4")
+    begin, end = boxes(whole)[box]
+    path = written(tmp_path / "cut.mp4", whole.read_bytes()[: begin + round(share * (end - begin))])
+    says = r"cut.mp4: is damaged: cut off before the end of its index \(moov\), without which .*; fetch it again"
+    with pytest.raises(VideoError, match=says):
+        read_video(path)
+    with pytest.raises(VideoError, match=says):
+        read_video(path.as_uri())
+
+
+def test_a_file_whose_first_box_never_ends_and_one_of_a_large_box(tmp_path: Path) -> None:
+    whole = write(tmp_path / "whole.mp4").read_bytes()
+    begin, end = boxes(tmp_path / "whole.mp4")["mdat"]
+    endless = written(tmp_path / "endless.mp4", whole[:begin] + b"\0\0\0\0mdat" + whole[begin + 8 : end])
+    size = (end - begin + 8).to_bytes(8, "big")
+    large = written(tmp_path / "large.mp4", whole[:begin] + b"\0\0\0\1mdat" + size + whole[begin + 8 : end])
+    stuck = written(tmp_path / "stuck.mp4", whole[:begin] + b"\0\0\0\2mdat" + whole[begin + 8 : end])
+    for path in (endless, large, stuck):
+        with pytest.raises(VideoError, match="cut off before"):
+            read_video(path)
+
+
 def test_a_sound_that_outlasts_its_pictures_is_no_cut(tmp_path: Path) -> None:
     with av.open(str(tmp_path / "sung.mkv"), "w") as file:
         stream, sound = file.add_stream("libx264", rate=25), file.add_stream("aac", rate=8000)

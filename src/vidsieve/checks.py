@@ -1,13 +1,27 @@
 """Checks of arguments, and how a value is described in a message."""
 
 import importlib
+import json
 import math
+import shlex
+from importlib import metadata
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from torch import Tensor, nn
 
-from vidsieve.errors import MissingExtra
+from vidsieve.errors import MissingExtra, WrongArgument
+
+
+def pip_install(extra: str, *options: str) -> str:
+    """The command that brings `extra`. Where vidsieve is an editable checkout it stays one, not replaced by a copy."""
+    origin = json.loads(metadata.distribution("vidsieve").read_text("direct_url.json") or "{}")
+    what = f"vidsieve[{extra}]"
+    if origin.get("dir_info", {}).get("editable"):
+        options, what = (*options, "-e"), f"{url2pathname(urlsplit(origin['url']).path)}[{extra}]"
+    return " ".join(("pip install", *options, shlex.quote(what)))
 
 
 def require(module: str, extra: str) -> ModuleType:
@@ -17,7 +31,7 @@ def require(module: str, extra: str) -> ModuleType:
     except ImportError as error:
         raise MissingExtra(
             f"this needs {module.partition('.')[0]}, which could not be imported ({error}); "
-            f"install it with: pip install 'vidsieve[{extra}]'"
+            f"install it with: {pip_install(extra)}"
         ) from error
 
 
@@ -29,6 +43,12 @@ def check_number(
     if not (fits and low <= value <= high and not (beyond and value == low)):
         hint = "; a method is made first, then given the model: method(keep=0.1)(model)"
         raise ValueError(f"{told}; got {describe(value)}{hint if isinstance(value, nn.Module) else ''}")
+
+
+def check_question(question: object) -> None:
+    """Raise `WrongArgument` unless `question` is text that is not blank."""
+    if not isinstance(question, str) or not question.strip():
+        raise WrongArgument(f"expected a question, such as 'What happens?'; got {describe(question)}")
 
 
 def check_part(name: str, part: object) -> None:

@@ -153,6 +153,25 @@ def test_a_vision_tower_that_fails_leaves_nothing_for_the_next_call() -> None:
     assert not trace.videos
 
 
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])
+def test_a_generation_leaves_nothing_on_the_thread(family: str) -> None:
+    model, inputs = tiny.model(family), tiny.prompt(family)
+
+    def left(attachment: Any) -> set[str]:
+        return {"described", "proposed"} & vars(attachment._here).keys()
+
+    with (attachment := attach(model, Loudest())):
+        model.generate(**inputs, max_new_tokens=2)
+        assert not left(attachment)
+        with failing(model.get_decoder()), pytest.raises(RuntimeError, match="out of memory"):
+            model.generate(**inputs, max_new_tokens=2, prompt_lookup_num_tokens=2)
+        assert not left(attachment)
+        out = model.generate(**inputs, max_new_tokens=STEPS)
+        assert not left(attachment)
+    assert out[0, inputs["input_ids"].shape[1] :].tolist() == truth(family, inputs)
+    assert "generate" not in vars(model)
+
+
 @torch.no_grad()
 def test_labels_of_a_call_that_failed_are_forgotten() -> None:
     model, inputs = tiny.model("qwen2_5_vl"), tiny.prompt("qwen2_5_vl")

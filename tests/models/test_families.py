@@ -11,6 +11,7 @@ from torch import nn
 
 from tests.models import tiny
 from tests.models.reducers import Loudest
+from vidsieve.checks import pip_install
 from vidsieve.engines.hf import Adapter, adapter_for, attach, families, model_types, prompt, register
 from vidsieve.engines.hf.families import Adapter as Entry
 from vidsieve.errors import UnsupportedCall, UnsupportedModel
@@ -50,10 +51,10 @@ def test_an_unknown_model_is_told_what_is_known() -> None:
 
 
 def test_without_transformers_the_extra_is_named() -> None:
-    code = "import sys; sys.modules['transformers'] = None; import vidsieve.models"
+    code = "import sys; sys.modules['transformers'] = None; import vidsieve.engines.hf"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "MissingExtra: this needs transformers" in done.stderr
-    assert "pip install 'vidsieve[hf]'" in done.stderr
+    assert f"install it with: {pip_install('hf')}" in done.stderr
 
 
 def test_a_registered_adapter_serves_its_model_types(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from tests.models import processors, tiny
 from tests.models.reducers import Loudest
 from vidsieve.engines.hf import attach
 from vidsieve.engines.hf.loading import prepare
+from vidsieve.errors import WrongArgument
 from vidsieve.types.frames import Frames
 
 UNEVEN = (0.0, 0.4, 2.0, 2.8, 3.0, 9.01)  # 6 of 60 frames in 12 seconds: a mean rate knows nothing of them
@@ -35,6 +36,14 @@ class Listening:
 
     def __call__(self, **given: Any) -> dict[str, Any]:
         return given
+
+
+@pytest.mark.parametrize("question", [None, 5, "", " \n", ["What happens?"], b"?"], ids=repr)
+def test_what_is_no_question_is_refused(question: Any) -> None:
+    with pytest.raises(
+        WrongArgument, match=rf"expected a question, such as 'What happens\?'; got {re.escape(repr(question))}"
+    ):
+        prepare(Listening(), frames(*UNEVEN), question)
 
 
 def test_the_time_stamps_that_any_processor_computes_are_those_of_the_frames() -> None:

@@ -136,7 +136,7 @@ def test_a_saved_checkpoint_answers_through_the_plain_api(tiny: tuple[Any, Any],
 
 PLAIN = """
 import sys
-from vidsieve._torchvision import make_importable
+from vidsieve.engines.torchvision import make_importable
 make_importable()
 for name in [name for name in sys.modules if name.partition(".")[0] == "vidsieve"]:
     del sys.modules[name]

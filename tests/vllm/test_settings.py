@@ -102,11 +102,11 @@ def test_a_model_in_pipeline_stages_is_refused() -> None:
 
 
 def test_importing_the_plug_in_needs_no_vllm() -> None:
-    code = "import sys; sys.modules['vllm'] = None; from vidsieve.vllm import register, positions, settings"
+    code = "import sys; sys.modules['vllm'] = None; from vidsieve.engines.vllm import register, positions, settings"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_told_to_stay_out_it_does() -> None:
-    code = "import sys; sys.modules['vllm'] = None; from vidsieve.vllm import register; register()"
+    code = "import sys; sys.modules['vllm'] = None; from vidsieve.engines.vllm import register; register()"
     environment = {"VIDSIEVE_VLLM": "off", "PYTHONPATH": ":".join(sys.path)}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)

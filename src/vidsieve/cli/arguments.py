@@ -1,9 +1,12 @@
 """What may stand after an option on the command line, and what is said of the rest."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from vidsieve import writable
+from vidsieve.checks import check_question
 from vidsieve.errors import VidsieveError
 
 
@@ -58,19 +61,23 @@ def method(name: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def question(text: str) -> str:
+    return _checked(check_question, text)
+
+
 def folder(text: str) -> Path:
     """Where files are written to; there already, or to be made."""
-    path = Path(text)
-    for one in (path, *path.parents):
-        if one.exists() and not one.is_dir():
-            raise argparse.ArgumentTypeError(f"expected a folder to write into, which {one} is not: it is a file")
-    return path
+    return Path(_checked(writable.folder, text))
 
 
 def file(text: str) -> Path:
     """A file that is written, or written anew."""
-    path = Path(text)
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"expected the name of a file to write; {path} is a folder")
-    folder(str(path.parent))
-    return path
+    return Path(_checked(writable.file, text))
+
+
+def _checked(check: Callable[[str], object], text: str) -> str:
+    try:
+        check(text)
+    except VidsieveError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text

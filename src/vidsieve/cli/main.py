@@ -16,9 +16,11 @@ failed. VIDSIEVE_TRACEBACK=1 shows where an error came from.
 
 import argparse
 import json
+import math
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,10 +29,11 @@ from typing import Any
 from vidsieve import registry
 from vidsieve.checks import require
 from vidsieve.cli import report
-from vidsieve.cli.arguments import Mistake, Parser, Version, count, file, folder, fraction, method
+from vidsieve.cli.arguments import Mistake, Parser, Version, count, file, folder, fraction, method, question
 from vidsieve.cli.quiet import quiet
 from vidsieve.errors import VidsieveError
 
+LINE_EVERY = 30.0  # seconds between lines of progress in a log
 Found = Any  # what a command found out, as JSON knows it
 
 
@@ -101,7 +104,7 @@ def _parser() -> Parser:
 
     run = add("run", _run, report.show_result, how, film)
     run.add_argument("clip", help="a video file")
-    run.add_argument("--question", "-q", required=True)
+    run.add_argument("--question", "-q", type=question, required=True)
     run.add_argument("--model", "-m", required=True, help="Hub id or folder of a video language model")
     run.add_argument("--frames", type=count, default=64, help="frames to sample, evenly (64)")
     run.add_argument("--strict", action="store_true", help="refuse a clip that is cut short or damaged")
@@ -114,13 +117,14 @@ def _parser() -> Parser:
     show.add_argument("--out", type=folder, help="folder for the pictures (beside result.json)")
 
     demo = add("demo", _demo, report.show_result, how, film)
-    demo.add_argument("--out", type=folder, default=Path("out/demo"), help="folder for everything (out/demo)")
+    demo.add_argument("--out", type=folder, default="out/demo", help="folder for everything (out/demo)")
 
     batch = add("batch", _batch, report.show_batch, how)
     batch.add_argument("clips", help="a folder of clips, or a text file with one path a line")
     batch.add_argument("--model", "-m", required=True, help="Hub id or folder of a video language model")
     batch.add_argument("--out", type=folder, required=True, help="folder for the table and the features; resumes there")
-    batch.add_argument("--question", "-q", help="what methods that look at the question are given, for every clip")
+    about = "what methods that look at the question are given, for every clip"
+    batch.add_argument("--question", "-q", type=question, help=about)
     batch.add_argument("--frames", type=count, default=64, help="frames to sample, evenly (64)")
     batch.add_argument("--strict", action="store_true", help="a clip that is cut short or damaged is one that fails")
     batch.add_argument("--workers", type=count, help="copies of the model (one a GPU, or one for four processors)")
@@ -157,10 +161,21 @@ def _parser() -> Parser:
 
 
 @contextmanager
-def _notes() -> Iterator[Callable[[str], None]]:
-    """A line on standard error, if that is a terminal, that says what is being done and goes when it is done."""
+def _notes(logged: bool = False) -> Iterator[Callable[[str], None]]:
+    """A line on standard error, if that is a terminal, that says what is being done and goes when it is done.
+
+    logged: where it is no terminal, a line now and then.
+    """
     if not sys.stderr.isatty():
-        yield lambda what: None
+        said = -math.inf
+
+        def log(what: str) -> None:
+            nonlocal said
+            if logged and time.monotonic() - said >= LINE_EVERY:
+                said = time.monotonic()
+                print(what, file=sys.stderr, flush=True)
+
+        yield log
         return
     require("rich", "video")
     from rich.console import Console
@@ -317,7 +332,8 @@ def _eval(options: argparse.Namespace) -> Found:
         frames=options.frames,
         command="vidsieve " + shlex.join(options.typed),
     )
-    found = evaluate.evaluate(plan, lambda what: print(what, file=sys.stderr))
+    with _notes(logged=True) as note:
+        found = evaluate.evaluate(plan, note)
     _save(found, options.out)
     return found
 

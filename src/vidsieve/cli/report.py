@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vidsieve.checks import require
+from vidsieve.checks import pip_install, require
 
 MOST = 10  # of a list that is told of one by one
 
@@ -157,7 +157,7 @@ def show_env(found: Any) -> None:
     for name, reason in found["ops"]["available"].items():
         print(f"{'':<14}{name}: {reason or 'can run'}")
     for extra, present in found["extras"].items():
-        print(f"{'extra ' + extra:<14}" + ("complete" if present else f"missing: pip install 'vidsieve[{extra}]'"))
+        print(f"{'extra ' + extra:<14}" + ("complete" if present else f"missing: {pip_install(extra)}"))
     models = ", ".join(found["model_types"] or ("none without a transformers that fits",))
     print(f"{'models':<14}{models}")
     print("\nDid it engage? `print(trace)` inside `with method(model) as trace:` says how many tokens each video lost;")

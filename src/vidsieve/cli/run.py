@@ -17,13 +17,14 @@ from typing import Any
 
 import torch
 
-from vidsieve import registry
-from vidsieve.checks import require
+from vidsieve import registry, writable
+from vidsieve.checks import check_question, describe, require
 from vidsieve.cli.env import versions
 from vidsieve.engines.hf.loading import load, prepare
 from vidsieve.errors import VidsieveError
 from vidsieve.types.frames import Frames
 from vidsieve.video.decode import read_video
+from vidsieve.video.demux import is_path
 from vidsieve.video.overlay import Overlay
 
 
@@ -58,7 +59,10 @@ def run(
     out: a folder for result.json and its picture.  films: as `draw` takes them.
     """
     method = registry.method(request.method)
+    check_question(request.question)
     reducer = method(request.keep)
+    if out is not None:
+        writable.file(writable.folder(out) / "result.json")
     stages: dict[str, float] = {}
     require("av", "video")  # not on the clock
     with _clocked(stages, "decode"):
@@ -78,7 +82,7 @@ def run(
         raise VidsieveError(f"{request.model} was shown no video token; nothing could be reduced")
     video = trace.videos[0]
     result = {
-        "clip": request.clip if "://" in request.clip else str(Path(request.clip).resolve()),
+        "clip": str(Path(request.clip).resolve()) if is_path(os.fspath(request.clip)) else request.clip,
         "question": request.question,
         "model": request.model,
         "model_type": model.config.model_type,
@@ -200,14 +204,47 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not path.is_file():
         raise VidsieveError(f"{path}: no such file; expected the result.json of a `vidsieve run`")
     try:
-        result = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        result = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number of thousands of digits
         raise VidsieveError(f"{path}: is not a result.json of `vidsieve run` ({error})") from error
-    needed = {"clip", "model", "model_type", "method", "keep", "kept", "tokens", "grid", "segments", "frames"}
-    missing = sorted(needed - result.keys()) if isinstance(result, dict) else sorted(needed)
-    if missing:
-        raise VidsieveError(f"{path}: is not a result.json of `vidsieve run`: it has no {', '.join(missing)}")
+    if fault := _fault(result):
+        raise VidsieveError(f"{path}: is not a result.json of `vidsieve run`: {fault}")
     beside = path.parent / Path(result["clip"]).name
     if beside.exists() and not Path(result["clip"]).exists():
         result["clip"] = str(beside)
     return dict(result)
+
+
+def _fault(result: Any) -> str | None:
+    """What a picture cannot be drawn of, in what should be a result."""
+    needed = {"clip", "model", "model_type", "method", "keep", "kept", "tokens", "grid", "segments", "frames"}
+    missing = sorted(needed - result.keys()) if isinstance(result, dict) else sorted(needed)
+    if missing:
+        return f"it has no {', '.join(missing)}"
+    wrong = (f"expected {told}, got {describe(value)}" for told, value, fits in _expected(result) if not fits)
+    return next(wrong, None)
+
+
+def _expected(result: dict[str, Any]) -> Iterator[tuple[str, Any, bool]]:
+    """What is expected of a result, what it holds, and whether that fits. Each supposes that those before it fit."""
+
+    def whole(value: Any, least: int, length: int | None = None) -> bool:
+        fits = isinstance(value, list) and all(type(n) is int and n >= least for n in value)
+        return fits and length in (None, len(value))
+
+    for name in ("clip", "model", "model_type", "method"):
+        yield f"{name} as text", result[name], isinstance(result[name], str)
+    keep, kept, tokens, grid, segments = (result[name] for name in ("keep", "kept", "tokens", "grid", "segments"))
+    yield "keep as a number above 0, at most 1", keep, type(keep) in (int, float) and 0 < keep <= 1
+    frames = result["frames"]
+    yield "frames with index and size", frames, isinstance(frames, dict) and {"index", "size"} <= frames.keys()
+    index, size = frames["index"], frames["size"]
+    yield "index as whole numbers, one a frame", index, index != [] and whole(index, 0)
+    yield "size as [height, width]", size, whole(size, 1, 2)
+    yield "tokens as whole numbers above 0", tokens, tokens != [] and whole(tokens, 1)
+    yield f"tokens of at most {len(index)} frames", tokens, len(tokens) <= len(index)
+    yield "grid as [rows, columns] or null", grid, grid is None or whole(grid, 1, 2)
+    yield f"grid of {describe(tokens)} tokens", grid, grid is None or set(tokens) == {grid[0] * grid[1]}
+    yield f"kept as whole numbers below {sum(tokens)}", kept, whole(kept, 0) and max(kept, default=0) < sum(tokens)
+    pairs = segments is None or (isinstance(segments, list) and all(whole(pair, 0, 2) for pair in segments))
+    yield "segments as pairs of whole numbers or null", segments, pairs

@@ -26,8 +26,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from vidsieve import registry
-from vidsieve.checks import require
+from vidsieve import registry, writable
+from vidsieve.checks import check_question, require
 from vidsieve.encoded.clips import find, ignored
 from vidsieve.encoded.stored import Row, encode, read_row, schema
 from vidsieve.engines.hf.loading import check, load
@@ -71,6 +71,7 @@ class Job:
     def __post_init__(self) -> None:
         if why := refused(self.method):
             raise VidsieveError(why)
+        check_question(self.question)
 
     @property
     def features(self) -> Path:
@@ -82,7 +83,10 @@ class Job:
         return self.features / f"{Path(clip).stem[:40]}-{digest}.safetensors"
 
     def claim(self) -> None:
-        """Make the folder `out` this job's. Raises `VidsieveError` if it is another's: their features do not mix."""
+        """Make the folder `out` this job's.
+
+        Raises `VidsieveError` where it cannot be written, or is another's: their features do not mix.
+        """
         settings = {
             "model": self.model,
             "reducer": repr(registry.method(self.method)(self.keep)),
@@ -90,7 +94,7 @@ class Job:
             "dtype": self.dtype,
             "strict": self.strict or None,  # as in a folder of before there was the choice
         }
-        path = Path(self.out) / "job.json"
+        path = writable.folder(self.features).parent / "job.json"
         self.features.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             _write(path, (json.dumps(settings, indent=1) + "\n").encode())
@@ -136,7 +140,7 @@ class EncodeClips:
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> Any:
         clips = [str(clip) for clip in batch["clip"]]
-        questions = [str(question) for question in batch.get("question", [self.job.question] * len(clips))]
+        questions = batch.get("question", [self.job.question] * len(clips))
         pyarrow = require("pyarrow", "ray")
         rows = list(self.rows(zip(clips, questions, strict=True)))
         return pyarrow.Table.from_pylist(rows, schema=schema())
@@ -155,6 +159,7 @@ class EncodeClips:
 
     def _decode(self, task: "_Task") -> Frames | None:
         """The frames of a clip; None where it is done."""
+        check_question(task.question)  # a column of them may lack one
         if task.file.exists():
             return None
         task.attempt()
@@ -171,7 +176,8 @@ class EncodeClips:
             row = read_row(task.file)
         except Exception as error:  # whatever it is, the other clips must not suffer
             message = " ".join(str(error).split()) or type(error).__name__
-            row = {"clip": task.clip, "question": task.question, "error": message}
+            asked = task.question if isinstance(task.question, str) else None  # what a column of text can hold
+            row = {"clip": task.clip, "question": asked, "error": message}
         task.mark.unlink(missing_ok=True)
         return row
 

@@ -4,19 +4,21 @@ import os
 from pathlib import Path
 
 from vidsieve.errors import VidsieveError
+from vidsieve.video.demux import is_path
 
 SUFFIXES = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv")
 
 
 def find(source: str | os.PathLike[str]) -> list[str]:
-    """Absolute paths of the clips of a folder, its folders included, or of a text file that names one a line.
+    """The clips of a folder, its folders included, or of a text file that names one a line: absolute paths, addresses.
 
     In a text file, empty lines and lines that begin with # are passed over, and relative paths begin where one is;
     what it names need not exist (the clip becomes a row with its error). Raises `VidsieveError` where there is no clip.
     """
     path = Path(source)
     if path.is_dir():
-        found = sorted(one for one in path.rglob("*") if one.suffix.lower() in SUFFIXES and one.is_file())
+        clips = sorted(one for one in path.rglob("*") if one.suffix.lower() in SUFFIXES and one.is_file())
+        found = [os.fspath(one) for one in clips]
         expected = f"files that end in {', '.join(SUFFIXES)}"
     elif not path.exists():
         raise VidsieveError(f"{path}: no such file; expected a folder of clips, or a text file with one path a line")
@@ -27,11 +29,11 @@ def find(source: str | os.PathLike[str]) -> list[str]:
             raise VidsieveError(
                 f"{path}: is no text; expected a folder of clips, or a text file with one path a line"
             ) from error
-        found = [Path(line) for line in lines if line and not line.startswith("#")]
-        expected = "one path a line"
+        found = [line for line in lines if line and not line.startswith("#")]
+        expected = "one path or address a line"
     if not found:
         raise VidsieveError(f"{path}: has no clip in it; expected {expected}")
-    return list(dict.fromkeys(os.path.abspath(one) for one in found))
+    return list(dict.fromkeys(os.path.abspath(one) if is_path(one) else one for one in found))
 
 
 def ignored(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from vidsieve.checks import require
+from vidsieve.checks import pip_install, require
 from vidsieve.errors import MissingExtra
 
 HOOK = "VidsieveTorchvision"
@@ -85,6 +85,6 @@ def install(folder: Path) -> Path | None:
 
 if __name__ == "__main__":
     if state() is None:
-        raise MissingExtra("there is no torchvision here; install it with: pip install 'vidsieve[hf]'")
+        raise MissingExtra(f"there is no torchvision here; install it with: {pip_install('hf')}")
     written = install(Path(sysconfig.get_path("purelib")))
     print(f"torchvision is not built for this torch; {written} lets it import" if written else "torchvision fits torch")

@@ -91,21 +91,23 @@ def evaluate_model(
         rows.append(_Row(LOW, keep, Smaller(keep)))
     for start in range(0, plan.videos, plan.batch):
         numbers = torch.arange(start, min(start + plan.batch, plan.videos))
-        tell(f"videos {start + 1} to {start + len(numbers)} of {plan.videos}")
+        videos = f"videos {start + 1} to {start + len(numbers)} of {plan.videos}"
+        tell(f"{videos}: {_place(rows, 0)}")
         shown = suite.show(generate(plan.split, numbers, suite.size, suite.device))
         right = suite.packed.token[shown.questions.answer]
         full = suite.unreduced(shown)
         whole.add(full, full, shown, right)
-        for row in rows[1:]:
+        for place, row in enumerate(rows[1:], 1):
             if not row.refused:
+                tell(f"{videos}: {_place(rows, place)}")
                 try:
                     said = suite.answer(row.method, shown, 0 if start else plan.checked)
                     row.add(said, full, shown, right)
                 except VidsieveError as reason:  # `Refused`, or a method that cannot work at this ratio or model
                     row.refused = str(reason)
-    tell("timing")
-    for row in rows:
+    for place, row in enumerate(rows):
         if not row.refused:
+            tell(f"timing {_place(rows, place)}")
             row.cost = suite.cost(row.method, shown, plan.timed)
     return {"card": _card(plan, suite), "rows": _summary(rows, plan.videos)}
 
@@ -146,6 +148,10 @@ class _Row:
         value = torch.cat(self.batches[measure])
         columns = [[i for i, kind in enumerate(PLAN) if kind == wanted] for wanted in KINDS]
         return torch.stack([value[:, column].nanmean(1) for column in columns], dim=1)
+
+
+def _place(rows: list[_Row], place: int) -> str:
+    return f"{rows[place].name}, keep {rows[place].keep:g} ({place + 1} of {len(rows)})"
 
 
 def _summary(rows: list[_Row], videos: int) -> list[dict[str, Any]]:

@@ -27,11 +27,24 @@ from torch import Tensor
 from vidsieve.checks import check_number, require
 from vidsieve.errors import VideoError
 from vidsieve.types.frames import Frames
-from vidsieve.video.demux import PATIENCE, Index, by_decoding, by_packets, locate, opened, pictures, video_stream
+from vidsieve.video.demux import (
+    PATIENCE,
+    Index,
+    by_decoding,
+    by_packets,
+    lacks_its_index,
+    locate,
+    opened,
+    pictures,
+    video_stream,
+)
 
 LONGEST_SIDE = 1024
 STRETCH = 16  # the widest or highest that a pixel can be for its other side
 LONG_CLIP = 30.0  # seconds; below it a progress bar would be gone before it is read
+_LACKING = (
+    "is damaged: cut off before the end of its index (moov), without which nothing of it can be read; fetch it again"
+)
 
 Size = int | tuple[int, int] | None
 
@@ -71,7 +84,7 @@ def read_video(
     require("numpy", "video")
     name = os.fsdecode(path)
     place = locate(name)
-    with _one_line(name):
+    with _one_line(place, name):
         found = by_packets(place, name)
         if found.keys:
             try:
@@ -134,25 +147,30 @@ def _whole(number: Any) -> int:
 
 
 @contextmanager
-def _one_line(name: str) -> Iterator[None]:
+def _one_line(place: str, name: str) -> Iterator[None]:
     """What the decoder raises, as `VideoError`."""
     import av
 
     try:
         yield
     except av.error.InvalidDataError as error:
-        raise VideoError(f"{name}: is not a video that can be decoded, or is damaged ({error.strerror})") from error
+        unknown = f"is not a video that can be decoded, or is damaged ({error.strerror})"
+        raise VideoError(f"{name}: {_LACKING if lacks_its_index(place) else unknown}") from error
     except av.error.EOFError as error:
-        raise VideoError(f"{name}: has not a single frame in it") from error
+        raise _without_frames(place, name) from error
     except av.error.ExitError as error:
         raise VideoError(f"{name}: no answer in {PATIENCE:g} s; download it first") from error
     except av.error.FFmpegError as error:
         raise VideoError(f"{name}: cannot be read as a video ({error.strerror})") from error
 
 
+def _without_frames(place: str, name: str) -> VideoError:
+    return VideoError(f"{name}: {_LACKING if lacks_its_index(place) else 'has not a single frame in it'}")
+
+
 def _read(place: str, name: str, found: Index, wanted: _Wanted) -> Frames:
     if not len(found):
-        raise VideoError(f"{name}: has not a single frame in it")
+        raise _without_frames(place, name)
     numbers = wanted.numbers(found, name)
     with opened(place) as container:
         decoder = _Decoder(container, video_stream(container, name), found, name)

@@ -6,6 +6,7 @@ decoding them, where they leave no doubt; `by_decoding` counts what the decoder 
 
 import os
 import stat
+import struct
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -18,6 +19,7 @@ from urllib.request import url2pathname
 from vidsieve.checks import require
 from vidsieve.errors import VideoError
 
+BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")  # that an MP4 or MOV file begins with
 PATIENCE = 30.0  # seconds that a server may take to answer
 
 
@@ -47,13 +49,20 @@ class Index:
         return bisect_right(self.keys, number, key=lambda key: key[0]) - 1
 
 
+def is_path(name: str) -> bool:
+    """Whether the decoder finds a video by its path: no address, nor standard input."""
+    scheme, slashes, _ = name.partition("://")
+    address = bool(slashes) and (scheme.lower() in ("http", "https", "file") or not os.path.exists(name))
+    return not address and name != "-"
+
+
 def locate(name: str) -> str:
     """What the decoder is to open. Raises `VideoError` for what it would only report as a number."""
     if not name:
         raise VideoError("expected the path of a video file, got an empty name")
     if name == "-":
         raise VideoError("-: standard input cannot be gone through twice; write it to a file, and give its path")
-    scheme = name.partition("://")[0].lower() if "://" in name else ""
+    scheme = "" if is_path(name) else name.partition("://")[0].lower()
     if scheme in ("http", "https"):
         return name
     path = name
@@ -62,7 +71,7 @@ def locate(name: str) -> str:
         if parts.netloc not in ("", "localhost"):
             raise VideoError(f"{name}: names the host {parts.netloc!r}; a file of this machine is file:///path")
         path = url2pathname(parts.path)
-    elif scheme and not os.path.exists(path):
+    elif scheme:
         raise VideoError(f"{name}: {scheme}:// cannot be read, only files and http(s)://; download it first")
     _check_file(name, path)
     return f"file:{path}"  # or a colon in the name would end the name of a protocol
@@ -83,6 +92,24 @@ def _check_file(name: str, path: str) -> None:
         raise VideoError(f"{name}: no permission to read it")
     if not found.st_size:
         raise VideoError(f"{name}: is empty (0 bytes)")
+
+
+def lacks_its_index(place: str) -> bool:
+    """Whether what lies at `place` is an MP4 or MOV file that ends before the box that lists its frames does."""
+    if not place.startswith("file:"):
+        return False
+    with open(place.removeprefix("file:"), "rb") as file:
+        total, at, first = os.fstat(file.fileno()).st_size, 0, True
+        while at < total:
+            file.seek(at)
+            size, kind, large = struct.unpack(">I4sQ", file.read(16).ljust(16, b"\0"))
+            if first and kind not in BOXES:
+                return False
+            end = at + (large if size == 1 else size or total - at)  # 0: to the end of the file
+            if kind == b"moov" or end < at + 8:
+                return end > total or kind != b"moov"
+            at, first = end, False
+    return True
 
 
 def opened(place: str) -> Any:

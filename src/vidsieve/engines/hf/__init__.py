@@ -1,7 +1,8 @@
-"""Reducers on Hugging Face video language models: attach, detach, trace, verify."""
+"""Reducers on Hugging Face video language models: load, prepare, attach, detach, verify."""
 
 from vidsieve.engines.hf import contract  # first, for it tells of a missing transformers
 from vidsieve.engines.hf.families import Adapter, adapter_for, model_types, register
+from vidsieve.engines.hf.loading import load, prepare
 from vidsieve.engines.hf.seams.input import Attachment, attach, detach
 from vidsieve.engines.hf.verification import Verification, verify
 from vidsieve.telemetry.trace import CallRecord, Trace, VideoRecord
@@ -17,7 +18,9 @@ __all__ = [
     "attach",
     "contract",
     "detach",
+    "load",
     "model_types",
+    "prepare",
     "register",
     "verify",
 ]

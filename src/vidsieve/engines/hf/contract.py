@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
-from vidsieve.checks import require
+from vidsieve.checks import pip_install, require
 from vidsieve.errors import MissingExtra, UnsupportedVersion
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _transformers = require("transformers", "hf")
 if not hasattr(_transformers.Cache, "get_query_offset"):
     raise MissingExtra(
         f"this needs transformers >= 5.14, found {_transformers.__version__}; "
-        "install it with: pip install -U 'vidsieve[hf]'"
+        f"install it with: {pip_install('hf', '-U')}"
     )
 
 from transformers import masking_utils  # noqa: E402  # after a missing or old transformers was told of

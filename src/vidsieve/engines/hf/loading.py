@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vidsieve.checks import describe, require
+from vidsieve.checks import check_question, describe, require
 from vidsieve.engines.hf import hub
 from vidsieve.engines.torchvision import make_importable
 from vidsieve.errors import UnsupportedModel, VidsieveError, WrongArgument
@@ -85,6 +85,7 @@ def prepare(processor: Any, frames: Frames, question: str) -> Any:
     """
     if not isinstance(frames, Frames):
         raise WrongArgument(f'expected Frames, got {describe(frames)}; read them first: read_video("clip.mp4")')
+    check_question(question)
     from transformers.video_utils import VideoMetadata
 
     content = [{"type": "video"}, {"type": "text", "text": question}]

@@ -29,7 +29,7 @@ def wrap(owner: Any, name: str, wrapper: Callable[..., Any], undo: ExitStack, de
 class Generation:
     """Wrappers around what `generate` asks `model` for, for as long as `undo` is open.
 
-    On `here`, of each thread, they leave
+    On `here`, of each thread, they leave until the generation ends
     described: what says where the videos of encoded features are, and how many of these there are.
     proposed: how many candidate tokens the next call of the model is to judge.
     """
@@ -37,10 +37,18 @@ class Generation:
     def __init__(self, model: Any, adapter: Adapter, here: threading.local, undo: ExitStack) -> None:
         self.token: int = getattr(model.config, adapter.token)
         self._adapter, self._here = adapter, here
+        wrap(model, "generate", self._generate, undo)
         wrap(model, "create_masks_for_generate", self._masks, undo, create_masks_for_generate)
         wrap(model, "_prefill", self._prefill, undo)
         wrap(model, "_prepare_multimodal_encoder_kwargs_for_generation", self._encode, undo)  # transformers >= 5.18
         wrap(model, "_get_candidate_generator", self._candidates, undo)
+
+    def _generate(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return inner(*args, **kwargs)
+        finally:
+            for name in ("described", "proposed"):
+                self._here.__dict__.pop(name, None)
 
     def _masks(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         # Static caches have their 4D masks prepared ahead of the call, which would not survive a reduction.
