@@ -353,6 +353,8 @@ def test_a_name_on_the_hub_is_asked_for_once(raised: str, says: str, monkeypatch
     import httpx
     import huggingface_hub as hub
 
+    from vidsieve.engines.hf import hub as ours
+
     asked = []
 
     def answer(url: str, timeout: float) -> None:
