@@ -1,7 +1,5 @@
 """The published methods that reduce inside the model, each against its paper's rule on an example worked by hand."""
 
-import pkgutil
-
 import pytest
 import torch
 
@@ -14,16 +12,6 @@ from vidsieve.methods.merge import TemporalMerge
 from vidsieve.methods.relevance import PromptAttention
 from vidsieve.methods.segment import SceneCuts, Whole
 from vidsieve.methods.selection import MMR, ConditionalDPP, Hybrid, TopRelevance
-
-
-@pytest.mark.parametrize("name", [*presets.METHODS, "fewer_frames"])
-def test_a_method_of_others_is_said_to_be_elsewhere(name: str) -> None:
-    with pytest.raises(AttributeError, match=rf"no attribute '{name}'; it is (vidsieve\.peers\.[\w.]+)$") as error:
-        getattr(presets, name)
-    where, _, method = str(error.value).rpartition(" ")[2].rpartition(".")
-    assert pkgutil.resolve_name(f"{where}:{method}") is registry.ALL[name]
-    with pytest.raises(AttributeError, match=r"no attribute 'nothing'$"):
-        presets.nothing  # noqa: B018
 
 
 def attended_video(n: int, mass: list[float]) -> VideoTokens:

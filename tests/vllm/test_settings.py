@@ -10,7 +10,7 @@ import torch
 from tests.synthetic import video_like
 from vidsieve import Prompt, Reducer, Reduction, VideoTokens, registry
 from vidsieve.engines.vllm import settings
-from vidsieve.engines.vllm.settings import Method, Wishes, retained
+from vidsieve.engines.vllm.settings import Method, RequestOptions, retained
 from vidsieve.errors import UnsupportedCall
 from vidsieve.methods import presets
 
@@ -43,14 +43,14 @@ def test_a_method_keeps_any_count_exactly(name: str) -> None:
 
 
 def test_ones_own_method_is_found_by_its_place() -> None:
-    assert Method.named("vidsieve.presets:random").build(0.5) == presets.random(0.5)
+    assert Method.named("vidsieve.methods.presets:random").build(0.5) == presets.random(0.5)
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("vidsive", "expected one of vidsieve"),
-        ("vidsieve.presets:nothing", "cannot be imported"),
+        ("vidsieve.methods.presets:nothing", "cannot be imported"),
         ("no_such_package:method", "cannot be imported"),
         ("tests.vllm.test_settings:Approximate", "kept 2 of 120 tokens where 1 were due"),
     ],
@@ -68,16 +68,16 @@ def test_one_variable_decides(monkeypatch: pytest.MonkeyPatch, value: str | None
         monkeypatch.setenv(settings.VARIABLE, value)
     method = settings.configured()
     assert (method and method.name) == name
-    assert settings.insisted() == (value is not None)
+    assert settings.method_is_explicit() == (value is not None)
     settings.configured.cache_clear()
 
 
 def test_a_request_may_wish() -> None:
-    assert Wishes.of({"fps": 2.0}) == Wishes()
-    wishes = Wishes.of({"vidsieve": {"keep": 0.2, "question": "What?"}})
-    assert wishes.count(128, 0.9) == 26
-    assert Wishes().count(128, 0.9) == 12
-    wishes.check(Method.named("cdpruner"))
+    assert RequestOptions.of({"fps": 2.0}) == RequestOptions()
+    asked = RequestOptions.of({"vidsieve": {"keep": 0.2, "question": "What?"}})
+    assert asked.count(128, 0.9) == 26
+    assert RequestOptions().count(128, 0.9) == 12
+    asked.check(Method.named("cdpruner"))
 
 
 @pytest.mark.parametrize(
@@ -85,14 +85,14 @@ def test_a_request_may_wish() -> None:
 )
 def test_a_wish_that_makes_no_sense_is_refused(wish: object) -> None:
     with pytest.raises(ValueError, match=r"expected|keep is the fraction"):
-        Wishes.of({"vidsieve": wish})
+        RequestOptions.of({"vidsieve": wish})
 
 
 def test_a_question_goes_to_methods_that_hear_it_and_only_there() -> None:
     with pytest.raises(UnsupportedCall, match="does not look at the question"):
-        Wishes(question="What?").check(Method.named("vidsieve"))
+        RequestOptions(question="What?").check(Method.named("vidsieve"))
     with pytest.raises(UnsupportedCall, match="cannot read off the prompt"):
-        Wishes().check(Method.named("cdpruner"))
+        RequestOptions().check(Method.named("cdpruner"))
 
 
 def test_a_model_in_pipeline_stages_is_refused() -> None:

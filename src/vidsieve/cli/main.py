@@ -102,62 +102,78 @@ def _parser() -> Parser:
         sub.set_defaults(command=command, show=show)
         return sub
 
-    run = add("run", _run, report.show_result, how, film)
-    run.add_argument("clip", help="a video file")
-    run.add_argument("--question", "-q", type=question, required=True)
-    run.add_argument("--model", "-m", required=True, help="Hub id or folder of a video language model")
-    run.add_argument("--frames", type=count, default=64, help="frames to sample, evenly (64)")
-    run.add_argument("--strict", action="store_true", help="refuse a clip that is cut short or damaged")
-    run.add_argument("--max-new-tokens", type=count, default=128, help="longest answer (128)")
-    run.add_argument("--only-reduced", action="store_true", help="do not answer with every token too")
-    run.add_argument("--out", type=folder, help="folder for result.json and the overlay, a picture")
-
-    show = add("show", _redraw, report.show_pictures, film)
-    show.add_argument("result", type=Path, help="result.json, or the folder it lies in")
-    show.add_argument("--out", type=folder, help="folder for the pictures (beside result.json)")
-
-    demo = add("demo", _demo, report.show_result, how, film)
-    demo.add_argument("--out", type=folder, default="out/demo", help="folder for everything (out/demo)")
-
-    batch = add("batch", _batch, report.show_batch, how)
-    batch.add_argument("clips", help="a folder of clips, or a text file with one path a line")
-    batch.add_argument("--model", "-m", required=True, help="Hub id or folder of a video language model")
-    batch.add_argument("--out", type=folder, required=True, help="folder for the table and the features; resumes there")
-    about = "what methods that look at the question are given, for every clip"
-    batch.add_argument("--question", "-q", type=question, help=about)
-    batch.add_argument("--frames", type=count, default=64, help="frames to sample, evenly (64)")
-    batch.add_argument("--strict", action="store_true", help="a clip that is cut short or damaged is one that fails")
-    batch.add_argument("--workers", type=count, help="copies of the model (one a GPU, or one for four processors)")
-    batch.add_argument("--address", help="of a Ray cluster (this machine)")
-
-    bench = add("bench", _bench, report.show_bench)
-    bench.add_argument("what", choices=("ops",))
-    bench.add_argument("--frames", type=count, default=64, help="(64)")
-    bench.add_argument("--tokens", type=count, default=196, help="tokens a frame (196)")
-    bench.add_argument("--dim", type=count, default=3584, help="features a token (3584)")
-    bench.add_argument("--keep", type=fraction, help="one case of your own: this share of the tokens,")
-    bench.add_argument("--segments", type=count, metavar="FRAMES", help="in segments of so many frames (1)")
-    bench.add_argument("--case", action="append", dest="cases", metavar="NAME", help="only this case; repeatable")
-    bench.add_argument("--relevance", choices=("prompt", "flat"), default="prompt", help="(prompt)")
-    bench.add_argument("--rounds", type=count, default=20, help="calls of each variant (20)")
-    bench.add_argument("--device", help="cpu, cuda, cuda:1, ... (cuda where there is one)")
-    bench.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16", help="(bfloat16)")
-    bench.add_argument("--out", type=file, help="write the card and the rows to this JSON file")
-
-    eval_ = add("eval", _eval, report.show_eval)
-    eval_.add_argument("--model", "-m", help="a checkpoint trained on the suite (the bundled one)")
-    eval_.add_argument("--split", choices=("dev", "test"), default="dev", help="dev to choose by, test to report (dev)")
-    eval_.add_argument("--videos", type=count, default=500, help="17 questions each (500)")
-    eval_.add_argument("--keep", type=fraction, action="append", dest="keeps", help="repeatable (0.05 0.1 0.25 0.5)")
-    eval_.add_argument("--method", type=method, action="append", dest="methods", help="repeatable (all there are)")
-    eval_.add_argument("--frames", type=count, default=32, help="of a video, as the model was trained (32)")
-    eval_.add_argument("--quick", action="store_true", help="64 videos, keep 0.1, the default method and the floors")
-    eval_.add_argument("--device", help="cpu, cuda, cuda:1, ... (cuda where there is one)")
-    eval_.add_argument("--out", type=file, help="write the card and the rows to this JSON file")
-
+    _add_run(add("run", _run, report.show_result, how, film))
+    _add_show(add("show", _redraw, report.show_pictures, film))
+    _add_demo(add("demo", _demo, report.show_result, how, film))
+    _add_batch(add("batch", _batch, report.show_batch, how))
+    _add_bench(add("bench", _bench, report.show_bench))
+    _add_eval(add("eval", _eval, report.show_eval))
     add("methods", _methods, report.show_methods)
     add("env", _env, report.show_env)
     return parser
+
+
+def _add_run(command: Parser) -> None:
+    command.add_argument("clip", help="a video file")
+    command.add_argument("--question", "-q", type=question, required=True)
+    command.add_argument("--model", "-m", required=True, help="Hub id or folder of a video language model")
+    command.add_argument("--frames", type=count, default=64, help="frames to sample, evenly (64)")
+    command.add_argument("--strict", action="store_true", help="refuse a clip that is cut short or damaged")
+    command.add_argument("--max-new-tokens", type=count, default=128, help="longest answer (128)")
+    command.add_argument("--only-reduced", action="store_true", help="do not answer with every token too")
+    command.add_argument("--out", type=folder, help="folder for result.json and the overlay, a picture")
+
+
+def _add_show(command: Parser) -> None:
+    command.add_argument("result", type=Path, help="result.json, or the folder it lies in")
+    command.add_argument("--out", type=folder, help="folder for the pictures (beside result.json)")
+
+
+def _add_demo(command: Parser) -> None:
+    command.add_argument("--out", type=folder, default="out/demo", help="folder for everything (out/demo)")
+
+
+def _add_batch(command: Parser) -> None:
+    command.add_argument("clips", help="a folder of clips, or a text file with one path a line")
+    command.add_argument("--model", "-m", required=True, help="Hub id or folder of a video language model")
+    command.add_argument(
+        "--out", type=folder, required=True, help="folder for the table and the features; resumes there"
+    )
+    about = "what methods that look at the question are given, for every clip"
+    command.add_argument("--question", "-q", type=question, help=about)
+    command.add_argument("--frames", type=count, default=64, help="frames to sample, evenly (64)")
+    command.add_argument("--strict", action="store_true", help="a clip that is cut short or damaged is one that fails")
+    command.add_argument("--workers", type=count, help="copies of the model (one a GPU, or one for four processors)")
+    command.add_argument("--address", help="of a Ray cluster (this machine)")
+
+
+def _add_bench(command: Parser) -> None:
+    command.add_argument("what", choices=("ops",))
+    command.add_argument("--frames", type=count, default=64, help="(64)")
+    command.add_argument("--tokens", type=count, default=196, help="tokens a frame (196)")
+    command.add_argument("--dim", type=count, default=3584, help="features a token (3584)")
+    command.add_argument("--keep", type=fraction, help="one case of your own: this share of the tokens,")
+    command.add_argument("--segments", type=count, metavar="FRAMES", help="in segments of so many frames (1)")
+    command.add_argument("--case", action="append", dest="cases", metavar="NAME", help="only this case; repeatable")
+    command.add_argument("--relevance", choices=("prompt", "flat"), default="prompt", help="(prompt)")
+    command.add_argument("--rounds", type=count, default=20, help="calls of each variant (20)")
+    command.add_argument("--device", help="cpu, cuda, cuda:1, ... (cuda where there is one)")
+    command.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16", help="(bfloat16)")
+    command.add_argument("--out", type=file, help="write the card and the rows to this JSON file")
+
+
+def _add_eval(command: Parser) -> None:
+    command.add_argument("--model", "-m", help="a checkpoint trained on the suite (the bundled one)")
+    command.add_argument(
+        "--split", choices=("dev", "test"), default="dev", help="dev to choose by, test to report (dev)"
+    )
+    command.add_argument("--videos", type=count, default=500, help="17 questions each (500)")
+    command.add_argument("--keep", type=fraction, action="append", dest="keeps", help="repeatable (0.05 0.1 0.25 0.5)")
+    command.add_argument("--method", type=method, action="append", dest="methods", help="repeatable (all there are)")
+    command.add_argument("--frames", type=count, default=32, help="of a video, as the model was trained (32)")
+    command.add_argument("--quick", action="store_true", help="64 videos, keep 0.1, the default method and the floors")
+    command.add_argument("--device", help="cpu, cuda, cuda:1, ... (cuda where there is one)")
+    command.add_argument("--out", type=file, help="write the card and the rows to this JSON file")
 
 
 @contextmanager

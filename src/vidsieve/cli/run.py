@@ -22,6 +22,7 @@ from vidsieve.checks import check_question, describe, require
 from vidsieve.cli.env import versions
 from vidsieve.engines.hf.loading import load, prepare
 from vidsieve.errors import VidsieveError
+from vidsieve.telemetry.trace import Trace
 from vidsieve.types.frames import Frames
 from vidsieve.video.decode import read_video
 from vidsieve.video.demux import is_path
@@ -80,25 +81,45 @@ def run(
         answer, reduced = _answer(model, processor, inputs, request.max_new_tokens)
     if not trace.videos:
         raise VidsieveError(f"{request.model} was shown no video token; nothing could be reduced")
+    result = _described(request, method, repr(reducer), frames, model, inputs["input_ids"].shape[1], trace)
+    result |= {"answer": answer, "stages_ms": stages | trace.stages_ms | reduced}
+    if request.compare:
+        note("answering with every token")
+        result["answer_unreduced"], whole = _answer(model, processor, inputs, request.max_new_tokens)
+        result["stages_ms_unreduced"] = {**stages, **whole}
+    if out is not None:
+        note("drawing")
+        write(result, out)  # whatever becomes of the picture
+        with _clocked(result["stages_ms"], "draw"):
+            pictures = draw(result, out, frames, films)
+        write(result, out)
+        result["pictures"] = pictures
+    return result
+
+
+def _described(
+    request: Request, method: registry.Method, reducer: str, frames: Frames, model: Any, prompt: int, trace: Trace
+) -> dict[str, Any]:
+    """The result but for answers and times, which are None. prompt: tokens of the prompt, unreduced."""
     video = trace.videos[0]
-    result = {
+    return {
         "clip": str(Path(request.clip).resolve()) if is_path(os.fspath(request.clip)) else request.clip,
         "question": request.question,
         "model": request.model,
         "model_type": model.config.model_type,
         "method": request.method,
-        "reducer": repr(reducer),
+        "reducer": reducer,
         "keep": request.keep,
         "keep_of": method.keep_of,
         "cost": trace.cost,
         "stages": video.to_dict()["stages"],
         "tokens_before": video.before,
         "tokens_after": video.after,
-        "prompt_before": inputs["input_ids"].shape[1],
-        "prompt_after": inputs["input_ids"].shape[1] - video.before + video.after,
-        "answer": answer,
+        "prompt_before": prompt,
+        "prompt_after": prompt - video.before + video.after,
+        "answer": None,
         "answer_unreduced": None,
-        "stages_ms": stages | trace.stages_ms | reduced,
+        "stages_ms": None,
         "stages_ms_unreduced": None,
         "frames": {
             "index": list(frames.index),
@@ -116,18 +137,6 @@ def run(
         "dtype": str(model.dtype).removeprefix("torch."),
         "versions": versions(),
     }
-    if request.compare:
-        note("answering with every token")
-        result["answer_unreduced"], whole = _answer(model, processor, inputs, request.max_new_tokens)
-        result["stages_ms_unreduced"] = {**stages, **whole}
-    if out is not None:
-        note("drawing")
-        write(result, out)  # whatever becomes of the picture
-        with _clocked(result["stages_ms"], "draw"):
-            pictures = draw(result, out, frames, films)
-        write(result, out)
-        result["pictures"] = pictures
-    return result
 
 
 class _FirstToken:

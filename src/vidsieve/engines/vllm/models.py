@@ -20,7 +20,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from vidsieve.engines.vllm import positions
 from vidsieve.engines.vllm.processor import Qwen2_5_VLProcessor, Qwen3VLProcessor, check_hooks, served
-from vidsieve.engines.vllm.runner import relieve
+from vidsieve.engines.vllm.runner import patch_runner
 from vidsieve.engines.vllm.settings import KWARG, check_pipeline
 from vidsieve.errors import NonFiniteFeatures
 from vidsieve.methods.presets import uniform
@@ -52,7 +52,7 @@ class Sieved:
             "vidsieve: active in %s: %s keeps %.4g %% of the tokens of each video, in place of EVS",
             *(name, method.name, 100 * (1 - rate)),
         )
-        relieve()
+        patch_runner()
 
     @property
     def sieves(self) -> bool:

@@ -10,7 +10,7 @@ from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.processing import ProcessorInputs
 
 from vidsieve.engines.vllm.runner import pruning_spec
-from vidsieve.engines.vllm.settings import KWARG, Method, Wishes, configured, order
+from vidsieve.engines.vllm.settings import KWARG, Method, RequestOptions, configured, order
 from vidsieve.errors import UnsupportedCall, UnsupportedModel
 
 
@@ -55,12 +55,12 @@ class _Processor:
             return out
         method, rate = serving
         if "video_grid_thw" in out:
-            wishes = Wishes.of(hf_kwargs)
-            wishes.check(method)
-            question = [] if wishes.question is None else self._tokens(wishes.question)
+            asked = RequestOptions.of(hf_kwargs)
+            asked.check(method)
+            question = [] if asked.question is None else self._tokens(asked.question)
             merge = self.info.get_hf_config().vision_config.spatial_merge_size
             out[KWARG] = [
-                order(wishes.count(t * (h // merge) * (w // merge), rate), question)
+                order(asked.count(t * (h // merge) * (w // merge), rate), question)
                 for t, h, w in out["video_grid_thw"].tolist()
             ]
         return out

@@ -12,7 +12,7 @@ from typing import Any
 from vllm.logger import init_logger
 from vllm.model_executor.models.interfaces import supports_multimodal, supports_multimodal_pruning
 
-from vidsieve.engines.vllm.settings import VARIABLE, insisted
+from vidsieve.engines.vllm.settings import VARIABLE, method_is_explicit
 from vidsieve.errors import UnsupportedModel
 
 logger = init_logger("vllm.vidsieve")
@@ -24,7 +24,7 @@ def pruning_spec(model_config: Any) -> tuple[str, float] | None:
     return None if multimodal is None else multimodal.get_video_pruning_spec()
 
 
-def relieve() -> None:
+def patch_runner() -> None:
     """Spare vLLM's first model runner, if it runs here, its special treatment of a model of ours."""
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
@@ -78,7 +78,7 @@ def tell_when_unsupported(registry: Any) -> None:
                 f"vidsieve: NOT active in {architecture}, expected one of {', '.join(ARCHITECTURES)}; "
                 f"with --video-pruning-rate {spec[1]} as given, {instead}"
             )
-            if insisted():
+            if method_is_explicit():
                 raise UnsupportedModel(f"{text}. Unset {VARIABLE}, or set it to off, to go on without vidsieve")
             logger.warning(text)
         return model, architecture

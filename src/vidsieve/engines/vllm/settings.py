@@ -98,7 +98,7 @@ def configured() -> Method | None:
     return None if name == "off" else Method.named(name)
 
 
-def insisted() -> bool:
+def method_is_explicit() -> bool:
     """Whether the user named a method, rather than got the default."""
     return VARIABLE in os.environ
 
@@ -118,14 +118,14 @@ def check_pipeline(stages: int) -> None:
 
 
 @dataclass(frozen=True)
-class Wishes:
+class RequestOptions:
     """What a request asks for its videos. keep: None, what the server's pruning rate leaves."""
 
     keep: float | None = None
     question: str | None = None
 
     @classmethod
-    def of(cls, mm_processor_kwargs: Mapping[str, object]) -> "Wishes":
+    def of(cls, mm_processor_kwargs: Mapping[str, object]) -> "RequestOptions":
         """Those in a request's `mm_processor_kwargs`. Raises `UnsupportedCall`, which refuses the request."""
         given = mm_processor_kwargs.get(KWARG, {})
         if not isinstance(given, Mapping) or not given.keys() <= {"keep", "question"}:

@@ -245,7 +245,10 @@ def _hide(
     movers: Movers,
     lasting: Tensor,
 ) -> Needles:
-    """Needles, each in a block of its own, none in a block of the lasting shape or of the middle of a ball."""
+    """Needles, each in a block of its own, none in a block of the lasting shape or of the middle of a ball.
+
+    In one piece, as the draws of a video come one after another: another order would make other videos.
+    """
     blocks, unique = BLOCKS * BLOCKS, size.unique
     row, column, there = (each[:, :BALLS] for each in centre(movers, size))
     index = torch.where(there, row // 2 * BLOCKS + column // 2, blocks)  # (B, M, T)

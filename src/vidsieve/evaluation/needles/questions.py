@@ -104,7 +104,10 @@ def recall(evidence: Tensor, kept: Tensor) -> Tensor:
 
 
 def ask(draws: Draws, layout: Layout, owner: Tensor) -> Questions:
-    """The questions about each video. owner: (B, T, GRID, GRID), as `render.owners` has it."""
+    """The questions about each video. owner: (B, T, GRID, GRID), as `render.owners` has it.
+
+    In one piece, kind after kind: the order of the draws is part of what the suite is.
+    """
     size, needles, shapes = layout.size, layout.needles, layout.shapes
     batch, items = needles.step.shape
     unique, kinds = size.unique, len(SHAPES)
