@@ -46,7 +46,7 @@ def test_a_path_is_no_frames() -> None:
 
 def test_text_is_no_tail_and_a_path_no_tensors(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    from tests.models import tiny
+    from tests.engines.hf import tiny
     from vidsieve.encoded import stored
 
     model = tiny.fresh("qwen2_5_vl")
