@@ -10,37 +10,31 @@ pytest.importorskip("av")
 pytest.importorskip("transformers")
 pytest.importorskip("torchvision")
 
-from tests import synthetic_clip
-from tests.clips import write, written
+from tests.cli.commands import command
+from tests.clips import cut, write
 from vidsieve.cli import main
 from vidsieve.encoded.batch import EncodeClips, Job
 from vidsieve.errors import VidsieveError
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the first part of a clip as cut.mp4, and model/."""
-    folder = tmp_path_factory.mktemp("strict")
-    whole = write(folder / "whole.mp4", container={"movflags": "faststart"}).read_bytes()
-    written(folder / "cut.mp4", whole[: len(whole) * 7 // 10])
-    synthetic_clip.build_model(folder / "model")
-    return folder
+def world(world: Path) -> Path:
+    """The first part of a clip beside the others, as cut.mp4."""
+    cut(write(world / "whole.mp4", container={"movflags": "faststart"}))
+    return world
 
 
-def command(world: Path, *more: str) -> list[str]:
-    return [
-        *("run", str(world / "cut.mp4"), "--question", "What moves?", "--model", str(world / "model")),
-        *("--frames", "4", "--max-new-tokens", "1", "--only-reduced", *more),
-    ]
+def cut_short(world: Path, *more: str) -> list[str]:
+    return command(world, "--frames", "4", "--max-new-tokens", "1", "--only-reduced", *more, clip="cut.mp4")
 
 
 def test_run(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        assert main.main(command(world)) == 0
+        assert main.main(cut_short(world)) == 0
     said = [str(one.message) for one in told] + capsys.readouterr().err.splitlines()
     assert sum("cut.mp4: is cut short" in line for line in said) == 1
-    assert main.main(command(world, "--strict")) == 1
+    assert main.main(cut_short(world, "--strict")) == 1
     assert "cut.mp4: is cut short" in capsys.readouterr().err
 
 

@@ -8,6 +8,7 @@ from vidsieve import Chain, Prune, Reduction, VideoTokens, ops
 from vidsieve.methods.budget import MarginalGain, Proportional
 from vidsieve.methods.merge import NearestKept, TemporalMerge
 from vidsieve.methods.segment import PerFrame, SceneCuts, Segmenter, Uniform, Whole, cut
+from vidsieve.types.segments import Segments
 from vidsieve.types.tokens import Origin
 
 
@@ -210,3 +211,13 @@ def test_a_fixed_size_never_waits_for_the_device() -> None:
     assert len(found) == len(expected)
     same = torch.isin(found.kept.cpu(), expected.kept).float().mean()
     assert same > 0.99  # the rest are ties to bf16
+
+
+def test_merging_takes_the_true_mean() -> None:
+    x = torch.tensor([[2.0, 0.0], [4.0, 0.1], [0.0, 1.0], [6.0, -0.1]])
+    reduction = NearestKept()(
+        VideoTokens(x, (4,)), Segments(torch.tensor([0, 4]), 4), Reduction.select(torch.tensor([0, 2]), 4)
+    )
+    assert reduction.source.tolist() == [0, 0, 1, 0]
+    torch.testing.assert_close(reduction.apply(x), torch.tensor([[4.0, 0.0], [0.0, 1.0]]))
+    assert reduction.gather(x).tolist() == [[2.0, 0.0], [0.0, 1.0]]

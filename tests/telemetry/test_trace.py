@@ -8,6 +8,8 @@ import torch
 
 from tests.engines.hf import tiny
 from tests.engines.hf.reducers import Loudest
+from tests.engines.hf.staged import STAGES
+from vidsieve import Staged
 from vidsieve.engines.hf import attach
 from vidsieve.engines.hf.contract import CACHE
 from vidsieve.methods.base import Reducer
@@ -104,3 +106,20 @@ def test_a_layer_of_linear_attention_holds_its_states() -> None:
     linear, full, _ = cache.layers
     assert trace.kv_bytes[0] == linear.conv_states[0].nbytes + linear.recurrent_states[0].nbytes > 0
     assert trace.kv_bytes[1] == full.keys.nbytes + full.values.nbytes
+
+
+def test_what_a_trace_tells_of_stages() -> None:
+    model, inputs = tiny.model("qwen2_5_vl"), tiny.prompt("qwen2_5_vl")
+    with attach(model, Staged(STAGES["two layers"])) as trace:
+        out = model.generate(**inputs, max_new_tokens=1, return_dict_in_generate=True)
+    [video] = trace.videos
+    assert [(s.layer, s.before, s.after) for s in video.stages] == [(1, 24, 12), (2, 12, 6)]
+    assert (video.before, video.after, len(video.kept)) == (24, 6, 6)
+    assert video.kept == sorted(set(video.kept))
+    held = [40, 28, 22]  # 16 tokens of text
+    assert trace.kv_bytes == tuple(2 * 2 * 16 * 4 * n for n in held)  # keys and values, heads, width, float32
+    assert trace.kv_bytes == tuple(2 * layer.keys.nbytes for layer in out[CACHE].layers)
+    assert "(12 from layer 1, 6 from layer 2), " in str(trace)
+    assert str(trace).endswith(" % of the prefill FLOPs")
+    assert json.loads(json.dumps(trace.to_dict()))["remembered_calls"][0]["kv_bytes"] == list(trace.kv_bytes)
+    assert {"gather"} <= set(trace.stages_ms)

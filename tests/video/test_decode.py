@@ -14,11 +14,6 @@ from vidsieve.errors import MissingExtra, VideoError  # noqa: E402
 from vidsieve.video.decode import read_video  # noqa: E402
 
 
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("video") / "clip.mp4")
-
-
 def test_samples_evenly_from_the_first_frame_to_the_last(clip: Path) -> None:
     frames = read_video(clip, num_frames=12)
     assert frames.index == (0, 9, 18, 27, 36, 45, 54, 63, 72, 81, 90, 99)

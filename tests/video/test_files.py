@@ -10,14 +10,9 @@ import torch
 av = pytest.importorskip("av")
 np = pytest.importorskip("numpy")
 
-from tests.clips import HEIGHT, WIDTH, decoded, numbers, picture, rgb, write, written  # noqa: E402
+from tests.clips import HEIGHT, WIDTH, cut, decoded, numbers, picture, rgb, write, written  # noqa: E402
 from vidsieve.errors import VideoError  # noqa: E402
 from vidsieve.video.decode import read_video  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("files") / "clip.mp4")
 
 
 def joined(folder: Path) -> Path:
@@ -166,11 +161,6 @@ def test_damaged_frames_are_told_of_and_lost_ones_not_counted(tmp_path: Path) ->
     assert numbers(frames.pixels)[:50] == list(range(50))
     with pytest.raises(VideoError, match=r"damaged.mp4: \d+ of \d+ frames are damaged"):
         read_video(path, num_frames=100, strict=True)
-
-
-def cut(whole: Path) -> Path:
-    data = whole.read_bytes()
-    return written(whole.with_stem("cut"), data[: len(data) * 7 // 10])
 
 
 @pytest.mark.parametrize("name", ["whole.mp4", "whole.mkv"])

@@ -14,7 +14,7 @@ import transformers
 
 from tests.engines.hf import by_hand, tiny
 from tests.engines.hf.reducers import Loudest, NearestToQuestion
-from tests.engines.hf.test_staged import STAGES
+from tests.engines.hf.staged import STAGES
 from tests.engines.hf.truth import STEPS, answer, each_family, truth
 from vidsieve import FrameFusion, Prune, Staged
 from vidsieve.engines.hf import attach, verify

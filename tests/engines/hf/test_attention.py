@@ -9,8 +9,8 @@ import torch
 
 from tests.engines.hf import by_hand, fake_flash, tiny
 from tests.engines.hf.reducers import Loudest
-from tests.engines.hf.test_staged import attended, prompts
-from tests.engines.hf.truth import each_family, question_length
+from tests.engines.hf.staged import attended
+from tests.engines.hf.truth import each_family, prompts, question_length
 from vidsieve import Prompt, Prune, Reducer, Reduction, Staged, VideoTokens, ops
 from vidsieve.engines.hf import attach
 from vidsieve.methods.budget import Proportional

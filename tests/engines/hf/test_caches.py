@@ -10,8 +10,8 @@ from transformers import StaticCache
 
 from tests.engines.hf import by_hand, tiny
 from tests.engines.hf.reducers import LouderThanMean, Loudest
-from tests.engines.hf.test_staged import STAGES, prompts
-from tests.engines.hf.truth import STEPS, answer, each_family, truth
+from tests.engines.hf.staged import STAGES
+from tests.engines.hf.truth import STEPS, answer, each_family, prompts, truth
 from vidsieve import Prune, Staged
 from vidsieve.engines.hf import attach
 from vidsieve.engines.hf.contract import CACHE

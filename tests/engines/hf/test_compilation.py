@@ -10,7 +10,7 @@ from transformers import CompileConfig
 
 from tests.engines.hf import by_hand, tiny
 from tests.engines.hf.reducers import LouderThanMean, Loudest
-from tests.engines.hf.test_staged import STAGES
+from tests.engines.hf.staged import STAGES
 from tests.engines.hf.truth import STEPS, answer, each_family, truth
 from vidsieve import Staged
 from vidsieve.engines.hf import attach

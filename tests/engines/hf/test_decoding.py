@@ -8,7 +8,7 @@ import torch
 
 from tests.engines.hf import by_hand, tiny
 from tests.engines.hf.reducers import Loudest, NearestToQuestion
-from tests.engines.hf.test_staged import STAGES
+from tests.engines.hf.staged import STAGES
 from tests.engines.hf.truth import STEPS, answer, each_family, truth
 from vidsieve import Staged
 from vidsieve.engines.hf import attach

@@ -8,6 +8,7 @@ from torch import nn
 
 from tests.engines.hf import by_hand, tiny
 from tests.engines.hf.reducers import LouderThanMean, Loudest, MergeIntoLoudest
+from tests.engines.hf.truth import prompts
 from vidsieve.engines.hf import attach, verify
 from vidsieve.engines.hf.contract import CACHE
 from vidsieve.methods.base import Reducer
@@ -19,10 +20,6 @@ BY_HAND = ("qwen2_5_vl", "qwen3_vl", "llava_onevision", "internvl")
 
 def generate(model: Any, inputs: tiny.Inputs, **options: Any) -> Any:
     return model.generate(**inputs, max_new_tokens=STEPS, return_dict_in_generate=True, output_logits=True, **options)
-
-
-def prompts(family: str, rows: int) -> list[tiny.Inputs]:
-    return [tiny.prompt(family, seed=4 * row, text=6 + 5 * row) for row in range(rows)]
 
 
 @pytest.mark.parametrize("reducer", [Loudest(), LouderThanMean(), MergeIntoLoudest()], ids=repr)

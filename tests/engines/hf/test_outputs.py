@@ -8,9 +8,9 @@ from torch import Tensor
 
 from tests.engines.hf import by_hand, tiny
 from tests.engines.hf.reducers import LouderThanMean, Loudest, MergeIntoLoudest
+from tests.engines.hf.staged import STAGES
 from tests.engines.hf.test_masks import LONG
-from tests.engines.hf.test_staged import STAGES, prompts
-from tests.engines.hf.truth import each_family
+from tests.engines.hf.truth import each_family, prompts
 from vidsieve import Staged
 from vidsieve.engines.hf import attach
 from vidsieve.engines.hf.contract import CACHE

@@ -29,3 +29,8 @@ def answer(model: Any, inputs: Any, reducer: Any = None, **options: Any) -> list
 def question_length(family: str) -> int:
     """Text after the last video token of a prompt with six tokens of question, markers that the config names aside."""
     return 6 if family.startswith("qwen") else 7
+
+
+def prompts(family: str, rows: int) -> list[tiny.Inputs]:
+    """Prompts of one video each, that differ in it and in length."""
+    return [tiny.prompt(family, seed=4 * row, text=6 + 5 * row) for row in range(rows)]

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import vidsieve
+from tests.methods.kept import kept
 from tests.synthetic import video_like
-from vidsieve import FrameFusion, Prune, Reducer, Staged, VideoTokens, registry
+from vidsieve import FrameFusion, Prune, Staged, VideoTokens, registry
 from vidsieve.methods import presets
 from vidsieve.methods.budget import MarginalGain, Proportional
 from vidsieve.methods.merge import TemporalMerge
@@ -17,10 +18,6 @@ from vidsieve.methods.selection import MMR, ConditionalDPP, Hybrid, TopRelevance
 def attended_video(n: int, mass: list[float]) -> VideoTokens:
     x = torch.randn(n, 8, generator=torch.Generator().manual_seed(0))
     return VideoTokens(x, (n,), attended={"last": torch.tensor(mass)})
-
-
-def kept(reducer: Reducer, tokens: VideoTokens) -> list[int]:
-    return reducer.reduce(tokens).kept.tolist()
 
 
 def test_the_expressions_with_every_default() -> None:
