@@ -35,10 +35,7 @@ from vidsieve.types.reduction import Reduction
 pytest.importorskip("vidsieve.ops.launch", reason="Triton is not installed")
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
-
-
 FRAMES, ROWS, COLUMNS, DIM = 5, 2, 3, 16
-
 
 METHODS: dict[str, Reducer] = {
     "per frame": Prune(0.3, PerFrame(), MarginalGain(), PromptSimilarity(), ConditionalDPP()),
