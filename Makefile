@@ -93,7 +93,7 @@ $(VLLM)/.ready: pyproject.toml
 	@touch $@
 
 test-vllm: $(VLLM)/.ready
-	$(ENVIRONMENT) $(VLLM)/bin/python -m pytest -q -W default -m vllm tests/vllm $(PYTEST)
+	$(ENVIRONMENT) $(VLLM)/bin/python -m pytest -q -W default -m vllm tests/engines/vllm $(PYTEST)
 
 lint: $(READY)
 	$(BIN)/ruff check .

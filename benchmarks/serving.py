@@ -139,7 +139,7 @@ def checkpoint(family: str, folder: Path) -> Path:
     """A checkpoint whose language model is far larger than its vision tower, as in the real ones."""
     sys.path.insert(0, str(ROOT))
     import torch
-    from tests.vllm import engine
+    from tests.engines.vllm import engine
 
     if torch.cuda.is_available():  # about Qwen3-VL-2B; vLLM makes the weights up
         text = {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16}
@@ -228,7 +228,7 @@ def walk(tokens: int) -> dict[str, float]:
 
 def _prompt(family: str) -> str:
     sys.path.insert(0, str(ROOT))
-    from tests.vllm import engine
+    from tests.engines.vllm import engine
 
     return engine.prompt(family)
 

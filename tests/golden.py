@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.models import tiny
+from tests.engines.hf import tiny
 from tests.synthetic import video_like
 from tests.test_contract import BUDGETS, DIM, METHODS, PROMPT, RELEVANCES, SEGMENTERS, VIDEOS
 from vidsieve import Prune, VideoTokens

@@ -46,7 +46,7 @@ def test_a_path_is_no_frames() -> None:
 
 def test_text_is_no_tail_and_a_path_no_tensors(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    from tests.models import tiny
+    from tests.engines.hf import tiny
     from vidsieve.encoded import stored
 
     model = tiny.fresh("qwen2_5_vl")
@@ -134,3 +134,8 @@ def test_what_the_package_shows_is_there_and_loaded_when_asked_for() -> None:
         assert getattr(vidsieve, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         vidsieve.nothing  # noqa: B018
+
+
+def test_exported_names_are_sorted_and_exist() -> None:
+    assert vidsieve.__all__ == sorted(vidsieve.__all__)
+    assert all(hasattr(vidsieve, name) for name in vidsieve.__all__)

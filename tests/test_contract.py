@@ -71,18 +71,31 @@ VIDEOS: dict[str, tuple[int, int, Callable[[], Tensor]]] = {
 PROMPT = Prompt(independent(5, DIM, 99, torch.float32))
 
 
-def video(name: str) -> VideoTokens:
+DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else [])]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    """Every device that is there: on each, the implementation that a user gets there."""
+    return str(request.param)
+
+
+def video(name: str, device: str) -> VideoTokens:
     frames, tokens, make = VIDEOS[name]
-    return VideoTokens.from_grid(make(), frames, 1, tokens)
+    return VideoTokens.from_grid(make().to(device), frames, 1, tokens)
+
+
+def prompt(device: str | torch.device) -> Prompt:
+    return Prompt(PROMPT.embeddings.to(device))
 
 
 @pytest.mark.parametrize("name", VIDEOS)
 @pytest.mark.parametrize("method", METHODS)
-def test_a_reduction_keeps_exactly_what_was_asked(method: str, name: str) -> None:
-    tokens = video(name)
+def test_a_reduction_keeps_exactly_what_was_asked(method: str, name: str, device: str) -> None:
+    tokens = video(name, device)
     n = len(tokens)
     for keep in (0.04, 0.1, 0.25, 0.5, 0.99):
-        reduction = METHODS[method](keep).reduce(tokens, PROMPT)
+        reduction = METHODS[method](keep).reduce(tokens, prompt(device))
         assert len(reduction.kept) == max(1, round(keep * n))
         assert reduction.kept.dtype == torch.int64
         assert (reduction.kept.diff() > 0).all()
@@ -102,27 +115,27 @@ def test_a_reduction_keeps_exactly_what_was_asked(method: str, name: str) -> Non
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_keeping_everything_is_the_identity(method: str) -> None:
-    tokens = video("video-like")
-    reduction = METHODS[method](1.0).reduce(tokens, PROMPT)
+def test_keeping_everything_is_the_identity(method: str, device: str) -> None:
+    tokens = video("video-like", device)
+    reduction = METHODS[method](1.0).reduce(tokens, prompt(device))
     assert torch.equal(reduction.apply(tokens.features), tokens.features)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_same_input_gives_the_same_output(method: str) -> None:
+def test_the_same_input_gives_the_same_output(method: str, device: str) -> None:
     for name in ("video-like", "all equal", "bf16"):
-        first, second = (METHODS[method](0.3).reduce(video(name), PROMPT) for _ in range(2))
+        first, second = (METHODS[method](0.3).reduce(video(name, device), prompt(device)) for _ in range(2))
         assert torch.equal(first.kept, second.kept)
         assert torch.equal(first.source, second.source)
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_non_finite_features_are_counted_and_refused(method: str, value: float) -> None:
-    tokens = video("independent")
+def test_non_finite_features_are_counted_and_refused(method: str, value: float, device: str) -> None:
+    tokens = video("independent", device)
     tokens.features[3, 2] = tokens.features[8, 1] = value
     with pytest.raises(NonFiniteFeatures, match="2 of 60 video tokens"):
-        METHODS[method](0.5).reduce(tokens, PROMPT)
+        METHODS[method](0.5).reduce(tokens, prompt(device)).check()
 
 
 # Powers of two, which scale every float exactly.
@@ -140,38 +153,38 @@ SCALES = {
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
-def scaled(power: int, dtype: torch.dtype) -> VideoTokens:
+def scaled(power: int, dtype: torch.dtype, device: str) -> VideoTokens:
     """A video at a power of two of the scale at which it was drawn, whole numbers up to 100."""
     x = (20 * video_like(6, 10, DIM, 8, cuts=(3,))).round().clamp(-100, 100)
-    return VideoTokens.from_grid((x * 2.0**power).to(dtype), 6, 1, 10)
+    return VideoTokens.from_grid((x * 2.0**power).to(device, dtype), 6, 1, 10)
 
 
 def check_the_scale(method: str, tokens: VideoTokens, same: VideoTokens) -> None:
     """Picks are the same at every scale, or refused; the features must be representable exactly."""
-    lengths = tokens.features.double().norm(dim=1)
+    lengths, asked = tokens.features.double().norm(dim=1), prompt(tokens.features.device)
     if lengths.min() >= LEAST and lengths.max() <= MOST:
-        found, expected = (METHODS[method](0.3).reduce(x, PROMPT) for x in (tokens, same))
+        found, expected = (METHODS[method](0.3).reduce(x, asked) for x in (tokens, same))
         assert torch.equal(found.kept, expected.kept)
         assert torch.equal(found.source, expected.source)
     else:
         with pytest.raises(NonFiniteFeatures, match=r"60 of 60 video tokens have a length .* 1e-12 to 1e\+18"):
-            METHODS[method](0.3).reduce(tokens, PROMPT)
+            METHODS[method](0.3).reduce(tokens, asked).check()
 
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("method", METHODS)
-def test_the_scale_of_features_says_nothing(method: str, scale: str) -> None:
+def test_the_scale_of_features_says_nothing(method: str, scale: str, device: str) -> None:
     for dtype in DTYPES[:2]:
-        check_the_scale(method, scaled(SCALES[scale], dtype), scaled(0, dtype))
+        check_the_scale(method, scaled(SCALES[scale], dtype, device), scaled(0, dtype, device))
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_smallest_and_the_largest_numbers_of_a_type_are_as_good_as_any_or_refused(method: str) -> None:
+def test_the_smallest_and_the_largest_numbers_of_a_type_are_as_good_as_any_or_refused(method: str, device: str) -> None:
     for dtype in DTYPES:
         kind = torch.finfo(dtype)
         smallest = round(math.log2(kind.smallest_normal * kind.eps))
         for power in (smallest, round(math.log2(kind.max)) - 7):
-            check_the_scale(method, scaled(power, dtype), scaled(0, dtype))
+            check_the_scale(method, scaled(power, dtype, device), scaled(0, dtype, device))
 
 
 @pytest.mark.parametrize("implementation", ["reference", "triton"])
@@ -183,42 +196,41 @@ def test_the_scale_says_nothing_to_any_implementation(
         pytest.skip(why)
     monkeypatch.setenv("VIDSIEVE_OPS", implementation)
     device = "cuda" if implementation == "triton" and torch.cuda.is_available() else "cpu"
-    prompt = Prompt(PROMPT.embeddings.to(device))
     for dtype, powers in ((torch.float32, (-30, 0, 50)), (torch.float16, (-24, 0, 9))):
-        videos = [VideoTokens.from_grid(scaled(p, dtype).features.to(device), 6, 1, 10) for p in powers]
-        first, *others = (METHODS[method](0.3).reduce(tokens, prompt).kept for tokens in videos)
+        videos = [scaled(power, dtype, device) for power in powers]
+        first, *others = (METHODS[method](0.3).reduce(tokens, prompt(device)).kept for tokens in videos)
         assert all(torch.equal(first, kept) for kept in others)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_one_token_out_of_range_is_counted(method: str) -> None:
+def test_one_token_out_of_range_is_counted(method: str, device: str) -> None:
     for scale in (1e-30, 1e25):
-        tokens = video("independent")
+        tokens = video("independent", device)
         tokens.features[7] *= scale
         with pytest.raises(NonFiniteFeatures, match="1 of 60 video tokens have a length"):
-            METHODS[method](0.5).reduce(tokens, PROMPT)
+            METHODS[method](0.5).reduce(tokens, prompt(device)).check()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_prompt_that_is_not_finite_is_called_the_prompt(value: float) -> None:
-    embeddings = PROMPT.embeddings.clone()
+def test_a_prompt_that_is_not_finite_is_called_the_prompt(value: float, device: str) -> None:
+    embeddings = prompt(device).embeddings.clone()
     embeddings[1, 2] = embeddings[4, 0] = value
-    tokens = video("independent")
+    tokens = video("independent", device)
     with pytest.raises(NonFiniteFeatures, match="2 of 5 prompt tokens hold NaN or inf"):
-        presets.cdpruner(0.5).reduce(tokens, Prompt(embeddings))
+        presets.cdpruner(0.5).reduce(tokens, Prompt(embeddings)).check()
     for scale in (1e-30, 1e25):
         with pytest.raises(NonFiniteFeatures, match="5 of 5 prompt tokens have a length"):
-            presets.cdpruner(0.5).reduce(tokens, Prompt(PROMPT.embeddings * scale))
-    assert len(presets.cdpruner(0.5).reduce(tokens, PROMPT)) == 30  # the same tokens, another prompt
+            presets.cdpruner(0.5).reduce(tokens, Prompt(prompt(device).embeddings * scale)).check()
+    assert len(presets.cdpruner(0.5).reduce(tokens, prompt(device))) == 30  # the same tokens, another prompt
     assert len(presets.vidsieve(0.5).reduce(tokens, Prompt(embeddings))) == 30  # which does not look at it
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_features_and_prompts_in_training_are_reduced_like_any(method: str) -> None:
-    expected = METHODS[method](0.3).reduce(video("video-like"), PROMPT)
-    tokens = video("video-like")
+def test_features_and_prompts_in_training_are_reduced_like_any(method: str, device: str) -> None:
+    expected = METHODS[method](0.3).reduce(video("video-like", device), prompt(device))
+    tokens = video("video-like", device)
     tokens.features.requires_grad_()
-    found = METHODS[method](0.3).reduce(tokens, Prompt(PROMPT.embeddings.clone().requires_grad_()))
+    found = METHODS[method](0.3).reduce(tokens, Prompt(prompt(device).embeddings.clone().requires_grad_()))
     assert torch.equal(found.kept, expected.kept)
     assert torch.equal(found.source, expected.source)
     found.apply(tokens.features).sum().backward()
@@ -227,20 +239,20 @@ def test_features_and_prompts_in_training_are_reduced_like_any(method: str) -> N
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_only_layout_matters_not_strides(method: str) -> None:
-    tokens = video("video-like")
-    wide = torch.zeros(len(tokens), 2 * DIM)
+def test_only_layout_matters_not_strides(method: str, device: str) -> None:
+    tokens = video("video-like", device)
+    wide = torch.zeros(len(tokens), 2 * DIM, device=device)
     wide[:, ::2] = tokens.features
     strided = VideoTokens(wide[:, ::2], tokens.frames)
     reduction = METHODS[method](0.3)
-    assert torch.equal(reduction.reduce(strided, PROMPT).kept, reduction.reduce(tokens, PROMPT).kept)
+    assert torch.equal(reduction.reduce(strided, prompt(device)).kept, reduction.reduce(tokens, prompt(device)).kept)
 
 
 @pytest.mark.parametrize("selector", SELECTORS, ids=repr)
-def test_raising_a_relevance_never_drops_the_token(selector: Selector) -> None:
+def test_raising_a_relevance_never_drops_the_token(selector: Selector, device: str) -> None:
     for seed in range(8):
-        tokens = VideoTokens(video_like(4, 10, DIM, seed, cuts=(2,)), (10,) * 4)
-        scores = 0.05 + 0.7 * torch.rand(40, generator=torch.Generator().manual_seed(seed))
+        tokens = VideoTokens(video_like(4, 10, DIM, seed, cuts=(2,)).to(device), (10,) * 4)
+        scores = 0.05 + 0.7 * torch.rand(40, generator=torch.Generator().manual_seed(seed)).to(device)
         method = lambda r: Prune(0.3, Uniform(2), Proportional(), Given(r), selector)  # noqa: E731
         for token in method(scores).reduce(tokens).kept.tolist():
             raised = scores.clone()
@@ -249,21 +261,21 @@ def test_raising_a_relevance_never_drops_the_token(selector: Selector) -> None:
 
 
 @pytest.mark.parametrize("selector", [s for s in SELECTORS if not isinstance(s, Random)], ids=repr)
-def test_permuting_segments_permutes_the_answer(selector: Selector) -> None:
-    x = independent(30, DIM, 1)
-    relevance = torch.rand(30, generator=torch.Generator().manual_seed(1))
-    swap = torch.cat([torch.arange(20, 30), torch.arange(20)])  # the last of three segments comes first
+def test_permuting_segments_permutes_the_answer(selector: Selector, device: str) -> None:
+    x = independent(30, DIM, 1).to(device)
+    relevance = torch.rand(30, generator=torch.Generator().manual_seed(1)).to(device)
+    swap = torch.cat([torch.arange(20, 30), torch.arange(20)]).to(device)  # the last of three segments comes first
     here = Prune(0.4, PerFrame(), Proportional(), Given(relevance), selector)
     there = Prune(0.4, PerFrame(), Proportional(), Given(relevance[swap]), selector)
-    kept = torch.zeros(30, dtype=torch.bool)
+    kept = torch.zeros(30, dtype=torch.bool, device=device)
     kept[here.reduce(VideoTokens(x, (10,) * 3)).kept] = True
     assert torch.equal(there.reduce(VideoTokens(x[swap], (10,) * 3)).kept, kept[swap].nonzero()[:, 0])
 
 
 @pytest.mark.parametrize("name", VIDEOS)
 @pytest.mark.parametrize("segmenter", SEGMENTERS, ids=repr)
-def test_segments_cover_the_video_with_whole_frames(segmenter: Segmenter, name: str) -> None:
-    tokens = video(name)
+def test_segments_cover_the_video_with_whole_frames(segmenter: Segmenter, name: str, device: str) -> None:
+    tokens = video(name, device)
     segments = segmenter(tokens)
     assert segments.offsets[0] == 0
     assert segments.offsets[-1] == len(tokens)
@@ -275,8 +287,10 @@ def test_segments_cover_the_video_with_whole_frames(segmenter: Segmenter, name: 
 @pytest.mark.parametrize("name", VIDEOS)
 @pytest.mark.parametrize("budget", BUDGETS, ids=repr)
 @pytest.mark.parametrize("segmenter", SEGMENTERS, ids=repr)
-def test_budgets_sum_to_the_total_within_each_segment(segmenter: Segmenter, budget: Budget, name: str) -> None:
-    tokens = video(name)
+def test_budgets_sum_to_the_total_within_each_segment(
+    segmenter: Segmenter, budget: Budget, name: str, device: str
+) -> None:
+    tokens = video(name, device)
     segments = segmenter(tokens)
     occupied = int((segments.lengths > 0).sum())
     for total in {0, 1, len(tokens) // 3, len(tokens)}:
@@ -291,7 +305,7 @@ def test_budgets_sum_to_the_total_within_each_segment(segmenter: Segmenter, budg
 
 @pytest.mark.parametrize("name", VIDEOS)
 @pytest.mark.parametrize("relevance", RELEVANCES, ids=repr)
-def test_relevance_is_in_the_unit_interval(relevance: Relevance, name: str) -> None:
-    weights = relevance(video(name), PROMPT)
+def test_relevance_is_in_the_unit_interval(relevance: Relevance, name: str, device: str) -> None:
+    weights = relevance(video(name, device), prompt(device))
     assert weights.dtype == torch.float32
     assert ((weights > 0) & (weights <= 1)).all()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests import golden
-from tests.models import tiny
+from tests.engines.hf import tiny
 
 CPU = torch.device("cpu")
 

@@ -1,0 +1,16 @@
+"""A folder to run commands in."""
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a drawn clip.mp4 and a random model/."""
+    from tests import synthetic_clip  # draws with extras that a test may be skipped without
+
+    folder = tmp_path_factory.mktemp("cli")
+    synthetic_clip.render_clip(folder / "clip.mp4")
+    synthetic_clip.build_model(folder / "model")
+    return folder

@@ -1,0 +1,157 @@
+"""run, show, demo: from a clip to an answer, a result and a picture."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.cli.commands import command
+from vidsieve import registry
+from vidsieve.cli import demo, main
+
+pytest.importorskip("av")
+pytest.importorskip("transformers")
+pytest.importorskip("rich")
+
+
+@pytest.fixture(scope="module")
+def result(world: Path) -> dict:
+    assert main.main(command(world, "--out", str(world / "out"), "--keep", "0.25")) == 0
+    return json.loads((world / "out" / "result.json").read_text())
+
+
+def test_run_writes_a_result_whose_numbers_agree(result: dict) -> None:
+    assert (result["tokens_before"], result["tokens_after"]) == (4 * 192, 192)
+    assert len(result["kept"]) == result["tokens_after"] == sum(result["budgets"])
+    assert result["kept"] == sorted(set(result["kept"]))
+    assert sum(result["tokens"]) == result["tokens_before"]
+    assert result["grid"] == [12, 16]
+    assert result["frames"]["index"] == [0, 21, 43, 64, 85, 106, 128, 149]
+    assert result["prompt_before"] - result["prompt_after"] == result["tokens_before"] - result["tokens_after"]
+    assert (result["method"], result["keep"]) == ("vidsieve", 0.25)
+    assert isinstance(result["answer"], str)
+    assert isinstance(result["answer_unreduced"], str)
+    stages = result["stages_ms"]
+    assert {"decode", "process", "vision_prefill", "segment", "budget", "relevance", "select", "generate"} <= set(
+        stages
+    )
+    assert all(milliseconds >= 0 for milliseconds in stages.values())
+    assert result["versions"]["torch"]
+
+
+def test_run_draws_a_picture_and_says_how_long_that_took(world: Path, result: dict) -> None:
+    assert sorted(path.name for path in (world / "out").iterdir()) == ["overlay.png", "result.json"]
+    assert (world / "out" / "overlay.png").stat().st_size > 1000
+    assert result["stages_ms"]["draw"] > 0
+
+
+def test_a_film_is_drawn_on_request(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(command(world, "--only-reduced", "--film", "--out", str(tmp_path))) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["overlay.mp4", "overlay.png", "result.json"]
+    out = capsys.readouterr().out
+    assert [line.split()[:1] for line in out.splitlines()].count(["draw"]) == 1
+    assert out.endswith(f"picture: {tmp_path / 'overlay.png'}\npicture: {tmp_path / 'overlay.mp4'}\n")
+    assert main.main(["show", str(tmp_path), "--gif", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["pictures"]["gif"] == str(tmp_path / "overlay.gif")
+
+
+def test_keep_everything_answers_as_without(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(command(world, "--keep", "1", "--json")) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["tokens_after"] == result["tokens_before"]
+    assert result["answer"] == result["answer_unreduced"]
+
+
+def test_run_prints_for_people(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(command(world, "--method", "uniform")) == 0
+    out = capsys.readouterr().out
+    assert "768 video tokens -> 77 kept (10.0 %)" in out
+    assert "every token" in out
+    assert "vision + prefill" in out
+    assert "What moves?" in out
+
+
+@pytest.mark.parametrize("method", registry.methods())
+def test_every_method_runs_at_what_it_is_known_for(
+    world: Path, method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.main(command(world, "--method", method, "--only-reduced", "--json")) == 0
+    result = json.loads(capsys.readouterr().out)
+    if not registry.method(method).inside:
+        assert result["tokens_after"] == 77
+    else:
+        assert result["stages"][-1]["tokens_after"] == result["tokens_after"] < result["tokens_before"]
+        assert result["cost"] == pytest.approx(0.3, abs=0.01) or result["keep_of"] == "tokens"
+
+
+def test_show_draws_the_same_picture_again(world: Path, result: dict, tmp_path: Path) -> None:
+    assert main.main(["show", str(world / "out"), "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "overlay.png").read_bytes() == (world / "out" / "overlay.png").read_bytes()
+
+
+def test_show_finds_a_clip_that_moved_with_its_result(
+    world: Path, result: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "clip.mp4").write_bytes((world / "clip.mp4").read_bytes())
+    (tmp_path / "result.json").write_text(json.dumps(result | {"clip": "/gone/clip.mp4"}))
+    assert main.main(["show", str(tmp_path / "result.json"), "--json"]) == 0
+    pictures = json.loads(capsys.readouterr().out)["pictures"]
+    assert pictures["png"] == str(tmp_path / "overlay.png")
+    (tmp_path / "clip.mp4").unlink()
+    assert main.main(["show", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == "vidsieve: error: /gone/clip.mp4: no such file\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [(None, "no such file"), ("no json", "is not a result.json"), ("[1]", "it has no clip")]
+)
+def test_show_refuses_what_is_no_result(
+    tmp_path: Path, text: str | None, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if text is not None:
+        (tmp_path / "result.json").write_text(text)
+    assert main.main(["show", str(tmp_path)]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert says in err
+    assert err.count("\n") == 1
+
+
+def test_demo_ends_by_saying_where_the_picture_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["demo", "--out", str(tmp_path / "demo")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("576 video tokens -> 58 kept (10.1 %)") for line in lines)
+    _, right = demo.question()
+    assert [line.split()[-1] for line in lines if line.startswith(("every token", "reduced"))] == [right, right]
+    assert lines[-1] == f"picture: {tmp_path / 'demo' / 'overlay.png'}"
+    assert (tmp_path / "demo" / "overlay.png").exists()
+
+
+CLIPS = sorted(Path(os.environ.get("VIDSIEVE_CLIPS", "/nonexistent")).glob("*.mp4"))
+
+
+@pytest.mark.skipif(not CLIPS, reason="set VIDSIEVE_CLIPS to a folder of real .mp4 clips")
+def test_run_on_a_real_clip(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [
+        "-q",
+        "?",
+        "-m",
+        str(world / "model"),
+        "--frames",
+        "4",
+        "--max-new-tokens",
+        "2",
+        "--only-reduced",
+        "--film",
+    ]
+    assert main.main(["run", str(CLIPS[0]), *arguments, "--json", "--out", str(tmp_path)]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["tokens_after"] == round(0.1 * result["tokens_before"])
+    assert Path(result["pictures"]["mp4"]).exists()
+
+
+def test_keep_may_be_in_percent(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(command(world, "--keep", "25%", "--only-reduced", "--json")) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["keep"], result["tokens_after"]) == (0.25, 192)

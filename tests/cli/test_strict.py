@@ -1,0 +1,59 @@
+"""A clip that is cut short: read as far as it goes, with a warning, or refused where one asks for that."""
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("av")
+pytest.importorskip("transformers")
+pytest.importorskip("torchvision")
+
+from tests.cli.commands import command
+from tests.clips import cut, write
+from vidsieve.cli import main
+from vidsieve.encoded.batch import EncodeClips, Job
+from vidsieve.errors import VidsieveError
+
+
+@pytest.fixture(scope="module")
+def world(world: Path) -> Path:
+    """The first part of a clip beside the others, as cut.mp4."""
+    cut(write(world / "whole.mp4", container={"movflags": "faststart"}))
+    return world
+
+
+def cut_short(world: Path, *more: str) -> list[str]:
+    return command(world, "--frames", "4", "--max-new-tokens", "1", "--only-reduced", *more, clip="cut.mp4")
+
+
+def test_run(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert main.main(cut_short(world)) == 0
+    said = [str(one.message) for one in told] + capsys.readouterr().err.splitlines()
+    assert sum("cut.mp4: is cut short" in line for line in said) == 1
+    assert main.main(cut_short(world, "--strict")) == 1
+    assert "cut.mp4: is cut short" in capsys.readouterr().err
+
+
+def test_batch(world: Path, tmp_path: Path) -> None:
+    job = Job(str(world / "model"), str(tmp_path / "lax"), frames=4)
+    work = [(str(world / "cut.mp4"), "What moves?")]
+    with pytest.warns(UserWarning, match=r"cut.mp4: is cut short"):
+        (row,) = EncodeClips(job).rows(work)
+    assert "error" not in row
+    (row,) = EncodeClips(replace(job, out=str(tmp_path / "strict"), strict=True)).rows(work)
+    assert "cut.mp4: is cut short" in row["error"]
+    with pytest.raises(VidsieveError, match="whose strict is None, not True"):
+        replace(job, strict=True).claim()
+
+
+def test_both_commands_take_it(monkeypatch: pytest.MonkeyPatch, world: Path) -> None:
+    asked = []
+    monkeypatch.setattr("vidsieve.encoded.batch.run", lambda clips, job, *_: asked.append(job.strict) or {})
+    monkeypatch.setattr("vidsieve.cli.report.show_batch", lambda found: None)
+    for more in ([], ["--strict"]):
+        assert main.main(["batch", str(world), "--model", "m", "--out", str(world / "out"), *more]) == 0
+    assert asked == [False, True]

@@ -1,0 +1,97 @@
+"""Real processors of four families, built offline around a byte-level tokenizer, and clips for them.
+
+Video processors need torchvision; tests that use this module skip where it cannot be imported.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import transformers
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers.video_utils import load_video
+
+from tests.engines.hf import tiny
+
+FAMILIES = ("qwen2_5_vl", "qwen3_vl", "llava_onevision", "internvl")
+_SPECIAL = {
+    "qwen": ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
+    "llava": ("<unused_1>", "<unused_2>", "<image>", "<video>"),
+    "internvl": ("<img>", "</img>", "<IMG_CONTEXT>", "<video>"),
+}
+_CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for c in m['content'] %}"
+    "{% if c['type'] == 'video' %}VIDEO{% else %}{{ c['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def _tokenizer(family: str) -> Any:
+    marks = next(marks for name, marks in _SPECIAL.items() if family.startswith(name))
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *marks]
+    vocabulary = {text: i for i, text in enumerate([*sorted(ByteLevel.alphabet()), *special])}
+    extra = {}
+    if family == "internvl":
+        names = ("start_image_token", "end_image_token", "context_image_token", "video_token")
+        extra["extra_special_tokens"] = dict(zip(names, marks, strict=True))
+    tokenizer = transformers.Qwen2Tokenizer(
+        vocab=vocabulary,
+        merges=[],
+        unk_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        padding_side="left",
+        **extra,
+    )
+    missing = [mark for mark in special if mark not in tokenizer.all_special_tokens]
+    tokenizer.add_special_tokens({"additional_special_tokens": missing})
+    return tokenizer
+
+
+def processor(family: str) -> Any:
+    """The processor of a family, whose token ids are those of tiny.py."""
+    tokenizer = _tokenizer(family)
+    start, end, _, video = (tokenizer.convert_ids_to_tokens(i) for i in (tiny.START, tiny.END, tiny.IMAGE, tiny.VIDEO))
+    pixels = {"shortest_edge": 32 * 32 * 4, "longest_edge": 32 * 32 * 40}
+    square = {"height": 56, "width": 56}
+    if family == "qwen2_5_vl":
+        video_processor = transformers.Qwen2VLVideoProcessor(size=pixels, cap_pixels_per_frame=False)
+        image_processor = transformers.Qwen2VLImageProcessorPil()
+        made, chat = transformers.Qwen2_5_VLProcessor, _CHAT.replace("VIDEO", f"{start}{video}{end}")
+        extra = {}
+    elif family == "qwen3_vl":
+        video_processor = transformers.Qwen3VLVideoProcessor(size=pixels)
+        image_processor = transformers.Qwen2VLImageProcessorPil(patch_size=16)
+        made, chat = transformers.Qwen3VLProcessor, _CHAT.replace("VIDEO", f"{start}{video}{end}")
+        extra = {}
+    elif family == "llava_onevision":
+        video_processor = transformers.LlavaOnevisionVideoProcessor(size=square)
+        image_processor = transformers.LlavaOnevisionImageProcessorPil(size=square)
+        made, chat = transformers.LlavaOnevisionProcessor, _CHAT.replace("VIDEO", video)
+        extra = {"num_image_tokens": 16, "vision_feature_select_strategy": "full"}
+    else:
+        video_processor = transformers.InternVLVideoProcessor(size=square, return_tensors="pt")
+        image_processor = transformers.GotOcr2ImageProcessorPil(size=square)
+        made, chat = transformers.InternVLProcessor, _CHAT.replace("VIDEO", video)
+        extra = {"image_seq_length": 4}
+    return made(
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        video_processor=video_processor,
+        chat_template=chat,
+        **extra,
+    )
+
+
+def inputs(processor: Any, clip: Path, question: str, frames: int = 8) -> Any:
+    """What the processor makes of a clip and a question about it."""
+
+    def spread(metadata: Any, **_: Any) -> Any:
+        return np.linspace(0, metadata.total_num_frames - 1, frames).round().astype(int)
+
+    video, metadata = load_video(str(clip), backend="pyav", sample_indices_fn=spread)
+    content = [{"type": "video"}, {"type": "text", "text": question}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    return processor(
+        text=[text], videos=[video], video_metadata=[metadata], do_sample_frames=False, return_tensors="pt"
+    )

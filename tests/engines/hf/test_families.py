@@ -1,0 +1,145 @@
+"""Which tokens are video, in which frames: the rules of each layout, and models nobody knows."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.engines.hf import tiny
+from tests.engines.hf.reducers import Loudest
+from vidsieve.checks import pip_install
+from vidsieve.engines.hf import Adapter, adapter_for, attach, families, model_types, prompt, register
+from vidsieve.engines.hf.families import Adapter as Entry
+from vidsieve.errors import UnsupportedCall, UnsupportedModel
+
+
+def find(family: str, ids: list[int], **arguments: Any) -> prompt.Layout:
+    model, rows = tiny.model(family), torch.tensor([ids])
+    adapter: Entry = adapter_for(model)
+    placeholder = rows == getattr(model.config, adapter.token)
+    return prompt.find(adapter, model.config, prompt.read(adapter, rows, placeholder, arguments))
+
+
+def frame(tokens: int, before: int = 6) -> list[int]:
+    return [7] * before + [tiny.IMAGE] * tokens
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_frames_and_grid(family: str) -> None:
+    model = tiny.model(family)
+    with attach(model, Loudest()) as trace:
+        model.generate(**tiny.prompt(family), max_new_tokens=1)
+    [video] = trace.videos
+    expected = {"video_llava": ((17,) * 8, None)} | dict.fromkeys(
+        ("internvl", "smolvlm", "llava_onevision", "llava_next_video"), ((4,) * 4, (2, 2))
+    )
+    assert (video.frames, video.grid) == expected.get(family, ((6,) * 4, (2, 3)))
+
+
+def test_an_unknown_model_is_told_what_is_known() -> None:
+    class Unknown(nn.Module):
+        config = SimpleNamespace(model_type="gpt_9")
+
+    with pytest.raises(UnsupportedModel, match=r"qwen2_5_vl.*'gpt_9'.*docs/adding_a_model.md"):
+        attach(Unknown(), Loudest())
+    with pytest.raises(UnsupportedModel, match=r"Linear, which has no config.model_type"):
+        attach(nn.Linear(1, 1), Loudest())
+
+
+def test_without_transformers_the_extra_is_named() -> None:
+    code = "import sys; sys.modules['transformers'] = None; import vidsieve.engines.hf"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "MissingExtra: this needs transformers" in done.stderr
+    assert f"install it with: {pip_install('hf')}" in done.stderr
+
+
+def test_a_registered_adapter_serves_its_model_types(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(families, "_ADAPTERS", dict(families._ADAPTERS))
+    entry = Adapter(("gpt_9",), layout="runs")
+    register(entry)
+    model = nn.Module()
+    model.config = SimpleNamespace(model_type="gpt_9")
+    assert adapter_for(model) is entry
+    assert "gpt_9" in model_types()
+
+
+def test_every_tiny_model_is_known_and_every_known_model_is_tested() -> None:
+    assert set(model_types()) == set(tiny.FAMILIES)
+
+
+@pytest.mark.parametrize("family", ["internvl", "smolvlm"])
+def test_one_run_is_an_image_and_several_are_frames(family: str) -> None:
+    assert not find(family, frame(4)).clips
+    [clip] = find(family, frame(4) * 3 + [7]).clips
+    assert clip.frames == (4, 4, 4)
+
+
+def test_an_image_of_several_tiles_is_no_frame_of_internvl() -> None:
+    ids = frame(12) + frame(4) * 2 + [7]
+    [clip] = find("internvl", ids).clips
+    assert clip.at.tolist() == [*range(24, 28), *range(34, 38)]
+
+
+def test_the_tiles_of_an_image_are_no_frames_of_smolvlm() -> None:
+    assert not find("smolvlm", [7, 7, 7] + frame(4, before=2) * 4 + frame(4, before=4) + [7]).clips
+
+
+def test_token_types_tell_where_they_are_given() -> None:
+    ids = frame(4) * 3
+    kinds = torch.tensor([[0] * 6 + [1] * 4 + ([0] * 6 + [2] * 4) * 2])
+    [clip] = find("internvl", ids, mm_token_type_ids=kinds).clips
+    assert clip.frames == (4, 4)
+    [clip] = find("glm4v", ids, mm_token_type_ids=kinds, video_grid_thw=torch.tensor([[2, 4, 4]])).clips
+    assert clip.at.tolist() == [*range(16, 20), *range(26, 30)]
+    assert not find("glm4v", ids, mm_token_type_ids=kinds.clamp(max=1)).clips
+    assert not find("glm4v", ids).clips
+
+
+def test_frames_that_the_processor_of_videollama3_compressed() -> None:
+    survives = torch.tensor([1, 1, 1, 1, 0, 1, 0, 0, 0, 0, 0, 0], dtype=torch.bool)
+    ids = [7, *[tiny.VIDEO] * 4, 7, tiny.VIDEO, 7, 7]
+    [clip] = find(
+        "video_llama_3",
+        ids,
+        video_grid_thw=torch.tensor([[3, 4, 4]]),
+        video_merge_sizes=torch.tensor([2]),
+        video_compression_mask=survives,
+    ).clips
+    assert (clip.frames, clip.grid) == ((4, 1), None)
+
+
+@pytest.mark.parametrize("grid", [None, [[4, 4, 6]], [[1, 4, 6]]])
+def test_placeholders_that_no_grid_describes(grid: list[list[int]] | None) -> None:
+    arguments = {} if grid is None else {"video_grid_thw": torch.tensor(grid)}
+    with pytest.raises(UnsupportedCall, match="video_grid_thw"):
+        find("qwen2_5_vl", [7, *[tiny.VIDEO] * 10, 7], **arguments)
+
+
+def test_placeholders_that_no_pixels_describe() -> None:
+    ids = [7, *[tiny.VIDEO] * 10, 7]
+    with pytest.raises(UnsupportedCall, match="pixel_values_videos"):
+        find("llava_onevision", ids)
+    with pytest.raises(UnsupportedCall, match="1 videos of 4 frames"):
+        find("llava_onevision", ids, pixel_values_videos=torch.zeros(1, 4, 3, 8, 8))
+
+
+def test_the_question_ends_with_its_turn_and_leaves_markers_out() -> None:
+    model = tiny.model("qwen2_5_vl")
+    before, video = [1, 2, tiny.START], [tiny.VIDEO] * 6
+    grid = {"video_grid_thw": torch.tensor([[1, 4, 6]])}
+
+    def asked(*after: int) -> list[int]:
+        rows = torch.tensor([[*before, *video, *after]])
+        placeholder = rows == tiny.VIDEO
+        marks = {"end_of_turn": frozenset({tiny.END_OF_TURN}), "marks": prompt.marks_of(model.config)}
+        reading = prompt.read(adapter_for(model), rows, placeholder, grid)
+        [columns] = prompt.find(adapter_for(model), model.config, reading, **marks).questions
+        return rows[0, columns].tolist()
+
+    assert asked(tiny.END, 5, 6, tiny.END_OF_TURN, 9, 9) == [5, 6]
+    assert asked(8, 9, tiny.IMAGE, tiny.IMAGE, 5, tiny.IMAGE, 6, 7) == [6, 7]  # after the last image, too
+    assert asked(tiny.END, tiny.END_OF_TURN, 9, 9) == [1, 2, 9, 9]  # the question stands before the video

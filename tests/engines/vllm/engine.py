@@ -1,0 +1,189 @@
+"""Tiny checkpoints that vLLM loads like any other, and an engine around one.
+
+Weights are random, but not vLLM's dummies: attention is far from uniform, so an answer tells where tokens stand.
+"""
+
+import functools
+import gc
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+os.environ.update(
+    VLLM_CPU_KVCACHE_SPACE="1",
+    VLLM_CPU_OMP_THREADS_BIND="nobind",
+    VLLM_ENABLE_V1_MULTIPROCESSING="0",
+    TORCHDYNAMO_DISABLE="1",  # a minute of compiling for a few layers
+    HF_HUB_OFFLINE="1",
+)
+
+from vllm import LLM, SamplingParams
+from vllm.distributed import cleanup_dist_env_and_memory
+
+from tests.engines.hf import processors, tiny
+from vidsieve.engines.vllm import register, settings
+
+# vLLM on CPU wants heads of 32.
+_TEXT = {**tiny._TEXT, "hidden_size": 128, "intermediate_size": 192, "head_dim": 32, "max_position_embeddings": 16384}
+_TOWER = {**tiny._QWEN_TOWER, "hidden_size": 64, "out_hidden_size": 128}
+FAMILIES = ("qwen2_5_vl", "qwen3_vl")
+
+
+def _config(family: str) -> Any:
+    if family == "qwen2_5_vl":
+        tower = {**_TOWER, "patch_size": 14, "fullatt_block_indexes": [1], "window_size": 56, "tokens_per_second": 2}
+        text = {**_TEXT, "rope_parameters": tiny._mrope(4, 6, 6)}
+        return transformers.Qwen2_5_VLConfig(text_config=text, vision_config=tower, **tiny._QWEN_IDS)
+    tower = {**_TOWER, "patch_size": 16, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
+    text = {**_TEXT, "rope_parameters": tiny._mrope(6, 5, 5, mrope_interleaved=True)}
+    if family == "qwen3_vl_moe":
+        text |= {**tiny._EXPERTS, "norm_topk_prob": True}
+        return transformers.Qwen3VLMoeConfig(text_config=text, vision_config=tower, **tiny._QWEN_IDS)
+    return transformers.Qwen3VLConfig(text_config=text, vision_config=tower, **tiny._QWEN_IDS)
+
+
+@functools.cache
+def hugging_face(family: str) -> Any:
+    """The model of a family as transformers runs it, the same weights at every call."""
+    model = transformers.AutoModelForImageTextToText.from_config(_config(family)).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, weight in sorted(model.named_parameters()):
+            if weight.ndim >= 2:
+                weight.copy_(torch.randn(weight.shape, generator=generator) * (1.2 / weight.shape[-1] ** 0.5))
+            elif "bias" in name:
+                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.05)
+    model.generation_config.eos_token_id = None
+    return model
+
+
+@functools.cache
+def real_processor(family: str) -> Any:
+    """The processor of a family. Images are normalised like videos, as vLLM takes for granted."""
+    processor = processors.processor(family.removesuffix("_moe"))
+    processor.video_processor.size = {"shortest_edge": 56 * 56, "longest_edge": 112 * 112 * 1024}
+    for name in ("image_mean", "image_std"):
+        setattr(processor.image_processor, name, getattr(processor.video_processor, name))
+    return processor
+
+
+def checkpoint(family: str, folder: Path) -> Path:
+    """A checkpoint of `hugging_face(family)` with its processor."""
+    path = folder / family
+    if not path.exists():
+        hugging_face(family).save_pretrained(path)
+        processor = real_processor(family)
+        processor.save_pretrained(path)
+    return path
+
+
+def clip(seed: int = 0, frames: int = 16, size: int = 112) -> tuple[Any, dict[str, Any]]:
+    """A video as vLLM wants it: scenes of noise with a drifting patch, and what is known of the file."""
+    random = np.random.default_rng(seed)
+    video = np.empty((frames, size, size, 3), dtype=np.uint8)
+    for frame in range(frames):
+        if frame % 5 == 0:
+            scene = random.integers(0, 255, (size // 8 + 1,) * 2 + (3,)).repeat(8, 0).repeat(8, 1)[:size, :size]
+        video[frame] = scene
+        video[frame, 4 * frame % 64 :][:32, 20:60] = random.integers(0, 255, 3)
+    return video, {
+        "fps": 2.0,
+        "duration": frames / 2.0,
+        "total_num_frames": frames,
+        "frames_indices": list(range(frames)),
+        "video_backend": "opencv",
+        "do_sample_frames": False,
+    }
+
+
+_MARK = {"video": tiny.VIDEO, "image": tiny.IMAGE}
+
+
+def prompt(family: str, *media: str, question: str = "What moves?", before: str = "You see:") -> str:
+    """A prompt with `media`, each "video" or "image"."""
+    tokenizer = real_processor(family).tokenizer
+    marks = "".join(
+        tokenizer.decode([tiny.START, _MARK[kind], tiny.END], skip_special_tokens=False) for kind in media or ("video",)
+    )
+    return f"<|im_start|>user\n{before}{marks}{question}<|im_end|>\n<|im_start|>assistant\n"
+
+
+class Engine:
+    """A vLLM engine in this process. method: None for vLLM without us."""
+
+    def __init__(self, path: Path, rate: float = 0.0, method: str | None = "vidsieve", **options: Any) -> None:
+        os.environ["VIDSIEVE_VLLM"] = method or "off"
+        settings.configured.cache_clear()
+        from vllm.model_executor.model_loader import utils
+
+        utils._MODEL_ARCH_BY_HASH.clear()
+        _take_back()
+        register()
+        settled = {
+            "dtype": "float32",
+            "enforce_eager": True,
+            "max_model_len": 8192,
+            "max_num_seqs": 16,
+            "max_num_batched_tokens": 8192,
+            "limit_mm_per_prompt": {"video": 4, "image": 4},
+            "block_size": 32,
+            "seed": 0,
+            "enable_prefix_caching": True,
+            **({"video_pruning_rate": rate} if rate else {}),
+        }
+        self.llm = LLM(model=str(path), **{**settled, **options})
+        self.runner = self.llm.llm_engine.model_executor.driver_worker.worker.model_runner
+        self.model = self.runner.get_model()
+        self.positions: dict[str, torch.Tensor] = {}  # of each request, as the last step with its prompt left them
+        self.kept: list[torch.Tensor] = []  # of each video encoded, in that order
+        self._watch()
+
+    def _watch(self) -> None:
+        gather, reduce = self.runner._gather_mm_embeddings, getattr(self.model, "_reduce", None)
+
+        def gathered(*args: Any, **kwargs: Any) -> Any:
+            out = gather(*args, **kwargs)
+            for name in self.runner.input_batch.req_ids:
+                self.positions[name.partition("-")[0]] = self.runner.requests[name].mrope_positions.clone()
+            return out
+
+        def reduced(*args: Any) -> Any:
+            out = reduce(*args)
+            self.kept.append(out.kept)
+            return out
+
+        self.runner._gather_mm_embeddings = gathered
+        if reduce is not None:
+            self.model._reduce = reduced
+        if not getattr(self.model, "sieves", False):
+            # vLLM's CPU runner forgets to look, and fails; on a GPU it does look.
+            self.runner.is_multimodal_pruning_enabled = self.model.is_multimodal_pruning_enabled
+
+    def ask(self, requests: list[dict[str, Any]], tokens: int = 4) -> list[Any]:
+        sampling = SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True, logprobs=3)
+        return self.llm.generate(requests, sampling, use_tqdm=False)
+
+    def close(self) -> None:
+        del self.llm, self.runner, self.model
+        gc.collect()
+        cleanup_dist_env_and_memory()
+
+
+def _take_back() -> None:
+    """Put vLLM's own models back into its registry."""
+    from vllm import ModelRegistry
+    from vllm.model_executor.models.registry import _LazyRegisteredModel
+
+    vars(ModelRegistry).pop("resolve_model_cls", None)
+    for architecture, module in {
+        "Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl",
+        "Qwen3VLForConditionalGeneration": "qwen3_vl",
+        "Qwen3VLMoeForConditionalGeneration": "qwen3_vl_moe",
+    }.items():
+        ModelRegistry.models[architecture] = _LazyRegisteredModel(
+            module_name=f"vllm.model_executor.models.{module}", class_name=architecture
+        )

@@ -1,0 +1,112 @@
+"""What a server prunes with and what a request may ask. Needs no vLLM."""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from tests.synthetic import video_like
+from vidsieve import Prompt, Reducer, Reduction, VideoTokens, registry
+from vidsieve.engines.vllm import settings
+from vidsieve.engines.vllm.settings import Method, RequestOptions, retained
+from vidsieve.errors import UnsupportedCall
+from vidsieve.methods import presets
+
+
+@dataclass(frozen=True)
+class Approximate(Reducer):
+    """Keeps one token too many."""
+
+    keep: float
+
+    def reduce(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Reduction:
+        return Reduction.select(torch.arange(min(len(tokens), round(self.keep * len(tokens)) + 1)), len(tokens))
+
+
+@pytest.mark.parametrize(
+    ("total", "rate", "count"),
+    [(128, 0.9, 12), (128, 0.5, 64), (128, 1e-17, 128), (128, 1e-9, 127), (27, 0.95, 1), (3, 0.99, 1), (10, 0.3, 7)],
+)
+def test_the_count_is_vllms(total: int, rate: float, count: int) -> None:
+    assert retained(total, rate) == count
+
+
+@pytest.mark.parametrize("name", registry.methods(inside=False))
+def test_a_method_keeps_any_count_exactly(name: str) -> None:
+    tokens = VideoTokens.from_grid(video_like(6, 12, 16, 1, torch.float32, cuts=(2,)), 6, 3, 4)
+    method, prompt = Method.named(name), Prompt(tokens.features[:4])
+    for count in range(1, 73, 5):
+        assert len(method.reduce(tokens, count, prompt)) == count
+    assert method.asks == (name == "cdpruner")
+
+
+def test_ones_own_method_is_found_by_its_place() -> None:
+    assert Method.named("vidsieve.methods.presets:random").build(0.5) == presets.random(0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("vidsive", "expected one of vidsieve"),
+        ("vidsieve.methods.presets:nothing", "cannot be imported"),
+        ("no_such_package:method", "cannot be imported"),
+        ("tests.engines.vllm.test_settings:Approximate", "kept 2 of 120 tokens where 1 were due"),
+    ],
+)
+def test_what_cannot_serve_is_refused_at_the_start(name: str, message: str) -> None:
+    with pytest.raises(UnsupportedCall, match=message):
+        Method.named(name)
+
+
+@pytest.mark.parametrize(("value", "name"), [(None, "vidsieve"), ("uniform", "uniform"), ("off", None)])
+def test_one_variable_decides(monkeypatch: pytest.MonkeyPatch, value: str | None, name: str | None) -> None:
+    settings.configured.cache_clear()
+    monkeypatch.delenv(settings.VARIABLE, raising=False)
+    if value:
+        monkeypatch.setenv(settings.VARIABLE, value)
+    method = settings.configured()
+    assert (method and method.name) == name
+    assert settings.method_is_explicit() == (value is not None)
+    settings.configured.cache_clear()
+
+
+def test_a_request_may_wish() -> None:
+    assert RequestOptions.of({"fps": 2.0}) == RequestOptions()
+    asked = RequestOptions.of({"vidsieve": {"keep": 0.2, "question": "What?"}})
+    assert asked.count(128, 0.9) == 26
+    assert RequestOptions().count(128, 0.9) == 12
+    asked.check(Method.named("cdpruner"))
+
+
+@pytest.mark.parametrize(
+    "wish", ["0.2", {"ratio": 0.2}, {"keep": "half"}, {"keep": 1.5}, {"keep": 0}, {"keep": True}, {"question": " "}]
+)
+def test_a_wish_that_makes_no_sense_is_refused(wish: object) -> None:
+    with pytest.raises(ValueError, match=r"expected|keep is the fraction"):
+        RequestOptions.of({"vidsieve": wish})
+
+
+def test_a_question_goes_to_methods_that_hear_it_and_only_there() -> None:
+    with pytest.raises(UnsupportedCall, match="does not look at the question"):
+        RequestOptions(question="What?").check(Method.named("vidsieve"))
+    with pytest.raises(UnsupportedCall, match="cannot read off the prompt"):
+        RequestOptions().check(Method.named("cdpruner"))
+
+
+def test_a_model_in_pipeline_stages_is_refused() -> None:
+    settings.check_pipeline(1)
+    with pytest.raises(UnsupportedCall, match=r"pipeline_parallel_size is 2, .* --pipeline-parallel-size 1"):
+        settings.check_pipeline(2)
+
+
+def test_importing_the_plug_in_needs_no_vllm() -> None:
+    code = "import sys; sys.modules['vllm'] = None; from vidsieve.engines.vllm import register, positions, settings"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_told_to_stay_out_it_does() -> None:
+    code = "import sys; sys.modules['vllm'] = None; from vidsieve.engines.vllm import register; register()"
+    environment = {"VIDSIEVE_VLLM": "off", "PYTHONPATH": ":".join(sys.path)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
