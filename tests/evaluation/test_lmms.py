@@ -68,7 +68,7 @@ def test_a_method_is_attached_to_the_model_that_lmms_eval_loads(harness: list[st
     reduced = made(pretrained="x", keep=0.25, method="uniform").generate_until([request])[0]
     assert not torch.allclose(whole, reduced)
     plain = tiny.fresh("qwen2_5_vl")
-    with lmms.ALL["uniform"](0.25)(plain) as trace:
+    with lmms.registry.method("uniform")(0.25)(plain) as trace:
         assert torch.equal(reduced, plain(**request).logits[0, -1])
     before, after = trace.totals["tokens_before"], trace.totals["tokens_after"]
     assert harness == [f"vidsieve: 1 videos, {before} tokens -> {after}"]

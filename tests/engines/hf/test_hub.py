@@ -22,6 +22,8 @@ def test_a_name_on_the_hub_is_asked_for_once(raised: str, says: str, monkeypatch
     import httpx
     import huggingface_hub as hub
 
+    from vidsieve.engines.hf import hub as ours
+
     asked = []
 
     def answer(url: str, timeout: float) -> None:
@@ -32,11 +34,11 @@ def test_a_name_on_the_hub_is_asked_for_once(raised: str, says: str, monkeypatch
     monkeypatch.setattr(hub, "is_offline_mode", lambda: False)
     monkeypatch.setattr(hub, "get_hf_file_metadata", answer)
     with pytest.raises(VidsieveError) as error:
-        hub.find("no/such")
+        ours.find("no/such")
     assert says in str(error.value)
     assert "\n" not in str(error.value)
-    assert asked == [hub.SECONDS]
+    assert asked == [ours.SECONDS]
     monkeypatch.setattr(hub, "try_to_load_from_cache", lambda name, file: "/cache/config.json")
-    assert hub.find("no/such") == {"local_files_only": True}
+    assert ours.find("no/such") == {"local_files_only": True}
     monkeypatch.setattr(hub, "get_hf_file_metadata", lambda url, timeout: None)
-    assert hub.find("no/such") == {}
+    assert ours.find("no/such") == {}

@@ -1,4 +1,4 @@
-"""run.py without a model: what is no result, and no question, is said in one line."""
+"""A result, and a question, without a model: what is no result, and no question, is said in one line."""
 
 import json
 from pathlib import Path
