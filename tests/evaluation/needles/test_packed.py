@@ -92,7 +92,7 @@ def test_frames_attend_bit_for_bit_as_one_by_one() -> None:
 
 def test_patches_are_those_of_the_processor(tiny: tuple[Any, Any], batch: Batch) -> None:
     processor, _ = tiny
-    inputs = prepare(processor, as_frames(batch.frames[0]), "")
+    inputs = prepare(processor, as_frames(batch.frames[0]), "?")
     torch.testing.assert_close(patchify(batch.frames[:1], SIZE), inputs["pixel_values_videos"], rtol=0, atol=1e-6)
     assert float(inputs["second_per_grid_ts"][0]) == 1  # transformers rounds it down to whole seconds
 
