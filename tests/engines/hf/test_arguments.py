@@ -8,7 +8,7 @@ import torch
 import vidsieve
 from tests.engines.hf import tiny
 from vidsieve.engines.hf import attach, detach, verify
-from vidsieve.errors import UnsupportedModel, VidsieveError, WrongArgument
+from vidsieve.errors import UnknownMethod, UnsupportedModel, VidsieveError, WrongArgument
 from vidsieve.methods import presets
 
 METHOD = presets.uniform(0.5)
@@ -42,7 +42,7 @@ def test_a_method_that_was_not_made(model: torch.nn.Module) -> None:
     says = "the function vidsieve, which makes one: call it first, as vidsieve(keep=0.1)"
     refused(WrongArgument, says, lambda: attach(model, presets.vidsieve))
     refused(WrongArgument, "the class Prune", lambda: attach(model, vidsieve.Prune))
-    refused(WrongArgument, "got 'vidsieve'", lambda: attach(model, "vidsieve"))
+    refused(UnknownMethod, "no method 'magic'; there are vidsieve", lambda: attach(model, "magic"))
     for method in (presets.vidsieve, presets.framefusion, presets.hieravid):
         with pytest.raises(ValueError, match=r"the method|a method is made first.*\(model\)") as error:
             method(model)
