@@ -175,7 +175,7 @@ def test_a_decoder_that_fails_leaves_the_cache_as_it_was_and_holds_nothing(metho
         with failing(layer), pytest.raises(RuntimeError, match="out of memory"):
             model(**inputs, **{CACHE: cache})
         assert [cache.get_seq_length(i) for i in range(3)] == [0, 0, 0]
-        assert "current" not in handle._here.__dict__
+        assert handle.target.states.current is None
     torch.testing.assert_close(model(**inputs, **{CACHE: cache}).logits, true)
     handle.remove()
 

@@ -7,6 +7,7 @@ model.generate(**restore(model, tensors), max_new_tokens=32)            # withou
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor
 
 from vidsieve.checks import describe, require
+from vidsieve.engines.hf import adapter_for, attach
+from vidsieve.engines.hf.intercept import Interceptions
 from vidsieve.engines.hf.loading import prepare
 from vidsieve.errors import VidsieveError, WrongArgument
 from vidsieve.methods.base import Reducer
@@ -35,8 +38,6 @@ def encode(
       end int64 (), where in M the text after the video begins.
       What else the decoder takes: (M,) for a token, (layers, V, D) for a visual token (Qwen3-VL's deepstack).
     """
-    from vidsieve.engines.hf import attach
-
     inputs = prepare(processor, frames, question).to(model.device, model.dtype)
     with (attachment := attach(model, reducer)) as trace:
         given = _given_to_decoder(attachment, inputs)
@@ -48,9 +49,9 @@ def encode(
     stays = torch.ones(len(ids), dtype=torch.bool)
     stays[video.at] = False
     stays[video.at[kept]] = True
-    end = stays[: int((ids == attachment.token).nonzero()[-1]) + 1].sum()
+    end = stays[: int((ids == attachment.target.token).nonzero()[-1]) + 1].sum()
     ids = ids[stays]  # (M,)
-    place = (ids == attachment.token).nonzero().flatten()  # (V,)
+    place = (ids == attachment.target.token).nonzero().flatten()  # (V,)
     embeds = given["inputs_embeds"][0]  # (M, D)
     positions = given.get("position_ids")
     tensors = {
@@ -61,8 +62,8 @@ def encode(
         "end": end,
         "position_ids": torch.arange(len(ids)) if positions is None else positions[..., 0, :],
     }
-    tensors |= {name: given[name][0] for name in attachment.adapter.per_token if given.get(name) is not None}
-    for name in attachment.adapter.per_visual:
+    tensors |= {name: given[name][0] for name in attachment.target.adapter.per_token if given.get(name) is not None}
+    for name in attachment.target.adapter.per_visual:
         if given.get(name) is not None:
             tensors[name] = torch.stack([rows.cpu() for rows in given[name]])
     return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, {
@@ -84,8 +85,6 @@ def restore(model: Any, tensors: Mapping[str, Tensor], tail: Tensor | None = Non
 
     tail: int64 (n,), token ids to follow the video in place of the stored ones: another question.
     """
-    from vidsieve.engines.hf import adapter_for
-
     adapter = adapter_for(model)
     if not isinstance(tensors, Mapping):
         raise WrongArgument(f"expected stored tensors, got {describe(tensors)}; tensors, row = stored.read(file)")
@@ -124,16 +123,14 @@ def _given_to_decoder(attachment: Any, inputs: Mapping[str, Any]) -> dict[str, A
 
     def stop(decoder: Any, args: tuple[Any, ...], arguments: dict[str, Any]) -> None:
         given.update(arguments)
-        attachment.after_decoder(decoder, args, arguments, {})  # which records the videos
+        attachment.input.after_decoder(decoder, args, arguments, {})  # which records the videos
         raise _Given
 
-    watching = attachment.decoder.register_forward_pre_hook(stop, with_kwargs=True)  # after the attachment's own
-    try:
+    with suppress(_Given), Interceptions() as hooks:
+        hooks.before(attachment.target.decoder, stop)  # after the attachment's own
         attachment.model(**inputs, use_cache=False)
-    except _Given:
+    if given:
         return given
-    finally:
-        watching.remove()
     raise VidsieveError(
         f"{type(attachment.model).__name__} answered without calling its decoder; nothing could be stored"
     )

@@ -39,8 +39,15 @@ class Rows:
         columns = columns.masked_fill(torch.from_numpy(~self.real).to(device), -1)
         return reduce(lambda x, step: step.labels(x, -1), self.steps, columns)
 
-    def of(self, labels: Tensor) -> Tensor:
-        """Training targets (B, L) of the rows: (B, M), -100 on padding."""
+    def targets(self, labels: Tensor, spread: bool) -> Tensor:
+        """Training targets (B, L) of the rows, (B, M), or where these are `spread`, (B, L): -100 on what is gone.
+
+        Labels of another shape are of something else, and stay as they are.
+        """
+        if not self.steps or labels.shape != self.real.shape:
+            return labels
+        if spread:
+            return labels.masked_fill(self.gone.to(labels.device), -100)
         return reduce(lambda x, step: step.labels(x), self.steps, labels)
 
     @cached_property

@@ -16,9 +16,10 @@ from transformers.masking_utils import create_causal_mask
 
 from vidsieve.checks import describe
 from vidsieve.engines.hf.arguments import whole_model
-from vidsieve.engines.hf.attention import layer_type
+from vidsieve.engines.hf.attach import attach
 from vidsieve.engines.hf.families import adapter_for
-from vidsieve.engines.hf.seams.input import attach
+from vidsieve.engines.hf.intercept import Interceptions
+from vidsieve.engines.hf.seams.masks import layer_type
 from vidsieve.errors import WrongArgument
 from vidsieve.methods.base import Attachable
 from vidsieve.telemetry.trace import Trace, VideoRecord
@@ -99,13 +100,9 @@ def verify(
 def _watch(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """What the decoder of the plain model is given for the whole prompt."""
     seen: list[dict[str, Any]] = []
-    watching = model.get_decoder().register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(dict(kwargs)), with_kwargs=True
-    )
-    try:
+    with Interceptions() as hooks:
+        hooks.before(model.get_decoder(), lambda module, args, kwargs: seen.append(dict(kwargs)))
         model.generate(**inputs, max_new_tokens=1, do_sample=False, num_beams=1)
-    finally:
-        watching.remove()
     return seen[0]
 
 
