@@ -42,7 +42,7 @@ def attach(
     method: Attachable | str,
     keep: float | None = None,
     *,
-    outputs: Outputs = "left",
+    outputs: Outputs = None,
     **options: Any,
 ) -> "Attachment":
     """Let `method` reduce the videos that `model`, a Hugging Face video LLM, is shown from now on.
@@ -54,7 +54,8 @@ def attach(
     method: a reducer or stages, or the name of one in the table (registry.py), made of `keep` (its own default if
     None) and its `options`.
     outputs: "left", a forward pass returns a row for each token that is left; or "prompt", one for each of the prompt,
-    as trainers and scores that count columns expect (docs/attached.md).
+    as trainers and scores that count columns expect. None is "left", but a training pass that drops tokens and was
+    given neither `labels` nor `logits_to_keep` raises `UnsupportedCall` (docs/attached.md).
     A model wrapped by PEFT may be passed as it is. Raises `UnsupportedModel` where no adapter knows the model,
     `AlreadyAttached` where a reducer is attached, `UnsupportedCall` where the model is compiled: a compiled model does
     not look at its hooks again, so attach first.
@@ -79,7 +80,7 @@ def detach(model: Any) -> bool:
 class Attachment:
     """A reducer, or a `Staged`, on a model until `remove()` or the end of its `with` block; `trace` records it."""
 
-    def __init__(self, model: Any, reducer: Attachable, *, outputs: Outputs = "left") -> None:
+    def __init__(self, model: Any, reducer: Attachable, *, outputs: Outputs = None) -> None:
         model, reducer = arguments.whole_model(model), arguments.method(reducer)
         arguments.check_outputs(outputs)
         self.model, self.reducer, self.trace = model, reducer, Trace()

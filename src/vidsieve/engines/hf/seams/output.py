@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from vidsieve.engines.hf import contract
@@ -14,7 +15,7 @@ from vidsieve.engines.hf.target import Target
 from vidsieve.errors import UnsupportedCall
 
 Arguments = dict[str, Any]
-Outputs = Literal["left", "prompt"]
+Outputs = Literal["left", "prompt"] | None
 
 
 class OutputSeam:
@@ -41,9 +42,18 @@ class OutputSeam:
         self._states.leave(Level.MODEL)
 
     def check(self, state: ForwardState, rows: Rows) -> None:
-        """Raise `UnsupportedCall` where `logits_to_keep` is about tokens that are gone, and have no row."""
-        if self._outputs == "left":
-            rows.check(state.asked)
+        """Raise `UnsupportedCall` where rows are missing that the call asks for, or is likely to count on."""
+        if self._outputs == "prompt":
+            return
+        rows.check(state.asked)
+        whole = state.outermost == Level.MODEL and state.answer is None and state.asked is None
+        if self._outputs is None and whole and rows.steps and self._model.training and torch.is_grad_enabled():
+            raise UnsupportedCall(
+                "a training pass without labels: its logits are of the tokens that are left, and a trainer that "
+                "smooths labels or computes a loss of its own holds them against labels of the whole prompt. Pass "
+                "labels to the model, or attach(..., outputs='prompt') for a row for every column, or outputs='left' "
+                "if the rows of the tokens left are what is wanted"
+            )
 
     def _after_body(self, body: nn.Module, args: tuple[Any, ...], kwargs: Arguments, output: Any) -> Any:
         """The output with a row for each column of the prompt, where that is wanted."""
@@ -56,7 +66,7 @@ class OutputSeam:
                 "router_logits are of the tokens that are left, and transformers would weigh them by the mask of the "
                 "whole prompt; call the model with output_router_logits=False, or detach"
             )
-        if rows.ends(state.asked) or (state.asked is None and self._outputs == "left"):
+        if rows.ends(state.asked) or (state.asked is None and self._outputs != "prompt"):
             return output
         state.spread = True
         hidden = rows.spread(output[0])  # (B, L, D)
