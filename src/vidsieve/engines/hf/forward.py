@@ -12,7 +12,7 @@ from vidsieve.engines.hf.cache import Prefix
 from vidsieve.engines.hf.outputs import Rows
 from vidsieve.engines.hf.prompt import Columns, Layout, Reading
 from vidsieve.engines.hf.sequence import Fold, Kept, moved
-from vidsieve.engines.hf.tracked import Finite, State, Video
+from vidsieve.engines.hf.tracked import Finite, SequenceUpdate, TrackedVideo
 from vidsieve.errors import UnsupportedCall
 from vidsieve.telemetry.timing import Timeline
 
@@ -69,7 +69,7 @@ class SequenceState:
     prefixes: dict[int, Prefix]
     past: tuple[int, ...] = ()
     prompt: Layout = Layout.none()
-    videos: tuple[Video, ...] = ()
+    videos: tuple[TrackedVideo, ...] = ()
     queries: Mapping[str, dict[int, Columns]] = field(default_factory=dict)
     first: Kept | None = None
     begins: Prefix | None = None
@@ -77,7 +77,7 @@ class SequenceState:
     padded: bool = True
     entered: tuple[Columns, ...] = ()
     timeline: Timeline = field(default_factory=Timeline)
-    updates: dict[int, State] = field(default_factory=dict, init=False)
+    updates: dict[int, SequenceUpdate] = field(default_factory=dict, init=False)
     done: set[int] = field(default_factory=set, init=False)
     attended: dict[int, dict[int, dict[str, Tensor]]] = field(default_factory=dict, init=False)
     read_masks: dict[int, Tensor] = field(default_factory=dict, init=False)
@@ -94,13 +94,13 @@ class SequenceState:
             for kind, rows in self.queries.items()
         }
 
-    def update_at(self, layer: int) -> State | None:
+    def update_at(self, layer: int) -> SequenceUpdate | None:
         """The sequence that `layer` sees, None where it is the decoder's input."""
         begins = max((first for first in self.updates if first <= layer), default=None)
         return None if begins is None else self.updates[begins]
 
     @property
-    def last(self) -> State | None:
+    def last(self) -> SequenceUpdate | None:
         """The sequence that the last layer sees, None where it is the decoder's input."""
         return self.updates[max(self.updates)] if self.updates else None
 

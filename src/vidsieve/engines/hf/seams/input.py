@@ -34,7 +34,7 @@ from vidsieve.engines.hf.seams.layers import PACKING, LayersSeam
 from vidsieve.engines.hf.seams.output import OutputSeam
 from vidsieve.engines.hf.sequence import Fold, left_by, reduce_arguments
 from vidsieve.engines.hf.target import Target
-from vidsieve.engines.hf.tracked import Video
+from vidsieve.engines.hf.tracked import TrackedVideo
 from vidsieve.errors import UnsupportedCall
 from vidsieve.telemetry.timing import Timeline, stage
 from vidsieve.telemetry.trace import CallRecord, Trace
@@ -147,7 +147,7 @@ class InputSeam:
         settle()
         counts, folds = list(found.counts), []
         for video in videos:
-            counts[video.clip.row] -= len(video.whole) - video.after
+            counts[video.clip.row] -= len(video.tokens) - video.after
         if counts != list(found.counts):
             with stage("gather"):
                 folds = [Fold(v.clip.row, v.at, v.stages[0].reduction) for v in videos]
@@ -194,18 +194,18 @@ class InputSeam:
 
     def _videos(
         self, found: prompt.Layout, embeds: Tensor, questions: dict[int, prompt.Columns]
-    ) -> tuple[tuple[Video, ...], Callable[[], None]]:
+    ) -> tuple[tuple[TrackedVideo, ...], Callable[[], None]]:
         """Every video of the call, which the second sees reduced on its own if a reducer is before the model."""
         embeds = embeds.detach()
         videos = []
         for clip in found.clips:
             at = found.columns(clip.at, embeds.device)
-            whole = VideoTokens(at.take(embeds[clip.row]), clip.frames, clip.grid)
-            videos.append(Video(clip, whole, at))
+            tokens = VideoTokens(at.take(embeds[clip.row]), clip.frames, clip.grid)
+            videos.append(TrackedVideo(clip, tokens, at))
         if self._replay is None:
             return tuple(videos), lambda: None
         asked = {row: Prompt(columns.take(embeds[row])) for row, columns in questions.items()}
-        settle = Video.reduce_each(videos, self._replay, [asked.get(clip.row) for clip in found.clips])
+        settle = TrackedVideo.reduce_each(videos, self._replay, [asked.get(clip.row) for clip in found.clips])
         return tuple(videos), settle
 
     def after_decoder(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: Arguments, output: Any) -> None:

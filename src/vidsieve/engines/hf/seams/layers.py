@@ -21,7 +21,7 @@ from vidsieve.engines.hf.seams.attention import AttentionSeam, kinds
 from vidsieve.engines.hf.seams.masks import adapt, layer_type, order, seen
 from vidsieve.engines.hf.sequence import Fold, left_by, reduced_visual
 from vidsieve.engines.hf.target import Target
-from vidsieve.engines.hf.tracked import State
+from vidsieve.engines.hf.tracked import SequenceUpdate
 from vidsieve.errors import UnsupportedCall
 from vidsieve.methods.base import Reducer
 from vidsieve.telemetry.timing import stage
@@ -123,7 +123,7 @@ class LayersSeam:
             kept = before.kept.then(step) if before else step
             rope = before.rope if before else arguments["position_embeddings"]
             rope = tuple(step.rotations(x) for x in rope)
-            update = sequence.updates[layer] = State(kept, step, tuple(folds), tuple(counts), rope)
+            update = sequence.updates[layer] = SequenceUpdate(kept, step, tuple(folds), tuple(counts), rope)
             sequence.padded |= len(set(counts)) > 1
             sequence.move(folds, step)
             return update.replay(hidden)
@@ -143,10 +143,10 @@ class LayersSeam:
         return inner(hidden, visual, rows)
 
 
-def _stacked(sequence: SequenceState, last: State, visual: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+def _stacked(sequence: SequenceState, last: SequenceUpdate, visual: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """`visual` (B, L) of the decoder's input, and what is to be added to those tokens, (V, D), as they are now."""
     folds = [
-        Fold(video.clip.row, at, video.since(1), video.entered)
+        Fold(video.clip.row, at, video.reduction_since(1), video.entered)
         for video, at in zip(sequence.videos, sequence.entered, strict=True)
     ]
     return reduced_visual(rows, visual, folds, last.kept)

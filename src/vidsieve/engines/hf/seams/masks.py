@@ -9,14 +9,14 @@ from transformers.masking_utils import create_causal_mask
 from vidsieve.engines.hf import contract
 from vidsieve.engines.hf.cache import Prefix, Switch, held_mask, physical_length, remember
 from vidsieve.engines.hf.forward import SequenceState
-from vidsieve.engines.hf.tracked import State
+from vidsieve.engines.hf.tracked import SequenceUpdate
 
 Arguments = dict[str, Any]
 
 
 def adapt(
     sequence: SequenceState,
-    update: State | None,
+    update: SequenceUpdate | None,
     config: Any,
     switch: Switch,
     layer: int,
