@@ -11,7 +11,7 @@ from torch import Tensor
 from vidsieve.engines.hf.cache import Prefix
 from vidsieve.engines.hf.outputs import Rows
 from vidsieve.engines.hf.prompt import Columns, Layout, Reading
-from vidsieve.engines.hf.sequence import Fold, Kept, moved
+from vidsieve.engines.hf.sequence import SequenceSelection, VideoReduction, moved
 from vidsieve.engines.hf.tracked import Finite, SequenceUpdate, TrackedVideo
 from vidsieve.errors import UnsupportedCall
 from vidsieve.telemetry.timing import Timeline
@@ -71,7 +71,7 @@ class SequenceState:
     prompt: Layout = Layout.none()
     videos: tuple[TrackedVideo, ...] = ()
     queries: Mapping[str, dict[int, Columns]] = field(default_factory=dict)
-    first: Kept | None = None
+    first: SequenceSelection | None = None
     begins: Prefix | None = None
     counts: tuple[int, ...] = ()
     padded: bool = True
@@ -85,12 +85,12 @@ class SequenceState:
     orders: dict[int, Tensor] = field(default_factory=dict, init=False)
     finite: Finite = field(default_factory=Finite, init=False)
 
-    def move(self, folds: Sequence[Fold], step: Kept) -> None:
+    def move(self, reductions: Sequence[VideoReduction], step: SequenceSelection) -> None:
         """Follow what is left of the videos, and what is asked, to their new places."""
-        for video, fold in zip(self.videos, folds, strict=True):
-            video.at = moved(video.at, fold.row, folds, step, fold)
+        for video, one in zip(self.videos, reductions, strict=True):
+            video.at = moved(video.at, one.row, reductions, step, one)
         self.queries = {
-            kind: {row: moved(columns, row, folds, step) for row, columns in rows.items()}
+            kind: {row: moved(columns, row, reductions, step) for row, columns in rows.items()}
             for kind, rows in self.queries.items()
         }
 
@@ -104,7 +104,7 @@ class SequenceState:
         """The sequence that the last layer sees, None where it is the decoder's input."""
         return self.updates[max(self.updates)] if self.updates else None
 
-    def present(self, layer: int) -> Kept | None:
+    def present(self, layer: int) -> SequenceSelection | None:
         """Where the sequence that `layer` sees last changed: the stage's, or the decoder's input; None for neither."""
         update = self.update_at(layer)
         return self.first if update is None else update.kept

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vidsieve.engines.hf.prompt import Array
-from vidsieve.engines.hf.sequence import Kept
+from vidsieve.engines.hf.sequence import SequenceSelection
 from vidsieve.errors import UnsupportedCall
 
 
@@ -24,7 +24,7 @@ class Rows:
 
     real: Array
     tail: int = 0
-    steps: Sequence[Kept] = ()
+    steps: Sequence[SequenceSelection] = ()
 
     @classmethod
     def none(cls) -> "Rows":
@@ -53,7 +53,7 @@ class Rows:
     @cached_property
     def _last(self) -> tuple[Tensor, Tensor]:
         """For each column the row of the last token left up to there, and whether it is gone: (B, L) int64 and bool."""
-        kept = reduce(Kept.then, self.steps)
+        kept = reduce(SequenceSelection.then, self.steps)
         column = torch.arange(self.real.shape[1], device=kept.index.device).expand(self.real.shape).contiguous()
         row = (torch.searchsorted(kept.index.contiguous(), column, right=True) - 1).clamp(min=0)
         stays = (kept.index.gather(1, row) == column) & kept.valid.gather(1, row).bool()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vidsieve.engines.graph import Replay
 from vidsieve.engines.hf.prompt import Clip, Columns
-from vidsieve.engines.hf.sequence import Fold, Kept, reduced
+from vidsieve.engines.hf.sequence import SequenceSelection, VideoReduction, reduced
 from vidsieve.engines.streams import stream_for
 from vidsieve.methods.base import Reducer, kept_count
 from vidsieve.telemetry.timing import Timeline
@@ -135,16 +135,16 @@ def _warn_if_idle(reducer: Reducer, before: int, after: int) -> None:
 class SequenceUpdate:
     """The sequence from one stage on.
 
-    kept: what is left of the decoder's input.  step, folds: how it came from the sequence before the stage.
+    kept: what is left of the decoder's input.  step, reductions: how it came from the sequence before the stage.
     counts: tokens left in each row.  rope: the positions' cosines and sines of what is left.
     """
 
-    kept: Kept
-    step: Kept
-    folds: tuple[Fold, ...]
+    kept: SequenceSelection
+    step: SequenceSelection
+    reductions: tuple[VideoReduction, ...]
     counts: tuple[int, ...]
     rope: Any
 
     def replay(self, hidden: Tensor) -> Tensor:
         """The hidden states (B, L, D) before the stage as they are after it."""
-        return reduced(hidden, self.folds, self.step)
+        return reduced(hidden, self.reductions, self.step)

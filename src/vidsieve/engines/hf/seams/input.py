@@ -32,7 +32,7 @@ from vidsieve.engines.hf.intercept import Interceptions
 from vidsieve.engines.hf.outputs import Rows
 from vidsieve.engines.hf.seams.layers import PACKING, LayersSeam
 from vidsieve.engines.hf.seams.output import OutputSeam
-from vidsieve.engines.hf.sequence import Fold, left_by, reduce_arguments
+from vidsieve.engines.hf.sequence import VideoReduction, left_by, reduce_arguments
 from vidsieve.engines.hf.target import Target
 from vidsieve.engines.hf.tracked import TrackedVideo
 from vidsieve.errors import UnsupportedCall
@@ -145,16 +145,16 @@ class InputSeam:
         sequence.past = tuple(physical_length(cache, i) if each else past for i in range(len(self._target.costs)))
 
         settle()
-        counts, folds = list(found.counts), []
+        counts, reductions = list(found.counts), []
         for video in videos:
             counts[video.clip.row] -= len(video.tokens) - video.after
         if counts != list(found.counts):
             with stage("gather"):
-                folds = [Fold(v.clip.row, v.at, v.stages[0].reduction) for v in videos]
+                reductions = [VideoReduction(v.clip.row, v.at, v.stages[0].reduction) for v in videos]
                 valid = found.valid_on(embeds.device)
-                sequence.first = left_by(folds, valid, sequence.length, counts, found.holes)
+                sequence.first = left_by(reductions, valid, sequence.length, counts, found.holes)
                 config, first = self._target.decoder.config, sequence.first
-                kwargs = reduce_arguments(self._adapter, config, kwargs, folds, first, before, sequence.start)
+                kwargs = reduce_arguments(self._adapter, config, kwargs, reductions, first, before, sequence.start)
         state.sequence, sequence.counts = sequence, tuple(counts)
         uneven = len(set(counts)) > 1 or any(found.holes) or (before is not None and not before.all())
         sequence.padded = uneven or not found.whole
@@ -165,7 +165,7 @@ class InputSeam:
         if layers is None:
             sequence.look()
             return kwargs
-        layers.enter(sequence, folds)
+        layers.enter(sequence, reductions)
         return {**kwargs, KEY: sequence}
 
     def _remember(self, sequence: SequenceState, cache: Any, mask: Tensor, uneven: bool) -> None:

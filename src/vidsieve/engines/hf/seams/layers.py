@@ -19,7 +19,7 @@ from vidsieve.engines.hf.forward import KEY, SequenceState
 from vidsieve.engines.hf.intercept import Interceptions
 from vidsieve.engines.hf.seams.attention import AttentionSeam, kinds
 from vidsieve.engines.hf.seams.masks import adapt, layer_type, order, seen
-from vidsieve.engines.hf.sequence import Fold, left_by, reduced_visual
+from vidsieve.engines.hf.sequence import VideoReduction, left_by, reduced_visual
 from vidsieve.engines.hf.target import Target
 from vidsieve.engines.hf.tracked import SequenceUpdate
 from vidsieve.errors import UnsupportedCall
@@ -58,10 +58,10 @@ class LayersSeam:
         self._read_by = AttentionSeam(target.decoder, stages, hooks).read_by
         hooks.wrap(target.decoder, "_deepstack_process", self._deepstack)
 
-    def enter(self, sequence: SequenceState, folds: Sequence[Fold]) -> None:
-        """Follow what `folds` left of the prompt to where it is in the decoder's input."""
+    def enter(self, sequence: SequenceState, reductions: Sequence[VideoReduction]) -> None:
+        """Follow what `reductions` left of the prompt to where it is in the decoder's input."""
         if sequence.first is not None:
-            sequence.move(folds, sequence.first)
+            sequence.move(reductions, sequence.first)
         sequence.entered = tuple(video.at for video in sequence.videos)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # what it does depends on the data
@@ -101,7 +101,7 @@ class LayersSeam:
         home = sequence.videos[0].at.device
         rows = {video.clip.row for video in sequence.videos}
         reducers = {row: self._affordable(sequence, layer, row, counts[row]) for row in rows}
-        folds = []
+        reductions = []
         for video in sequence.videos:
             row = video.clip.row
             scores = sequence.attended.get(layer, {}).get(row)
@@ -109,23 +109,25 @@ class LayersSeam:
             tokens = VideoTokens.left_of(video.origin, video.at.take(hidden.detach()[row]).to(home), attended)
             question = sequence.queries["question"].get(row)
             prompt = None if question is None else Prompt(question.take(hidden.detach()[row]).to(home))
-            folds.append(Fold(row, video.at, video.reduce(layer, reducers[row], tokens, prompt), tokens.origin))
-            counts[row] -= len(tokens) - len(folds[-1].reduction)
+            reductions.append(
+                VideoReduction(row, video.at, video.reduce(layer, reducers[row], tokens, prompt), tokens.origin)
+            )
+            counts[row] -= len(tokens) - len(reductions[-1].reduction)
         sequence.done.add(layer)
         if layer == self._last:
             sequence.look()
-        if all(len(fold.reduction) == len(fold.at) for fold in folds):
+        if all(len(one.reduction) == len(one.at) for one in reductions):
             return hidden
         with sequence.timeline, stage("gather"):
             valid = sequence.valid(layer)
             valid = None if valid is None else valid.to(home)
-            step = left_by(folds, valid, hidden.shape[1], counts, sequence.prompt.holes)
+            step = left_by(reductions, valid, hidden.shape[1], counts, sequence.prompt.holes)
             kept = before.kept.then(step) if before else step
             rope = before.rope if before else arguments["position_embeddings"]
             rope = tuple(step.rotations(x) for x in rope)
-            update = sequence.updates[layer] = SequenceUpdate(kept, step, tuple(folds), tuple(counts), rope)
+            update = sequence.updates[layer] = SequenceUpdate(kept, step, tuple(reductions), tuple(counts), rope)
             sequence.padded |= len(set(counts)) > 1
-            sequence.move(folds, step)
+            sequence.move(reductions, step)
             return update.replay(hidden)
 
     def _affordable(self, sequence: SequenceState, layer: int, row: int, count: int) -> Reducer:
@@ -145,8 +147,8 @@ class LayersSeam:
 
 def _stacked(sequence: SequenceState, last: SequenceUpdate, visual: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """`visual` (B, L) of the decoder's input, and what is to be added to those tokens, (V, D), as they are now."""
-    folds = [
-        Fold(video.clip.row, at, video.reduction_since(1), video.entered)
+    reductions = [
+        VideoReduction(video.clip.row, at, video.reduction_since(1), video.entered)
         for video, at in zip(sequence.videos, sequence.entered, strict=True)
     ]
-    return reduced_visual(rows, visual, folds, last.kept)
+    return reduced_visual(rows, visual, reductions, last.kept)
