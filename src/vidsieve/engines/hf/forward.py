@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vidsieve.engines.hf.cache import Prefix
+from vidsieve.engines.hf.cache import ReducedPrefix
 from vidsieve.engines.hf.outputs import Rows
 from vidsieve.engines.hf.prompt import Columns, Layout, Reading
 from vidsieve.engines.hf.sequence import SequenceSelection, VideoReduction, moved
@@ -66,13 +66,13 @@ class SequenceState:
     start: int
     length: int
     held: int
-    prefixes: dict[int, Prefix]
+    prefixes: dict[int, ReducedPrefix]
     past: tuple[int, ...] = ()
     prompt: Layout = Layout.none()
     videos: tuple[TrackedVideo, ...] = ()
     queries: Mapping[str, dict[int, Columns]] = field(default_factory=dict)
     first: SequenceSelection | None = None
-    begins: Prefix | None = None
+    begins: ReducedPrefix | None = None
     counts: tuple[int, ...] = ()
     padded: bool = True
     entered: tuple[Columns, ...] = ()

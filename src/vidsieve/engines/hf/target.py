@@ -7,12 +7,12 @@ from typing import Any, Self
 
 from torch import nn
 
-from vidsieve.engines.hf.cache import Switch
+from vidsieve.engines.hf.cache import AttachState
 from vidsieve.engines.hf.families import Adapter, adapter_for
 from vidsieve.engines.hf.forward import ForwardStates
 from vidsieve.telemetry.flops import LayerCost, layer_costs
 
-_switches: "weakref.WeakKeyDictionary[nn.Module, Switch]" = weakref.WeakKeyDictionary()
+_switches: "weakref.WeakKeyDictionary[nn.Module, AttachState]" = weakref.WeakKeyDictionary()
 _looking = threading.Lock()
 
 
@@ -31,7 +31,7 @@ class Target:
     adapter: Adapter
     token: int
     costs: tuple[LayerCost, ...]
-    switch: Switch
+    switch: AttachState
     states: ForwardStates
 
     @classmethod
@@ -41,5 +41,5 @@ class Target:
         costs = layer_costs(decoder) if hasattr(decoder, "layers") else ()
         token: int = getattr(model.config, adapter.token)
         with _looking:
-            switch = _switches.setdefault(model.base_model, Switch())
+            switch = _switches.setdefault(model.base_model, AttachState())
         return cls(model, model.base_model, decoder, adapter, token, costs, switch, ForwardStates())

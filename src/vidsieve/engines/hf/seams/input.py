@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vidsieve.engines.graph import Replay
 from vidsieve.engines.hf import contract, costs, prompt
 from vidsieve.engines.hf.cache import (
-    Prefix,
+    ReducedPrefix,
     check_length,
     continued,
     held_mask,
@@ -172,7 +172,7 @@ class InputSeam:
         """Let `cache`, or the decoder's own once it has one, know how it begins; mask: (B, past + M)."""
         tail = sequence.prompt.tail
         settled = sequence.start + sequence.length - tail
-        sequence.begins = Prefix(settled, mask[:, : mask.shape[1] - tail], uneven, self._target.switch)
+        sequence.begins = ReducedPrefix(settled, mask[:, : mask.shape[1] - tail], uneven, self._target.switch)
         if cache is not None:
             remember(cache, sequence.begins)
 

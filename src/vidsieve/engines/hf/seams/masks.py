@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 
 from vidsieve.engines.hf import contract
-from vidsieve.engines.hf.cache import Prefix, Switch, held_mask, physical_length, remember
+from vidsieve.engines.hf.cache import AttachState, ReducedPrefix, held_mask, physical_length, remember
 from vidsieve.engines.hf.forward import SequenceState
 from vidsieve.engines.hf.tracked import SequenceUpdate
 
@@ -18,7 +18,7 @@ def adapt(
     sequence: SequenceState,
     update: SequenceUpdate | None,
     config: Any,
-    switch: Switch,
+    switch: AttachState,
     layer: int,
     hidden: Tensor,
     arguments: Arguments,
@@ -32,12 +32,12 @@ def adapt(
     if layer == run and cache is not None and reduces:
         mask, tail = seen(sequence, layer, cache, hidden), sequence.prompt.tail
         settled = sequence.start + sequence.length - tail
-        remember(cache, Prefix(settled, mask[:, : mask.shape[1] - tail], sequence.padded, switch), layer)
+        remember(cache, ReducedPrefix(settled, mask[:, : mask.shape[1] - tail], sequence.padded, switch), layer)
     if layer_type(config, layer) == "linear_attention":
         if update is not None:
             arguments["attention_mask"] = update.kept.valid.to(hidden.device) if sequence.padded else None
         return
-    if not reduces and given is None and not sequence.prefixes[run].ragged:
+    if not reduces and given is None and not sequence.prefixes[run].has_padding:
         return  # what needs no mask in layer 0 needs none here
     if run not in sequence.masks:
         full = reduces and not sequence.padded
