@@ -43,7 +43,7 @@ def affordable(
     """
     budget = share * full(costs, sequence, row)
     before = spent(costs, sequence, row, layer)
-    mine = [video for video in sequence.videos if video.clip.row == row]
+    mine = [video for video in sequence.videos if video.span.row == row]
     text = count - sum(video.after for video in mine)
     left = flops.affordable(costs[layer:], budget - before, sequence.past[layer:], count) - text
     if left < len(mine):

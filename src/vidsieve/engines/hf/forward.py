@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vidsieve.engines.hf.cache import ReducedPrefix
 from vidsieve.engines.hf.outputs import Rows
-from vidsieve.engines.hf.prompt import Columns, Layout, Reading
+from vidsieve.engines.hf.prompt import Columns, HostInputs, PromptLayout
 from vidsieve.engines.hf.sequence import SequenceSelection, VideoReduction, moved
 from vidsieve.engines.hf.tracked import Finite, SequenceUpdate, TrackedVideo
 from vidsieve.errors import UnsupportedCall
@@ -68,7 +68,7 @@ class SequenceState:
     held: int
     prefixes: dict[int, ReducedPrefix]
     past: tuple[int, ...] = ()
-    prompt: Layout = Layout.none()
+    prompt: PromptLayout = PromptLayout.none()
     videos: tuple[TrackedVideo, ...] = ()
     queries: Mapping[str, dict[int, Columns]] = field(default_factory=dict)
     first: SequenceSelection | None = None
@@ -137,7 +137,7 @@ class ForwardState:
     outermost: what was called.  innermost: how deep the call came.  generated: by `generate`, around the call.
     Of the whole model, answer: bool (B, L), true on the training targets among `labels`; None without labels.
     asked: `logits_to_keep`, None for all.
-    Of its body, reading: what tells where videos are, until the decoder asks.  copies: rows that share each video.
+    Of its body, host_inputs: what tells where videos are, until the decoder asks.  copies: rows that share each video.
     Of the decoder, sequence: while it runs on a prompt with videos.
     Of the output, rows: what its rows are of the prompt.  spread: whether there is one for each column.
     """
@@ -147,7 +147,7 @@ class ForwardState:
     generated: Generated
     answer: Tensor | None = None
     asked: Any = None
-    reading: Reading | None = None
+    host_inputs: HostInputs | None = None
     copies: int = 1
     sequence: SequenceState | None = None
     rows: Rows | None = None

@@ -127,7 +127,7 @@ def left_by(
 
     valid: int64 (B, L), 0 on padding, else 1; None without padding.  holes: padding after the first token of each row.
     """
-    if len(reductions) == len(counts) == 1 and reductions[0].at.span is not None and valid is None:
+    if len(reductions) == len(counts) == 1 and reductions[0].at.as_slice is not None and valid is None:
         return SequenceSelection.of(reductions[0].reduction.left[None], counts, reductions[0].at.begin, length)
     if valid is None:
         left = torch.zeros(len(counts), length, dtype=torch.int64, device=reductions[0].at.device)
@@ -135,10 +135,10 @@ def left_by(
         left = (valid.cummax(1).values if any(holes) else valid) - 1
     for one in reductions:
         row = left[one.row]
-        if one.at.span is None:
+        if one.at.as_slice is None:
             row.index_copy_(0, one.at.at, one.reduction.left)
         else:
-            row[one.at.span].copy_(one.reduction.left)
+            row[one.at.as_slice].copy_(one.reduction.left)
     if valid is None or not any(holes):
         return SequenceSelection.of(left, counts)
     kept = SequenceSelection.of(left, [count + hole for count, hole in zip(counts, holes, strict=True)])
@@ -160,7 +160,7 @@ def moved(
     gone = sum(len(f.at) - len(f.reduction) for f in reductions if f.row == row and f.at.begin >= columns.begin)
     begin = kept.index.shape[1] - (kept.length - columns.begin - gone)
     length = len(columns) if own is None else len(own.reduction)
-    if columns.span is not None:
+    if columns.as_slice is not None:
         return Columns(begin, length, columns.device)
     return Columns(begin, length, columns.device, kept.places(row, columns.at if own is None else own.left))
 
@@ -168,7 +168,7 @@ def moved(
 def reduced(x: Tensor, reductions: Sequence[VideoReduction], kept: SequenceSelection) -> Tensor:
     """`x` (B, L, D) reduced to (B, M, D): gathered, and averaged where a reduction merges."""
     merging = [one for one in reductions if one.reduction.merges]
-    if len(x) == len(merging) == 1 and merging[0].at.span is not None:
+    if len(x) == len(merging) == 1 and merging[0].at.as_slice is not None:
         return merging[0].among(x[0], kept.index[0].to(x.device))[None]
     out = kept.gather(x)
     for one in merging:

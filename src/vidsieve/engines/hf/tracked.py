@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vidsieve.engines.graph import Replay
-from vidsieve.engines.hf.prompt import Clip, Columns
+from vidsieve.engines.hf.prompt import Columns, VideoSpan
 from vidsieve.engines.hf.sequence import SequenceSelection, VideoReduction, reduced
 from vidsieve.engines.streams import stream_for
 from vidsieve.methods.base import Reducer, kept_count
@@ -24,11 +24,11 @@ from vidsieve.types.tokens import Origin, Prompt, VideoTokens
 class TrackedVideo:
     """One video of a pass, as it shrinks.
 
-    clip: its place in the prompt as it came.  tokens: as they came.  at: the columns of those that are left
+    span: where it is in the prompt as it came.  tokens: as they came.  at: the columns of those that are left
     in the sequence as it is.  stages: what each did.  timeline: of its reductions.
     """
 
-    clip: Clip
+    span: VideoSpan
     tokens: VideoTokens
     at: Columns
     stages: list[StageRecord] = field(default_factory=list)
@@ -59,9 +59,9 @@ class TrackedVideo:
 
     def record(self) -> VideoRecord:
         """What became of it so far."""
-        clip = self.clip
+        span = self.span
         return VideoRecord(
-            clip.row, torch.from_numpy(clip.at), clip.frames, clip.grid, self.timeline, tuple(self.stages)
+            span.row, torch.from_numpy(span.at), span.frames, span.grid, self.timeline, tuple(self.stages)
         )
 
     def reduction_since(self, layer: int) -> Reduction:

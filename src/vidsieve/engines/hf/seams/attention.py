@@ -81,7 +81,7 @@ class AttentionSeam:
         with torch.no_grad(), sequence.timeline, stage("attention"):
             seen = sequence.read_masks.get(layer)
             seen = None if seen is None else seen.to(query.device).bool()
-            for row in {video.clip.row for video in sequence.videos}:
+            for row in {video.span.row for video in sequence.videos}:
                 real = None if seen is None else seen[row]
                 queries = {kind: sequence.queries[kind].get(row) for kind in self._kinds[layer]}
                 sequence.attended.setdefault(layer, {})[row] = {

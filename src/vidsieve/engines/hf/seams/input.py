@@ -76,13 +76,13 @@ class InputSeam:
         answer = state.answer
         if answer is not None and answer.shape != given.shape[:2]:
             answer = None  # of a model whose labels are no tokens of its prompt
-        reading, copies = self._read(body, ids, kwargs, answer, state.generated)
+        host_inputs, copies = self._read(body, ids, kwargs, answer, state.generated)
         if shows:
-            state.reading, state.copies = reading, copies
+            state.host_inputs, state.copies = host_inputs, copies
 
     def _read(
         self, body: Any, ids: Tensor | None, kwargs: Arguments, answer: Tensor | None, generated: Generated
-    ) -> tuple[prompt.Reading, int]:
+    ) -> tuple[prompt.HostInputs, int]:
         """What says where the videos are, and how many rows share each. The host looks when the device is busy."""
         placeholder = None
         if ids is None:
@@ -91,28 +91,28 @@ class InputSeam:
             placeholder = (embeds == body.get_input_embeddings()(token)).all(-1)
         encoded, once = prompt.encodings(kwargs), generated.videos
         described, copies = (generated.described, encoded // once) if encoded and once else ({}, 1)
-        reading = prompt.read(self._adapter, ids, placeholder, kwargs, described, answer, generated.proposed)
-        if reading.placeholder is not None and not reading.placeholder.any():
+        host_inputs = prompt.read(self._adapter, ids, placeholder, kwargs, described, answer, generated.proposed)
+        if host_inputs.placeholder is not None and not host_inputs.placeholder.any():
             warnings.warn(
                 "inputs_embeds without a video placeholder: if video features were already merged into them, "
                 "nothing tells which they are, and none is dropped; pass input_ids and pixels instead",
                 stacklevel=2,
             )
-        return reading, copies
+        return host_inputs, copies
 
-    def _find(self, reading: prompt.Reading, copies: int) -> prompt.Layout:
+    def _find(self, host_inputs: prompt.HostInputs, copies: int) -> prompt.PromptLayout:
         model = self._target.model
         end = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
         ends = frozenset(end if isinstance(end, list) else () if end is None else (end,))
-        return prompt.find(self._adapter, model.config, reading, copies, ends, self._marks)
+        return prompt.find(self._adapter, model.config, host_inputs, copies, ends, self._marks)
 
     def _before_decoder(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> Any:
         kwargs, state = contract.with_new_names(kwargs), self._states.enter(Level.DECODER)
         embeds = kwargs["inputs_embeds"]  # (B, L, D)
         if embeds.shape[1] > 1:
-            reading, state.reading = state.reading, None
-            found = None if reading is None else self._find(reading, state.copies)
-            if found is not None and found.clips and found.real.shape == embeds.shape[:2]:
+            host_inputs, state.host_inputs = state.host_inputs, None
+            found = None if host_inputs is None else self._find(host_inputs, state.copies)
+            if found is not None and found.spans and found.real.shape == embeds.shape[:2]:
                 with Timeline(embeds.device) as timeline:
                     return args, self._reduce(state, found, kwargs, timeline)
         new = continued(kwargs)
@@ -120,7 +120,9 @@ class InputSeam:
             new = {**new, KEY: _sequence(kwargs)}
         return args, new
 
-    def _reduce(self, state: ForwardState, found: prompt.Layout, kwargs: Arguments, timeline: Timeline) -> Arguments:
+    def _reduce(
+        self, state: ForwardState, found: prompt.PromptLayout, kwargs: Arguments, timeline: Timeline
+    ) -> Arguments:
         """The decoder's arguments without the dropped tokens, and the memory of them on the cache."""
         embeds, cache, layers = kwargs["inputs_embeds"], contract.cache_of(kwargs), self._layers
         queries = {
@@ -147,10 +149,10 @@ class InputSeam:
         settle()
         counts, reductions = list(found.counts), []
         for video in videos:
-            counts[video.clip.row] -= len(video.tokens) - video.after
+            counts[video.span.row] -= len(video.tokens) - video.after
         if counts != list(found.counts):
             with stage("gather"):
-                reductions = [VideoReduction(v.clip.row, v.at, v.stages[0].reduction) for v in videos]
+                reductions = [VideoReduction(v.span.row, v.at, v.stages[0].reduction) for v in videos]
                 valid = found.valid_on(embeds.device)
                 sequence.first = left_by(reductions, valid, sequence.length, counts, found.holes)
                 config, first = self._target.decoder.config, sequence.first
@@ -193,19 +195,19 @@ class InputSeam:
             )
 
     def _videos(
-        self, found: prompt.Layout, embeds: Tensor, questions: dict[int, prompt.Columns]
+        self, found: prompt.PromptLayout, embeds: Tensor, questions: dict[int, prompt.Columns]
     ) -> tuple[tuple[TrackedVideo, ...], Callable[[], None]]:
         """Every video of the call, which the second sees reduced on its own if a reducer is before the model."""
         embeds = embeds.detach()
         videos = []
-        for clip in found.clips:
-            at = found.columns(clip.at, embeds.device)
-            tokens = VideoTokens(at.take(embeds[clip.row]), clip.frames, clip.grid)
-            videos.append(TrackedVideo(clip, tokens, at))
+        for span in found.spans:
+            at = found.columns(span.at, embeds.device)
+            tokens = VideoTokens(at.take(embeds[span.row]), span.frames, span.grid)
+            videos.append(TrackedVideo(span, tokens, at))
         if self._replay is None:
             return tuple(videos), lambda: None
         asked = {row: Prompt(columns.take(embeds[row])) for row, columns in questions.items()}
-        settle = TrackedVideo.reduce_each(videos, self._replay, [asked.get(clip.row) for clip in found.clips])
+        settle = TrackedVideo.reduce_each(videos, self._replay, [asked.get(span.row) for span in found.spans])
         return tuple(videos), settle
 
     def after_decoder(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: Arguments, output: Any) -> None:

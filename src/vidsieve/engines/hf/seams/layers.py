@@ -99,11 +99,11 @@ class LayersSeam:
         before = sequence.update_at(layer)
         counts = list(before.counts if before else sequence.counts)
         home = sequence.videos[0].at.device
-        rows = {video.clip.row for video in sequence.videos}
+        rows = {video.span.row for video in sequence.videos}
         reducers = {row: self._affordable(sequence, layer, row, counts[row]) for row in rows}
         reductions = []
         for video in sequence.videos:
-            row = video.clip.row
+            row = video.span.row
             scores = sequence.attended.get(layer, {}).get(row)
             attended = {kind: video.at.take(mass) for kind, mass in scores.items()} if scores else None
             tokens = VideoTokens.left_of(video.origin, video.at.take(hidden.detach()[row]).to(home), attended)
@@ -148,7 +148,7 @@ class LayersSeam:
 def _stacked(sequence: SequenceState, last: SequenceUpdate, visual: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """`visual` (B, L) of the decoder's input, and what is to be added to those tokens, (V, D), as they are now."""
     reductions = [
-        VideoReduction(video.clip.row, at, video.reduction_since(1), video.entered)
+        VideoReduction(video.span.row, at, video.reduction_since(1), video.entered)
         for video, at in zip(sequence.videos, sequence.entered, strict=True)
     ]
     return reduced_visual(rows, visual, reductions, last.kept)
