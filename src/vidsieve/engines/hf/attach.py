@@ -94,7 +94,7 @@ class Attachment:
         share = reducer.cost if isinstance(reducer, Staged) else None
         self._removed = False
         with Interceptions() as hooks:
-            self._switch_on(hooks, at_layers=bool(stages))
+            self._turn_on(hooks, at_layers=bool(stages))
             hooks.callback(self.target.states.clear)
             if self._replay is not None:
                 hooks.callback(self._replay.clear)
@@ -105,17 +105,17 @@ class Attachment:
             self._hooks = hooks.pop_all()
         _handles[self.target.body] = weakref.ref(self)
 
-    def _switch_on(self, hooks: Interceptions, at_layers: bool) -> None:
+    def _turn_on(self, hooks: Interceptions, at_layers: bool) -> None:
         """Raise `AlreadyAttached` where a reducer is attached, to this model by whatever handle."""
-        switch = self.target.switch
+        attach_state = self.target.attach_state
         with _attaching:
-            if switch.on:
+            if attach_state.on:
                 raise AlreadyAttached(
                     f"this {type(self.model).__name__} already has a reducer; remove() that one first, "
                     "or vidsieve.detach(model) where its handle is lost, or combine the two: Chain(first, second)"
                 )
-            hooks.put(switch, "on", True)
-        hooks.put(switch, "at_layers", at_layers)
+            hooks.put(attach_state, "on", True)
+        hooks.put(attach_state, "at_layers", at_layers)
 
     def __enter__(self) -> Trace:
         if self._removed:

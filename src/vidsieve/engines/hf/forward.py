@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vidsieve.engines.hf.cache import ReducedPrefix
+from vidsieve.engines.hf.cache import AttachState, ReducedPrefix
 from vidsieve.engines.hf.outputs import Rows
 from vidsieve.engines.hf.prompt import Columns, HostInputs, PromptLayout
 from vidsieve.engines.hf.sequence import SequenceSelection, VideoReduction, moved
@@ -120,6 +120,15 @@ class SequenceState:
             return present.valid if self.padded else None
         return self.mask[:, -self.length :].bool().long() if self.padded and self.mask is not None else None
 
+    def reduced_prefix(self, mask: Tensor, has_padding: bool, attached: AttachState) -> ReducedPrefix:
+        """How a cache begins that this sequence is added to: all that is settled of it, up to the last video.
+
+        mask: int64 (B, past + M), of all that the cache then holds.
+        """
+        suffix = self.prompt.stable_suffix
+        settled = self.start + self.length - suffix
+        return ReducedPrefix(settled, mask[:, : mask.shape[1] - suffix], has_padding, attached)
+
     def look(self) -> None:
         """Look for NaN or inf in what the reductions saw, once all have been; `finite.check()` tells."""
         self.finite.look([record.reduction for video in self.videos for record in video.stages])
@@ -127,7 +136,7 @@ class SequenceState:
     def rows(self) -> Rows:
         """What the last layer's output is of the prompt."""
         steps = (self.first, None if self.last is None else self.last.kept)
-        return Rows(self.prompt.real, self.prompt.tail, [step for step in steps if step is not None])
+        return Rows(self.prompt.not_padding, self.prompt.stable_suffix, [step for step in steps if step is not None])
 
 
 @dataclass(eq=False)

@@ -77,15 +77,15 @@ class Columns:
 class PromptLayout:
     """What a batch of prompts holds.
 
-    real: bool (B, L), the tokens that are no padding.  spans: of its videos, row after row.
-    questions: for each row, int64 (M,) columns of the question.  ends: the column where the prompt ends and the answer
-    begins that is being trained; L without an answer, 0 where the answer is all there is after the video.
+    not_padding: bool (B, L), the tokens that are no padding.  spans: of its videos, row after row.
+    questions: for each row, int64 (M,) columns of the question.  prompt_ends: for each row, the column where the prompt
+    ends and the answer begins that is being trained; L without an answer, 0 where that is all there is after the video.
     """
 
-    real: Array
+    not_padding: Array
     spans: tuple[VideoSpan, ...] = ()
     questions: tuple[Array, ...] = ()
-    ends: tuple[int, ...] = ()
+    prompt_ends: tuple[int, ...] = ()
 
     @classmethod
     def none(cls) -> "PromptLayout":
@@ -93,30 +93,31 @@ class PromptLayout:
         return cls(np.zeros((0, 0), dtype=bool))
 
     @cached_property
-    def whole(self) -> bool:
+    def unpadded(self) -> bool:
         """Whether nothing is padding."""
-        return bool(self.real.all())
+        return bool(self.not_padding.all())
 
     @cached_property
     def counts(self) -> tuple[int, ...]:
         """Tokens in each row."""
-        return tuple(self.real.sum(1).tolist())
+        return tuple(self.not_padding.sum(1).tolist())
 
     @cached_property
     def holes(self) -> tuple[int, ...]:
         """Padding after the first token of each row. It stays where it is."""
-        return tuple((np.logical_or.accumulate(self.real, 1) & ~self.real).sum(1).tolist())
+        return tuple((np.logical_or.accumulate(self.not_padding, 1) & ~self.not_padding).sum(1).tolist())
 
     @property
     def lasts(self) -> tuple[Array, ...]:
         """For each row, the column of the prompt's last token, before any answer: int64 (1,), or (0,)."""
-        found = (real[:end].tobytes().rfind(1) for real, end in zip(self.real, self.ends, strict=True))
+        rows = zip(self.not_padding, self.prompt_ends, strict=True)
+        found = (not_padding[:end].tobytes().rfind(1) for not_padding, end in rows)
         return tuple(np.array([last] if last >= 0 else [], dtype=np.int64) for last in found)
 
     @cached_property
-    def tail(self) -> int:
+    def stable_suffix(self) -> int:
         """How many of the last columns stay in every row, whatever is dropped."""
-        return int(self.real.shape[1]) - 1 - max((int(span.at[-1]) for span in self.spans), default=-1)
+        return int(self.not_padding.shape[1]) - 1 - max((int(span.at[-1]) for span in self.spans), default=-1)
 
     def columns(self, known: Array, device: torch.device) -> Columns:
         """`known` columns (n,) of a row, on `device`; does not wait for it."""
@@ -126,7 +127,7 @@ class PromptLayout:
 
     def valid_on(self, device: torch.device) -> Tensor | None:
         """0 on padding, else 1: int64 (B, L) on `device`; None without padding."""
-        return None if self.whole else torch.from_numpy(self.real).to(device, torch.int64, non_blocking=True)
+        return None if self.unpadded else torch.from_numpy(self.not_padding).to(device, torch.int64, non_blocking=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,15 +213,17 @@ def find(
         return PromptLayout(placed)
     if copies > 1:
         spans = tuple(replace(span, row=copies * span.row + n) for span in spans for n in range(copies))
-    real = _real(placed, arguments.get("attention_mask"))
-    _refuse_packed(real, host_inputs.positions, masked="attention_mask" in arguments)
+    not_padding = _not_padding(placed, arguments.get("attention_mask"))
+    _refuse_packed(not_padding, host_inputs.positions, masked="attention_mask" in arguments)
     image = getattr(config, "image_token_id", -1)
-    prompt = slice(real.shape[1] - host_inputs.proposed)
+    prompt = slice(not_padding.shape[1] - host_inputs.proposed)
     ids_of, answer_of = (repeat(None) if x is None else x[:, prompt] for x in (host_inputs.ids, host_inputs.answer))
     after = [int(found[-1]) + 1 if len(found) else 0 for found in columns]
-    rows = zip(ids_of, placed[:, prompt], real[:, prompt], answer_of, after, strict=False)
+    rows = zip(ids_of, placed[:, prompt], not_padding[:, prompt], answer_of, after, strict=False)
     questions = tuple(_question(*row, image, end_of_turn, marks) for row in rows)
-    return PromptLayout(real, spans, questions, tuple(map(_end, real[:, prompt], answer_of, after)))
+    return PromptLayout(
+        not_padding, spans, questions, tuple(map(_prompt_end, not_padding[:, prompt], answer_of, after))
+    )
 
 
 def marks_of(config: Any) -> frozenset[int]:
@@ -243,19 +246,19 @@ def encodings(arguments: Mapping[str, Any]) -> int:
     return 0 if encoded is None else len(encoded.pooler_output)
 
 
-def _real(placeholder: Array, attention_mask: object) -> Array:
+def _not_padding(placeholder: Array, attention_mask: object) -> Array:
     """Which of the tokens are no padding: bool (B, L)."""
     if isinstance(attention_mask, np.ndarray) and attention_mask.ndim == 2:
-        real: Array = attention_mask[:, -placeholder.shape[1] :] != 0
-        return real
+        not_padding: Array = attention_mask[:, -placeholder.shape[1] :] != 0
+        return not_padding
     return np.ones_like(placeholder)
 
 
-def _refuse_packed(real: Array, positions: Array | None, masked: bool) -> None:
+def _refuse_packed(not_padding: Array, positions: Array | None, masked: bool) -> None:
     """Raise `UnsupportedCall` if the positions (B or 1, L) of a row begin anew: without a mask, at any step but 1."""
-    if positions is None or positions.shape[-1] != real.shape[1]:
+    if positions is None or positions.shape[-1] != not_padding.shape[1]:
         return
-    for row, (given, tokens) in enumerate(zip(np.broadcast_to(positions, real.shape), real, strict=True)):
+    for row, (given, tokens) in enumerate(zip(np.broadcast_to(positions, not_padding.shape), not_padding, strict=True)):
         column = np.flatnonzero(tokens)
         anew = column[1:][(np.diff(given[column]) < 0) if masked else (np.diff(given[column]) != 1)]
         if len(anew):
@@ -297,8 +300,8 @@ def _by_grid(adapter: Adapter, config: Any, placed: list[Array], arguments: Mapp
             continue
         counts = survives[seen : seen + frames * size].reshape(frames, size).sum(1).tolist()
         seen += frames * size
-        whole = all(count == size for count in counts)
-        described.append((tuple(count for count in counts if count), grid if whole else None))
+        complete = all(count == size for count in counts)
+        described.append((tuple(count for count in counts if count), grid if complete else None))
     queue = iter(described)
     for row, columns in enumerate(placed):
         taken = 0
@@ -356,18 +359,18 @@ def _square(adapter: Adapter, size: int) -> tuple[int, int] | None:
     return (side, side) if adapter.square and side * side == size else None
 
 
-def _end(real: Array, answered: Array | None, after_video: int) -> int:
-    """See `PromptLayout.ends`."""
+def _prompt_end(not_padding: Array, answered: Array | None, after_video: int) -> int:
+    """See `PromptLayout.prompt_ends`."""
     if answered is None or not answered[after_video:].any():
-        return len(real)
+        return len(not_padding)
     end = after_video + int(answered[after_video:].argmax())
-    return end if real[after_video:end].any() else 0
+    return end if not_padding[after_video:end].any() else 0
 
 
 def _question(
     ids: Array | None,  # (L,)
     placed: Array,  # (L,) bool, placeholders of videos, or of images if those are the same
-    real: Array,  # (L,) bool
+    not_padding: Array,  # (L,) bool
     answered: Array | None,  # (L,) bool, what is the answer already
     after_video: int,  # the column after the last token of a video
     image: int,  # the placeholder of images
@@ -380,7 +383,7 @@ def _question(
     """
 
     def asked(begin: int, ends: frozenset[int]) -> list[int]:
-        text = real[begin:] & ~placed[begin:]
+        text = not_padding[begin:] & ~placed[begin:]
         if answered is not None:
             text &= ~answered[begin:]
         tokens = repeat(None) if ids is None else ids[begin:].tolist()

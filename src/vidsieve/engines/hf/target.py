@@ -12,7 +12,7 @@ from vidsieve.engines.hf.families import Adapter, adapter_for
 from vidsieve.engines.hf.forward import ForwardStates
 from vidsieve.telemetry.flops import LayerCost, layer_costs
 
-_switches: "weakref.WeakKeyDictionary[nn.Module, AttachState]" = weakref.WeakKeyDictionary()
+_attach_states: "weakref.WeakKeyDictionary[nn.Module, AttachState]" = weakref.WeakKeyDictionary()
 _looking = threading.Lock()
 
 
@@ -22,7 +22,7 @@ class Target:
 
     model: the whole.  body: what writes video features over placeholders.  decoder: what the body calls then.
     adapter: of its family.  token: the id of the placeholder.  costs: of each of the decoder's layers, () where it has
-    none that are known.  switch: on while attached.  states: of the calls it is in.
+    none that are known.  attach_state: on while attached.  states: of the calls it is in.
     """
 
     model: Any
@@ -31,7 +31,7 @@ class Target:
     adapter: Adapter
     token: int
     costs: tuple[LayerCost, ...]
-    switch: AttachState
+    attach_state: AttachState
     states: ForwardStates
 
     @classmethod
@@ -41,5 +41,5 @@ class Target:
         costs = layer_costs(decoder) if hasattr(decoder, "layers") else ()
         token: int = getattr(model.config, adapter.token)
         with _looking:
-            switch = _switches.setdefault(model.base_model, AttachState())
-        return cls(model, model.base_model, decoder, adapter, token, costs, switch, ForwardStates())
+            attach_state = _attach_states.setdefault(model.base_model, AttachState())
+        return cls(model, model.base_model, decoder, adapter, token, costs, attach_state, ForwardStates())

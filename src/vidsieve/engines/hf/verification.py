@@ -125,12 +125,12 @@ def _by_hand(
             full[visual[row]] = rows[here[visual]].to(full)
             stacked.append(full)
 
-    real = mask.to(embeds.device).bool()  # (L,)
-    clips = [_Clip(real[: int(video.at[-1]) + 1].cumsum(0)[video.at.to(embeds.device)] - 1) for video in videos]
-    embeds, *stacked = [stream[real] for stream in (embeds, *stacked)]
-    positions = positions[..., real]
+    not_padding = mask.to(embeds.device).bool()  # (L,)
+    clips = [_Clip(not_padding[: int(video.at[-1]) + 1].cumsum(0)[video.at.to(embeds.device)] - 1) for video in videos]
+    embeds, *stacked = [stream[not_padding] for stream in (embeds, *stacked)]
+    positions = positions[..., not_padding]
     end = positions[..., -1:]  # which the answer goes on from, also where that token is dropped
-    visual = visual[row, real] if visual is not None else None
+    visual = visual[row, not_padding] if visual is not None else None
     stages: dict[int, list[Reduction]] = {}
     for video in videos:
         for stage in video.stages:

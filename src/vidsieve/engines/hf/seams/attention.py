@@ -82,11 +82,11 @@ class AttentionSeam:
             seen = sequence.read_masks.get(layer)
             seen = None if seen is None else seen.to(query.device).bool()
             for row in {video.span.row for video in sequence.videos}:
-                real = None if seen is None else seen[row]
+                not_padding = None if seen is None else seen[row]
                 queries = {kind: sequence.queries[kind].get(row) for kind in self._kinds[layer]}
                 sequence.attended.setdefault(layer, {})[row] = {
                     kind: ops.received_attention(
-                        query[row], key[row], at.at.to(query.device), real, scaling, softcap
+                        query[row], key[row], at.at.to(query.device), not_padding, scaling, softcap
                     ).to(home)
                     for kind, at in queries.items()
                     if at is not None

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from vidsieve.engines.graph import Replay
 from vidsieve.engines.hf import contract, costs, prompt
 from vidsieve.engines.hf.cache import (
-    ReducedPrefix,
     check_length,
     continued,
     held_mask,
@@ -112,7 +111,7 @@ class InputSeam:
         if embeds.shape[1] > 1:
             host_inputs, state.host_inputs = state.host_inputs, None
             found = None if host_inputs is None else self._find(host_inputs, state.copies)
-            if found is not None and found.spans and found.real.shape == embeds.shape[:2]:
+            if found is not None and found.spans and found.not_padding.shape == embeds.shape[:2]:
                 with Timeline(embeds.device) as timeline:
                     return args, self._reduce(state, found, kwargs, timeline)
         new = continued(kwargs)
@@ -159,24 +158,18 @@ class InputSeam:
                 kwargs = reduce_arguments(self._adapter, config, kwargs, reductions, first, before, sequence.start)
         state.sequence, sequence.counts = sequence, tuple(counts)
         uneven = len(set(counts)) > 1 or any(found.holes) or (before is not None and not before.all())
-        sequence.padded = uneven or not found.whole
+        sequence.padded = uneven or not found.unpadded
         if sequence.first is None:
             kwargs = continued(kwargs)
         else:
-            self._remember(sequence, cache, kwargs["attention_mask"], uneven)
+            sequence.begins = sequence.reduced_prefix(kwargs["attention_mask"], uneven, self._target.attach_state)
+            if cache is not None:
+                remember(cache, sequence.begins)
         if layers is None:
             sequence.look()
             return kwargs
         layers.enter(sequence, reductions)
         return {**kwargs, KEY: sequence}
-
-    def _remember(self, sequence: SequenceState, cache: Any, mask: Tensor, uneven: bool) -> None:
-        """Let `cache`, or the decoder's own once it has one, know how it begins; mask: (B, past + M)."""
-        tail = sequence.prompt.tail
-        settled = sequence.start + sequence.length - tail
-        sequence.begins = ReducedPrefix(settled, mask[:, : mask.shape[1] - tail], uneven, self._target.switch)
-        if cache is not None:
-            remember(cache, sequence.begins)
 
     def _refuse(self, kwargs: Arguments) -> None:
         """Raise `UnsupportedCall` for arguments of the decoder that cannot be reduced."""

@@ -42,7 +42,7 @@ class LayersSeam:
         self, target: Target, stages: Mapping[int, Reducer], share: float | None, hooks: Interceptions
     ) -> None:
         self._config, self._states = target.decoder.config, target.states
-        self._costs, self._share, self._switch = target.costs, share, target.switch
+        self._costs, self._share, self._attach_state = target.costs, share, target.attach_state
         self._stages, self._last = stages, max(stages)
         self.asks_last = any("last" in kinds(reducer) for reducer in stages.values())
         layers = target.decoder.layers
@@ -92,7 +92,7 @@ class LayersSeam:
             cache = contract.cache_of(arguments)
             sequence.read_masks[self._read_by[layer]] = seen(sequence, layer, cache, hidden)
         if update is not None or sequence.run(layer) > 0:
-            adapt(sequence, update, self._config, self._switch, layer, hidden, arguments)
+            adapt(sequence, update, self._config, self._attach_state, layer, hidden, arguments)
         return hidden
 
     def _reduce(self, sequence: SequenceState, layer: int, hidden: Tensor, arguments: Arguments) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 
 from vidsieve.engines.hf import contract
-from vidsieve.engines.hf.cache import AttachState, ReducedPrefix, held_mask, physical_length, remember
+from vidsieve.engines.hf.cache import AttachState, held_mask, physical_length, remember
 from vidsieve.engines.hf.forward import SequenceState
 from vidsieve.engines.hf.tracked import SequenceUpdate
 
@@ -18,7 +18,7 @@ def adapt(
     sequence: SequenceState,
     update: SequenceUpdate | None,
     config: Any,
-    switch: AttachState,
+    attach_state: AttachState,
     layer: int,
     hidden: Tensor,
     arguments: Arguments,
@@ -30,9 +30,8 @@ def adapt(
     cache, given, run = contract.cache_of(arguments), arguments.get("attention_mask"), sequence.run(layer)
     reduces = update is not None or sequence.first is not None
     if layer == run and cache is not None and reduces:
-        mask, tail = seen(sequence, layer, cache, hidden), sequence.prompt.tail
-        settled = sequence.start + sequence.length - tail
-        remember(cache, ReducedPrefix(settled, mask[:, : mask.shape[1] - tail], sequence.padded, switch), layer)
+        mask = seen(sequence, layer, cache, hidden)
+        remember(cache, sequence.reduced_prefix(mask, sequence.padded, attach_state), layer)
     if layer_type(config, layer) == "linear_attention":
         if update is not None:
             arguments["attention_mask"] = update.kept.valid.to(hidden.device) if sequence.padded else None

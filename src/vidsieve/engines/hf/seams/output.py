@@ -66,7 +66,7 @@ class OutputSeam:
                 "router_logits are of the tokens that are left, and transformers would weigh them by the mask of the "
                 "whole prompt; call the model with output_router_logits=False, or detach"
             )
-        if rows.ends(state.asked) or (state.asked is None and self._outputs != "prompt"):
+        if rows.is_at_the_end(state.asked) or (state.asked is None and self._outputs != "prompt"):
             return output
         state.spread = True
         hidden = rows.spread(output[0])  # (B, L, D)
