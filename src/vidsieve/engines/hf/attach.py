@@ -106,7 +106,7 @@ class Attachment:
         _handles[self.target.body] = weakref.ref(self)
 
     def _turn_on(self, hooks: Interceptions, at_layers: bool) -> None:
-        """Raise `AlreadyAttached` where a reducer is attached, to this model by whatever handle."""
+        """Note that a reducer is attached. Raises `AlreadyAttached` where one is, by whatever handle."""
         attach_state = self.target.attach_state
         with _attaching:
             if attach_state.on:

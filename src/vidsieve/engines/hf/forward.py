@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from vidsieve.engines.hf.cache import AttachState, ReducedPrefix
+from vidsieve.engines.hf.columns import Columns
 from vidsieve.engines.hf.outputs import Rows
-from vidsieve.engines.hf.prompt import Columns, HostInputs, PromptLayout
+from vidsieve.engines.hf.prompt import HostInputs, PromptLayout
 from vidsieve.engines.hf.sequence import SequenceSelection, VideoReduction, moved
 from vidsieve.engines.hf.tracked import Finite, SequenceUpdate, TrackedVideo
 from vidsieve.errors import UnsupportedCall

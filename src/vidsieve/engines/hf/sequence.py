@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers.utils.generic import is_flash_attention_requested
 
 from vidsieve import ops
+from vidsieve.engines.hf.columns import Columns
 from vidsieve.engines.hf.families import Adapter
-from vidsieve.engines.hf.prompt import Columns
 from vidsieve.errors import UnsupportedCall
 from vidsieve.types.reduction import Reduction
 from vidsieve.types.tokens import Origin

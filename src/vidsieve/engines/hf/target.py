@@ -36,7 +36,7 @@ class Target:
 
     @classmethod
     def of(cls, model: Any) -> Self:
-        """Raise `UnsupportedModel` where no adapter serves `model`."""
+        """Find the parts of `model`. Raises `UnsupportedModel` where no adapter serves it."""
         adapter, decoder = adapter_for(model), model.get_decoder()
         costs = layer_costs(decoder) if hasattr(decoder, "layers") else ()
         token: int = getattr(model.config, adapter.token)

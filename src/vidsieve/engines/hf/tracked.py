@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from vidsieve.engines.graph import Replay
-from vidsieve.engines.hf.prompt import Columns, VideoSpan
+from vidsieve.engines.hf.columns import Columns
+from vidsieve.engines.hf.prompt import VideoSpan
 from vidsieve.engines.hf.sequence import SequenceSelection, VideoReduction, reduced
 from vidsieve.engines.streams import stream_for
 from vidsieve.methods.base import Reducer, kept_count

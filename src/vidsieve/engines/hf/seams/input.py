@@ -26,6 +26,7 @@ from vidsieve.engines.hf.cache import (
     remember,
     restore,
 )
+from vidsieve.engines.hf.columns import Columns
 from vidsieve.engines.hf.forward import KEY, ForwardState, Generated, Level, SequenceState
 from vidsieve.engines.hf.intercept import Interceptions
 from vidsieve.engines.hf.outputs import Rows
@@ -188,7 +189,7 @@ class InputSeam:
             )
 
     def _videos(
-        self, found: prompt.PromptLayout, embeds: Tensor, questions: dict[int, prompt.Columns]
+        self, found: prompt.PromptLayout, embeds: Tensor, questions: dict[int, Columns]
     ) -> tuple[tuple[TrackedVideo, ...], Callable[[], None]]:
         """Every video of the call, which the second sees reduced on its own if a reducer is before the model."""
         embeds = embeds.detach()
