@@ -12,11 +12,8 @@ prompt, its mask and its positions as `generate` counts them stay whole, so kept
 """
 
 import threading
-import weakref
 from types import TracebackType
 from typing import Any
-
-from torch import nn
 
 from vidsieve.engines.graph import Replay
 from vidsieve.engines.hf import arguments, contract
@@ -33,7 +30,7 @@ from vidsieve.methods.base import Attachable
 from vidsieve.methods.compose import Staged
 from vidsieve.telemetry.trace import Trace
 
-_handles: "weakref.WeakKeyDictionary[nn.Module, weakref.ref[Attachment]]" = weakref.WeakKeyDictionary()
+_HANDLE = "_vidsieve_attachment"  # the attribute by which a model's body has its attachment, which may be lost else
 _attaching = threading.Lock()
 
 
@@ -70,8 +67,8 @@ def detach(model: Any) -> bool:
     """
     model = arguments.whole_model(model)
     adapter_for(model)
-    handle = _handles.pop(model.base_model, lambda: None)()
-    if handle is None or handle._removed:
+    handle: Attachment | None = model.base_model.__dict__.get(_HANDLE)
+    if handle is None:
         return False
     handle.remove()
     return True
@@ -102,8 +99,8 @@ class Attachment:
             layers = LayersSeam(self.target, stages, share, hooks) if stages else None
             self.input = InputSeam(self.target, self._replay, layers, output, self.trace, hooks)
             GenerateSeam(self.target, hooks)
+            hooks.put(self.target.body, _HANDLE, self)
             self._hooks = hooks.pop_all()
-        _handles[self.target.body] = weakref.ref(self)
 
     def _turn_on(self, hooks: Interceptions, at_layers: bool) -> None:
         """Note that a reducer is attached. Raises `AlreadyAttached` where one is, by whatever handle."""
