@@ -24,7 +24,8 @@ from vidsieve.types.tokens import Prompt, VideoTokens
 
 if TYPE_CHECKING:
     from vidsieve import cli, encoded, engines, evaluation, video
-    from vidsieve.engines.hf import attach, detach, verify
+    from vidsieve.engines.hf import verify
+    from vidsieve.engines.hf.attach import attach, detach
 
 __version__ = version("vidsieve")
 

@@ -6,14 +6,18 @@ model.generate(**restore(model, tensors), max_new_tokens=32)            # withou
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from vidsieve.checks import describe, require
+from vidsieve.engines.hf import adapter_for, attach
+from vidsieve.engines.hf.intercept import Interceptions
 from vidsieve.engines.hf.loading import prepare
 from vidsieve.errors import VidsieveError, WrongArgument
 from vidsieve.methods.base import Reducer
@@ -22,50 +26,97 @@ from vidsieve.types.frames import Frames
 Row = dict[str, Any]
 
 
+@dataclass(frozen=True, eq=False)
+class EncodedVideo:
+    """A prompt of one video and one question as the decoder receives it, reduced: M tokens, V of them visual.
+
+    features: (V, D), in the model's type: of the K kept, and of one more where a model ends a video with a token of its
+    own.  kept: int64 (K,), indices among the video's N tokens.  visual_index: int64 (V,), of each among the M.
+    ids: int64 (M,).  suffix_start: where in M the text after the video begins.  position_ids: (M,) or (R, M), as the
+    decoder wants them.  others: what else it takes, by name: (M,) for a token, (layers, V, D) for a visual token
+    (Qwen3-VL's deepstack).
+    """
+
+    features: Tensor
+    kept: Tensor
+    visual_index: Tensor
+    ids: Tensor
+    suffix_start: int
+    position_ids: Tensor
+    others: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Self:
+        """Read `tensors`, named as in a file."""
+        others = {name: x for name, x in tensors.items() if name not in _STORED}
+        own = {field: tensors[name] for name, field in _STORED.items()}
+        return cls(**own | {"suffix_start": int(tensors["end"])}, others=others)  # type: ignore[arg-type]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Give all on the CPU, named as in a file."""
+        own = {name: getattr(self, field) for name, field in _STORED.items()}
+        own["end"] = torch.tensor(self.suffix_start)
+        return {name: x.cpu().contiguous() for name, x in (own | dict(self.others)).items()}
+
+    def asked(self, tail: Tensor, per_token: Iterable[str]) -> Self:
+        """Put token ids `tail`, int64 (n,), after the video; per_token: those of `others` that have a row a token."""
+        head = self.suffix_start
+        following = self.position_ids[..., head : head + 1] + torch.arange(len(tail))
+        longer = {
+            name: torch.cat([self.others[name][:head], self.others[name].new_zeros(len(tail))])
+            for name in per_token
+            if name in self.others
+        }
+        return replace(
+            self,
+            ids=torch.cat([self.ids[:head], tail]),
+            position_ids=torch.cat([self.position_ids[..., :head], following], -1),
+            others={**self.others, **longer},
+        )
+
+
+_STORED = {  # names in a file: the fields
+    "features": "features",
+    "kept": "kept",
+    "place": "visual_index",
+    "ids": "ids",
+    "end": "suffix_start",
+    "position_ids": "position_ids",
+}
+
+
 @torch.no_grad()
 def encode(
     processor: Any, model: Any, reducer: Reducer, frames: Frames, question: str
 ) -> tuple[dict[str, Tensor], Row]:
-    """The prompt of one video and one question as the decoder would receive it, reduced, and the video's layout.
+    """Give the tensors of an `EncodedVideo`, on the CPU and named as in a file, and the layout of the video.
 
-    M tokens remain, V of them visual with D features: the K kept, and one more where a model ends a video with a token
-    of its own. On CPU, features in the model's dtype:
-      features (V, D).  kept int64 (K,), indices among the video's N tokens.  place int64 (V,), of each among the M.
-      ids int64 (M,).  position_ids (M,) or (R, M), as the decoder wants them.
-      end int64 (), where in M the text after the video begins.
-      What else the decoder takes: (M,) for a token, (layers, V, D) for a visual token (Qwen3-VL's deepstack).
+    Raises `VidsieveError` where the model was shown no video token.
     """
-    from vidsieve.engines.hf import attach
-
     inputs = prepare(processor, frames, question).to(model.device, model.dtype)
     with (attachment := attach(model, reducer)) as trace:
         given = _given_to_decoder(attachment, inputs)
     if not trace.videos:
         raise VidsieveError(f"{type(model).__name__} was shown no video token; nothing could be reduced")
-    video = trace.videos[0]
+    video, token, adapter = trace.videos[0], attachment.target.token, attachment.target.adapter
     kept = video.reduction.kept.cpu()  # (K,)
     ids = inputs["input_ids"][0].cpu()  # (L,)
     stays = torch.ones(len(ids), dtype=torch.bool)
     stays[video.at] = False
     stays[video.at[kept]] = True
-    end = stays[: int((ids == attachment.token).nonzero()[-1]) + 1].sum()
+    suffix_start = int(stays[: int((ids == token).nonzero()[-1]) + 1].sum())
     ids = ids[stays]  # (M,)
-    place = (ids == attachment.token).nonzero().flatten()  # (V,)
+    visual_index = (ids == token).nonzero().flatten()  # (V,)
     embeds = given["inputs_embeds"][0]  # (M, D)
     positions = given.get("position_ids")
-    tensors = {
-        "features": embeds[place.to(embeds.device)],
-        "kept": kept,
-        "place": place,
-        "ids": ids,
-        "end": end,
-        "position_ids": torch.arange(len(ids)) if positions is None else positions[..., 0, :],
-    }
-    tensors |= {name: given[name][0] for name in attachment.adapter.per_token if given.get(name) is not None}
-    for name in attachment.adapter.per_visual:
+    positions = torch.arange(len(ids)) if positions is None else positions[..., 0, :]
+    others = {name: given[name][0] for name in adapter.per_token if given.get(name) is not None}
+    for name in adapter.per_visual:
         if given.get(name) is not None:
-            tensors[name] = torch.stack([rows.cpu() for rows in given[name]])
-    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, {
+            others[name] = torch.stack([rows.cpu() for rows in given[name]])
+    features = embeds[visual_index.to(embeds.device)]
+    encoded = EncodedVideo(features, kept, visual_index, ids, suffix_start, positions, others)
+    return encoded.tensors(), {
         "tokens_before": video.before,
         "tokens_after": video.after,
         "kept": video.kept,
@@ -80,12 +131,10 @@ def encode(
 
 
 def restore(model: Any, tensors: Mapping[str, Tensor], tail: Tensor | None = None) -> dict[str, Any]:
-    """What `model.get_decoder()` takes for stored tensors. `model` needs its embeddings and no vision tower.
+    """Give what `model.get_decoder()` takes for stored tensors. `model` needs its embeddings and no vision tower.
 
     tail: int64 (n,), token ids to follow the video in place of the stored ones: another question.
     """
-    from vidsieve.engines.hf import adapter_for
-
     adapter = adapter_for(model)
     if not isinstance(tensors, Mapping):
         raise WrongArgument(f"expected stored tensors, got {describe(tensors)}; tensors, row = stored.read(file)")
@@ -94,23 +143,19 @@ def restore(model: Any, tensors: Mapping[str, Tensor], tail: Tensor | None = Non
             f"expected tail as token ids, int64 (n,), got {describe(tail)}; text becomes them by "
             'processor.tokenizer(text, return_tensors="pt").input_ids[0]'
         )
-    ids, place, positions = tensors["ids"], tensors["place"], tensors["position_ids"]
-    per_token = {name: tensors[name] for name in adapter.per_token if name in tensors}
+    encoded = EncodedVideo.of(tensors)
     if tail is not None:
-        head = int(tensors["end"])
-        following = positions[..., head : head + 1] + torch.arange(len(tail))
-        ids, positions = torch.cat([ids[:head], tail]), torch.cat([positions[..., :head], following], -1)
-        per_token = {name: torch.cat([x[:head], x.new_zeros(len(tail))]) for name, x in per_token.items()}
-    embedding = model.get_input_embeddings()
-    embeds = embedding(ids.to(embedding.weight.device))  # (M, D)
+        encoded = encoded.asked(tail, adapter.per_token)
+    embedding, others = model.get_input_embeddings(), encoded.others
+    embeds = embedding(encoded.ids.to(embedding.weight.device))  # (M, D)
     device = embeds.device
-    embeds[place.to(device)] = tensors["features"].to(embeds)
+    embeds[encoded.visual_index.to(device)] = encoded.features.to(embeds)
     return {
         "inputs_embeds": embeds[None],
-        "position_ids": positions[..., None, :].to(device),
-        "attention_mask": torch.ones(1, len(ids), dtype=torch.long, device=device),
-        **{name: x[None].to(device) for name, x in per_token.items()},
-        **{name: list(tensors[name].to(embeds)) for name in adapter.per_visual if name in tensors},
+        "position_ids": encoded.position_ids[..., None, :].to(device),
+        "attention_mask": torch.ones(1, len(encoded.ids), dtype=torch.long, device=device),
+        **{name: others[name][None].to(device) for name in adapter.per_token if name in others},
+        **{name: list(others[name].to(embeds)) for name in adapter.per_visual if name in others},
     }
 
 
@@ -124,16 +169,14 @@ def _given_to_decoder(attachment: Any, inputs: Mapping[str, Any]) -> dict[str, A
 
     def stop(decoder: Any, args: tuple[Any, ...], arguments: dict[str, Any]) -> None:
         given.update(arguments)
-        attachment.after_decoder(decoder, args, arguments, {})  # which records the videos
+        attachment.input.after_decoder(decoder, args, arguments, {})  # which records the videos
         raise _Given
 
-    watching = attachment.decoder.register_forward_pre_hook(stop, with_kwargs=True)  # after the attachment's own
-    try:
+    with suppress(_Given), Interceptions() as hooks:
+        hooks.before(attachment.target.decoder, stop)  # after the attachment's own
         attachment.model(**inputs, use_cache=False)
-    except _Given:
+    if given:
         return given
-    finally:
-        watching.remove()
     raise VidsieveError(
         f"{type(attachment.model).__name__} answered without calling its decoder; nothing could be stored"
     )
@@ -164,22 +207,22 @@ def read_row(path: str | os.PathLike[str]) -> Row:
 def schema() -> Any:
     """The columns of a row, for pyarrow. docs/batch.md says what each is."""
     arrow = require("pyarrow", "ray")
-    numbers, text, whole, real = arrow.list_(arrow.int32()), arrow.string(), arrow.int64(), arrow.float64()
+    numbers, text, integer, number = arrow.list_(arrow.int32()), arrow.string(), arrow.int64(), arrow.float64()
     return arrow.schema(
         {
             "clip": text,
             "question": text,
             "error": text,
             "file": text,
-            "tokens_before": whole,
-            "tokens_after": whole,
+            "tokens_before": integer,
+            "tokens_after": integer,
             "kept": numbers,
             "tokens": numbers,
             "grid": numbers,
             "frames": numbers,
-            "seconds": arrow.list_(real),
-            "fps": real,
-            "total": whole,
-            "duration": real,
+            "seconds": arrow.list_(number),
+            "fps": number,
+            "total": integer,
+            "duration": number,
         }
     )

@@ -158,7 +158,7 @@ def test_a_generation_leaves_nothing_on_the_thread(family: str) -> None:
     model, inputs = tiny.model(family), tiny.prompt(family)
 
     def left(attachment: Any) -> set[str]:
-        return {"described", "proposed"} & vars(attachment._here).keys()
+        return vars(attachment.target.states._threads).keys()
 
     with (attachment := attach(model, Loudest())):
         model.generate(**inputs, max_new_tokens=2)
@@ -194,7 +194,7 @@ def test_a_decoder_that_fails_leaves_the_cache_as_it_was_and_holds_nothing(metho
         with failing(layer), pytest.raises(RuntimeError, match="out of memory"):
             model(**inputs, **{CACHE: cache})
         assert [cache.get_seq_length(i) for i in range(3)] == [0, 0, 0]
-        assert "current" not in handle._here.__dict__
+        assert handle.target.states.current is None
     torch.testing.assert_close(model(**inputs, **{CACHE: cache}).logits, true)
     handle.remove()
 

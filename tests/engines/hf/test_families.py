@@ -17,7 +17,7 @@ from vidsieve.engines.hf.families import Adapter as Entry
 from vidsieve.errors import UnsupportedCall, UnsupportedModel
 
 
-def find(family: str, ids: list[int], **arguments: Any) -> prompt.Layout:
+def find(family: str, ids: list[int], **arguments: Any) -> prompt.PromptLayout:
     model, rows = tiny.model(family), torch.tensor([ids])
     adapter: Entry = adapter_for(model)
     placeholder = rows == getattr(model.config, adapter.token)
@@ -73,43 +73,43 @@ def test_every_tiny_model_is_known_and_every_known_model_is_tested() -> None:
 
 @pytest.mark.parametrize("family", ["internvl", "smolvlm"])
 def test_one_run_is_an_image_and_several_are_frames(family: str) -> None:
-    assert not find(family, frame(4)).clips
-    [clip] = find(family, frame(4) * 3 + [7]).clips
-    assert clip.frames == (4, 4, 4)
+    assert not find(family, frame(4)).spans
+    [span] = find(family, frame(4) * 3 + [7]).spans
+    assert span.frames == (4, 4, 4)
 
 
 def test_an_image_of_several_tiles_is_no_frame_of_internvl() -> None:
     ids = frame(12) + frame(4) * 2 + [7]
-    [clip] = find("internvl", ids).clips
-    assert clip.at.tolist() == [*range(24, 28), *range(34, 38)]
+    [span] = find("internvl", ids).spans
+    assert span.at.tolist() == [*range(24, 28), *range(34, 38)]
 
 
 def test_the_tiles_of_an_image_are_no_frames_of_smolvlm() -> None:
-    assert not find("smolvlm", [7, 7, 7] + frame(4, before=2) * 4 + frame(4, before=4) + [7]).clips
+    assert not find("smolvlm", [7, 7, 7] + frame(4, before=2) * 4 + frame(4, before=4) + [7]).spans
 
 
 def test_token_types_tell_where_they_are_given() -> None:
     ids = frame(4) * 3
     kinds = torch.tensor([[0] * 6 + [1] * 4 + ([0] * 6 + [2] * 4) * 2])
-    [clip] = find("internvl", ids, mm_token_type_ids=kinds).clips
-    assert clip.frames == (4, 4)
-    [clip] = find("glm4v", ids, mm_token_type_ids=kinds, video_grid_thw=torch.tensor([[2, 4, 4]])).clips
-    assert clip.at.tolist() == [*range(16, 20), *range(26, 30)]
-    assert not find("glm4v", ids, mm_token_type_ids=kinds.clamp(max=1)).clips
-    assert not find("glm4v", ids).clips
+    [span] = find("internvl", ids, mm_token_type_ids=kinds).spans
+    assert span.frames == (4, 4)
+    [span] = find("glm4v", ids, mm_token_type_ids=kinds, video_grid_thw=torch.tensor([[2, 4, 4]])).spans
+    assert span.at.tolist() == [*range(16, 20), *range(26, 30)]
+    assert not find("glm4v", ids, mm_token_type_ids=kinds.clamp(max=1)).spans
+    assert not find("glm4v", ids).spans
 
 
 def test_frames_that_the_processor_of_videollama3_compressed() -> None:
     survives = torch.tensor([1, 1, 1, 1, 0, 1, 0, 0, 0, 0, 0, 0], dtype=torch.bool)
     ids = [7, *[tiny.VIDEO] * 4, 7, tiny.VIDEO, 7, 7]
-    [clip] = find(
+    [span] = find(
         "video_llama_3",
         ids,
         video_grid_thw=torch.tensor([[3, 4, 4]]),
         video_merge_sizes=torch.tensor([2]),
         video_compression_mask=survives,
-    ).clips
-    assert (clip.frames, clip.grid) == ((4, 1), None)
+    ).spans
+    assert (span.frames, span.grid) == ((4, 1), None)
 
 
 @pytest.mark.parametrize("grid", [None, [[4, 4, 6]], [[1, 4, 6]]])

@@ -2,16 +2,16 @@
 
 import torch
 
-from vidsieve.engines.hf.sequence import Kept
+from vidsieve.engines.hf.sequence import SequenceSelection
 
 
 def test_rows_are_right_aligned_and_composed() -> None:
     generator = torch.Generator().manual_seed(0)
     stays = torch.rand(5, 23, generator=generator) < torch.tensor([0.0, 0.2, 0.5, 0.9, 1.0])[:, None]
-    kept = Kept.of(stays.long() - 1, stays.sum(1).tolist())
+    kept = SequenceSelection.of(stays.long() - 1, stays.sum(1).tolist())
     valid = kept.valid.bool()
     stay = valid & (torch.rand(5, 23, generator=generator) < 0.6)
-    later = Kept.of(stay.long() - 1, stay.sum(1).tolist())
+    later = SequenceSelection.of(stay.long() - 1, stay.sum(1).tolist())
     both = kept.then(later)
     for row in range(5):
         columns = stays[row].nonzero().flatten()

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 from tests.engines.hf import by_hand, tiny
@@ -213,6 +214,58 @@ def test_a_row_for_each_column_serves_what_a_trainer_computes(family: str, metho
     torch.testing.assert_close(smooth[0], smooth[1])
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradient, gradients[1][name], atol=1e-5, rtol=1e-4)
+
+
+def smoothed(model: Any, inputs: tiny.Inputs, labels: Tensor) -> Tensor:
+    """The loss of `Trainer` with label smoothing, which keeps the labels from the model."""
+    from transformers.trainer_pt_utils import LabelSmoother
+
+    loss: Tensor = LabelSmoother(0.1)(model(**inputs), labels, shift_labels=True)
+    return loss
+
+
+def in_training(family: str) -> tuple[Any, tiny.Inputs, Tensor]:
+    """A model, a prompt, and the labels of its last three tokens."""
+    inputs = tiny.prompt(family)
+    labels = torch.full_like(inputs["input_ids"], -100)
+    labels[:, -3:] = inputs["input_ids"][:, -3:]
+    return tiny.fresh(family).train(), inputs, labels
+
+
+@each_method
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])
+def test_a_training_pass_whose_labels_the_trainer_kept_is_refused(family: str, method: Any) -> None:
+    model, inputs, labels = in_training(family)
+    cache = transformers.DynamicCache(config=model.config.get_text_config())
+    with attach(model, method) as trace:
+        with pytest.raises(UnsupportedCall, match=r"Pass labels .* outputs='prompt'\) .* or outputs='left'"):
+            smoothed(model, inputs, labels)
+        with pytest.raises(UnsupportedCall, match="a training pass without labels"):
+            model(**inputs, logits_to_keep=0, **{CACHE: cache})
+        assert not trace.calls
+        assert cache.get_seq_length() == 0
+        assert model(**inputs, labels=labels).loss.isfinite()
+    with attach(model, method, outputs="prompt"):
+        found = smoothed(model, inputs, labels)
+    with attach(model, method, outputs="left") as trace:
+        logits = model(**inputs).logits
+    left = labels.gather(1, trace.calls[-1].columns)
+    torch.testing.assert_close(found, smoothed(lambda logits: {"logits": logits}, {"logits": logits}, left))
+
+
+@each_method
+def test_what_is_no_training_pass_without_labels_is_not_refused(method: Any) -> None:
+    model, inputs, labels = in_training("qwen2_5_vl")
+    with attach(model, method) as trace:
+        model(**inputs, labels=labels)
+        model(**inputs, logits_to_keep=3)
+        model.base_model(**inputs)
+        with torch.no_grad():
+            model(**inputs)
+        model.eval()(**inputs)
+        assert len(trace.calls) == 5
+    with attach(model.train(), Loudest(1.0)):
+        assert model(**inputs).logits.shape[1] == inputs["input_ids"].shape[1]
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ def test_gradients_with_and_without_checkpointing(family: str, name: str) -> Non
         model.zero_grad()
         if checkpointing:
             model.gradient_checkpointing_enable()
-        with attach(model, Staged(STAGES[name])):
+        with attach(model, Staged(STAGES[name]), outputs="left"):
             model(**inputs, use_cache=False).logits[:, -1].square().mean().backward()
         weights = model.named_parameters()
         gradients.append({key: weight.grad.clone() for key, weight in weights if weight.grad is not None})

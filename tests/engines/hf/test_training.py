@@ -79,7 +79,7 @@ def test_gradients_with_and_without_checkpointing(family: str) -> None:
         model.zero_grad()
         if checkpointing:
             model.gradient_checkpointing_enable()
-        with attach(model, Loudest()):
+        with attach(model, Loudest(), outputs="left"):
             model(**inputs, use_cache=False).logits[:, -1].square().mean().backward()
         gradients.append(
             {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}

@@ -45,7 +45,7 @@ def test_it_notices_a_mask_left_at_its_logical_length(monkeypatch: pytest.Monkey
     def untouched(kwargs: dict[str, Any]) -> dict[str, Any]:
         return kwargs
 
-    monkeypatch.setattr(input, "continued", untouched)
+    monkeypatch.setattr("vidsieve.engines.hf.seams.input.continued", untouched)
     inputs = tiny.batch(*[tiny.prompt("llava_onevision", seed=4 * row, text=6 + 5 * row) for row in range(2)])
     report = verify(tiny.model("llava_onevision"), inputs, LouderThanMean())
     assert not report.ok

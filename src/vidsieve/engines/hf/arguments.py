@@ -57,8 +57,8 @@ def method(reducer: Any) -> Reducer | Staged:
 
 
 def check_outputs(outputs: Any) -> None:
-    """Raise `ValueError` unless `outputs` names a layout."""
-    if outputs not in ("left", "prompt"):
+    """Raise `ValueError` unless `outputs` names a layout, or is None."""
+    if outputs not in (None, "left", "prompt"):
         raise ValueError(f"expected outputs to be 'left' or 'prompt', got {describe(outputs)}")
 
 

@@ -20,7 +20,7 @@ from vidsieve.engines.hf import contract
 from vidsieve.errors import UnsupportedCall
 
 
-class Switch:
+class AttachState:
     """Whether a reducer is attached to a model, and whether to its layers; one a model, shared by copies of caches."""
 
     on = False
@@ -31,17 +31,17 @@ class Switch:
 
 
 @dataclass(frozen=True, eq=False)
-class Prefix:
+class ReducedPrefix:
     """The reduced beginning of a sequence.
 
     logical: how many tokens it had.  mask: int64 (B, M), one on each token that is left, zero on padding.
-    ragged: whether the mask has a zero.  attached: whether hooks are there to put the mask to use.
+    has_padding: whether the mask has a zero.  attached: whether hooks are there to put the mask to use.
     """
 
     logical: int
     mask: Tensor
-    ragged: bool
-    attached: Switch
+    has_padding: bool
+    attached: AttachState
 
     @property
     def removed(self) -> int:
@@ -60,7 +60,7 @@ class Prefix:
 class _Reduced:
     """Mixed into the class of a cache that took in a reduced prompt."""
 
-    vidsieve_prefixes: dict[int, Prefix]
+    vidsieve_prefixes: dict[int, ReducedPrefix]
 
     def get_seq_length(self: Any, layer_idx: int = 0) -> Any:
         length = super().get_seq_length(layer_idx)  # type: ignore[misc]
@@ -78,7 +78,7 @@ class _Reduced:
         prefix = prefix_of(self, layer_idx)
         if prefix is None:
             return offset
-        if prefix.ragged and not prefix.attached.on:
+        if prefix.has_padding and not prefix.attached.on:
             raise UnsupportedCall(
                 "this cache holds a reduced and padded batch, whose mask only an attached reducer knows; "
                 "attach one again to go on, or start from a new cache"
@@ -125,12 +125,12 @@ class _Reduced:
 _reduced_classes: dict[type[Any], type[Any]] = {}
 
 
-def prefixes_of(cache: Any) -> dict[int, Prefix]:
+def prefixes_of(cache: Any) -> dict[int, ReducedPrefix]:
     """What `cache` remembers: the first layer of each run of layers, and the beginning that those share."""
     return getattr(cache, "vidsieve_prefixes", {})
 
 
-def prefix_of(cache: Any, layer: int = 0) -> Prefix | None:
+def prefix_of(cache: Any, layer: int = 0) -> ReducedPrefix | None:
     """What `cache` remembers at `layer`, None where nothing was removed."""
     found = None
     begins = -1
@@ -140,7 +140,7 @@ def prefix_of(cache: Any, layer: int = 0) -> Prefix | None:
     return found
 
 
-def remember(cache: Any, prefix: Prefix, layer: int = 0) -> None:
+def remember(cache: Any, prefix: ReducedPrefix, layer: int = 0) -> None:
     """Let `cache` (a transformers `Cache`) know that from `layer` on its beginning is `prefix`."""
     if not isinstance(cache, Cache):
         raise UnsupportedCall(f"expected {contract.CACHE} to be a transformers Cache, got {type(cache).__name__}")
@@ -152,7 +152,7 @@ def remember(cache: Any, prefix: Prefix, layer: int = 0) -> None:
         cache.__class__ = _reduced_classes[plain]
 
 
-def restore(cache: Any, prefixes: dict[int, Prefix], held: Sequence[int]) -> None:
+def restore(cache: Any, prefixes: dict[int, ReducedPrefix], held: Sequence[int]) -> None:
     """Make `cache` what it was before a pass that failed: what it remembered, and the tokens it held in each layer.
 
     A layer of another kind than transformers' dynamic one, of full attention, cannot be brought back.
@@ -185,7 +185,7 @@ def continued(kwargs: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(seen, Tensor):  # a static cache counts on the device, which decoding must not wait for
             check_length(mask, seen + length)
         return {**kwargs, "attention_mask": prefix.physical(mask)}
-    if not prefix.ragged:
+    if not prefix.has_padding:
         return kwargs
     keys, _ = cache.get_mask_sizes(length, 0)
     return {**kwargs, "attention_mask": prefix.filled(keys, batch)}
@@ -200,7 +200,7 @@ def check_length(mask: Tensor, expected: int) -> None:
         )
 
 
-def held_mask(prefix: Prefix | None, mask: Tensor | None, held: int, batch: int, device: torch.device) -> Tensor:
+def held_mask(prefix: ReducedPrefix | None, mask: Tensor | None, held: int, batch: int, device: torch.device) -> Tensor:
     """The mask (batch, held) of all that a cache holds which began with `prefix`; mask: logical, None for all ones."""
     if prefix is not None:
         return prefix.filled(held, batch) if mask is None else prefix.physical(mask)[:, :held]

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from vidsieve.engines.hf.columns import Columns
 from vidsieve.engines.hf.families import Adapter
 from vidsieve.errors import UnsupportedCall
 
@@ -28,7 +29,7 @@ _SHOWING_IMAGES = ("pixel_values", "image_hidden_states")  # and where a video's
 
 
 @dataclass(frozen=True, eq=False)
-class Clip:
+class VideoSpan:
     """The place of one video in a batch of prompts.
 
     row: the prompt.  at: int64 (N,), the columns of its tokens.  frames: tokens in each frame.  grid: of a frame.
@@ -40,83 +41,51 @@ class Clip:
     grid: tuple[int, int] | None = None
 
 
-class Columns:
-    """Columns of a row that the host knows something about: where they begin, and whether they follow one another.
-
-    begin: the first, or where the stretch begins whose first ones are gone.
-    """
-
-    def __init__(self, begin: int, length: int, device: torch.device, scattered: Tensor | None = None) -> None:
-        self.begin, self.length, self.device, self._scattered = begin, length, device, scattered
-
-    def __len__(self) -> int:
-        return self.length
-
-    @cached_property
-    def at(self) -> Tensor:
-        """The columns: int64 (n,)."""
-        if self._scattered is not None:
-            return self._scattered
-        return torch.arange(self.begin, self.begin + self.length, device=self.device)
-
-    @property
-    def span(self) -> slice | None:
-        """The same, where they follow one another."""
-        return None if self._scattered is not None else slice(self.begin, self.begin + self.length)
-
-    def take(self, x: Tensor) -> Tensor:
-        """The rows of x (L, ...) at these columns: a view where they follow one another."""
-        return x.index_select(0, self.at.to(x.device)) if self.span is None else x[self.span]
-
-    def among(self, kept: Tensor) -> Tensor:
-        """Those of the columns at `kept` (K,)."""
-        return kept + self.begin if self.span is not None else self.at.index_select(0, kept)
-
-
 @dataclass(frozen=True, eq=False)
-class Layout:
+class PromptLayout:
     """What a batch of prompts holds.
 
-    real: bool (B, L), the tokens that are no padding.  clips: its videos, row after row.
-    questions: for each row, int64 (M,) columns of the question.  ends: the column where the prompt ends and the answer
-    begins that is being trained; L without an answer, 0 where the answer is all there is after the video.
+    not_padding: bool (B, L), the tokens that are no padding.  spans: of its videos, row after row.
+    questions: for each row, int64 (M,) columns of the question.  prompt_ends: for each row, the column where the prompt
+    ends and the answer begins that is being trained; L without an answer, 0 where that is all there is after the video.
     """
 
-    real: Array
-    clips: tuple[Clip, ...] = ()
+    not_padding: Array
+    spans: tuple[VideoSpan, ...] = ()
     questions: tuple[Array, ...] = ()
-    ends: tuple[int, ...] = ()
+    prompt_ends: tuple[int, ...] = ()
 
     @classmethod
-    def none(cls) -> "Layout":
+    def none(cls) -> "PromptLayout":
         """Of no prompt."""
         return cls(np.zeros((0, 0), dtype=bool))
 
     @cached_property
-    def whole(self) -> bool:
+    def unpadded(self) -> bool:
         """Whether nothing is padding."""
-        return bool(self.real.all())
+        return bool(self.not_padding.all())
 
     @cached_property
     def counts(self) -> tuple[int, ...]:
         """Tokens in each row."""
-        return tuple(self.real.sum(1).tolist())
+        return tuple(self.not_padding.sum(1).tolist())
 
     @cached_property
     def holes(self) -> tuple[int, ...]:
         """Padding after the first token of each row. It stays where it is."""
-        return tuple((np.logical_or.accumulate(self.real, 1) & ~self.real).sum(1).tolist())
+        return tuple((np.logical_or.accumulate(self.not_padding, 1) & ~self.not_padding).sum(1).tolist())
 
     @property
     def lasts(self) -> tuple[Array, ...]:
         """For each row, the column of the prompt's last token, before any answer: int64 (1,), or (0,)."""
-        found = (real[:end].tobytes().rfind(1) for real, end in zip(self.real, self.ends, strict=True))
+        rows = zip(self.not_padding, self.prompt_ends, strict=True)
+        found = (not_padding[:end].tobytes().rfind(1) for not_padding, end in rows)
         return tuple(np.array([last] if last >= 0 else [], dtype=np.int64) for last in found)
 
     @cached_property
-    def tail(self) -> int:
+    def stable_suffix(self) -> int:
         """How many of the last columns stay in every row, whatever is dropped."""
-        return int(self.real.shape[1]) - 1 - max((int(clip.at[-1]) for clip in self.clips), default=-1)
+        return int(self.not_padding.shape[1]) - 1 - max((int(span.at[-1]) for span in self.spans), default=-1)
 
     def columns(self, known: Array, device: torch.device) -> Columns:
         """`known` columns (n,) of a row, on `device`; does not wait for it."""
@@ -126,11 +95,11 @@ class Layout:
 
     def valid_on(self, device: torch.device) -> Tensor | None:
         """0 on padding, else 1: int64 (B, L) on `device`; None without padding."""
-        return None if self.whole else torch.from_numpy(self.real).to(device, torch.int64, non_blocking=True)
+        return None if self.unpadded else torch.from_numpy(self.not_padding).to(device, torch.int64, non_blocking=True)
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class HostInputs:
     """What tells where videos are, on the host.
 
     ids: (B, L), None where only the placeholders are known.  placeholder: bool (B, L), true where the adapter's token
@@ -167,7 +136,7 @@ def read(
     described: Mapping[str, Any] = MappingProxyType({}),
     answer: Tensor | None = None,
     proposed: int = 0,
-) -> Reading:
+) -> HostInputs:
     """Copies of these on the host, with one wait for all of them.
 
     `described` is the `description` of videos that the body gets encoded.
@@ -184,43 +153,45 @@ def read(
         torch.cuda.current_stream(device).synchronize()
     arrays = [x if x is None else (x.float() if x.dtype == torch.bfloat16 else x).numpy() for x in copies]
     on_host = dict(zip(known, arrays[4:], strict=True))
-    return Reading(arrays[0], arrays[1], arrays[2], description(arguments) | on_host, proposed, arrays[3])
+    return HostInputs(arrays[0], arrays[1], arrays[2], description(arguments) | on_host, proposed, arrays[3])
 
 
 def find(
     adapter: Adapter,
     config: Any,
-    reading: Reading,
+    host_inputs: HostInputs,
     copies: int = 1,
     end_of_turn: frozenset[int] = frozenset(),
     marks: frozenset[int] = frozenset(),  # other ids that mark something, and ask nothing
-) -> Layout:
+) -> PromptLayout:
     """The videos and questions of a batch.
 
     What describes encoded videos is of the first of every `copies` rows; the others, beams and returned sequences, are
     the same.
     Raises `UnsupportedCall` where the placeholders do not fit the arguments that describe the videos.
     """
-    placed, arguments = reading.placeholder, reading.arguments
+    placed, arguments = host_inputs.placeholder, host_inputs.arguments
     if placed is None:
-        placed = np.equal(reading.ids, getattr(config, adapter.token))  # type: ignore[arg-type]  # one of the two is
+        placed = np.equal(host_inputs.ids, getattr(config, adapter.token))  # type: ignore[arg-type]  # one of the two is
     video = _video_mask(adapter, placed, arguments)
     columns = [np.flatnonzero(row) for row in video]  # for every row, where a video has its tokens
     cut = {"grid": _by_grid, "clips": _by_clip, "runs": _by_run}[adapter.layout]
-    clips = tuple(cut(adapter, config, columns[::copies], arguments)) if any(map(len, columns)) else ()
-    if not clips:
-        return Layout(placed)
+    spans = tuple(cut(adapter, config, columns[::copies], arguments)) if any(map(len, columns)) else ()
+    if not spans:
+        return PromptLayout(placed)
     if copies > 1:
-        clips = tuple(replace(clip, row=copies * clip.row + n) for clip in clips for n in range(copies))
-    real = _real(placed, arguments.get("attention_mask"))
-    _refuse_packed(real, reading.positions, masked="attention_mask" in arguments)
+        spans = tuple(replace(span, row=copies * span.row + n) for span in spans for n in range(copies))
+    not_padding = _not_padding(placed, arguments.get("attention_mask"))
+    _refuse_packed(not_padding, host_inputs.positions, masked="attention_mask" in arguments)
     image = getattr(config, "image_token_id", -1)
-    prompt = slice(real.shape[1] - reading.proposed)
-    ids_of, answer_of = (repeat(None) if x is None else x[:, prompt] for x in (reading.ids, reading.answer))
+    prompt = slice(not_padding.shape[1] - host_inputs.proposed)
+    ids_of, answer_of = (repeat(None) if x is None else x[:, prompt] for x in (host_inputs.ids, host_inputs.answer))
     after = [int(found[-1]) + 1 if len(found) else 0 for found in columns]
-    rows = zip(ids_of, placed[:, prompt], real[:, prompt], answer_of, after, strict=False)
+    rows = zip(ids_of, placed[:, prompt], not_padding[:, prompt], answer_of, after, strict=False)
     questions = tuple(_question(*row, image, end_of_turn, marks) for row in rows)
-    return Layout(real, clips, questions, tuple(map(_end, real[:, prompt], answer_of, after)))
+    return PromptLayout(
+        not_padding, spans, questions, tuple(map(_prompt_end, not_padding[:, prompt], answer_of, after))
+    )
 
 
 def marks_of(config: Any) -> frozenset[int]:
@@ -243,19 +214,19 @@ def encodings(arguments: Mapping[str, Any]) -> int:
     return 0 if encoded is None else len(encoded.pooler_output)
 
 
-def _real(placeholder: Array, attention_mask: object) -> Array:
+def _not_padding(placeholder: Array, attention_mask: object) -> Array:
     """Which of the tokens are no padding: bool (B, L)."""
     if isinstance(attention_mask, np.ndarray) and attention_mask.ndim == 2:
-        real: Array = attention_mask[:, -placeholder.shape[1] :] != 0
-        return real
+        not_padding: Array = attention_mask[:, -placeholder.shape[1] :] != 0
+        return not_padding
     return np.ones_like(placeholder)
 
 
-def _refuse_packed(real: Array, positions: Array | None, masked: bool) -> None:
+def _refuse_packed(not_padding: Array, positions: Array | None, masked: bool) -> None:
     """Raise `UnsupportedCall` if the positions (B or 1, L) of a row begin anew: without a mask, at any step but 1."""
-    if positions is None or positions.shape[-1] != real.shape[1]:
+    if positions is None or positions.shape[-1] != not_padding.shape[1]:
         return
-    for row, (given, tokens) in enumerate(zip(np.broadcast_to(positions, real.shape), real, strict=True)):
+    for row, (given, tokens) in enumerate(zip(np.broadcast_to(positions, not_padding.shape), not_padding, strict=True)):
         column = np.flatnonzero(tokens)
         anew = column[1:][(np.diff(given[column]) < 0) if masked else (np.diff(given[column]) != 1)]
         if len(anew):
@@ -279,7 +250,7 @@ def _video_mask(adapter: Adapter, placeholder: Array, arguments: Mapping[str, An
     return placeholder
 
 
-def _by_grid(adapter: Adapter, config: Any, placed: list[Array], arguments: Mapping[str, Any]) -> Iterator[Clip]:
+def _by_grid(adapter: Adapter, config: Any, placed: list[Array], arguments: Mapping[str, Any]) -> Iterator[VideoSpan]:
     grids = arguments.get("video_grid_thw")
     if grids is None:
         raise UnsupportedCall(f"found {sum(map(len, placed))} video placeholders but no video_grid_thw to lay them out")
@@ -297,8 +268,8 @@ def _by_grid(adapter: Adapter, config: Any, placed: list[Array], arguments: Mapp
             continue
         counts = survives[seen : seen + frames * size].reshape(frames, size).sum(1).tolist()
         seen += frames * size
-        whole = all(count == size for count in counts)
-        described.append((tuple(count for count in counts if count), grid if whole else None))
+        complete = all(count == size for count in counts)
+        described.append((tuple(count for count in counts if count), grid if complete else None))
     queue = iter(described)
     for row, columns in enumerate(placed):
         taken = 0
@@ -310,10 +281,10 @@ def _by_grid(adapter: Adapter, config: Any, placed: list[Array], arguments: Mapp
                     f"row {row} has {len(columns)} video placeholders, which is no whole number of the videos that "
                     f"video_grid_thw = {grids.tolist()} describes; pass a prompt's videos in one call, unchunked"
                 )
-            yield Clip(row, columns[taken - sum(lengths) : taken], lengths, shape)
+            yield VideoSpan(row, columns[taken - sum(lengths) : taken], lengths, shape)
 
 
-def _by_clip(adapter: Adapter, config: Any, placed: list[Array], arguments: Mapping[str, Any]) -> Iterator[Clip]:
+def _by_clip(adapter: Adapter, config: Any, placed: list[Array], arguments: Mapping[str, Any]) -> Iterator[VideoSpan]:
     pixels = arguments.get("pixel_values_videos")  # (videos, frames, 3, H, W)
     if pixels is None:
         raise UnsupportedCall(f"found {sum(map(len, placed))} video placeholders but no pixel_values_videos")
@@ -329,10 +300,10 @@ def _by_clip(adapter: Adapter, config: Any, placed: list[Array], arguments: Mapp
         if len(columns) % length:
             raise UnsupportedCall(f"row {row} has {len(columns)} video placeholders, no multiple of {length} a video")
         for at in columns.reshape(-1, length):
-            yield Clip(row, at[: size * frames], (size,) * frames, _square(adapter, size))
+            yield VideoSpan(row, at[: size * frames], (size,) * frames, _square(adapter, size))
 
 
-def _by_run(adapter: Adapter, config: Any, placed: list[Array], arguments: Mapping[str, Any]) -> Iterator[Clip]:
+def _by_run(adapter: Adapter, config: Any, placed: list[Array], arguments: Mapping[str, Any]) -> Iterator[VideoSpan]:
     size = getattr(config, adapter.frame_tokens) if adapter.frame_tokens else None
     for row, columns in enumerate(placed):
         if not len(columns):
@@ -348,7 +319,7 @@ def _by_run(adapter: Adapter, config: Any, placed: list[Array], arguments: Mappi
         if len(frames) > 1:  # a single one is an image
             lengths = tuple(len(run) for run in frames)
             grid = _square(adapter, lengths[0]) if len(set(lengths)) == 1 else None
-            yield Clip(row, np.concatenate(frames), lengths, grid)
+            yield VideoSpan(row, np.concatenate(frames), lengths, grid)
 
 
 def _square(adapter: Adapter, size: int) -> tuple[int, int] | None:
@@ -356,18 +327,18 @@ def _square(adapter: Adapter, size: int) -> tuple[int, int] | None:
     return (side, side) if adapter.square and side * side == size else None
 
 
-def _end(real: Array, answered: Array | None, after_video: int) -> int:
-    """See `Layout.ends`."""
+def _prompt_end(not_padding: Array, answered: Array | None, after_video: int) -> int:
+    """See `PromptLayout.prompt_ends`."""
     if answered is None or not answered[after_video:].any():
-        return len(real)
+        return len(not_padding)
     end = after_video + int(answered[after_video:].argmax())
-    return end if real[after_video:end].any() else 0
+    return end if not_padding[after_video:end].any() else 0
 
 
 def _question(
     ids: Array | None,  # (L,)
     placed: Array,  # (L,) bool, placeholders of videos, or of images if those are the same
-    real: Array,  # (L,) bool
+    not_padding: Array,  # (L,) bool
     answered: Array | None,  # (L,) bool, what is the answer already
     after_video: int,  # the column after the last token of a video
     image: int,  # the placeholder of images
@@ -380,7 +351,7 @@ def _question(
     """
 
     def asked(begin: int, ends: frozenset[int]) -> list[int]:
-        text = real[begin:] & ~placed[begin:]
+        text = not_padding[begin:] & ~placed[begin:]
         if answered is not None:
             text &= ~answered[begin:]
         tokens = repeat(None) if ids is None else ids[begin:].tolist()

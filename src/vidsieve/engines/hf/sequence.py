@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers.utils.generic import is_flash_attention_requested
 
 from vidsieve import ops
+from vidsieve.engines.hf.columns import Columns
 from vidsieve.engines.hf.families import Adapter
-from vidsieve.engines.hf.prompt import Columns
 from vidsieve.errors import UnsupportedCall
 from vidsieve.types.reduction import Reduction
 from vidsieve.types.tokens import Origin
@@ -25,11 +25,11 @@ _SEQUENCE = {"input_ids", "inputs_embeds", "attention_mask", "position_ids"}
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
+class SequenceSelection:
     """Which tokens of B rows of L stay.
 
     index: int64 (B, M), the column each new place takes its token from.  valid: int64 (B, M), 0 on padding, else 1.
-    padded: whether there is any.  slots: the new place of each column that stays, int64 (B, L); of one `Kept` after
+    padded: whether there is any.  slots: the new place of each column that stays, int64 (B, L); of one selection after
     another, those of each in turn.
     """
 
@@ -39,7 +39,7 @@ class Kept:
     slots: tuple[Tensor, ...]
 
     @classmethod
-    def of(cls, left: Tensor, counts: Sequence[int], begin: int = 0, length: int = 0) -> "Kept":
+    def of(cls, left: Tensor, counts: Sequence[int], begin: int = 0, length: int = 0) -> "SequenceSelection":
         """From `left` (B, N), below 0 where a token goes, so many staying in each row; see `ops.compact_rows`."""
         index, valid, slot = ops.compact_rows(left, max(counts), begin, length)
         return cls(index, valid, len(set(counts)) > 1, (slot,))
@@ -49,9 +49,9 @@ class Kept:
         """L."""
         return self.slots[0].shape[1]
 
-    def then(self, later: "Kept") -> "Kept":
+    def then(self, later: "SequenceSelection") -> "SequenceSelection":
         """This followed by `later`, which saw the M tokens this one left."""
-        return Kept(self.index.gather(1, later.index), later.valid, later.padded, self.slots + later.slots)
+        return SequenceSelection(self.index.gather(1, later.index), later.valid, later.padded, self.slots + later.slots)
 
     def places(self, row: int, columns: Tensor) -> Tensor:
         """Where the kept tokens at `columns` (n,) of a row went: (n,)."""
@@ -85,7 +85,7 @@ class Kept:
 
 
 @dataclass(frozen=True, eq=False)
-class Fold:
+class VideoReduction:
     """One video's reduction, where its tokens are.
 
     row: the prompt.  at: the columns of the N tokens.  origin: where they come from, None where from the prompt itself.
@@ -117,57 +117,63 @@ class Fold:
 
 
 def left_by(
-    folds: Sequence[Fold],
+    reductions: Sequence[VideoReduction],
     valid: Tensor | None,
     length: int,
     counts: Sequence[int],
     holes: Sequence[int] = (),
-) -> Kept:
-    """What `folds` leave of rows of `length`, so many tokens in each.
+) -> SequenceSelection:
+    """What `reductions` leave of rows of `length`, so many tokens in each.
 
     valid: int64 (B, L), 0 on padding, else 1; None without padding.  holes: padding after the first token of each row.
     """
-    if len(folds) == len(counts) == 1 and folds[0].at.span is not None and valid is None:
-        return Kept.of(folds[0].reduction.left[None], counts, folds[0].at.begin, length)
+    if len(reductions) == len(counts) == 1 and reductions[0].at.as_slice is not None and valid is None:
+        return SequenceSelection.of(reductions[0].reduction.left[None], counts, reductions[0].at.begin, length)
     if valid is None:
-        left = torch.zeros(len(counts), length, dtype=torch.int64, device=folds[0].at.device)
+        left = torch.zeros(len(counts), length, dtype=torch.int64, device=reductions[0].at.device)
     else:
         left = (valid.cummax(1).values if any(holes) else valid) - 1
-    for fold in folds:
-        row = left[fold.row]
-        if fold.at.span is None:
-            row.index_copy_(0, fold.at.at, fold.reduction.left)
+    for one in reductions:
+        row = left[one.row]
+        if one.at.as_slice is None:
+            row.index_copy_(0, one.at.at, one.reduction.left)
         else:
-            row[fold.at.span].copy_(fold.reduction.left)
+            row[one.at.as_slice].copy_(one.reduction.left)
     if valid is None or not any(holes):
-        return Kept.of(left, counts)
-    kept = Kept.of(left, [count + hole for count, hole in zip(counts, holes, strict=True)])
+        return SequenceSelection.of(left, counts)
+    kept = SequenceSelection.of(left, [count + hole for count, hole in zip(counts, holes, strict=True)])
     return replace(kept, valid=kept.valid * valid.gather(1, kept.index), padded=True)
 
 
-def moved(columns: Columns, row: int, folds: Sequence[Fold], kept: Kept, fold: Fold | None = None) -> Columns:
-    """Where `columns` of a row went, of which those are left that `fold` says, or all.
+def moved(
+    columns: Columns,
+    row: int,
+    reductions: Sequence[VideoReduction],
+    kept: SequenceSelection,
+    own: VideoReduction | None = None,
+) -> Columns:
+    """Where `columns` of a row went, of which those are left that `own` says, or all.
 
     What follows the columns stays, padding too, so the host knows: as far from the end as they were, less what was
     dropped from there on.
     """
-    gone = sum(len(f.at) - len(f.reduction) for f in folds if f.row == row and f.at.begin >= columns.begin)
+    gone = sum(len(f.at) - len(f.reduction) for f in reductions if f.row == row and f.at.begin >= columns.begin)
     begin = kept.index.shape[1] - (kept.length - columns.begin - gone)
-    length = len(columns) if fold is None else len(fold.reduction)
-    if columns.span is not None:
+    length = len(columns) if own is None else len(own.reduction)
+    if columns.as_slice is not None:
         return Columns(begin, length, columns.device)
-    return Columns(begin, length, columns.device, kept.places(row, columns.at if fold is None else fold.left))
+    return Columns(begin, length, columns.device, kept.places(row, columns.at if own is None else own.left))
 
 
-def reduced(x: Tensor, folds: Sequence[Fold], kept: Kept) -> Tensor:
+def reduced(x: Tensor, reductions: Sequence[VideoReduction], kept: SequenceSelection) -> Tensor:
     """`x` (B, L, D) reduced to (B, M, D): gathered, and averaged where a reduction merges."""
-    merging = [fold for fold in folds if fold.reduction.merges]
-    if len(x) == len(merging) == 1 and merging[0].at.span is not None:
+    merging = [one for one in reductions if one.reduction.merges]
+    if len(x) == len(merging) == 1 and merging[0].at.as_slice is not None:
         return merging[0].among(x[0], kept.index[0].to(x.device))[None]
     out = kept.gather(x)
-    for fold in merging:
-        places = moved(fold.at, fold.row, folds, kept, fold)
-        out[fold.row].index_copy_(0, places.at.to(x.device), fold.merged(fold.at.take(x[fold.row])))
+    for one in merging:
+        places = moved(one.at, one.row, reductions, kept, one)
+        out[one.row].index_copy_(0, places.at.to(x.device), one.merged(one.at.take(x[one.row])))
     return out
 
 
@@ -175,8 +181,8 @@ def reduce_arguments(
     adapter: Adapter,
     config: Any,
     arguments: dict[str, Any],
-    folds: Sequence[Fold],
-    kept: Kept,
+    reductions: Sequence[VideoReduction],
+    kept: SequenceSelection,
     before: Tensor | None,  # (B, P) mask of what the cache already holds, if it holds anything
     start: int,  # logical position of the first token
 ) -> dict[str, Any]:
@@ -188,7 +194,7 @@ def reduce_arguments(
     batch, length = embeds.shape[:2]
     past, present = 0 if before is None else before.shape[1], kept.index.shape[1]
     new = dict(arguments)
-    new["inputs_embeds"] = reduced(embeds, folds, kept)
+    new["inputs_embeds"] = reduced(embeds, reductions, kept)
 
     positions = arguments.get("position_ids")
     if positions is None:
@@ -209,7 +215,7 @@ def reduce_arguments(
     visual = arguments.get("visual_pos_masks")  # (B, L)
     for name in adapter.per_visual:
         if visual is not None and arguments.get(name) is not None:
-            new[name] = [reduced_visual(x, visual, folds, kept)[1] for x in arguments[name]]
+            new[name] = [reduced_visual(x, visual, reductions, kept)[1] for x in arguments[name]]
     for name in adapter.per_token:
         x = arguments.get(name)
         if x is not None:
@@ -226,7 +232,9 @@ def reduce_arguments(
     return new
 
 
-def reduced_visual(x: Tensor, visual: Tensor, folds: Sequence[Fold], kept: Kept) -> tuple[Tensor, Tensor]:
+def reduced_visual(
+    x: Tensor, visual: Tensor, reductions: Sequence[VideoReduction], kept: SequenceSelection
+) -> tuple[Tensor, Tensor]:
     """`visual` (B, L) at the kept tokens, (B, M), and the rows of `x` (V, D), one a true place, reduced alike."""
     visual = visual.to(x.device)
     rank = (visual.flatten().cumsum(0) - 1).view_as(visual)  # (B, L) row of x
@@ -234,10 +242,10 @@ def reduced_visual(x: Tensor, visual: Tensor, folds: Sequence[Fold], kept: Kept)
     now = now & kept.valid.to(x.device).bool() if kept.padded else now
     out = x[kept.gather(rank)[now]]
     rank_now = (now.flatten().cumsum(0) - 1).view_as(now)  # (B, M) row of what is left of x
-    for fold in folds:
-        if fold.reduction.merges:
-            places = rank_now[fold.row, kept.places(fold.row, fold.left).to(x.device)]
-            out.index_copy_(0, places, fold.merged(x[fold.at.take(rank[fold.row])]))
+    for one in reductions:
+        if one.reduction.merges:
+            places = rank_now[one.row, kept.places(one.row, one.left).to(x.device)]
+            out.index_copy_(0, places, one.merged(x[one.at.take(rank[one.row])]))
     return now, out
 
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from vidsieve.engines.graph import Replay
-from vidsieve.engines.hf.prompt import Clip, Columns
-from vidsieve.engines.hf.sequence import Fold, Kept, reduced
+from vidsieve.engines.hf.columns import Columns
+from vidsieve.engines.hf.prompt import VideoSpan
+from vidsieve.engines.hf.sequence import SequenceSelection, VideoReduction, reduced
 from vidsieve.engines.streams import stream_for
 from vidsieve.methods.base import Reducer, kept_count
 from vidsieve.telemetry.timing import Timeline
@@ -21,15 +22,15 @@ from vidsieve.types.tokens import Origin, Prompt, VideoTokens
 
 
 @dataclass(eq=False)
-class Video:
+class TrackedVideo:
     """One video of a pass, as it shrinks.
 
-    clip: its place in the prompt as it came.  whole: its tokens as they came.  at: the columns of those that are left
+    span: where it is in the prompt as it came.  tokens: as they came.  at: the columns of those that are left
     in the sequence as it is.  stages: what each did.  timeline: of its reductions.
     """
 
-    clip: Clip
-    whole: VideoTokens
+    span: VideoSpan
+    tokens: VideoTokens
     at: Columns
     stages: list[StageRecord] = field(default_factory=list)
 
@@ -40,7 +41,7 @@ class Video:
     @property
     def origin(self) -> Origin:
         """Of what is left. Found when a stage asks, for no one does after the last."""
-        done, origin = self._origin or (0, Origin.of(self.whole))
+        done, origin = self._origin or (0, Origin.of(self.tokens))
         for record in self.stages[done:]:
             origin = origin.then(record.reduction)
         self._origin = len(self.stages), origin
@@ -50,37 +51,39 @@ class Video:
     def entered(self) -> Origin | None:
         """Of what entered the language model, None where that is the whole video."""
         before = [record.reduction for record in self.stages if record.layer == 0]
-        return Origin.of(self.whole).then(before[0]) if before else None
+        return Origin.of(self.tokens).then(before[0]) if before else None
 
     @property
     def after(self) -> int:
         """How many tokens are left."""
-        return self.stages[-1].after if self.stages else len(self.whole)
+        return self.stages[-1].after if self.stages else len(self.tokens)
 
     def record(self) -> VideoRecord:
         """What became of it so far."""
-        clip = self.clip
+        span = self.span
         return VideoRecord(
-            clip.row, torch.from_numpy(clip.at), clip.frames, clip.grid, self.timeline, tuple(self.stages)
+            span.row, torch.from_numpy(span.at), span.frames, span.grid, self.timeline, tuple(self.stages)
         )
 
-    def since(self, layer: int) -> Reduction:
+    def reduction_since(self, layer: int) -> Reduction:
         """What the stages from `layer` on did together."""
         done = [record.reduction for record in self.stages if record.layer >= layer]
         return reduce(Reduction.then, done) if done else Reduction.identity(self.after, self.at.device)
 
     @staticmethod
-    def reduce_each(videos: "Sequence[Video]", replay: Replay, prompts: Sequence[Prompt | None]) -> Callable[[], None]:
+    def reduce_each(
+        videos: "Sequence[TrackedVideo]", replay: Replay, prompts: Sequence[Prompt | None]
+    ) -> Callable[[], None]:
         """Reduce whole videos before the language model, those of one layout together. What is returned ends it."""
         timeline = Timeline(videos[0].at.device)
         with torch.no_grad(), timeline:
-            settle = replay.reduce_each([video.whole for video in videos], prompts)
+            settle = replay.reduce_each([video.tokens for video in videos], prompts)
 
         def end() -> None:
             for video, reduction in zip(videos, settle(), strict=True):
                 video.timeline.shared(timeline, len(videos))
-                video.stages.append(StageRecord(0, len(video.whole), len(reduction), reduction))
-                _warn_if_idle(replay.reducer, len(video.whole), len(reduction))
+                video.stages.append(StageRecord(0, len(video.tokens), len(reduction), reduction))
+                _warn_if_idle(replay.reducer, len(video.tokens), len(reduction))
 
         return end
 
@@ -130,19 +133,19 @@ def _warn_if_idle(reducer: Reducer, before: int, after: int) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class State:
+class SequenceUpdate:
     """The sequence from one stage on.
 
-    kept: what is left of the decoder's input.  step, folds: how it came from the sequence before the stage.
+    kept: what is left of the decoder's input.  step, reductions: how it came from the sequence before the stage.
     counts: tokens left in each row.  rope: the positions' cosines and sines of what is left.
     """
 
-    kept: Kept
-    step: Kept
-    folds: tuple[Fold, ...]
+    kept: SequenceSelection
+    step: SequenceSelection
+    reductions: tuple[VideoReduction, ...]
     counts: tuple[int, ...]
     rope: Any
 
     def replay(self, hidden: Tensor) -> Tensor:
         """The hidden states (B, L, D) before the stage as they are after it."""
-        return reduced(hidden, self.folds, self.step)
+        return reduced(hidden, self.reductions, self.step)

@@ -16,9 +16,10 @@ from transformers.masking_utils import create_causal_mask
 
 from vidsieve.checks import describe
 from vidsieve.engines.hf.arguments import whole_model
-from vidsieve.engines.hf.attention import layer_type
+from vidsieve.engines.hf.attach import attach
 from vidsieve.engines.hf.families import adapter_for
-from vidsieve.engines.hf.seams.input import attach
+from vidsieve.engines.hf.intercept import Interceptions
+from vidsieve.engines.hf.seams.masks import layer_type
 from vidsieve.errors import WrongArgument
 from vidsieve.methods.base import Attachable
 from vidsieve.telemetry.trace import Trace, VideoRecord
@@ -99,13 +100,9 @@ def verify(
 def _watch(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """What the decoder of the plain model is given for the whole prompt."""
     seen: list[dict[str, Any]] = []
-    watching = model.get_decoder().register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(dict(kwargs)), with_kwargs=True
-    )
-    try:
+    with Interceptions() as hooks:
+        hooks.before(model.get_decoder(), lambda module, args, kwargs: seen.append(dict(kwargs)))
         model.generate(**inputs, max_new_tokens=1, do_sample=False, num_beams=1)
-    finally:
-        watching.remove()
     return seen[0]
 
 
@@ -128,12 +125,12 @@ def _by_hand(
             full[visual[row]] = rows[here[visual]].to(full)
             stacked.append(full)
 
-    real = mask.to(embeds.device).bool()  # (L,)
-    clips = [_Clip(real[: int(video.at[-1]) + 1].cumsum(0)[video.at.to(embeds.device)] - 1) for video in videos]
-    embeds, *stacked = [stream[real] for stream in (embeds, *stacked)]
-    positions = positions[..., real]
+    not_padding = mask.to(embeds.device).bool()  # (L,)
+    clips = [_Clip(not_padding[: int(video.at[-1]) + 1].cumsum(0)[video.at.to(embeds.device)] - 1) for video in videos]
+    embeds, *stacked = [stream[not_padding] for stream in (embeds, *stacked)]
+    positions = positions[..., not_padding]
     end = positions[..., -1:]  # which the answer goes on from, also where that token is dropped
-    visual = visual[row, real] if visual is not None else None
+    visual = visual[row, not_padding] if visual is not None else None
     stages: dict[int, list[Reduction]] = {}
     for video in videos:
         for stage in video.stages:

@@ -17,7 +17,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vidsieve.engines.hf.intercept import Interceptions
 from vidsieve.errors import VidsieveError
 from vidsieve.evaluation.needles import Batch
 from vidsieve.evaluation.needles.layout import GRID, Size
@@ -275,12 +276,12 @@ class Suite:
         """The vision tower answers with these tokens (B, n, D), without looking again."""
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-        visual = self.model.model.visual
-        visual.forward = lambda *args, **kwargs: BaseModelOutputWithPooling(pooler_output=features.flatten(0, 1))
-        try:
+        def features_seen(*args: Any, **kwargs: Any) -> Any:
+            return BaseModelOutputWithPooling(pooler_output=features.flatten(0, 1))
+
+        with Interceptions() as hooks:
+            hooks.put(self.model.model.visual, "forward", features_seen)
             yield
-        finally:
-            del visual.forward
 
     @contextmanager
     def _watch(self) -> Iterator[list[int]]:
@@ -295,9 +296,9 @@ class Suite:
 
             return hook
 
-        with ExitStack() as undo:
+        with Interceptions() as hooks:
             for which, layer in enumerate(layers):
-                undo.callback(layer.register_forward_pre_hook(look(which), with_kwargs=True).remove)
+                hooks.before(layer, look(which))
             yield seen
 
     def cost(self, method: Any, shown: Shown, turns: int) -> dict[str, float | int | None]:

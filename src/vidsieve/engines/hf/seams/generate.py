@@ -1,8 +1,6 @@
 """Around `generate`: what it does between the model's calls that a reduced prompt must be told of, or be told from."""
 
-import threading
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any
 
 from torch import Tensor
@@ -10,45 +8,32 @@ from transformers.masking_utils import create_masks_for_generate
 
 from vidsieve.engines.hf import prompt
 from vidsieve.engines.hf.cache import continued
-from vidsieve.engines.hf.families import Adapter
+from vidsieve.engines.hf.intercept import Interceptions
+from vidsieve.engines.hf.target import Target
 from vidsieve.errors import UnsupportedCall
 
 Arguments = dict[str, Any]
 
 
-def wrap(owner: Any, name: str, wrapper: Callable[..., Any], undo: ExitStack, default: Any = None) -> None:
-    """Call `wrapper` in place of the function `name` of `owner`, which it gets first, for as long as `undo` is open."""
-    inner = getattr(owner, name, default)
-    if inner is None:
-        return
-    own = owner.__dict__
-    undo.callback(own.__setitem__ if name in own else own.pop, name, own.get(name))
-    own[name] = lambda *args, **kwargs: wrapper(inner, *args, **kwargs)
+class GenerateSeam:
+    """Wrappers around `generate` of the model of `target`, and around what it asks that model for.
 
-
-class Generation:
-    """Wrappers around what `generate` asks `model` for, for as long as `undo` is open.
-
-    On `here`, of each thread, they leave until the generation ends
-    described: what says where the videos of encoded features are, and how many of these there are.
-    proposed: how many candidate tokens the next call of the model is to judge.
+    What calls to come need to know, they tell, until the generation ends.
     """
 
-    def __init__(self, model: Any, adapter: Adapter, here: threading.local, undo: ExitStack) -> None:
-        self.token: int = getattr(model.config, adapter.token)
-        self._adapter, self._here = adapter, here
-        wrap(model, "generate", self._generate, undo)
-        wrap(model, "create_masks_for_generate", self._masks, undo, create_masks_for_generate)
-        wrap(model, "_prefill", self._prefill, undo)
-        wrap(model, "_prepare_multimodal_encoder_kwargs_for_generation", self._encode, undo)  # transformers >= 5.18
-        wrap(model, "_get_candidate_generator", self._candidates, undo)
+    def __init__(self, target: Target, hooks: Interceptions) -> None:
+        self._adapter, self._token, self._states = target.adapter, target.token, target.states
+        hooks.wrap(target.model, "generate", self._generate)
+        hooks.wrap(target.model, "create_masks_for_generate", self._masks, create_masks_for_generate)
+        hooks.wrap(target.model, "_prefill", self._prefill)
+        hooks.wrap(target.model, "_prepare_multimodal_encoder_kwargs_for_generation", self._encode)  # >= 5.18
+        hooks.wrap(target.model, "_get_candidate_generator", self._candidates)
 
     def _generate(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         try:
             return inner(*args, **kwargs)
         finally:
-            for name in ("described", "proposed"):
-                self._here.__dict__.pop(name, None)
+            self._states.forget()
 
     def _masks(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         # Static caches have their 4D masks prepared ahead of the call, which would not survive a reduction.
@@ -60,7 +45,7 @@ class Generation:
         self, inner: Callable[..., Any], ids: Tensor, generation_config: Any, model_kwargs: Arguments, **kw: Any
     ) -> Any:
         chunked = generation_config.prefill_chunk_size is not None
-        if chunked and prompt.shows(self._adapter, model_kwargs) and (ids == self.token).any():
+        if chunked and prompt.shows(self._adapter, model_kwargs) and (ids == self._token).any():
             raise UnsupportedCall(
                 "prefill_chunk_size shows the reducer one piece of a video at a time, and a budget cannot be set on "
                 "pieces; generate without it (a reduced prompt is short), or detach"
@@ -71,7 +56,7 @@ class Generation:
         # generate() runs the vision tower itself, and the body never sees what described the videos.
         described = prompt.description(arguments)
         arguments = inner(arguments)
-        self._here.described = described, prompt.encodings(arguments)
+        self._states.tell(described=described, videos=prompt.encodings(arguments))
         return arguments
 
     def _candidates(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -81,7 +66,7 @@ class Generation:
 
         def get_candidates(input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
             proposed, logits = propose(input_ids, *args, **kwargs)
-            self._here.proposed = proposed.shape[1] - input_ids.shape[1]
+            self._states.tell(proposed=proposed.shape[1] - input_ids.shape[1])
             return proposed, logits
 
         generator.get_candidates = get_candidates

@@ -1,0 +1,64 @@
+"""FLOPs of a prefill that is reduced on its way, and the `keep` of the last stage that meets a share of the whole."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from vidsieve.engines.hf.forward import SequenceState
+from vidsieve.errors import BudgetError
+from vidsieve.methods.base import Reducer
+from vidsieve.telemetry import flops
+
+
+def full(costs: Sequence[flops.LayerCost], sequence: SequenceState, row: int) -> float:
+    """FLOPs of the whole `row` of a prompt, nothing reduced."""
+    return flops.total(costs, sequence.prompt.counts[row], [sequence.start] * len(costs))
+
+
+def spent(costs: Sequence[flops.LayerCost], sequence: SequenceState, row: int, layers: int) -> float:
+    """FLOPs of `row` in the first `layers`, on what those were given."""
+    return sum(_took(costs[i], sequence, row, i) for i in range(layers))
+
+
+def totals(costs: Sequence[flops.LayerCost], sequence: SequenceState) -> tuple[float, float] | None:
+    """FLOPs of all rows, nothing reduced and as it was; None where the layers' costs are not known."""
+    if not costs:
+        return None
+    rows = range(len(sequence.counts))
+    took = (_took(cost, sequence, row, i) for i, cost in enumerate(costs) for row in rows)
+    return sum(full(costs, sequence, row) for row in rows), sum(took)
+
+
+def affordable(
+    reducer: Reducer,
+    share: float,
+    costs: Sequence[flops.LayerCost],
+    sequence: SequenceState,
+    layer: int,
+    row: int,
+    count: int,
+) -> Reducer:
+    """`reducer`, of the last stage, at `layer`, with the keep that meets `share` of the whole prefill of `row`.
+
+    count: tokens of the row that enter the stage.  Raises `BudgetError` where what comes before takes more.
+    """
+    budget = share * full(costs, sequence, row)
+    before = spent(costs, sequence, row, layer)
+    mine = [video for video in sequence.videos if video.span.row == row]
+    text = count - sum(video.after for video in mine)
+    left = flops.affordable(costs[layer:], budget - before, sequence.past[layer:], count) - text
+    if left < len(mine):
+        least = before + flops.total(costs[layer:], text + len(mine), sequence.past[layer:])
+        of = f" for row {row}" if len(sequence.counts) > 1 else ""
+        raise BudgetError(
+            f"cost={share} cannot be met{of}: all before layer {layer}, where the last stage is, and the text "
+            f"alone take {share * least / budget:.3f} of the full prefill; raise cost, reduce more before, "
+            "or stage earlier"
+        )
+    own: float = reducer.keep  # type: ignore[attr-defined]  # Staged has seen to it
+    keep = left / sum(video.tokens.produced for video in mine)
+    return replace(reducer, keep=min(keep, own))  # type: ignore[type-var]
+
+
+def _took(cost: flops.LayerCost, sequence: SequenceState, row: int, layer: int) -> float:
+    update = sequence.update_at(layer)
+    return cost.flops(update.counts[row] if update else sequence.counts[row], sequence.past[layer])

@@ -1,0 +1,42 @@
+"""The one way in which vidsieve changes what an object of someone else's does: hooked or replaced, and put back."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+from torch import nn
+
+
+class Interceptions(ExitStack):
+    """Hooks on modules and replacements on instances, for as long as this is open; classes are never touched.
+
+        with Interceptions() as hooks:
+            hooks.before(model, look)
+            hooks.wrap(model, "_prefill", prefill)
+
+    Each says how it is undone where it is made. `close` undoes all, the last first; doing so twice is harmless.
+    `pop_all` hands them over to live on, once all are made.
+    """
+
+    def before(self, module: nn.Module, hook: Callable[..., Any]) -> None:
+        """Call `hook(module, args, kwargs)` before each call of `module`; it may return other `args, kwargs`."""
+        self.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+
+    def after(self, module: nn.Module, hook: Callable[..., Any]) -> None:
+        """Call `hook(module, args, kwargs, output)` after each call of `module`, one that fails too: output None."""
+        self.callback(module.register_forward_hook(hook, with_kwargs=True, always_call=True).remove)
+
+    def put(self, owner: Any, name: str, value: Any) -> None:
+        """Let `owner` have `value` in place of its attribute `name`."""
+        own = owner.__dict__
+        self.callback(own.__setitem__ if name in own else own.pop, name, own.get(name))
+        own[name] = value
+
+    def wrap(self, owner: Any, name: str, wrapper: Callable[..., Any], default: Any = None) -> None:
+        """Call `wrapper` in place of the function `name` of `owner`, which it gets first; nothing where there is none.
+
+        default: the function where `owner` has none of this name.
+        """
+        inner = getattr(owner, name, default)
+        if inner is not None:
+            self.put(owner, name, lambda *args, **kwargs: wrapper(inner, *args, **kwargs))

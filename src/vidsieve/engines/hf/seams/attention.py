@@ -1,0 +1,123 @@
+"""Attention in the layer before a stage, read for `PromptAttention` beside whatever kernel computes it.
+
+It is read through transformers' `AttentionInterface`: the layer's own queries and keys after their rotation, no
+attention matrix beyond a few rows of it.
+"""
+
+import copy
+import sys
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vidsieve import ops
+from vidsieve.engines.hf.forward import KEY, SequenceState
+from vidsieve.engines.hf.intercept import Interceptions
+from vidsieve.errors import UnsupportedCall
+from vidsieve.methods.base import Reducer
+from vidsieve.methods.relevance import PromptAttention
+from vidsieve.telemetry.timing import stage
+
+
+class AttentionSeam:
+    """The attention of each layer of `decoder` before a stage that wants to read it.
+
+    read_by: the layers that are read, and the stage of each.
+    """
+
+    def __init__(self, decoder: Any, stages: Mapping[int, Reducer], hooks: Interceptions) -> None:
+        self._kinds = {layer: wanted for layer, reducer in stages.items() if (wanted := kinds(reducer))}
+        self.read_by = {layer - 1: layer for layer in self._kinds}
+        for before, layer in self.read_by.items():
+            self._read(decoder.layers[before], layer, hooks)
+
+    def _read(self, layer: Any, at: int, hooks: Interceptions) -> None:
+        """Let the attention of `layer` tell what it sees, for the stage at `at`."""
+        attention = getattr(layer, "self_attn", None)
+        if attention is None:
+            raise UnsupportedCall(
+                f"PromptAttention at layer {at} reads the attention of layer {at - 1}, which is linear and has none; "
+                "stage after a layer of full attention"
+            )
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface  # loaded with any model
+
+        plain = attention.config
+        eager = sys.modules[type(attention).__module__].eager_attention_forward
+
+        def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
+            sequence: SequenceState | None = kwargs.pop(KEY, None)
+            if sequence is not None:
+                self._observe(sequence, at, query, key, kwargs.get("scaling"), kwargs.get("softcap"))
+            inner = ALL_ATTENTION_FUNCTIONS.get_interface(plain._attn_implementation, eager)
+            return inner(As(module, plain), query, key, value, mask, **kwargs)
+
+        name = f"vidsieve-{id(attend)}"
+        AttentionInterface.register(name, attend)
+        hooks.callback(AttentionInterface._global_mapping.pop, name)
+        named = copy.copy(plain)
+        named._attn_implementation_internal = name
+        hooks.put(attention, "config", named)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _observe(
+        self,
+        sequence: SequenceState,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        scaling: float | None,
+        softcap: float | None,
+    ) -> None:
+        """Note, for the stage at `layer`, the attention that tokens receive in the layer before.
+
+        query: (B, H, L, d) and key: (B, G, past + L, d) of that layer, rotated.
+        """
+        if layer in sequence.done:
+            return
+        home = sequence.videos[0].at.device
+        with torch.no_grad(), sequence.timeline, stage("attention"):
+            seen = sequence.read_masks.get(layer)
+            seen = None if seen is None else seen.to(query.device).bool()
+            for row in {video.span.row for video in sequence.videos}:
+                not_padding = None if seen is None else seen[row]
+                queries = {kind: sequence.queries[kind].get(row) for kind in self._kinds[layer]}
+                sequence.attended.setdefault(layer, {})[row] = {
+                    kind: ops.received_attention(
+                        query[row], key[row], at.at.to(query.device), not_padding, scaling, softcap
+                    ).to(home)
+                    for kind, at in queries.items()
+                    if at is not None
+                }
+
+
+class As:
+    """A module as an attention function sees it, with another config: its own names this file's function."""
+
+    def __init__(self, module: nn.Module, config: Any) -> None:
+        self._module, self.config = module, config
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+def kinds(reducer: Any) -> set[str]:
+    """The queries of every `PromptAttention` that a reducer is made of."""
+    if isinstance(reducer, PromptAttention):
+        return {reducer.queries}
+    if isinstance(reducer, tuple):
+        return set().union(*map(kinds, reducer))
+    if is_dataclass(reducer):
+        return set().union(*(kinds(getattr(reducer, part.name)) for part in fields(reducer)))
+    return set()
+
+
+def refuse_attention(first: Any) -> None:
+    """Raise `UnsupportedCall` if `first`, a reducer before the language model, wants to read attention."""
+    if kinds(first):
+        raise UnsupportedCall(
+            "PromptAttention reads the attention of the layer before, and before the language model there is none; "
+            f"make it a stage of Staged at layer 1 or later, got {first!r}"
+        )

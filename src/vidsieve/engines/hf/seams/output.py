@@ -1,0 +1,83 @@
+"""After the language model: what comes back has a row for each token that is left, or for each of the prompt."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from vidsieve.engines.hf import contract
+from vidsieve.engines.hf.forward import ForwardState, Level
+from vidsieve.engines.hf.intercept import Interceptions
+from vidsieve.engines.hf.outputs import Rows
+from vidsieve.engines.hf.target import Target
+from vidsieve.errors import UnsupportedCall
+
+Arguments = dict[str, Any]
+Outputs = Literal["left", "prompt"] | None
+
+
+class OutputSeam:
+    """Hooks around the whole model: which labels and rows are asked of it, and what its outputs and loss are of."""
+
+    def __init__(self, target: Target, outputs: Outputs, hooks: Interceptions) -> None:
+        self._model, self._states, self._outputs = target.model, target.states, outputs
+        hooks.before(target.model, self._before_model)
+        hooks.after(target.model, self._after_model)
+        hooks.after(target.body, self._after_body)
+        hooks.wrap(target.model, "_loss_function", self._loss, target.model.loss_function)
+
+    def _before_model(self, model: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> None:
+        state, given = self._states.enter(Level.MODEL), contract.by_name(model, args, kwargs)
+        labels, asked = given.get("labels"), given.get("logits_to_keep")
+        state.answer = None if labels is None else labels != -100
+        state.asked = None if isinstance(asked, int) and asked == 0 else asked
+        if proposed := state.generated.proposed:
+            judges = isinstance(asked, int) and asked == proposed + 1
+            if not judges and self._model._supports_logits_to_keep():  # of a generation that failed before it came here
+                state.generated = replace(state.generated, proposed=0)
+
+    def _after_model(self, model: nn.Module, args: tuple[Any, ...], kwargs: Arguments, output: Any) -> None:
+        self._states.leave(Level.MODEL)
+
+    def check(self, state: ForwardState, rows: Rows) -> None:
+        """Raise `UnsupportedCall` where rows are missing that the call asks for, or is likely to count on."""
+        if self._outputs == "prompt":
+            return
+        rows.check(state.asked)
+        whole = state.outermost == Level.MODEL and state.answer is None and state.asked is None
+        if self._outputs is None and whole and rows.steps and self._model.training and torch.is_grad_enabled():
+            raise UnsupportedCall(
+                "a training pass without labels: its logits are of the tokens that are left, and a trainer that "
+                "smooths labels or computes a loss of its own holds them against labels of the whole prompt. Pass "
+                "labels to the model, or attach(..., outputs='prompt') for a row for every column, or outputs='left' "
+                "if the rows of the tokens left are what is wanted"
+            )
+
+    def _after_body(self, body: nn.Module, args: tuple[Any, ...], kwargs: Arguments, output: Any) -> Any:
+        """The output with a row for each column of the prompt, where that is wanted."""
+        state = self._states.leave(Level.BODY)
+        rows = None if state is None else state.rows
+        if output is None or state is None or rows is None or not rows.steps:
+            return output
+        if getattr(output, "router_logits", None) is not None:
+            raise UnsupportedCall(
+                "router_logits are of the tokens that are left, and transformers would weigh them by the mask of the "
+                "whole prompt; call the model with output_router_logits=False, or detach"
+            )
+        if rows.is_at_the_end(state.asked) or (state.asked is None and self._outputs != "prompt"):
+            return output
+        state.spread = True
+        hidden = rows.spread(output[0])  # (B, L, D)
+        if isinstance(output, tuple):
+            return hidden, *output[1:]
+        output.last_hidden_state = hidden
+        return output
+
+    def _loss(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        state, labels = self._states.current, kwargs.get("labels")
+        rows = None if state is None else state.rows
+        if state is not None and rows is not None and labels is not None:
+            kwargs["labels"] = rows.targets(labels, state.spread)
+        return inner(*args, **kwargs)

@@ -1,0 +1,45 @@
+"""The model that a reducer is attached to, as the seams know it."""
+
+import threading
+import weakref
+from dataclasses import dataclass
+from typing import Any, Self
+
+from torch import nn
+
+from vidsieve.engines.hf.cache import AttachState
+from vidsieve.engines.hf.families import Adapter, adapter_for
+from vidsieve.engines.hf.forward import ForwardStates
+from vidsieve.telemetry.flops import LayerCost, layer_costs
+
+_attach_states: "weakref.WeakKeyDictionary[nn.Module, AttachState]" = weakref.WeakKeyDictionary()
+_looking = threading.Lock()
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """One model while a reducer is attached.
+
+    model: the whole.  body: what writes video features over placeholders.  decoder: what the body calls then.
+    adapter: of its family.  token: the id of the placeholder.  costs: of each of the decoder's layers, () where it has
+    none that are known.  attach_state: on while attached.  states: of the calls it is in.
+    """
+
+    model: Any
+    body: Any
+    decoder: Any
+    adapter: Adapter
+    token: int
+    costs: tuple[LayerCost, ...]
+    attach_state: AttachState
+    states: ForwardStates
+
+    @classmethod
+    def of(cls, model: Any) -> Self:
+        """Find the parts of `model`. Raises `UnsupportedModel` where no adapter serves it."""
+        adapter, decoder = adapter_for(model), model.get_decoder()
+        costs = layer_costs(decoder) if hasattr(decoder, "layers") else ()
+        token: int = getattr(model.config, adapter.token)
+        with _looking:
+            attach_state = _attach_states.setdefault(model.base_model, AttachState())
+        return cls(model, model.base_model, decoder, adapter, token, costs, attach_state, ForwardStates())
