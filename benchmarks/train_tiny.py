@@ -132,10 +132,10 @@ class Run:
             kept, weight = None, None
             if keep < 1:
                 kept, weight = drop(features.detach().float(), questions.evidence, keep, self.state["step"])
-            said, after = packed.logits(self.model, features, questions.words, questions.answer, kept)
+            log_probs, after = packed.logits(self.model, features, questions.words, questions.answer, kept)
         answer = packed.token[questions.answer]
         end = torch.full_like(answer, packed.end)
-        loss = F.cross_entropy(said.float().flatten(0, 1), answer.flatten(), reduction="none")
+        loss = F.cross_entropy(log_probs.float().flatten(0, 1), answer.flatten(), reduction="none")
         tail = F.cross_entropy(after.float().flatten(0, 1), end.flatten())
         loss = loss.mean() if weight is None else (loss * weight.flatten()).sum() / weight.sum().clamp(min=1)
         return loss + AFTER * tail
@@ -176,8 +176,8 @@ class Run:
                 kept = score.topk(round(keep * size.tokens), dim=1).indices.sort(dim=1).values.to(self.device)
             with self.autocast():
                 features = packed.features(self.model, batch.frames)
-                said, _ = packed.logits(self.model, features, batch.questions.words, batch.questions.answer, kept)
-            right += (said.argmax(2) == packed.token[batch.questions.answer]).sum(0)
+                log_probs, _ = packed.logits(self.model, features, batch.questions.words, batch.questions.answer, kept)
+            right += (log_probs.argmax(2) == packed.token[batch.questions.answer]).sum(0)
         self.model.train()
         return by_kind((right / count).tolist())
 

@@ -23,8 +23,8 @@ from vidsieve.engines.hf.loading import prepare
 from vidsieve.errors import VidsieveError
 from vidsieve.evaluation.evaluate import GROUPS, MEASURES, Plan, evaluate_model
 from vidsieve.evaluation.needles import PLAN, generate
-from vidsieve.evaluation.needles.asking import Refused, Shown, Smaller, Suite, difference
 from vidsieve.evaluation.needles.clip import as_frames
+from vidsieve.evaluation.needles.runner import EncodedBatch, Refused, Smaller, Suite, difference
 from vidsieve.evaluation.needles.tiny import build
 from vidsieve.methods import presets
 
@@ -45,7 +45,7 @@ def suite(tiny: tuple[Any, Any]) -> Suite:
 
 @pytest.fixture(scope="module")
 @torch.no_grad()
-def shown(suite: Suite) -> Shown:
+def encoded(suite: Suite) -> EncodedBatch:
     return suite.show(generate("dev", range(3), suite.size))
 
 
@@ -85,39 +85,39 @@ class Detached:
 @torch.no_grad()
 @pytest.mark.parametrize("question", FIRST)
 def test_asking_is_what_the_processor_and_the_model_make_of_it(
-    tiny: tuple[Any, Any], suite: Suite, shown: Shown, question: int
+    tiny: tuple[Any, Any], suite: Suite, encoded: EncodedBatch, question: int
 ) -> None:
     processor, model = tiny
     reducer = presets.cdpruner(0.25)  # looks at the question
     with reducer(model):
-        said, layers = suite._ask(shown, question, shown.features, (6, 6))
+        log_probs, layers = suite._ask(encoded, question, encoded.features, (6, 6))
     assert layers == (36, 36)
     for video in range(3):
-        text = shown.questions.text(video, question)
-        inputs = prepare(processor, as_frames(shown.batch.frames[video]), text)
+        text = encoded.questions.text(video, question)
+        inputs = prepare(processor, as_frames(encoded.batch.frames[video]), text)
         with reducer(model):
             alone = model(**inputs).logits[0, -1].log_softmax(0)
-        torch.testing.assert_close(said[video], alone, rtol=0, atol=1e-5)
+        torch.testing.assert_close(log_probs[video], alone, rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "cdpruner"])
-def test_packed_answers_are_those_of_the_attached_model(suite: Suite, shown: Shown, name: str) -> None:
-    answers = suite.answer(METHODS[name](0.25), shown, check=3)
+def test_packed_answers_are_those_of_the_attached_model(suite: Suite, encoded: EncodedBatch, name: str) -> None:
+    answers = suite.answer(METHODS[name](0.25), encoded, check=3)
     assert answers.path == "packed"
     assert answers.checked is not None
     assert answers.checked["videos"] == 3
     assert answers.checked["difference"] < 1e-4
     assert answers.layers == (36, 36)
-    attached = suite._attached(suite._equipped(METHODS[name](0.25), shown), shown)
+    attached = suite._attached(suite._equipped(METHODS[name](0.25), encoded), encoded)
     assert attached.kept is not None
     assert answers.kept is not None
     assert torch.equal(attached.kept, answers.kept)
 
 
 @torch.no_grad()
-def test_what_looks_at_the_question_is_asked_attached(suite: Suite, shown: Shown) -> None:
-    answers = suite.answer(presets.cdpruner(0.1), shown, check=3)
+def test_what_looks_at_the_question_is_asked_attached(suite: Suite, encoded: EncodedBatch) -> None:
+    answers = suite.answer(presets.cdpruner(0.1), encoded, check=3)
     assert answers.path == "attached"
     assert answers.kept is not None
     assert not torch.equal(answers.kept[:, FIRST[0]], answers.kept[:, FIRST[1]])
@@ -137,28 +137,28 @@ def test_what_reduces_inside_the_model_is_asked_attached() -> None:
 
 
 @torch.no_grad()
-def test_small_frames_are_those_of_the_processor(tiny: tuple[Any, Any], suite: Suite, shown: Shown) -> None:
+def test_small_frames_are_those_of_the_processor(tiny: tuple[Any, Any], suite: Suite, encoded: EncodedBatch) -> None:
     assert Smaller(0.25).grid(SIZE) == (3, 3)
     assert Smaller(0.1).grid(SIZE) == (2, 2)
     assert Smaller(0.5).grid(SIZE) == (4, 5)
-    same = suite._look(shown.batch.frames, (6, 6))
-    torch.testing.assert_close(same, shown.features, rtol=0, atol=1e-5)
-    answers = suite.answer(Smaller(0.25), shown)
+    same = suite._look(encoded.batch.frames, (6, 6))
+    torch.testing.assert_close(same, encoded.features, rtol=0, atol=1e-5)
+    answers = suite.answer(Smaller(0.25), encoded)
     assert answers.kept is None
     assert answers.layers == (36, 36)
     assert (answers.tokens == 36).all()
 
 
 @torch.no_grad()
-def test_the_tower_s_attention_reaches_the_methods_that_want_it(suite: Suite, shown: Shown) -> None:
-    torch.testing.assert_close(shown.received.view(3, 4, 36).sum(2), torch.full((3, 4), 1 / 4))  # of 4 patches each
-    method = suite._equipped(presets.visionzip(0.25), shown)
+def test_the_tower_s_attention_reaches_the_methods_that_want_it(suite: Suite, encoded: EncodedBatch) -> None:
+    torch.testing.assert_close(encoded.received.view(3, 4, 36).sum(2), torch.full((3, 4), 1 / 4))  # of 4 patches each
+    method = suite._equipped(presets.visionzip(0.25), encoded)
     assert repr(method).endswith("attention=TowerAttention())")
-    tokens = suite._tokens(shown.features[1])
-    assert torch.equal(method.attention(tokens, None), shown.received[1])
+    tokens = suite._tokens(encoded.features[1])
+    assert torch.equal(method.attention(tokens, None), encoded.received[1])
     with pytest.raises(ValueError, match="not the tokens of a video that was shown"):
-        method.attention(suite._tokens(shown.features[1] + 1), None)
-    assert suite._equipped(presets.uniform(0.25), shown) == presets.uniform(0.25)
+        method.attention(suite._tokens(encoded.features[1] + 1), None)
+    assert suite._equipped(presets.uniform(0.25), encoded) == presets.uniform(0.25)
 
 
 @torch.no_grad()
@@ -167,24 +167,24 @@ def test_the_tower_s_attention_reaches_the_methods_that_want_it(suite: Suite, sh
     [
         (Idle(), "saw all 144 video tokens of 144"),
         (Dodging(), "packed and attached answers differ"),
-        (Detached(), "shown 0: it did not engage"),
+        (Detached(), "encoded 0: it did not engage"),
     ],
 )
 def test_a_method_that_does_nothing_or_something_else_is_refused(
-    suite: Suite, shown: Shown, method: Any, says: str
+    suite: Suite, encoded: EncodedBatch, method: Any, says: str
 ) -> None:
     with pytest.raises(Refused, match=says):
-        suite.answer(method, shown, check=2)
+        suite.answer(method, encoded, check=2)
 
 
 @torch.no_grad()
 def test_a_method_that_says_another_number_than_the_layers_saw_is_refused(
-    suite: Suite, shown: Shown, monkeypatch: pytest.MonkeyPatch
+    suite: Suite, encoded: EncodedBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     honest = Suite._reduced
     monkeypatch.setattr(Suite, "_reduced", lambda *args: replace(honest(*args), tokens=torch.full((3, len(PLAN)), 20)))
     with pytest.raises(Refused, match="says it kept 20 video tokens, and the last layer saw 36"):
-        suite.answer(presets.uniform(0.25), shown)
+        suite.answer(presets.uniform(0.25), encoded)
 
 
 def test_a_refused_row_has_no_figures_and_spoils_no_other(tiny: tuple[Any, Any]) -> None:
@@ -249,9 +249,9 @@ def test_accuracy_and_recall_are_means_over_kinds(tiny: tuple[Any, Any], found: 
     for video in range(5):
         inputs = prepare(processor, as_frames(batch.frames[video]), batch.questions.text(video, question))
         with presets.uniform(0.25)(model) as trace:
-            said = model(**inputs).logits[0, -1].argmax()
+            log_probs = model(**inputs).logits[0, -1].argmax()
         assert trace.videos[0].kept == kept.tolist()
-        right += processor.decode(said) == batch.questions.reply(video, question)
+        right += processor.decode(log_probs) == batch.questions.reply(video, question)
     assert row["accuracy"]["cuts"]["mean"] == right / 5
     evidence = batch.questions.evidence[:, question]
     shares = []
@@ -264,9 +264,9 @@ def test_accuracy_and_recall_are_means_over_kinds(tiny: tuple[Any, Any], found: 
 
 
 def test_differences_count_where_an_answer_is_likely() -> None:
-    said = torch.tensor([0.5, 0.5, 1e-9]).log()
-    assert difference(said, torch.tensor([0.5, 0.5, 1e-5]).log()) == 0
-    assert difference(said, torch.tensor([0.5, 0.4, 0.1]).log()) == pytest.approx(math.log(0.1 / 1e-9), rel=1e-3)
+    log_probs = torch.tensor([0.5, 0.5, 1e-9]).log()
+    assert difference(log_probs, torch.tensor([0.5, 0.5, 1e-5]).log()) == 0
+    assert difference(log_probs, torch.tensor([0.5, 0.4, 0.1]).log()) == pytest.approx(math.log(0.1 / 1e-9), rel=1e-3)
 
 
 def test_plans_that_make_no_sense_are_refused() -> None:

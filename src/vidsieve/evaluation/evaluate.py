@@ -7,7 +7,7 @@ loyalty, how often it gives the unreduced answer (agreement) and how far its dis
 (KL); the share of the evidence it kept (recall). Each with a bootstrap interval over videos, and paired tests against
 the unreduced model and against uniform sampling. `FLOORS` are always run.
 
-How a row is run, checked and refused: needles/asking.py.
+How a row is run, checked and refused: needles/runner.py.
 """
 
 import math
@@ -25,7 +25,7 @@ from vidsieve.errors import VidsieveError
 from vidsieve.evaluation.card import commit
 from vidsieve.evaluation.card import processor as processor_name
 from vidsieve.evaluation.needles import CHANCE, KINDS, PLAN, generate, recall
-from vidsieve.evaluation.needles.asking import Answers, Shown, Smaller, Suite, larger
+from vidsieve.evaluation.needles.runner import Answers, EncodedBatch, Smaller, Suite, larger
 from vidsieve.evaluation.needles.tiny import BUNDLED
 from vidsieve.evaluation.statistics import Bootstrap, holm, sign_test
 from vidsieve.methods.base import check_keep
@@ -93,27 +93,27 @@ def evaluate_model(
         numbers = torch.arange(start, min(start + plan.batch, plan.videos))
         videos = f"videos {start + 1} to {start + len(numbers)} of {plan.videos}"
         tell(f"{videos}: {_place(rows, 0)}")
-        shown = suite.show(generate(plan.split, numbers, suite.size, suite.device))
-        right = suite.packed.token[shown.questions.answer]
-        full = suite.unreduced(shown)
-        whole.add(full, full, shown, right)
+        encoded = suite.show(generate(plan.split, numbers, suite.size, suite.device))
+        right = suite.packed.token[encoded.questions.answer]
+        full = suite.unreduced(encoded)
+        whole.add(full, full, encoded, right)
         for place, row in enumerate(rows[1:], 1):
             if not row.refused:
                 tell(f"{videos}: {_place(rows, place)}")
                 try:
-                    said = suite.answer(row.method, shown, 0 if start else plan.checked)
-                    row.add(said, full, shown, right)
+                    log_probs = suite.answer(row.method, encoded, 0 if start else plan.checked)
+                    row.add(log_probs, full, encoded, right)
                 except VidsieveError as reason:  # `Refused`, or a method that cannot work at this ratio or model
                     row.refused = str(reason)
     for place, row in enumerate(rows):
         if not row.refused:
             tell(f"timing {_place(rows, place)}")
-            row.cost = suite.cost(row.method, shown, plan.timed)
+            row.cost = suite.cost(row.method, encoded, plan.timed)
     return {"card": _card(plan, suite), "rows": _summary(rows, plan.videos)}
 
 
 class _Row:
-    """One method at one keep ratio: what it said, batch after batch."""
+    """One method at one keep ratio: what it log_probs, batch after batch."""
 
     def __init__(self, name: str, keep: float, method: Any) -> None:
         self.name, self.keep, self.method = name, keep, method
@@ -124,16 +124,16 @@ class _Row:
         self.layers: tuple[int, ...] = ()
         self.batches: dict[str, list[Tensor]] = {name: [] for name in (*MEASURES, "tokens")}
 
-    def add(self, answers: Answers, whole: Answers, shown: Shown, answer: Tensor) -> None:
+    def add(self, answers: Answers, whole: Answers, encoded: EncodedBatch, answer: Tensor) -> None:
         """answer: (B, Q), the token that is right.  whole: what was said with all tokens."""
-        said, evidence = answers.said, shown.questions.evidence
-        best = said.argmax(2)
+        log_probs, evidence = answers.log_probs, encoded.questions.evidence
+        best = log_probs.argmax(2)
         kept = answers.kept
         nothing = torch.full_like(best, torch.nan, dtype=torch.float32)
         values = {
             "accuracy": best == answer,
-            "agreement": best == whole.said.argmax(2),
-            "kl": (whole.said.exp() * (whole.said - said)).sum(2),
+            "agreement": best == whole.log_probs.argmax(2),
+            "kl": (whole.log_probs.exp() * (whole.log_probs - log_probs)).sum(2),
             "recall": nothing if kept is None else recall(evidence, kept),
             "tokens": answers.tokens,
         }

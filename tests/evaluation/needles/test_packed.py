@@ -56,7 +56,7 @@ def test_packed_logits_are_those_of_each_question_alone(tiny: tuple[Any, Any], b
         kept = score.topk(round(keep * SIZE.tokens), dim=1).indices.sort(dim=1).values
     with fast(model):
         features = packed.features(model, batch.frames)
-        said, _ = packed.logits(model, features, questions.words, questions.answer, kept)
+        log_probs, _ = packed.logits(model, features, questions.words, questions.answer, kept)
     for video in range(2):
         for question in range(len(PLAN)):
             inputs = prepare(processor, as_frames(batch.frames[video]), questions.text(video, question))
@@ -65,7 +65,7 @@ def test_packed_logits_are_those_of_each_question_alone(tiny: tuple[Any, Any], b
             else:
                 with Only(kept[video])(model):
                     alone = model(**inputs).logits[0, -1]
-            torch.testing.assert_close(said[video, question], alone, rtol=0, atol=5e-6)
+            torch.testing.assert_close(log_probs[video, question], alone, rtol=0, atol=5e-6)
 
 
 @torch.no_grad()
@@ -158,12 +158,12 @@ print(processor.tokenizer.decode(out, skip_special_tokens=True).strip())
 
 
 def test_the_bundled_model_answers_where_this_library_is_not(tmp_path: Path) -> None:
-    shown = generate("test", [11])
-    numpy.save(tmp_path / "frames.npy", shown.frames[0].numpy())
+    encoded = generate("test", [11])
+    numpy.save(tmp_path / "frames.npy", encoded.frames[0].numpy())
     for number in range(2):
         command = [sys.executable, "-c", PLAIN, str(BUNDLED), str(tmp_path / "frames.npy")]
-        run = subprocess.run([*command, shown.questions.text(0, number)], capture_output=True, text=True, check=False)
-        assert run.stdout.strip() == shown.questions.reply(0, number), run.stderr[-1000:]
+        run = subprocess.run([*command, encoded.questions.text(0, number)], capture_output=True, text=True, check=False)
+        assert run.stdout.strip() == encoded.questions.reply(0, number), run.stderr[-1000:]
 
 
 def test_a_reducer_finds_the_suite_s_tokens(tiny: tuple[Any, Any], batch: Batch) -> None:

@@ -41,7 +41,7 @@ LIKELY = 1e-3  # where the probability is at least this: those below are mostly 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TowerAttention:
-    """The attention that each token received in the last layer of the vision tower, of the videos that were shown.
+    """The attention that each token received in the last layer of the vision tower, of the videos that were encoded.
 
     For methods whose papers want it, as a `Relevance`.  features: (B, N, D), by which a video is known.
     received: (B, N).
@@ -81,7 +81,7 @@ class Smaller:
 
 
 @dataclass(frozen=True, eq=False)
-class Shown:
+class EncodedBatch:
     """B videos as the language model is shown them: visual tokens (B, N, D), and what is asked about them.
 
     received: the attention of the vision tower, (B, N).
@@ -100,11 +100,11 @@ class Shown:
 class Answers:
     """To Q questions about B videos.
 
-    said: log-probabilities (B, Q, vocabulary).  kept: bool (B, Q, N) or None where it makes no sense.
+    log_probs: log-probabilities (B, Q, vocabulary).  kept: bool (B, Q, N) or None where it makes no sense.
     tokens: kept of each video and question (B, Q).  layers: video tokens that each layer saw at most.
     """
 
-    said: Tensor
+    log_probs: Tensor
     kept: Tensor | None
     tokens: Tensor
     layers: tuple[int, ...]
@@ -133,37 +133,37 @@ class Suite:
         self.step = torch.ones(1, device=self.device)  # seconds a step lasts, as the processor says
         self.merge: int = video.merge_size
 
-    def show(self, batch: Batch) -> Shown:
+    def show(self, batch: Batch) -> EncodedBatch:
         with fast(self.model), noted(self.model) as received:
             features = self.packed.features(self.model, batch.frames)
         patches = received[-1].view(*features.shape[:2], self.merge**2)  # those of a token follow one another
-        return Shown(batch, features, patches.mean(2))
+        return EncodedBatch(batch, features, patches.mean(2))
 
-    def unreduced(self, shown: Shown) -> Answers:
-        every = torch.ones_like(shown.features[:, :1, 0], dtype=torch.bool).expand(-1, len(PLAN))
-        said, layers = self._pass(shown, shown.features, None)
+    def unreduced(self, encoded: EncodedBatch) -> Answers:
+        every = torch.ones_like(encoded.features[:, :1, 0], dtype=torch.bool).expand(-1, len(PLAN))
+        log_probs, layers = self._pass(encoded, encoded.features, None)
         kept = every[..., None].expand(-1, -1, self.size.tokens)
-        return Answers(said, kept, every * self.size.tokens, layers, "packed")
+        return Answers(log_probs, kept, every * self.size.tokens, layers, "packed")
 
-    def answer(self, method: Any, shown: Shown, check: int = 0) -> Answers:
+    def answer(self, method: Any, encoded: EncodedBatch, check: int = 0) -> Answers:
         """All questions, by `method`; where they are packed, those about the first `check` videos are compared.
 
         Raises `Refused` where the method did not engage, or not as it says.
         """
         if isinstance(method, Smaller):
-            return self._smaller(method, shown)
-        method = self._equipped(method, shown)
-        if isinstance(method, Reducer) and not self._reads_the_question(method, shown):
-            found = self._reduced(method, shown)
+            return self._smaller(method, encoded)
+        method = self._equipped(method, encoded)
+        if isinstance(method, Reducer) and not self._reads_the_question(method, encoded):
+            found = self._reduced(method, encoded)
             if check:
                 few = slice(0, check)
-                attached = self._attached(method, _some(shown, few))
-                apart = difference(attached.said, found.said[few])
+                attached = self._attached(method, _some(encoded, few))
+                apart = difference(attached.log_probs, found.log_probs[few])
                 if apart > SAME:
                     raise Refused(f"packed and attached answers differ by {apart:.1e} in a log-probability")
-                found = replace(found, checked={"videos": len(attached.said), "difference": apart})
+                found = replace(found, checked={"videos": len(attached.log_probs), "difference": apart})
         else:
-            found = self._attached(method, shown)
+            found = self._attached(method, encoded)
         seen, most = found.layers[-1], int(found.tokens.max())
         if seen >= self.size.tokens:
             raise Refused(f"the last layer saw all {seen} video tokens of {self.size.tokens}: nothing was reduced")
@@ -171,23 +171,23 @@ class Suite:
             raise Refused(f"the method says it kept {most} video tokens, and the last layer saw {seen}")
         return replace(found, reducer=repr(method))
 
-    def _equipped(self, method: Any, shown: Shown) -> Any:
+    def _equipped(self, method: Any, encoded: EncodedBatch) -> Any:
         """The method with what its paper takes from the vision tower, where it can use it."""
         if not hasattr(method, "attention"):
             return method
-        return replace(method, attention=TowerAttention(shown.features, shown.received))
+        return replace(method, attention=TowerAttention(encoded.features, encoded.received))
 
-    def _reads_the_question(self, method: Reducer, shown: Shown) -> bool:
-        probe = _Probe(shown.features[0, :1])
-        method.reduce(self._tokens(shown.features[0]), probe)
+    def _reads_the_question(self, method: Reducer, encoded: EncodedBatch) -> bool:
+        probe = _Probe(encoded.features[0, :1])
+        method.reduce(self._tokens(encoded.features[0]), probe)
         return probe.read
 
     def _tokens(self, features: Tensor) -> VideoTokens:
         return VideoTokens.from_grid(features, self.size.steps, GRID, GRID)
 
-    def _reduced(self, method: Reducer, shown: Shown) -> Answers:
+    def _reduced(self, method: Reducer, encoded: EncodedBatch) -> Answers:
         """One reduction a video, all questions behind it."""
-        features = shown.features.clone()
+        features = encoded.features.clone()
         reductions = method.reduce_each([self._tokens(video) for video in features])  # as an attached model does
         for video, reduction in zip(features, reductions, strict=True):
             reduction.check()
@@ -198,45 +198,45 @@ class Suite:
         for count in sorted({len(reduction) for reduction in reductions}):
             rows = (counts == count).nonzero()[:, 0]
             kept = torch.stack([reductions[row].kept for row in rows.tolist()])
-            some, seen = self._pass(_some(shown, rows), features[rows], kept)
+            some, seen = self._pass(_some(encoded, rows), features[rows], kept)
             parts.append(some)
             where.append(rows)
             layers = larger(layers, seen)
-        said = torch.cat(parts)[torch.cat(where).argsort()]
+        log_probs = torch.cat(parts)[torch.cat(where).argsort()]
         mask = _masks(reductions, self.size.tokens)[:, None].expand(-1, len(PLAN), -1)
-        return Answers(said, mask, counts[:, None].expand(-1, len(PLAN)), layers, "packed")
+        return Answers(log_probs, mask, counts[:, None].expand(-1, len(PLAN)), layers, "packed")
 
-    def _pass(self, shown: Shown, features: Tensor, kept: Tensor | None) -> tuple[Tensor, tuple[int, ...]]:
+    def _pass(self, encoded: EncodedBatch, features: Tensor, kept: Tensor | None) -> tuple[Tensor, tuple[int, ...]]:
         """Log-probabilities (B, Q, vocabulary) of one packed forward, and the video tokens in each layer."""
-        packed, asked = self.packed, shown.questions
+        packed, asked = self.packed, encoded.questions
         with fast(self.model), self._watch() as seen:
-            said, _ = packed.logits(self.model, features, asked.words, asked.answer, kept)
+            log_probs, _ = packed.logits(self.model, features, asked.words, asked.answer, kept)
         text = len(packed.before) + len(packed.between) + len(packed.questions)
-        return said.float().log_softmax(2), tuple(length - text for length in seen)
+        return log_probs.float().log_softmax(2), tuple(length - text for length in seen)
 
-    def _attached(self, method: Any, shown: Shown) -> Answers:
+    def _attached(self, method: Any, encoded: EncodedBatch) -> Answers:
         """Question by question, through the model to which `method` is attached."""
-        said, kept = [], []
+        log_probs, kept = [], []
         layers: tuple[int, ...] = ()
         for question in range(len(PLAN)):
             with method(self.model) as trace:
-                some, seen = self._ask(shown, question, shown.features, (GRID, GRID))
-            said.append(some)
+                some, seen = self._ask(encoded, question, encoded.features, (GRID, GRID))
+            log_probs.append(some)
             videos = sorted(trace.calls[-1].videos, key=lambda video: video.row) if trace.calls else []
             if len(videos) != len(some):
                 raise Refused(f"of {len(some)} videos the method was shown {len(videos)}: it did not engage")
             kept.append(_masks([video.reduction for video in videos], self.size.tokens))
             layers = larger(layers, seen)
         mask = torch.stack(kept, dim=1)
-        return Answers(torch.stack(said, 1), mask, mask.sum(2), layers, "attached")
+        return Answers(torch.stack(log_probs, 1), mask, mask.sum(2), layers, "attached")
 
-    def _smaller(self, method: Smaller, shown: Shown) -> Answers:
+    def _smaller(self, method: Smaller, encoded: EncodedBatch) -> Answers:
         grid = method.grid(self.size)
-        features = self._look(shown.batch.frames, grid)
-        asked = [self._ask(shown, question, features, grid) for question in range(len(PLAN))]
-        said = torch.stack([said for said, _ in asked], dim=1)
-        tokens = torch.full(said.shape[:2], features.shape[1], device=self.device)
-        return Answers(said, None, tokens, asked[0][1], "smaller frames", reducer=f"{grid[0]} x {grid[1]} tokens")
+        features = self._look(encoded.batch.frames, grid)
+        asked = [self._ask(encoded, question, features, grid) for question in range(len(PLAN))]
+        log_probs = torch.stack([log_probs for log_probs, _ in asked], dim=1)
+        tokens = torch.full(log_probs.shape[:2], features.shape[1], device=self.device)
+        return Answers(log_probs, None, tokens, asked[0][1], "smaller frames", reducer=f"{grid[0]} x {grid[1]} tokens")
 
     def _look(self, frames: Tensor, grid: tuple[int, int]) -> Tensor:
         """Visual tokens (B, n, D) of frames (B, F, 3, H, W) that are resized to `grid` tokens: the stock forward."""
@@ -252,10 +252,10 @@ class Suite:
         return torch.stack(list(found.pooler_output))
 
     def _ask(
-        self, shown: Shown, question: int, features: Tensor, grid: tuple[int, int]
+        self, encoded: EncodedBatch, question: int, features: Tensor, grid: tuple[int, int]
     ) -> tuple[Tensor, tuple[int, ...]]:
         """Log-probabilities (B, vocabulary) of the model's own forward, given what its vision tower saw."""
-        ids = self.packed.prompts(shown.questions.words, question, features.shape[1])
+        ids = self.packed.prompts(encoded.questions.words, question, features.shape[1])
         sides = (self.size.steps, *(self.merge * side for side in grid))
         with self._watch() as seen, self._seen_before(features):
             out = self.model(
@@ -301,19 +301,19 @@ class Suite:
                 hooks.before(layer, look(which))
             yield seen
 
-    def cost(self, method: Any, shown: Shown, turns: int) -> dict[str, float | int | None]:
+    def cost(self, method: Any, encoded: EncodedBatch, turns: int) -> dict[str, float | int | None]:
         """Of one prompt with one video, from visual tokens to logits: medians of milliseconds, and bytes on a GPU."""
-        grid, features = (GRID, GRID), shown.features
+        grid, features = (GRID, GRID), encoded.features
         if isinstance(method, Smaller):
             grid = method.grid(self.size)
-            features = self._look(shown.batch.frames[:turns], grid)
+            features = self._look(encoded.batch.frames[:turns], grid)
             method = None
-        method = self._equipped(method, shown)
+        method = self._equipped(method, encoded)
         cuda = self.device.type == "cuda"
         prefill, selection, peak = [], [], None
         for turn in range(-2, min(turns, len(features))):  # the first two are warm-up
             one = slice(max(turn, 0), max(turn, 0) + 1)
-            some = _some(shown, one)
+            some = _some(encoded, one)
             if cuda:
                 torch.cuda.synchronize(self.device)
                 torch.cuda.reset_peak_memory_stats(self.device)
@@ -356,10 +356,10 @@ def larger(some: tuple[int, ...], others: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(map(max, some, others)) if some else others
 
 
-def difference(said: Tensor, other: Tensor) -> float:
+def difference(log_probs: Tensor, other: Tensor) -> float:
     """The largest between two tensors of log-probabilities, where one of the two is likely."""
-    likely = torch.maximum(said, other) >= math.log(LIKELY)
-    return float((said - other).abs()[likely].max())
+    likely = torch.maximum(log_probs, other) >= math.log(LIKELY)
+    return float((log_probs - other).abs()[likely].max())
 
 
 def _masks(reductions: Sequence[Reduction], tokens: int) -> Tensor:
@@ -370,8 +370,8 @@ def _masks(reductions: Sequence[Reduction], tokens: int) -> Tensor:
     return kept
 
 
-def _some(shown: Shown, rows: slice | Tensor) -> Shown:
-    asked = shown.questions
+def _some(encoded: EncodedBatch, rows: slice | Tensor) -> EncodedBatch:
+    asked = encoded.questions
     questions = Questions(asked.words[rows], asked.answer[rows], asked.evidence[rows])
-    batch = Batch(shown.batch.frames[rows], questions, shown.batch.layout)
-    return Shown(batch, shown.features[rows], shown.received[rows])
+    batch = Batch(encoded.batch.frames[rows], questions, encoded.batch.layout)
+    return EncodedBatch(batch, encoded.features[rows], encoded.received[rows])
