@@ -167,7 +167,7 @@ def test_the_tower_s_attention_reaches_the_methods_that_want_it(suite: Suite, en
     [
         (Idle(), "saw all 144 video tokens of 144"),
         (Dodging(), "packed and attached answers differ"),
-        (Detached(), "encoded 0: it did not engage"),
+        (Detached(), "shown 0: it did not engage"),
     ],
 )
 def test_a_method_that_does_nothing_or_something_else_is_refused(
