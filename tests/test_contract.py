@@ -11,7 +11,9 @@ from tests.synthetic import independent, video_like
 from vidsieve import Chain, Prompt, Prune, Reducer, VideoTokens, ops, registry
 from vidsieve.errors import BudgetError, NonFiniteFeatures
 from vidsieve.methods import presets
+from vidsieve.methods.base import requires_of
 from vidsieve.methods.budget import Budget, MarginalGain, Proportional
+from vidsieve.methods.measure import measure
 from vidsieve.methods.merge import NearestKept, TemporalMerge
 from vidsieve.methods.relevance import Flat, Given, Novelty, PromptSimilarity, Relevance
 from vidsieve.methods.segment import PerFrame, SceneCuts, Segmenter, Uniform, Whole, Within
@@ -264,7 +266,8 @@ def test_permuting_segments_permutes_the_answer(selector: Selector) -> None:
 @pytest.mark.parametrize("segmenter", SEGMENTERS, ids=repr)
 def test_segments_cover_the_video_with_whole_frames(segmenter: Segmenter, name: str) -> None:
     tokens = video(name)
-    segments = segmenter(tokens)
+    stats = measure(tokens, {"persistence"})
+    segments = segmenter(tokens, stats)
     assert segments.offsets[0] == 0
     assert segments.offsets[-1] == len(tokens)
     assert (segments.lengths >= 0).all()
@@ -277,21 +280,23 @@ def test_segments_cover_the_video_with_whole_frames(segmenter: Segmenter, name: 
 @pytest.mark.parametrize("segmenter", SEGMENTERS, ids=repr)
 def test_budgets_sum_to_the_total_within_each_segment(segmenter: Segmenter, budget: Budget, name: str) -> None:
     tokens = video(name)
-    segments = segmenter(tokens)
+    stats = measure(tokens, {"persistence"})
+    segments = segmenter(tokens, stats)
     occupied = int((segments.lengths > 0).sum())
     for total in {0, 1, len(tokens) // 3, len(tokens)}:
-        shares = budget(tokens, segments, total)
+        shares = budget(tokens, stats, segments, total)
         assert int(shares.sum()) == total
         assert ((shares >= 0) & (shares <= segments.lengths)).all()
         if total >= occupied:
             assert (shares[segments.lengths > 0] >= 1).all()
     with pytest.raises(BudgetError, match=f"cannot keep {len(tokens) + 1} of {len(tokens)}"):
-        budget(tokens, segments, len(tokens) + 1)
+        budget(tokens, stats, segments, len(tokens) + 1)
 
 
 @pytest.mark.parametrize("name", VIDEOS)
 @pytest.mark.parametrize("relevance", RELEVANCES, ids=repr)
 def test_relevance_is_in_the_unit_interval(relevance: Relevance, name: str) -> None:
-    weights = relevance(video(name), PROMPT)
+    tokens = video(name)
+    weights = relevance(tokens, measure(tokens, requires_of(relevance), PROMPT), PROMPT)
     assert weights.dtype == torch.float32
     assert ((weights > 0) & (weights <= 1)).all()

@@ -2,21 +2,25 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
+from torch import Tensor
 
 import vidsieve
 from tests.synthetic import independent, video_like
 from vidsieve import Chain, FrameFusion, Prompt, Prune, Reduction, Staged, VideoTokens, ops, registry
-from vidsieve.errors import KernelUnavailable
+from vidsieve.errors import KernelUnavailable, WrongArgument
 from vidsieve.methods import presets
-from vidsieve.methods.budget import MarginalGain, Proportional
+from vidsieve.methods.budget import Budget, MarginalGain, Proportional
+from vidsieve.methods.measure import cut, measure
 from vidsieve.methods.merge import NearestKept, TemporalMerge
-from vidsieve.methods.relevance import Flat, Given, Novelty, PromptAttention, PromptSimilarity, min_max
-from vidsieve.methods.segment import PerFrame, SceneCuts, Uniform, Whole, Within, cut
+from vidsieve.methods.relevance import Flat, Given, Novelty, PromptAttention, PromptSimilarity, Relevance, min_max
+from vidsieve.methods.segment import PerFrame, SceneCuts, Segmenter, Uniform, Whole, Within
 from vidsieve.methods.selection import (
     MMR,
     ConditionalDPP,
@@ -29,6 +33,7 @@ from vidsieve.methods.selection import (
     sketch,
 )
 from vidsieve.types.segments import Segments
+from vidsieve.types.statistics import UNMEASURED, TokenStatistics
 from vidsieve.video.decode import read_video
 
 
@@ -60,9 +65,10 @@ def bounds(segments: Segments) -> list[int]:
 
 def test_scene_cuts_finds_cuts_and_splits_long_scenes_evenly() -> None:
     tokens = VideoTokens.from_grid(video_like(20, 8, 64, seed=0, cuts=(3, 12)), 20, 2, 4)
-    assert bounds(SceneCuts(max_frames=None)(tokens)) == [0, 24, 96, 160]
+    stats = measure(tokens, {"persistence"})
+    assert bounds(SceneCuts(max_frames=None)(tokens, stats)) == [0, 24, 96, 160]
     # 3 + 9 + 8 frames in parts of at most 4: 3, 3 + 3 + 3, 4 + 4
-    assert bounds(SceneCuts(max_frames=4)(tokens)) == [8 * t for t in (0, 3, 6, 9, 12, 16, 20)]
+    assert bounds(SceneCuts(max_frames=4)(tokens, stats)) == [8 * t for t in (0, 3, 6, 9, 12, 16, 20)]
 
 
 def test_uniform_segments_end_with_the_rest() -> None:
@@ -83,12 +89,91 @@ def test_frames_of_different_sizes() -> None:
 def test_scene_cuts_finds_the_cuts_of_a_real_clip() -> None:
     frames = read_video(Path(os.environ["VIDSIEVE_CLIPS"]) / "cuts_60s_480p.mp4", num_frames=64, size=(224, 224))
     patches = frames.pixels.float().reshape(64, 14, 16, 14, 16, 3).permute(0, 1, 3, 2, 4, 5).reshape(64 * 196, -1)
-    found = bounds(SceneCuts(max_frames=None)(VideoTokens.from_grid(patches, 64, 14, 14)))[1:-1]
+    tokens = VideoTokens.from_grid(patches, 64, 14, 14)
+    found = bounds(SceneCuts(max_frames=None)(tokens, measure(tokens, {"persistence"})))[1:-1]
     true = [5.0, 10.0, 25.04, 31.04, 43.04, 55.04]
     seconds = torch.tensor(frames.seconds)
     expected = [196 * int((seconds < cut - 1e-3).sum()) for cut in true]
     assert len(found) == len(expected)
     assert all(abs(a - b) <= 196 for a, b in zip(found, expected, strict=True))
+
+
+# --- what is measured
+
+
+@dataclass(frozen=True)
+class Newest:
+    """A selector of one's own."""
+
+    requires: ClassVar[frozenset[str]] = frozenset({"persistence"})
+
+    def __call__(
+        self,
+        tokens: VideoTokens,
+        stats: TokenStatistics,
+        segments: Segments,
+        budget: Tensor,
+        relevance: Tensor,
+        total: int,
+    ) -> Tensor:
+        return ops.top(-tokens.from_original(stats.required("persistence")), segments.offsets, budget)
+
+
+class Silent(Newest):
+    requires: ClassVar[frozenset[str]] = frozenset()
+
+
+class Misspelt(Newest):
+    requires: ClassVar[frozenset[str]] = frozenset({"persistance"})
+
+
+def measures(method: vidsieve.Reducer, tokens: VideoTokens) -> int:
+    """How many passes over features it makes."""
+    with ops.spy() as calls:
+        method.reduce(tokens, Prompt(tokens.features[:3]))
+    return [operation for operation, _ in calls].count("measure")
+
+
+@pytest.mark.parametrize("relevance", [Flat(), Novelty(), PromptSimilarity()], ids=repr)
+@pytest.mark.parametrize("budget", [Proportional(), MarginalGain()], ids=repr)
+@pytest.mark.parametrize("segmenter", [Whole(), PerFrame(), Uniform(2), Within(30), SceneCuts()], ids=repr)
+def test_features_are_read_once(segmenter: Segmenter, budget: Budget, relevance: Relevance) -> None:
+    tokens = VideoTokens(video_like(6, 10, 16, seed=1, dtype=torch.float32, cuts=(2,)), (10,) * 6)
+    first, later = Prune(0.5, segmenter, budget, relevance), Prune(0.2, segmenter, budget, relevance)
+    assert measures(first, tokens) == 1
+    left = tokens.reduced(first.reduce(tokens, Prompt(tokens.features[:3])))
+    assert measures(later, left) == 1  # of what is left: what it needs of the video as it came was handed on
+    assert measures(Chain(first, later, TemporalMerge(keep=0.1, segmenter=segmenter)), tokens) == 3
+
+
+def test_what_nobody_handed_on_is_measured_of_the_video_as_it_came() -> None:
+    tokens = VideoTokens(video_like(6, 10, 16, seed=1, dtype=torch.float32, cuts=(2,)), (10,) * 6)
+    left = tokens.reduced(Reduction.select(torch.arange(0, 60, 2), 60))
+    for method, passes in ((Prune(0.2, SceneCuts()), 2), (Prune(0.2, Whole(), Proportional(), Flat()), 1)):
+        assert measures(method, left) == passes
+    assert Prune(0.2, SceneCuts()).reduce(left).original_statistics is not None
+
+
+def test_a_part_gets_what_it_declares_also_within_another() -> None:
+    tokens = VideoTokens(video_like(6, 10, 16, seed=1, dtype=torch.float32, cuts=(2,)), (10,) * 6)
+    plain = Prune(0.5, Whole(), Proportional(), Flat(), Newest())
+    left = tokens.reduced(Prune(0.8, Whole()).reduce(tokens))
+    for video in (tokens, left):
+        inner = Prune(0.5, Whole(), Proportional(), Flat(), Hybrid(0, large=Newest()))
+        assert kept(inner, video) == kept(plain, video)
+    with pytest.raises(
+        WrongArgument, match=r"not measured.* requires = frozenset\(\{'persistence'\}\)"
+    ):
+        Prune(0.5, Whole(), Proportional(), Flat(), Silent()).reduce(tokens)
+
+
+def test_a_part_can_only_require_what_is_measured() -> None:
+    with pytest.raises(WrongArgument, match=r"the selector can require norm, .* got \['persistance'\]"):
+        Prune(0.5, selector=Misspelt())
+    like_the_question = type("LikeTheQuestion", (SceneCuts,), {"requires": frozenset({"similarity"})})()
+    for make in (lambda: Prune(0.5, like_the_question), lambda: TemporalMerge(0.5, like_the_question)):
+        with pytest.raises(WrongArgument, match=r"the segmenter can require norm, persistence of the features"):
+            make()
 
 
 # --- budgets
@@ -100,10 +185,11 @@ def test_a_still_scene_gets_little_more_than_its_first_frame() -> None:
     moving[80:] = video_like(10, 8, 64, seed=1, cuts=tuple(range(10)))
     tokens = VideoTokens.from_grid(moving, 20, 2, 4)
     segments = Segments(torch.tensor([0, 80, 160]), 80)
-    still, busy = MarginalGain()(tokens, segments, 40).tolist()
+    stats = measure(tokens, {"persistence"})
+    still, busy = MarginalGain()(tokens, stats, segments, 40).tolist()
     assert still + busy == 40
     assert busy > 4 * still
-    assert Proportional()(tokens, segments, 40).tolist() == [20, 20]
+    assert Proportional()(tokens, stats, segments, 40).tolist() == [20, 20]
 
 
 def test_after_a_merge_a_segment_adds_what_its_tokens_added_to_the_video_as_it_came() -> None:
@@ -113,13 +199,14 @@ def test_after_a_merge_a_segment_adds_what_its_tokens_added_to_the_video_as_it_c
     tokens = VideoTokens.from_grid(x, 20, 2, 4)
     left = tokens.reduced(TemporalMerge(keep=0.4, segmenter=Whole()).reduce(tokens))
     assert left.at is not None
-    segments = cut(left, Uniform(10))
+    segments, _ = cut(left, Uniform(10))
+    persistence = measure(tokens, {"persistence"}).required("persistence")
     kept = [int(n) for n in segments.offsets]
-    gain = [float((1 - tokens.persistence[left.at[a:b]]).sum()) for a, b in pairwise(kept)]
+    gain = [float((1 - persistence[left.at[a:b]]).sum()) for a, b in pairwise(kept)]
     expected = ops.apportion(torch.tensor(gain), segments.offsets, 25).tolist()
-    assert MarginalGain()(left, segments, 25).tolist() == expected
-    anew = VideoTokens(left.features, (len(left),)).persistence
-    for wrong in (anew, tokens.persistence[: len(left)], torch.zeros(len(left))):
+    assert MarginalGain()(left, measure(left, {"persistence"}), segments, 25).tolist() == expected
+    anew = measure(VideoTokens(left.features, (len(left),)), {"persistence"}).required("persistence")
+    for wrong in (anew, persistence[: len(left)], torch.zeros(len(left))):
         assert ops.apportion(ops.novelty(wrong, segments.offsets), segments.offsets, 25).tolist() != expected
 
 
@@ -130,7 +217,8 @@ def test_prompt_similarity_prefers_tokens_along_the_question() -> None:
     question = independent(3, 16, 0, torch.float32)
     x = independent(10, 16, 1, torch.float32)
     x[4] = question.mean(0)
-    weights = PromptSimilarity()(VideoTokens(x, (10,)), Prompt(question))
+    tokens, prompt = VideoTokens(x, (10,)), Prompt(question)
+    weights = PromptSimilarity()(tokens, measure(tokens, {"similarity"}, prompt), prompt)
     assert int(weights.argmax()) == 4
     assert float(weights[4]) == 1.0
 
@@ -142,14 +230,14 @@ def test_constant_scores_say_nothing() -> None:
 def test_relevance_refuses_what_it_cannot_use() -> None:
     tokens = VideoTokens(independent(4, 8, 0), (4,))
     with pytest.raises(ValueError, match="pass a Prompt, or use Flat"):
-        PromptSimilarity()(tokens, None)
+        PromptSimilarity()(tokens, UNMEASURED, None)
     with pytest.raises(ValueError, match="5 features in the prompt, 8 in the video"):
-        PromptSimilarity()(tokens, Prompt(torch.ones(2, 5)))
+        PromptSimilarity()(tokens, UNMEASURED, Prompt(torch.ones(2, 5)))
     with pytest.raises(ValueError, match=r"expected one score a token, \(4,\), got \(3,\)"):
-        Given(torch.ones(3))(tokens, None)
+        Given(torch.ones(3))(tokens, UNMEASURED, None)
     for bad in (2.0, -0.1, float("nan")):
         with pytest.raises(ValueError, match=r"expected scores in \[0, 1\]"):
-            Given(torch.tensor([0.1, 0.2, bad, 0.3]))(tokens, None)
+            Given(torch.tensor([0.1, 0.2, bad, 0.3]))(tokens, UNMEASURED, None)
 
 
 # --- selections
@@ -197,12 +285,13 @@ def test_a_sketch_of_halves_is_of_their_directions() -> None:
 def test_low_rank_is_for_segments_that_are_too_long_or_too_much() -> None:
     tokens = VideoTokens(video_like(6, 10, 64, seed=2), (10,) * 6)
     segments, budget, r = Segments(torch.tensor([0, 60]), 60), torch.tensor([12]), torch.rand(60)
-    exact = ConditionalDPP()(tokens, r, segments, budget, 12)
+    given = tokens, measure(tokens), segments, budget, r, 12
+    exact = ConditionalDPP()(*given)
     needed = 4 * 60 * (12 + 60)
     for selector in (LowRankDPP(16, above=60), LowRankDPP(64, above=0), LowRankDPP(16, above=0, max_memory=needed)):
-        assert torch.equal(selector(tokens, r, segments, budget, 12), exact)
+        assert torch.equal(selector(*given), exact)
     for selector in (LowRankDPP(16, above=59), LowRankDPP(16, above=0, max_memory=needed - 1)):
-        order = selector(tokens, r, segments, budget, 12)
+        order = selector(*given)
         assert not torch.equal(order, exact)
         assert sorted(order[order >= 0].tolist()) == list(range(12))
 
@@ -245,9 +334,8 @@ def test_hybrid_takes_each_segment_to_its_side() -> None:
     x, relevance = video_like(6, 10, 16, seed=2), torch.rand(60, generator=torch.Generator().manual_seed(0))
     segments = Segments(torch.tensor([0, 10, 50, 60]), 40)
     tokens, budget = VideoTokens(x, (10,) * 6), torch.tensor([3, 9, 4])
-    order = Hybrid(threshold=20)(tokens, relevance, segments, budget, 16)
-    exact = ConditionalDPP()(tokens, relevance, segments, budget, 16)
-    greedy = MMR()(tokens, relevance, segments, budget, 16)
+    given = tokens, measure(tokens), segments, budget, relevance, 16
+    order, exact, greedy = Hybrid(threshold=20)(*given), ConditionalDPP()(*given), MMR()(*given)
     assert torch.equal(order[:10], exact[:10])
     assert torch.equal(order[10:50], greedy[10:50])
     assert torch.equal(order[50:], exact[50:])
@@ -267,7 +355,7 @@ def test_a_segment_of_exactly_the_threshold_is_a_short_one(
     for bounds in ([0, 20, 60], [0, 30, 60]):  # with a longer one beside it, and alone
         tokens = VideoTokens(video_like(6, 10, 16, seed=2).float().to(device), (10,) * 6)
         segments = Segments(torch.tensor(bounds, device=device), bounds[2] - bounds[1])
-        given = tokens, relevance, segments, budget, 18
+        given = tokens, measure(tokens), segments, budget, relevance, 18
         end = bounds[1]
         first, large = small(*given)[:end], MMR()(*given)[:end]
         assert not torch.equal(first, large)
@@ -371,7 +459,8 @@ def test_what_is_shown_for_a_moment_weighs_most() -> None:
     blink, begins = place.clone(), place.clone()
     blink[2], begins[3:] = moment, lasts
     x = torch.stack([place, blink, begins], dim=1)  # (T, 3, D)
-    weight = Novelty(0.3)(VideoTokens(x.flatten(0, 1), (3,) * 6), None).view(6, 3)
+    tokens = VideoTokens(x.flatten(0, 1), (3,) * 6)
+    weight = Novelty(0.3)(tokens, measure(tokens, {"persistence"}), None).view(6, 3)
     seen = torch.zeros(6, 3, dtype=torch.bool)
     seen[range(6), [0, 1, 2, 0, 1, 2]] = True  # one token of every frame, whatever it shows
     assert (weight[seen] == 1).all()
@@ -387,7 +476,7 @@ def test_novelty_of_frames_of_different_sizes_looks_ahead_where_it_can() -> None
     x = independent(11, 8, 1, torch.float32)
     x[5:8] = x[2:5]  # frames of 2, 3, 3 and 3 tokens; the second and third are alike
     tokens = VideoTokens(x, (2, 3, 3, 3))
-    weight = Novelty(0.3)(tokens, None)
+    weight = Novelty(0.3)(tokens, measure(tokens, {"persistence"}), None)
     assert weight[[0, 3, 7, 8]].tolist() == [1, 1, 1, 1]  # one of each frame
     torch.testing.assert_close(weight[[2, 4, 5, 6]], torch.full((4,), 0.3), atol=1e-4, rtol=0)
 
