@@ -7,6 +7,7 @@ The defaults are what `make demo` leaves in out/demo.
 
 import sys
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from vidsieve.methods.budget import MarginalGain
 from vidsieve.methods.merge import NearestKept
 from vidsieve.methods.segment import SceneCuts
 from vidsieve.types.segments import Segments
+from vidsieve.types.statistics import TokenStatistics
 from vidsieve.video.decode import read_video
 
 
@@ -27,10 +29,18 @@ class Newest:
     The idea behind EVS (arXiv 2510.14624), here with a budget a segment.
     """
 
+    requires: ClassVar[frozenset[str]] = frozenset({"persistence"})  # measured in the one pass over the features
+
     def __call__(
-        self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor, total: int
+        self,
+        tokens: VideoTokens,
+        stats: TokenStatistics,
+        segments: Segments,
+        budget: Tensor,
+        relevance: Tensor,
+        total: int,
     ) -> Tensor:
-        novelty = 1 - tokens.persistence  # (N,)
+        novelty = 1 - tokens.from_original(stats.required("persistence"))  # (N,)
         return ops.top(relevance * novelty, segments.offsets, budget)
 
 

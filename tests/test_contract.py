@@ -12,6 +12,7 @@ from vidsieve import Chain, Prompt, Prune, Reducer, VideoTokens, ops, registry
 from vidsieve.errors import BudgetError, NonFiniteFeatures
 from vidsieve.methods import presets
 from vidsieve.methods.budget import Budget, MarginalGain, Proportional
+from vidsieve.methods.measure import measure
 from vidsieve.methods.merge import NearestKept, TemporalMerge
 from vidsieve.methods.relevance import Flat, Given, Novelty, PromptSimilarity, Relevance
 from vidsieve.methods.segment import PerFrame, SceneCuts, Segmenter, Uniform, Whole, Within
@@ -276,7 +277,8 @@ def test_permuting_segments_permutes_the_answer(selector: Selector, device: str)
 @pytest.mark.parametrize("segmenter", SEGMENTERS, ids=repr)
 def test_segments_cover_the_video_with_whole_frames(segmenter: Segmenter, name: str, device: str) -> None:
     tokens = video(name, device)
-    segments = segmenter(tokens)
+    stats = measure(tokens, {"persistence"})
+    segments = segmenter(tokens, stats)
     assert segments.offsets[0] == 0
     assert segments.offsets[-1] == len(tokens)
     assert (segments.lengths >= 0).all()
@@ -291,16 +293,17 @@ def test_budgets_sum_to_the_total_within_each_segment(
     segmenter: Segmenter, budget: Budget, name: str, device: str
 ) -> None:
     tokens = video(name, device)
-    segments = segmenter(tokens)
+    stats = measure(tokens, {"persistence"})
+    segments = segmenter(tokens, stats)
     occupied = int((segments.lengths > 0).sum())
     for total in {0, 1, len(tokens) // 3, len(tokens)}:
-        shares = budget(tokens, segments, total)
+        shares = budget(tokens, stats, segments, total)
         assert int(shares.sum()) == total
         assert ((shares >= 0) & (shares <= segments.lengths)).all()
         if total >= occupied:
             assert (shares[segments.lengths > 0] >= 1).all()
     with pytest.raises(BudgetError, match=f"cannot keep {len(tokens) + 1} of {len(tokens)}"):
-        budget(tokens, segments, len(tokens) + 1)
+        budget(tokens, stats, segments, len(tokens) + 1)
 
 
 @pytest.mark.parametrize("name", VIDEOS)

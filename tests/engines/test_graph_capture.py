@@ -23,12 +23,12 @@ class Cuda:
         self.allocated = 0
         begin = inspect.signature(torch.cuda.CUDAGraph.capture_begin)
 
-        def capture_begin(self_: object, *args: Any, **kwargs: Any) -> None:
-            given = begin.bind(self_, *args, **kwargs).arguments
+        def capture_begin(graph: object, *args: Any, **kwargs: Any) -> None:
+            given = begin.bind(graph, *args, **kwargs).arguments
             self.calls.append((given["pool"], given["capture_error_mode"]))
 
-        stands_in = {"capture_begin": capture_begin, "capture_end": lambda graph: self.calls.append("end")}
-        monkeypatch.setattr(torch.cuda, "CUDAGraph", type("Graph", (), stands_in))
+        members = {"capture_begin": capture_begin, "capture_end": lambda graph: self.calls.append("end")}
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", type("Graph", (), members))
         monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
         monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
         monkeypatch.setattr(torch.cuda, "synchronize", lambda: self.calls.append("wait"))

@@ -7,8 +7,9 @@ import torch
 from tests.synthetic import video_like
 from vidsieve import VideoTokens, ops
 from vidsieve.methods.budget import MarginalGain, Proportional
+from vidsieve.methods.measure import cut, measure
 from vidsieve.methods.merge import TemporalMerge
-from vidsieve.methods.segment import Uniform, Whole, cut
+from vidsieve.methods.segment import Uniform, Whole
 from vidsieve.types.segments import Segments
 
 
@@ -18,10 +19,11 @@ def test_a_still_scene_gets_little_more_than_its_first_frame() -> None:
     moving[80:] = video_like(10, 8, 64, seed=1, cuts=tuple(range(10)))
     tokens = VideoTokens.from_grid(moving, 20, 2, 4)
     segments = Segments(torch.tensor([0, 80, 160]), 80)
-    still, busy = MarginalGain()(tokens, segments, 40).tolist()
+    stats = measure(tokens, {"persistence"})
+    still, busy = MarginalGain()(tokens, stats, segments, 40).tolist()
     assert still + busy == 40
     assert busy > 4 * still
-    assert Proportional()(tokens, segments, 40).tolist() == [20, 20]
+    assert Proportional()(tokens, stats, segments, 40).tolist() == [20, 20]
 
 
 def test_after_a_merge_a_segment_adds_what_its_tokens_added_to_the_video_as_it_came() -> None:
@@ -31,11 +33,12 @@ def test_after_a_merge_a_segment_adds_what_its_tokens_added_to_the_video_as_it_c
     tokens = VideoTokens.from_grid(x, 20, 2, 4)
     left = tokens.reduced(TemporalMerge(keep=0.4, segmenter=Whole()).reduce(tokens))
     assert left.at is not None
-    segments = cut(left, Uniform(10))
+    segments, _ = cut(left, Uniform(10))
+    persistence = measure(tokens, {"persistence"}).required("persistence")
     kept = [int(n) for n in segments.offsets]
-    gain = [float((1 - tokens.persistence[left.at[a:b]]).sum()) for a, b in pairwise(kept)]
+    gain = [float((1 - persistence[left.at[a:b]]).sum()) for a, b in pairwise(kept)]
     expected = ops.apportion(torch.tensor(gain), segments.offsets, 25).tolist()
-    assert MarginalGain()(left, segments, 25).tolist() == expected
-    anew = VideoTokens(left.features, (len(left),)).persistence
-    for wrong in (anew, tokens.persistence[: len(left)], torch.zeros(len(left))):
+    assert MarginalGain()(left, measure(left, {"persistence"}), segments, 25).tolist() == expected
+    anew = measure(VideoTokens(left.features, (len(left),)), {"persistence"}).required("persistence")
+    for wrong in (anew, persistence[: len(left)], torch.zeros(len(left))):
         assert ops.apportion(ops.novelty(wrong, segments.offsets), segments.offsets, 25).tolist() != expected

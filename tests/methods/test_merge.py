@@ -6,8 +6,9 @@ import torch
 from tests.synthetic import independent, never_waiting, video_like
 from vidsieve import Chain, Prune, Reduction, VideoTokens, ops
 from vidsieve.methods.budget import MarginalGain, Proportional
+from vidsieve.methods.measure import cut, measure
 from vidsieve.methods.merge import NearestKept, TemporalMerge
-from vidsieve.methods.segment import PerFrame, SceneCuts, Segmenter, Uniform, Whole, cut
+from vidsieve.methods.segment import PerFrame, SceneCuts, Segmenter, Uniform, Whole
 from vidsieve.types.segments import Segments
 from vidsieve.types.tokens import Origin
 
@@ -166,15 +167,18 @@ def test_segments_of_a_reduced_video_are_those_of_the_video_as_it_came() -> None
     tokens = VideoTokens.from_grid(video_like(12, 8, 64, seed=0, cuts=(5,)), 12, 2, 4)
     left = tokens.reduced(TemporalMerge(0.9).reduce(tokens))
     assert len(left) < 24
-    segments = cut(left, SceneCuts())
-    whole = SceneCuts()(tokens)
+    stats = measure(tokens, {"persistence"})
+    segments, _ = cut(left, SceneCuts(), stats)
+    whole = SceneCuts()(tokens, stats)
     origin = left.origin
     assert isinstance(origin, Origin)
     for s in range(len(segments)):
         a, b = int(segments.offsets[s]), int(segments.offsets[s + 1])
         held = origin.kept[a:b]
         assert ((held >= whole.offsets[s]) & (held < whole.offsets[s + 1])).all()
-    torch.testing.assert_close(left.persistence, tokens.persistence[origin.kept])
+    persistence = stats.required("persistence")
+    assert torch.equal(measure(left, {"persistence"}).required("persistence"), persistence)
+    assert torch.equal(left.from_original(persistence), persistence[origin.kept])
 
 
 def test_in_a_chain_every_token_still_counts_once() -> None:
@@ -185,7 +189,8 @@ def test_in_a_chain_every_token_still_counts_once() -> None:
     assert len(reduction) == 6
     for row, mean in enumerate(reduction.apply(x)):
         torch.testing.assert_close(mean, x[reduction.source == row].mean(0))
-    assert MarginalGain()(tokens, SceneCuts()(tokens), 6).sum() == 6
+    stats = measure(tokens, {"persistence"})
+    assert MarginalGain()(tokens, stats, SceneCuts()(tokens, stats), 6).sum() == 6
 
 
 @pytest.mark.parametrize(

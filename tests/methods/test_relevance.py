@@ -5,14 +5,17 @@ import torch
 
 from tests.synthetic import independent
 from vidsieve import Prompt, VideoTokens
+from vidsieve.methods.measure import measure
 from vidsieve.methods.relevance import Given, Novelty, PromptSimilarity, min_max
+from vidsieve.types.statistics import UNMEASURED
 
 
 def test_prompt_similarity_prefers_tokens_along_the_question() -> None:
     question = independent(3, 16, 0, torch.float32)
     x = independent(10, 16, 1, torch.float32)
     x[4] = question.mean(0)
-    weights = PromptSimilarity()(VideoTokens(x, (10,)), Prompt(question))
+    tokens, prompt = VideoTokens(x, (10,)), Prompt(question)
+    weights = PromptSimilarity()(tokens, measure(tokens, {"similarity"}, prompt), prompt)
     assert int(weights.argmax()) == 4
     assert float(weights[4]) == 1.0
 
@@ -24,14 +27,14 @@ def test_constant_scores_say_nothing() -> None:
 def test_relevance_refuses_what_it_cannot_use() -> None:
     tokens = VideoTokens(independent(4, 8, 0), (4,))
     with pytest.raises(ValueError, match="pass a Prompt, or use Flat"):
-        PromptSimilarity()(tokens, None)
+        PromptSimilarity()(tokens, UNMEASURED, None)
     with pytest.raises(ValueError, match="5 features in the prompt, 8 in the video"):
-        PromptSimilarity()(tokens, Prompt(torch.ones(2, 5)))
+        PromptSimilarity()(tokens, UNMEASURED, Prompt(torch.ones(2, 5)))
     with pytest.raises(ValueError, match=r"expected one score a token, \(4,\), got \(3,\)"):
-        Given(torch.ones(3))(tokens, None)
+        Given(torch.ones(3))(tokens, UNMEASURED, None)
     for bad in (2.0, -0.1, float("nan")):
         with pytest.raises(ValueError, match=r"expected scores in \[0, 1\]"):
-            Given(torch.tensor([0.1, 0.2, bad, 0.3]))(tokens, None)
+            Given(torch.tensor([0.1, 0.2, bad, 0.3]))(tokens, UNMEASURED, None)
 
 
 def test_what_is_shown_for_a_moment_weighs_most() -> None:
@@ -40,7 +43,8 @@ def test_what_is_shown_for_a_moment_weighs_most() -> None:
     blink, begins = place.clone(), place.clone()
     blink[2], begins[3:] = moment, lasts
     x = torch.stack([place, blink, begins], dim=1)  # (T, 3, D)
-    weight = Novelty(0.3)(VideoTokens(x.flatten(0, 1), (3,) * 6), None).view(6, 3)
+    tokens = VideoTokens(x.flatten(0, 1), (3,) * 6)
+    weight = Novelty(0.3)(tokens, measure(tokens, {"persistence"}), None).view(6, 3)
     seen = torch.zeros(6, 3, dtype=torch.bool)
     seen[range(6), [0, 1, 2, 0, 1, 2]] = True  # one token of every frame, whatever it shows
     assert (weight[seen] == 1).all()
@@ -56,6 +60,6 @@ def test_novelty_of_frames_of_different_sizes_looks_ahead_where_it_can() -> None
     x = independent(11, 8, 1, torch.float32)
     x[5:8] = x[2:5]  # frames of 2, 3, 3 and 3 tokens; the second and third are alike
     tokens = VideoTokens(x, (2, 3, 3, 3))
-    weight = Novelty(0.3)(tokens, None)
+    weight = Novelty(0.3)(tokens, measure(tokens, {"persistence"}), None)
     assert weight[[0, 3, 7, 8]].tolist() == [1, 1, 1, 1]  # one of each frame
     torch.testing.assert_close(weight[[2, 4, 5, 6]], torch.full((4,), 0.3), atol=1e-4, rtol=0)

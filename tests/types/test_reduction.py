@@ -93,8 +93,8 @@ def test_what_is_bad_is_told_by_kind() -> None:
 def test_a_chain_whose_parts_do_not_look_reports_nan(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on an accelerator, where a look would be a wait."""
     for module in (prune, merge):
-        monkeypatch.setattr(module, "refuse_non_finite", lambda tokens: None)
-        monkeypatch.setattr(module, "unseen", lambda tokens: tokens.bad)
+        monkeypatch.setattr(module, "refuse_non_finite", lambda *measured: None)
+        monkeypatch.setattr(module, "unseen", lambda nonfinite: nonfinite)
     tokens = VideoTokens.from_grid(independent(60, 16, 0, torch.float32), 6, 2, 5)
     tokens.features[3, 2] = float("nan")
     last = Prune(0.5, PerFrame(), Proportional(), Flat(), EvenlySpaced())

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from vidsieve import ops
 from vidsieve.engines.streams import stream_for
-from vidsieve.methods.base import Capturable, Reducer
+from vidsieve.methods.base import Capturable, Plan, Reducer
 from vidsieve.telemetry.timing import stage, unheard
 from vidsieve.types.reduction import Reduction
 from vidsieve.types.segments import Segments
+from vidsieve.types.statistics import OriginalStatistics
 from vidsieve.types.tokens import Prompt, VideoTokens
 
 T = TypeVar("T")
@@ -31,6 +32,7 @@ T = TypeVar("T")
 # graph holds is lost to all others.
 LARGEST, MOST = 1 << 27, 1 << 29
 TIMES = 4  # that a layout comes in a row before it is captured, which costs what some five replays save
+PERSISTENCE, CUT = "persistence of the original", "segments of the original"  # as parts of an answer
 ALIGNED = 16  # bytes that kernels expect a tensor to begin at a multiple of
 
 
@@ -63,15 +65,15 @@ class Replay:
         What only the device knows of a replay is waited for then, and until then the host may have other things to do.
         """
         reducer = self.reducer
-        if len(videos) == 1 and isinstance(reducer, Capturable) and _suits(videos[0]) and reducer.captures(videos[0]):
-            found = self._replayed(reducer, videos[0], prompts[0] if reducer.prompted else None)
-            if found is not None:
-                return lambda: [reducer.settle(videos[0], found)]
+        if len(videos) == 1 and isinstance(reducer, Capturable) and _suits(videos[0]) and reducer.replayable(videos[0]):
+            plan = self._replayed(reducer, videos[0], prompts[0] if "similarity" in reducer.requires else None)
+            if plan is not None:
+                return lambda: [reducer.settle(videos[0], plan)]
         reductions = reducer.reduce_each(videos, prompts)
         return lambda: reductions
 
-    def _replayed(self, reducer: Capturable, video: VideoTokens, prompt: Prompt | None) -> dict[str, Tensor] | None:
-        """What `reducer` would be told of `video`; None where its layout is new, or cannot be captured."""
+    def _replayed(self, reducer: Capturable, video: VideoTokens, prompt: Prompt | None) -> Plan | None:
+        """What the device answers `reducer` about `video`; None where its layout is new, or cannot be captured."""
         x, asked = video.features, None if prompt is None else prompt.embeddings
         # On one stream, the device is done with one video before it begins with the next.
         of = None if asked is None else _layout(asked)
@@ -136,42 +138,41 @@ class Captured:
         with torch.inference_mode(False), torch.no_grad(), unheard():  # or nobody else might write to it
             self._features = video.features.clone()
             self._prompt = None if prompt is None else Prompt(prompt.embeddings.clone())
-            like = replace(video, features=self._features)  # as if nothing were known of it
+            like = replace(video, features=self._features)
 
-            def ask() -> tuple[VideoTokens, dict[str, dict[str, Tensor]], Tensor]:
-                tokens = replace(like)
-                found = {"reduction": reducer.ask(tokens, self._prompt), "tokens": tokens.facts()}
-                found["segments"] = {str(i): segments.offsets for i, (_, segments) in enumerate(tokens.segments)}
-                return tokens, found, _packed([x for some in found.values() for x in some.values()])
+            def ask() -> tuple[Plan, Tensor]:
+                plan = reducer.ask(replace(like), self._prompt)  # a copy, for which nothing is computed yet
+                return plan, _packed(list(_tensors(plan).values()))
 
             pool = None if before is None else before.graph.pool()
-            graph, (tokens, found, self._answer) = capture(ask, video.features.device, pool)
+            graph, (plan, self._answer) = capture(ask, video.features.device, pool)
         self.graph: Any = graph
-        self._segments = [(segmenter, segments.longest) for segmenter, segments in tokens.segments]
+        self._cuts = [(segmenter, segments.longest) for segmenter, segments in plan.original.segments]
         # Where each part of the answer is, counted in numbers of its type.
-        self._places: list[tuple[str, str, torch.dtype, int, int]] = []
+        self._places: list[tuple[str, torch.dtype, int, int]] = []
         begin = 0
-        for whose, some in found.items():
-            for name, x in some.items():
-                first = begin // x.itemsize
-                self._places.append((whose, name, x.dtype, first, first + len(x)))
-                begin += x.nbytes + -x.nbytes % ALIGNED
+        for name, x in _tensors(plan).items():
+            first = begin // x.itemsize
+            self._places.append((name, x.dtype, first, first + len(x)))
+            begin += x.nbytes + -x.nbytes % ALIGNED
 
-    def replay(self, video: VideoTokens, prompt: Prompt | None) -> dict[str, Tensor]:
-        """What `reducer` is told of `video`, which learns what else was found out about it."""
+    def replay(self, video: VideoTokens, prompt: Prompt | None) -> Plan:
+        """What the device answers about `video`."""
         self._features.copy_(video.features)
         if self._prompt is not None and prompt is not None:
             self._prompt.embeddings.copy_(prompt.embeddings)
         self.graph.replay()
         answer = self._answer.clone()
-        numbers = {dtype: answer.view(dtype) for dtype in {place[2] for place in self._places}}
-        found: dict[str, dict[str, Tensor]] = {"reduction": {}, "tokens": {}, "segments": {}}
-        for whose, name, dtype, first, last in self._places:
-            found[whose][name] = numbers[dtype][first:last]
-        offsets = found["segments"].values()
-        segments = [(by, Segments(x, longest)) for (by, longest), x in zip(self._segments, offsets, strict=True)]
-        video.learn(found["tokens"], segments)
-        return found["reduction"]
+        numbers = {dtype: answer.view(dtype) for dtype in {place[1] for place in self._places}}
+        named = {name: numbers[dtype][first:last] for name, dtype, first, last in self._places}
+        segments = tuple((by, Segments(named[f"{CUT} {i}"], longest)) for i, (by, longest) in enumerate(self._cuts))
+        return Plan(named, OriginalStatistics(named.get(PERSISTENCE), segments))
+
+
+def _tensors(plan: Plan) -> dict[str, Tensor]:
+    """All tensors of a plan, by name."""
+    named = {**plan.tensors, **{f"{CUT} {i}": cut.offsets for i, (_, cut) in enumerate(plan.original.segments)}}
+    return named if plan.original.persistence is None else {**named, PERSISTENCE: plan.original.persistence}
 
 
 _capturing = threading.Lock()  # a process may capture one graph at a time

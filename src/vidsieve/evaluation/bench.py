@@ -33,12 +33,11 @@ from vidsieve import ops
 from vidsieve.evaluation import baselines
 from vidsieve.evaluation.card import commit, processor, quantiles, version_of
 from vidsieve.evaluation.regret import regret, relevance64, unit64
-from vidsieve.methods.base import kept_count
 from vidsieve.methods.budget import MarginalGain, Proportional
 from vidsieve.methods.prune import Prune
 from vidsieve.methods.relevance import Flat, PromptSimilarity
 from vidsieve.methods.segment import PerFrame, SceneCuts, Uniform, Whole
-from vidsieve.methods.selection import MMR, ConditionalDPP, Selector
+from vidsieve.methods.selection import MMR, ConditionalDPP
 from vidsieve.types.tokens import Prompt, VideoTokens
 
 REGRET = 1e-4  # largest shortfall of a pick that still counts as right, of a squared token length
@@ -164,7 +163,7 @@ def _case(
     trade = method.selector.trade if isinstance(method.selector, MMR) else None
     bounds, budgets = [0], list[int]()
     for x in first:
-        its_bounds, its_budgets = _layout(method, load.video(x))
+        its_bounds, its_budgets = _layout(method, load.video(x), prompt)
         bounds += [bounds[-1] + bound for bound in its_bounds[1:]]
         budgets += its_budgets
 
@@ -174,7 +173,7 @@ def _case(
                 batch = videos > 1 and ops.together(sets[0], frames)
                 parts = [VideoTokens.together([load.video(x) for x in first])] if batch else map(load.video, first)
                 asked = Prompt.together([prompt] * videos) if batch else prompt
-                order = torch.cat([_order(method, part, asked) for part in parts])
+                order = torch.cat([method.pick(part, asked).order for part in parts])
                 whole = int((order >= 0).sum()) == sum(budgets)  # too few picks could have no regret
                 regrets[name] = regret(*truth, bounds, order, trade) if whole else math.inf
             variants[name] = lambda i, name=name: _run(name, reduce, sets[i])  # type: ignore[misc]
@@ -217,22 +216,12 @@ def _case(
     return rows
 
 
-def _layout(method: Prune, tokens: VideoTokens) -> tuple[list[int], list[int]]:
+def _layout(method: Prune, tokens: VideoTokens, prompt: Prompt) -> tuple[list[int], list[int]]:
     """Bounds and budgets of the non-empty segments, on the host."""
-    segments = method.segmenter(tokens)
-    budget = method.budget(tokens, segments, kept_count(method.keep, len(tokens)))
-    offsets = segments.offsets.tolist()
-    live = [(a, b, k) for a, b, k in zip(offsets, offsets[1:], budget.tolist(), strict=False) if b > a]
+    picks = method.pick(tokens, prompt)
+    offsets = picks.segments.offsets.tolist()
+    live = [(a, b, k) for a, b, k in zip(offsets, offsets[1:], picks.budget.tolist(), strict=False) if b > a]
     return [0, *(b for _, b, _ in live)], [k for _, _, k in live]
-
-
-def _order(method: Prune, tokens: VideoTokens, prompt: Prompt) -> Tensor:
-    """The steps at which a method picks its tokens: `Prune.reduce` up to the selection."""
-    total = tokens.videos * kept_count(method.keep, tokens.produced)
-    segments = method.segmenter(tokens)
-    selector: Selector = method.selector
-    budget = method.budget(tokens, segments, total)
-    return selector(tokens, method.relevance(tokens, prompt), segments, budget, total)
 
 
 def _order_of(picks: Tensor, bounds: list[int], n: int) -> Tensor:

@@ -13,17 +13,19 @@ expression (see presets). Calling a reducer on a model attaches it:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
-from vidsieve import registry
+from vidsieve import ops, registry
 from vidsieve.checks import check_number, describe
 from vidsieve.errors import WrongArgument
 from vidsieve.telemetry.trace import Trace
 from vidsieve.types.reduction import Reduction
+from vidsieve.types.statistics import QUANTITIES, OriginalStatistics, TokenStatistics
 from vidsieve.types.tokens import Prompt, VideoTokens
 
 
@@ -73,28 +75,67 @@ class Reducer(Attachable, ABC):
         return [self.reduce(*pair) for pair in zip(videos, prompts or [None] * len(videos), strict=True)]
 
 
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What the device was asked for a reduction, without a look at the answer.
+
+    tensors: each (n,), by name, "nonfinite" among them.  original: what is known by now of the video as it came.
+    """
+
+    tensors: Mapping[str, Tensor]
+    original: OriginalStatistics
+
+
 class Capturable(Reducer):
     """A reducer in two steps: what it asks of the device, and what it makes of the answer.
 
     The first never waits for the device, so a CUDA graph can repeat it (engines/graph.py).
+    part_fields: the attributes that hold its parts.
     """
 
-    @abstractmethod
-    def captures(self, tokens: VideoTokens) -> bool:
-        """Whether that holds for videos laid out like this one."""
+    part_fields: ClassVar[tuple[str, ...]] = ()
 
     @property
-    @abstractmethod
-    def prompted(self) -> bool:
-        """Whether what is asked depends on the prompt."""
+    def requires(self) -> frozenset[str]:
+        """What is measured of the features: all that a part requires; "similarity" is to the prompt."""
+        return frozenset().union(*(requires_of(getattr(self, name)) for name in self.part_fields))
 
     @abstractmethod
-    def ask(self, tokens: VideoTokens, prompt: Prompt | None = None) -> dict[str, Tensor]:
-        """What `settle` needs to know of the device."""
+    def replayable(self, tokens: VideoTokens) -> bool:
+        """Whether a graph can repeat `ask` for videos laid out like this one."""
 
     @abstractmethod
-    def settle(self, tokens: VideoTokens, found: dict[str, Tensor]) -> Reduction:
-        """The reduction, given what `ask` found."""
+    def ask(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Plan:
+        """Ask the device for all that `settle` makes a reduction of."""
+
+    @abstractmethod
+    def settle(self, tokens: VideoTokens, plan: Plan) -> Reduction:
+        """Make the reduction of what the device was asked."""
+
+
+def requires_of(part: object) -> frozenset[str]:
+    """What a part, and the parts it holds, declare to require of the features; nothing where they declare nothing."""
+    own = frozenset(getattr(part, "requires", ()))
+    inner = getattr(part, "part_fields", ())
+    return own.union(*(requires_of(getattr(part, name)) for name in inner)) if inner else own
+
+
+def check_requires(name: str, part: object, among: Set[str] = QUANTITIES) -> None:
+    """Raise `WrongArgument` unless all that the part `name` requires is `among` what can be measured for it."""
+    if unknown := requires_of(part) - among:
+        raise WrongArgument(f"the {name} can require {', '.join(sorted(among))} of the features; got {sorted(unknown)}")
+
+
+def declares(part: object, ability: str) -> bool:
+    """Whether the class of `part` declares `ability` in its own body, and so do the classes of the parts it holds.
+
+    "batches": takes several videos of one layout as one `VideoTokens`.  "captures": a CUDA graph can repeat it. Both
+    never wait for the device. A derived class may override what this rests on, so it inherits neither.
+    """
+    own = vars(type(part))
+    return own.get(ability) is True and all(
+        declares(getattr(part, name), ability) for name in own.get("part_fields", ())
+    )
 
 
 def kept_count(keep: float, produced: int) -> int:
@@ -123,12 +164,16 @@ def check_given(tokens: object, prompt: object = None) -> None:
         raise WrongArgument(f"expected a Prompt or None, got {describe(prompt)}; Prompt(embeddings) holds (L, D)")
 
 
-def refuse_non_finite(tokens: VideoTokens) -> None:
+def refuse_non_finite(stats: TokenStatistics, prompt: Prompt | None = None) -> None:
     """Raise `NonFiniteFeatures` for NaN or inf on CPU, before anything is decided; see `unseen` for accelerators."""
-    if tokens.features.device.type == "cpu":
-        tokens.check()
+    nonfinite = stats.required("nonfinite")
+    if nonfinite.device.type != "cpu":
+        return
+    ops.raise_if_bad(nonfinite & ~ops.BAD_PROMPT)
+    if prompt is not None and stats.similarity is not None and stats.similarity.isnan().any():
+        prompt.check()
 
 
-def unseen(tokens: VideoTokens) -> Tensor | None:
+def unseen(nonfinite: Tensor) -> Tensor | None:
     """What `Reduction.check` needs on an accelerator, where nobody has looked for NaN or inf yet."""
-    return None if tokens.features.device.type == "cpu" else tokens.bad
+    return None if nonfinite.device.type == "cpu" else nonfinite

@@ -11,13 +11,14 @@ from torch import Tensor
 from vidsieve import ops
 from vidsieve.errors import BudgetError
 from vidsieve.types.segments import Segments
+from vidsieve.types.statistics import TokenStatistics
 from vidsieve.types.tokens import VideoTokens
 
 
 class Budget(Protocol):
     """Shares `total` kept tokens among the segments: int64 (S,)."""
 
-    def __call__(self, tokens: VideoTokens, segments: Segments, total: int) -> Tensor: ...
+    def __call__(self, tokens: VideoTokens, stats: TokenStatistics, segments: Segments, total: int) -> Tensor: ...
 
 
 def _apportion(weights: Tensor | None, tokens: VideoTokens, segments: Segments, total: int) -> Tensor:
@@ -30,7 +31,10 @@ def _apportion(weights: Tensor | None, tokens: VideoTokens, segments: Segments, 
 class Proportional:
     """A segment's share is its length."""
 
-    def __call__(self, tokens: VideoTokens, segments: Segments, total: int) -> Tensor:
+    batches: ClassVar[bool] = True
+    captures: ClassVar[bool] = True
+
+    def __call__(self, tokens: VideoTokens, stats: TokenStatistics, segments: Segments, total: int) -> Tensor:
         return _apportion(None, tokens, segments, total)
 
 
@@ -42,8 +46,10 @@ class MarginalGain:
     by marginal gain is that of MMG-Vid (Ma et al. 2025, arXiv 2508.21044); this measure of the gain is ours.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"persistence"})
+    requires: ClassVar[frozenset[str]] = frozenset({"persistence"})
+    batches: ClassVar[bool] = True
+    captures: ClassVar[bool] = True
 
-    def __call__(self, tokens: VideoTokens, segments: Segments, total: int) -> Tensor:
-        gain = ops.novelty(tokens.whole.persistence, segments.offsets, tokens.at)
+    def __call__(self, tokens: VideoTokens, stats: TokenStatistics, segments: Segments, total: int) -> Tensor:
+        gain = ops.novelty(stats.required("persistence"), segments.offsets, tokens.at)
         return _apportion(gain, tokens, segments, total)

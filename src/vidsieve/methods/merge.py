@@ -4,19 +4,29 @@ A `Merger` is the last decision of `Prune`; `TemporalMerge` is a method of its o
 """
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
-from torch import Tensor
 
 from vidsieve import ops
 from vidsieve.checks import check_number, check_part
-from vidsieve.methods.base import Capturable, check_given, check_keep, kept_count, refuse_non_finite, unseen
-from vidsieve.methods.prune import ours
-from vidsieve.methods.segment import SceneCuts, Segmenter, cut
+from vidsieve.methods.base import (
+    Capturable,
+    Plan,
+    check_given,
+    check_keep,
+    check_requires,
+    declares,
+    kept_count,
+    refuse_non_finite,
+    unseen,
+)
+from vidsieve.methods.measure import cut, identity, measure, measure_before_cut
+from vidsieve.methods.segment import SceneCuts, Segmenter
 from vidsieve.telemetry.timing import stage
 from vidsieve.types.reduction import Reduction
 from vidsieve.types.segments import Segments
+from vidsieve.types.statistics import ORIGINAL_QUANTITIES, OriginalStatistics
 from vidsieve.types.tokens import Prompt, VideoTokens
 
 
@@ -51,6 +61,9 @@ class TemporalMerge(Capturable):
     least: with the threshold, leave the video as it is where fewer than this share of its tokens would join.
     """
 
+    captures: ClassVar[bool] = True
+    part_fields: ClassVar[tuple[str, ...]] = ("segmenter",)
+
     threshold: float | None = None
     segmenter: Segmenter = SceneCuts(max_frames=None)
     keep: float | None = None
@@ -69,12 +82,12 @@ class TemporalMerge(Capturable):
         if self.keep is not None and self.least:
             raise ValueError("least goes with a threshold; with keep it is known how many join")
         check_part("segmenter", self.segmenter)
+        check_requires("segmenter", self.segmenter, ORIGINAL_QUANTITIES)
 
     def reduce(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Reduction:
         check_given(tokens, prompt)
         if self._keeps_all(tokens):
-            refuse_non_finite(tokens)
-            return Reduction.identity(len(tokens), tokens.features.device, unseen(tokens))
+            return identity(tokens)
         return self.settle(tokens, self.ask(tokens))
 
     def _keeps(self, tokens: VideoTokens) -> int:
@@ -84,35 +97,39 @@ class TemporalMerge(Capturable):
     def _keeps_all(self, tokens: VideoTokens) -> bool:
         return self.keep is not None and self._keeps(tokens) >= len(tokens)
 
-    def captures(self, tokens: VideoTokens) -> bool:
-        return type(self) is TemporalMerge and ours(self.segmenter) and not self._keeps_all(tokens)
+    def replayable(self, tokens: VideoTokens) -> bool:
+        return declares(self, "captures") and not self._keeps_all(tokens)
 
-    @property
-    def prompted(self) -> bool:
-        return False
-
-    def ask(self, tokens: VideoTokens, prompt: Prompt | None = None) -> dict[str, Tensor]:
+    def ask(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Plan:
         with stage("segment"):
-            segments = cut(tokens, self.segmenter)
-        refuse_non_finite(tokens)
+            before = measure_before_cut(tokens, self.segmenter, self.requires)
+            segments, original = cut(tokens, self.segmenter, before)
+        stats = measure(tokens, self.requires, before=before)
+        refuse_non_finite(stats)
         with stage("merge"):
             frames = tuple(tokens.whole.frames)
-            before, cosine = ops.temporal(tokens.features, tokens.norm, segments.offsets, frames, tokens.at)
+            neighbour, cosine = ops.temporal(
+                tokens.features, stats.required("norm"), segments.offsets, frames, tokens.at
+            )
             if self.threshold is not None:  # where there is none before, the cosine is below any
-                kept, count, row, source, link = ops.merge_runs(cosine, before, self.threshold, len(frames))
-                return {"kept": kept, "source": source, "row": row, "link": link, "count": count}
-            n, total = len(tokens), self._keeps(tokens)
-            bounds = torch.arange(2, device=cosine.device) * n
-            budget = torch.full((1,), total, device=cosine.device)
-            kept, row = ops.compact(ops.top(-cosine, bounds, budget), bounds, budget, n, total)
-            source, link = ops.follow_runs(row, before, len(frames))
-            return {"kept": kept, "source": source, "row": row, "link": link}
+                kept, count, row, source, link = ops.merge_runs(cosine, neighbour, self.threshold, len(frames))
+                found = {"kept": kept, "source": source, "row": row, "link": link, "count": count}
+            else:
+                n, total = len(tokens), self._keeps(tokens)
+                bounds = torch.arange(2, device=cosine.device) * n
+                budget = torch.full((1,), total, device=cosine.device)
+                kept, row = ops.compact(ops.top(-cosine, bounds, budget), bounds, budget, n, total)
+                source, link = ops.follow_runs(row, neighbour, len(frames))
+                found = {"kept": kept, "source": source, "row": row, "link": link}
+        found["nonfinite"] = stats.required("nonfinite")
+        return Plan(found, OriginalStatistics(stats.persistence, original.segments))
 
-    def settle(self, tokens: VideoTokens, found: dict[str, Tensor]) -> Reduction:
+    def settle(self, tokens: VideoTokens, plan: Plan) -> Reduction:
+        found, original, bad = plan.tensors, plan.original, unseen(plan.tensors["nonfinite"])
         n, kept = len(tokens), found["kept"]
         if "count" in found:
             kept = kept[: int(found["count"])]  # waits for the device, with nothing left to do
             if n - len(kept) < max(1, self.least * n):
-                return Reduction.identity(n, tokens.features.device, unseen(tokens))
+                return Reduction.identity(n, tokens.features.device, bad, original)
         link, row = found["link"], found["row"]
-        return Reduction(kept, found["source"], merges=True, link=link, row=row, bad=unseen(tokens))
+        return Reduction(kept, found["source"], merges=True, link=link, row=row, bad=bad, original_statistics=original)

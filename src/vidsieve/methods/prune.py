@@ -1,61 +1,56 @@
-"""Prune: segment, budget, weigh, select."""
+"""Prune: segment, budget, weigh, select. Everything in `Prune.pick` is one decision after another."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
 from vidsieve import ops
 from vidsieve.checks import check_part
-from vidsieve.methods.base import Capturable, check_given, check_keep, kept_count, refuse_non_finite, unseen
-from vidsieve.methods.budget import Budget, MarginalGain, Proportional
-from vidsieve.methods.relevance import Flat, Novelty, PromptSimilarity, Relevance
-from vidsieve.methods.segment import PerFrame, SceneCuts, Segmenter, Uniform, Whole, Within, cut
-from vidsieve.methods.selection import (
-    MMR,
-    ConditionalDPP,
-    EvenlySpaced,
-    Hybrid,
-    LowRankDPP,
-    MaxMin,
-    Selector,
-    TopRelevance,
+from vidsieve.methods.base import (
+    Capturable,
+    Plan,
+    check_given,
+    check_keep,
+    check_requires,
+    declares,
+    kept_count,
+    refuse_non_finite,
+    unseen,
 )
+from vidsieve.methods.budget import Budget, MarginalGain
+from vidsieve.methods.measure import cut, identity, measure, measure_before_cut
+from vidsieve.methods.merge import Merger
+from vidsieve.methods.relevance import Novelty, Relevance
+from vidsieve.methods.segment import Segmenter, Within
+from vidsieve.methods.selection import ConditionalDPP, Selector
 from vidsieve.telemetry.timing import stage
 from vidsieve.types.reduction import Reduction
 from vidsieve.types.segments import Segments
+from vidsieve.types.statistics import ORIGINAL_QUANTITIES, QUANTITIES, OriginalStatistics
 from vidsieve.types.tokens import Prompt, VideoTokens
-
-if TYPE_CHECKING:
-    from vidsieve.methods.merge import Merger
-
 
 TOGETHER_BYTES = 1 << 30  # of features that are reduced together, which bounds what that takes beyond them
 
 
-# The parts that take several videos of one layout as one `VideoTokens`, and never wait for the device.
-_OURS: set[type] = {
-    *(PerFrame, Uniform, Within, Whole, SceneCuts),
-    *(Proportional, MarginalGain),
-    *(Flat, PromptSimilarity, Novelty),
-    *(ConditionalDPP, LowRankDPP, MMR, MaxMin, Hybrid, TopRelevance, EvenlySpaced),
-}
+class Picks(NamedTuple):
+    """What `Prune` decided: K of N tokens, within S segments.
 
+    order: int32 (N,), the step at which each token was picked in its segment, -1 if it was not.  kept: int64 (K,),
+    sorted.  source: int64 (N,), the row of each token among those, -1 if dropped.  budget: int64 (S,).  nonfinite:
+    int32 (N,), as in `TokenStatistics`.  original: what is known by now of the video as it came.
+    """
 
-def _with_theirs(parts: Iterable[object]) -> Iterator[object]:
-    """The parts, and the parts of those."""
-    for part in parts:
-        yield part
-        if isinstance(part, Hybrid):
-            yield from _with_theirs((part.small, part.large))
-
-
-def ours(*parts: object) -> bool:
-    """Whether all parts are known to behave, for which a class derived from one of ours is not."""
-    return all(type(part) in _OURS for part in _with_theirs(parts))
+    order: Tensor
+    kept: Tensor
+    source: Tensor
+    segments: Segments
+    budget: Tensor
+    nonfinite: Tensor
+    original: OriginalStatistics
 
 
 @dataclass(frozen=True)
@@ -63,7 +58,12 @@ class Prune(Capturable):
     """Segment, budget, weigh, select: the four decisions of a pruning method, in the order they are taken.
 
     keep: fraction of the video tokens that stays; exactly round(keep * N) do (at least one).
+    merger: what becomes of the tokens that do not stay; None drops them.
     """
+
+    batches: ClassVar[bool] = True
+    captures: ClassVar[bool] = True
+    part_fields: ClassVar[tuple[str, ...]] = ("segmenter", "budget", "relevance", "selector")
 
     keep: float
     segmenter: Segmenter = Within()
@@ -74,47 +74,59 @@ class Prune(Capturable):
 
     def __post_init__(self) -> None:
         check_keep(self.keep)
-        for name in ("segmenter", "budget", "relevance", "selector"):
+        for name in self.part_fields:
             check_part(name, getattr(self, name))
+            check_requires(name, getattr(self, name), ORIGINAL_QUANTITIES if name == "segmenter" else QUANTITIES)
         if self.merger is not None:
             check_part("merger", self.merger)
 
     def reduce(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Reduction:
         check_given(tokens, prompt)
         if self._keeps(tokens) == len(tokens):
-            refuse_non_finite(tokens)
-            return Reduction.identity(len(tokens), tokens.features.device, unseen(tokens))
-        segments, found = self._select(tokens, prompt)
-        return self._merged(tokens, segments, self.settle(tokens, found))
+            return identity(tokens)
+        picks = self.pick(tokens, prompt)
+        return self._merged(tokens, picks.segments, self.settle(tokens, self._plan(picks)))
 
-    @property
-    def _parts(self) -> tuple[object, ...]:
-        return self.segmenter, self.budget, self.relevance, self.selector
+    def pick(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Picks:
+        """Take the four decisions: N tokens in, K of them picked. Never waits for the device."""
+        total = tokens.videos * self._keeps(tokens)
+        with stage("segment"):
+            before = measure_before_cut(tokens, self.segmenter, self.requires, prompt)
+            segments, original = cut(tokens, self.segmenter, before)  # S contiguous runs of frames
+        with stage("relevance"):
+            stats = measure(tokens, self.requires, prompt, segments, before)
+            refuse_non_finite(stats, prompt)
+            relevance = self.relevance(tokens, stats, prompt)  # (N,) in [0, 1], high is kept
+        with stage("budget"):
+            budget = self.budget(tokens, stats, segments, total)  # (S,), sums to total
+        with stage("select"):
+            order = self.selector(tokens, stats, segments, budget, relevance, total)  # (N,) step, -1 if not picked
+            bounds = segments.offsets, budget, segments.longest
+            kept, source = ops.compact(order, *bounds, total, tokens.videos)
+        original = OriginalStatistics(stats.persistence, original.segments)
+        return Picks(order, kept, source, segments, budget, stats.required("nonfinite"), original)
 
-    @property
-    def _ours(self) -> bool:
-        return type(self) is Prune and ours(*self._parts)
+    def ask(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Plan:
+        return self._plan(self.pick(tokens, prompt))
 
-    @property
-    def prompted(self) -> bool:
-        return "similarity" in self._needs
+    def _plan(self, picks: Picks) -> Plan:
+        names = ("kept", "source", "budget", "nonfinite")
+        tensors = {name: getattr(picks, name) for name in names}
+        return Plan({**tensors, "offsets": picks.segments.offsets}, picks.original)
 
-    @property
-    def _needs(self) -> frozenset[str]:
-        """What of one pass over the features is needed."""
-        return frozenset().union(*(getattr(part, "needs", ()) for part in self._parts))
+    def settle(self, tokens: VideoTokens, plan: Plan) -> Reduction:
+        found = plan.tensors
+        return Reduction(
+            found["kept"],
+            found["source"],
+            offsets=found["offsets"],
+            budget=found["budget"],
+            bad=unseen(found["nonfinite"]),
+            original_statistics=plan.original,
+        )
 
-    def captures(self, tokens: VideoTokens) -> bool:
-        # Matrix products of torch's keep memory of the graph's for good.
-        multiplies = any(isinstance(part, LowRankDPP | MaxMin) for part in _with_theirs([self.selector]))
-        return self.merger is None and not multiplies and self._ours and self._keeps(tokens) < tokens.each
-
-    def ask(self, tokens: VideoTokens, prompt: Prompt | None = None) -> dict[str, Tensor]:
-        return self._select(tokens, prompt)[1]
-
-    def settle(self, tokens: VideoTokens, found: dict[str, Tensor]) -> Reduction:
-        kept, source, offsets, budget = (found[name] for name in ("kept", "source", "offsets", "budget"))
-        return Reduction(kept, source, offsets=offsets, budget=budget, bad=unseen(tokens))
+    def replayable(self, tokens: VideoTokens) -> bool:
+        return self.merger is None and declares(self, "captures") and self._keeps(tokens) < tokens.each
 
     def reduce_each(
         self, videos: Sequence[VideoTokens], prompts: Sequence[Prompt | None] | None = None
@@ -130,20 +142,17 @@ class Prune(Capturable):
             groups = [slice(i, i + most) for i in range(0, len(videos), most)]
             return [r for some in groups for r in self.reduce_each(videos[some], prompts[some] if prompts else None)]
         tokens = VideoTokens.together(videos)
-        segments, found = self._select(tokens, Prompt.together(given) if given else None)
-        slots = len(segments) // len(videos)
-        offsets = segments.offsets.unfold(0, slots + 1, slots)  # (V, slots + 1)
+        picks = self.pick(tokens, Prompt.together(given) if given else None)
+        slots = len(picks.segments) // len(videos)
+        offsets = picks.segments.offsets.unfold(0, slots + 1, slots)  # (V, slots + 1)
         offsets = offsets - offsets[:, :1]
+        rows = (picks.budget, picks.kept, picks.source, picks.nonfinite)
         reductions = []
         for video, bounds, budget, kept, source, bad in zip(
-            videos,
-            offsets,
-            *(x.view(len(videos), -1) for x in (found["budget"], found["kept"], found["source"], tokens.bad)),
-            strict=True,
+            videos, offsets, *(x.view(len(videos), -1) for x in rows), strict=True
         ):
-            looked = bad.device.type == "cpu"
-            reduction = Reduction(kept, source, offsets=bounds, budget=budget, bad=None if looked else bad)
-            reductions.append(self._merged(video, Segments(bounds, segments.longest), reduction))
+            reduction = Reduction(kept, source, offsets=bounds, budget=budget, bad=unseen(bad))
+            reductions.append(self._merged(video, Segments(bounds, picks.segments.longest), reduction))
         return reductions
 
     def _takes_together(self, videos: Sequence[VideoTokens]) -> bool:
@@ -156,34 +165,13 @@ class Prune(Capturable):
             len(layouts) == 1
             and first.regular
             and self._keeps(first) < len(first)
-            and self._ours
+            and declares(self, "batches")
             and ops.together(first.features, len(first.frames))
         )
 
     def _keeps(self, tokens: VideoTokens) -> int:
         """How many tokens stay of each video."""
         return min(kept_count(self.keep, tokens.produced), tokens.each)
-
-    def _select(self, tokens: VideoTokens, prompt: Prompt | None) -> tuple[Segments, dict[str, Tensor]]:
-        """The segments; their budgets (S,), the tokens that stay (K,) and the row of each among those (N,)."""
-        total = tokens.videos * self._keeps(tokens)
-        needs = self._needs
-        tokens.expect(needs, prompt)
-        with stage("segment"):
-            segments = cut(tokens, self.segmenter)  # S contiguous runs of frames
-        tokens.expect(needs & {"products"}, segments=segments)
-        with stage("relevance"):
-            relevance = self.relevance(tokens, prompt)  # (N,) in [0, 1]
-        refuse_non_finite(tokens)  # here, where the norms are known most often: it costs nothing then
-        with stage("budget"):
-            budget = self.budget(tokens, segments, total)  # (S,), sums to total
-        with stage("select"):
-            order = self.selector(
-                tokens, relevance, segments, budget, total
-            )  # (N,) step of each pick, -1 if not picked
-            bounds = segments.offsets, budget, segments.longest
-            kept, source = ops.compact(order, *bounds, total, tokens.videos)  # (K,) sorted, (N,)
-        return segments, {"kept": kept, "source": source, "offsets": segments.offsets, "budget": budget}
 
     def _merged(self, tokens: VideoTokens, segments: Segments, reduction: Reduction) -> Reduction:
         if self.merger is None:

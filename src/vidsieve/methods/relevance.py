@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vidsieve import ops
 from vidsieve.checks import check_number
+from vidsieve.types.statistics import TokenStatistics
 from vidsieve.types.tokens import Prompt, VideoTokens
 
 EPSILON = 1e-6
@@ -20,7 +21,7 @@ EPSILON = 1e-6
 class Relevance(Protocol):
     """Weighs every token: float32 (N,) in [0, 1]."""
 
-    def __call__(self, tokens: VideoTokens, prompt: Prompt | None) -> Tensor: ...
+    def __call__(self, tokens: VideoTokens, stats: TokenStatistics, prompt: Prompt | None) -> Tensor: ...
 
 
 def min_max(scores: Tensor, videos: int = 1) -> Tensor:
@@ -32,7 +33,10 @@ def min_max(scores: Tensor, videos: int = 1) -> Tensor:
 class Flat:
     """Every token matters alike: the selection is of the video alone, whatever the question."""
 
-    def __call__(self, tokens: VideoTokens, prompt: Prompt | None) -> Tensor:
+    batches: ClassVar[bool] = True
+    captures: ClassVar[bool] = True
+
+    def __call__(self, tokens: VideoTokens, stats: TokenStatistics, prompt: Prompt | None) -> Tensor:
         return torch.ones(len(tokens), device=tokens.features.device)
 
 
@@ -44,9 +48,11 @@ class PromptSimilarity:
     projected visual tokens, and where CDPruner uses this score (with CLIP's text tower) they are.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"similarity"})
+    requires: ClassVar[frozenset[str]] = frozenset({"similarity"})
+    batches: ClassVar[bool] = True
+    captures: ClassVar[bool] = True
 
-    def __call__(self, tokens: VideoTokens, prompt: Prompt | None) -> Tensor:
+    def __call__(self, tokens: VideoTokens, stats: TokenStatistics, prompt: Prompt | None) -> Tensor:
         if prompt is None:
             raise ValueError("PromptSimilarity weighs tokens by the question; pass a Prompt, or use Flat()")
         if prompt.embeddings.shape[1] != tokens.features.shape[1]:
@@ -54,7 +60,7 @@ class PromptSimilarity:
                 f"prompt and video must share a space: {prompt.embeddings.shape[1]} features in the prompt, "
                 f"{tokens.features.shape[1]} in the video"
             )
-        return min_max(tokens.similarity(prompt), tokens.videos)
+        return min_max(stats.required("similarity"), tokens.videos)
 
 
 @dataclass(frozen=True)
@@ -66,17 +72,18 @@ class Novelty:
     in any case, along a diagonal, so that no stretch of time goes unseen. Ours, chosen on the synthetic needle suite.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"persistence"})
+    requires: ClassVar[frozenset[str]] = frozenset({"persistence"})
+    batches: ClassVar[bool] = True
+    captures: ClassVar[bool] = True
 
     floor: float = 0.3
 
     def __post_init__(self) -> None:
         check_number("floor is the weight of what stays, in (0, 1]", self.floor, 0, 1, beyond=True)
 
-    def __call__(self, tokens: VideoTokens, prompt: Prompt | None) -> Tensor:
-        if tokens.at is not None:
-            return self(tokens.whole, prompt)[tokens.at]
-        return ops.transience(tokens.persistence, tuple(tokens.frames), self.floor)
+    def __call__(self, tokens: VideoTokens, stats: TokenStatistics, prompt: Prompt | None) -> Tensor:
+        weight = ops.transience(stats.required("persistence"), tuple(tokens.whole.frames), self.floor)
+        return tokens.from_original(weight)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +92,7 @@ class Given:
 
     scores: Tensor
 
-    def __call__(self, tokens: VideoTokens, prompt: Prompt | None) -> Tensor:
+    def __call__(self, tokens: VideoTokens, stats: TokenStatistics, prompt: Prompt | None) -> Tensor:
         scores = self.scores.to(tokens.features.device, torch.float32)
         if scores.shape != (len(tokens),):
             raise ValueError(f"expected one score a token, ({len(tokens)},), got {tuple(self.scores.shape)}")
@@ -113,7 +120,7 @@ class PromptAttention:
         if self.queries not in ("question", "last"):
             raise ValueError(f'queries are those of the "question" or the "last" token, got {self.queries!r}')
 
-    def __call__(self, tokens: VideoTokens, prompt: Prompt | None) -> Tensor:
+    def __call__(self, tokens: VideoTokens, stats: TokenStatistics, prompt: Prompt | None) -> Tensor:
         if tokens.attended is None or self.queries not in tokens.attended:
             raise ValueError(
                 "PromptAttention reads the attention of the layer before, and here is none; use it in a stage of "

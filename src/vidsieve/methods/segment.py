@@ -1,7 +1,7 @@
 """Where a video falls into segments: contiguous runs of whole frames, found without asking the device.
 
-A segmenter maps `VideoTokens` to `Segments`. The number of segments is a host-side bound; a segment may be empty, so
-that cuts found on the device need no look from the host.
+A segmenter maps `VideoTokens`, and what it requires of their features, to `Segments`. The number of segments is a
+host-side bound; a segment may be empty, so that cuts found on the device need no look from the host.
 """
 
 from dataclasses import dataclass
@@ -12,28 +12,14 @@ import torch
 from vidsieve import ops
 from vidsieve.checks import check_number
 from vidsieve.types.segments import Segments
+from vidsieve.types.statistics import UNMEASURED, TokenStatistics
 from vidsieve.types.tokens import VideoTokens
 
 
 class Segmenter(Protocol):
-    """Cuts a video into segments."""
+    """Cuts a video, as it came, into segments. It may declare `requires`, of "persistence" and "norm"."""
 
-    def __call__(self, tokens: VideoTokens) -> Segments: ...
-
-
-def cut(tokens: VideoTokens, segmenter: Segmenter) -> Segments:
-    """The segments of `tokens`; those of a reduced video are found on the video as it came.
-
-    What a merge leaves of a still scene is what changed in it, which by itself would look like a cut in every frame.
-    """
-    video = tokens.whole
-    segments = next((found for other, found in video.segments if other is segmenter or other == segmenter), None)
-    if segments is None:  # one stage after another asks for the same
-        segments = segmenter(video)
-        video.segments.append((segmenter, segments))
-    if tokens.at is None:
-        return segments
-    return Segments(torch.searchsorted(tokens.at, segments.offsets), min(len(tokens), segments.longest))
+    def __call__(self, tokens: VideoTokens, stats: TokenStatistics) -> Segments: ...
 
 
 def _longest(tokens: VideoTokens, frames: int | None) -> int:
@@ -45,7 +31,10 @@ def _longest(tokens: VideoTokens, frames: int | None) -> int:
 class Whole:
     """The whole video is one segment."""
 
-    def __call__(self, tokens: VideoTokens) -> Segments:
+    batches: ClassVar[bool] = True
+    captures: ClassVar[bool] = True
+
+    def __call__(self, tokens: VideoTokens, stats: TokenStatistics = UNMEASURED) -> Segments:
         device = tokens.features.device
         return Segments(torch.arange(0, len(tokens) + 1, tokens.each, device=device), tokens.each)
 
@@ -54,12 +43,15 @@ class Whole:
 class Uniform:
     """A segment every `frames` frames; the last may be shorter."""
 
+    batches: ClassVar[bool] = True
+    captures: ClassVar[bool] = True
+
     frames: int
 
     def __post_init__(self) -> None:
         check_number("frames is a whole number, at least 1 a segment", self.frames, 1, whole=True)
 
-    def __call__(self, tokens: VideoTokens) -> Segments:
+    def __call__(self, tokens: VideoTokens, stats: TokenStatistics = UNMEASURED) -> Segments:
         if tokens.regular and len(tokens.frames) % self.frames == 0:
             size = self.frames * tokens.frames[0]
             return Segments(torch.arange(0, len(tokens) + 1, size, device=tokens.features.device), size)
@@ -76,22 +68,28 @@ class Within:
     a segment. A frame of more tokens is a segment.
     """
 
+    batches: ClassVar[bool] = True
+    captures: ClassVar[bool] = True
+
     tokens: int = 8 * 196
 
     def __post_init__(self) -> None:
         check_number("tokens is a whole number, at least 1 a segment", self.tokens, 1, whole=True)
 
-    def __call__(self, tokens: VideoTokens) -> Segments:
+    def __call__(self, tokens: VideoTokens, stats: TokenStatistics = UNMEASURED) -> Segments:
         frames = len(tokens.frames)
         most = max(1, self.tokens // max(tokens.frames))
-        return Uniform(-(-frames // -(-frames // most)))(tokens)
+        return Uniform(-(-frames // -(-frames // most)))(tokens, stats)
 
 
 @dataclass(frozen=True)
 class PerFrame:
     """Every frame is a segment."""
 
-    def __call__(self, tokens: VideoTokens) -> Segments:
+    batches: ClassVar[bool] = True
+    captures: ClassVar[bool] = True
+
+    def __call__(self, tokens: VideoTokens, stats: TokenStatistics = UNMEASURED) -> Segments:
         return Segments(tokens.offsets, max(tokens.frames))
 
 
@@ -106,7 +104,9 @@ class SceneCuts:
     selection; None leaves them whole.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"persistence"})
+    requires: ClassVar[frozenset[str]] = frozenset({"persistence"})
+    batches: ClassVar[bool] = True
+    captures: ClassVar[bool] = True
 
     threshold: float = 0.5
     max_frames: int | None = 8
@@ -116,7 +116,7 @@ class SceneCuts:
         if self.max_frames is not None:
             check_number("max_frames is a whole number, at least 1, or None", self.max_frames, 1, whole=True)
 
-    def __call__(self, tokens: VideoTokens) -> Segments:
-        persistence = tokens.persistence
+    def __call__(self, tokens: VideoTokens, stats: TokenStatistics = UNMEASURED) -> Segments:
+        persistence = stats.required("persistence")
         offsets = ops.scene_cuts(persistence, tokens.offsets, self.threshold, self.max_frames, tokens.videos)
         return Segments(offsets, _longest(tokens, self.max_frames))

@@ -1,9 +1,9 @@
 """Which tokens of each segment stay. Mathematics and equation numbers: docs/method.md.
 
-A selector gets the tokens, their relevance (N,), the segments, their budgets (S,) and the sum of those, which the host
-knows. It returns the order of its picks: int32 (N,), the step at which a token was picked in its segment, -1 where it
-was not. Each segment gets exactly its budget, whatever the features are: zero vectors, equal tokens and budgets above
-the rank included.
+A selector gets the tokens, what was measured of them, the segments, their budgets (S,), the tokens' relevance (N,) and
+the sum of the budgets, which the host knows. It returns the order of its picks: int32 (N,), the step at which a token
+was picked in its segment, -1 where it was not. Each segment gets exactly its budget, whatever the features are: zero
+vectors, equal tokens and budgets above the rank included.
 """
 
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from torch import Tensor
 from vidsieve import ops
 from vidsieve.checks import check_number, check_part
 from vidsieve.types.segments import Segments
+from vidsieve.types.statistics import TokenStatistics
 from vidsieve.types.tokens import VideoTokens
 
 
@@ -22,15 +23,21 @@ class Selector(Protocol):
     """Picks each segment's budget of tokens."""
 
     def __call__(
-        self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor, total: int
+        self,
+        tokens: VideoTokens,
+        stats: TokenStatistics,
+        segments: Segments,
+        budget: Tensor,
+        relevance: Tensor,
+        total: int,
     ) -> Tensor: ...
 
 
 def _problem(
-    tokens: VideoTokens, relevance: Tensor | None, segments: Segments, budget: Tensor, total: int
+    x: Tensor, stats: TokenStatistics, segments: Segments, budget: Tensor, relevance: Tensor | None, total: int
 ) -> ops.GreedyProblem:
-    known = tokens.known(segments)
-    return ops.GreedyProblem(tokens.features, relevance, segments.offsets, budget, segments.longest, total, known)
+    measures = ops.Measures(stats.required("norm"), stats.required("nonfinite"), products=stats.products)
+    return ops.GreedyProblem(x, relevance, segments.offsets, budget, segments.longest, total, measures)
 
 
 @dataclass(frozen=True)
@@ -41,12 +48,20 @@ class ConditionalDPP:
     conditioned on relevance as in CDPruner (Zhang et al., NeurIPS 2025). O(k^2 n + k n D) for k of n tokens.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"products"})
+    requires: ClassVar[frozenset[str]] = frozenset({"products"})
+    batches: ClassVar[bool] = True
+    captures: ClassVar[bool] = True
 
     def __call__(
-        self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor, total: int
+        self,
+        tokens: VideoTokens,
+        stats: TokenStatistics,
+        segments: Segments,
+        budget: Tensor,
+        relevance: Tensor,
+        total: int,
     ) -> Tensor:
-        return ops.conditional_dpp(_problem(tokens, relevance, segments, budget, total))
+        return ops.conditional_dpp(_problem(tokens.features, stats, segments, budget, relevance, total))
 
 
 @dataclass(frozen=True)
@@ -65,6 +80,10 @@ class LowRankDPP:
     out as c +- (1 - c^2) / sqrt(rank). The signs depend on position only: the same on every device and run.
     """
 
+    requires: ClassVar[frozenset[str]] = frozenset({"products"})
+    batches: ClassVar[bool] = True
+    captures: ClassVar[bool] = False  # a matrix product of torch's keeps memory of the graph's for good
+
     rank: int = 512
     above: int = 2048
     max_memory: int | None = None
@@ -76,17 +95,26 @@ class LowRankDPP:
             check_number("max_memory is a number of bytes, at least 0, or None", self.max_memory, 0)
 
     def __call__(
-        self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor, total: int
+        self,
+        tokens: VideoTokens,
+        stats: TokenStatistics,
+        segments: Segments,
+        budget: Tensor,
+        relevance: Tensor,
+        total: int,
     ) -> Tensor:
         x, longest = tokens.features, segments.longest
         if longest > self.above and self.rank < x.shape[1]:
             exact = 4 * longest * (total + (len(x) if longest <= ops.GRAM_LIMIT else 0))
             if self.max_memory is None or exact > self.max_memory:
                 if x.dtype == torch.float16:  # which need not hold sums of what it holds
-                    x = x * torch.where(tokens.norm > 0, tokens.norm.reciprocal(), 0)[:, None]
+                    norm = stats.required("norm")
+                    x = x * torch.where(norm > 0, norm.reciprocal(), 0)[:, None]
                 x = sketch(x, self.rank)
-                tokens = VideoTokens(x, tokens.frames, videos=tokens.videos)
-        return ops.conditional_dpp(_problem(tokens, relevance, segments, budget, total))
+                within = segments.offsets, longest
+                norm, nonfinite, *_, products = ops.measure(x, (tokens.each,), None, False, within)
+                stats = TokenStatistics(norm, nonfinite, products=products)
+        return ops.conditional_dpp(_problem(x, stats, segments, budget, relevance, total))
 
 
 def sketch(x: Tensor, rank: int) -> Tensor:
@@ -107,7 +135,9 @@ class MMR:
     trade: weight of relevance; the rest is on novelty. Carbonell & Goldstein, SIGIR 1998.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"products"})
+    requires: ClassVar[frozenset[str]] = frozenset({"products"})
+    batches: ClassVar[bool] = True
+    captures: ClassVar[bool] = True
 
     trade: float = 0.5
 
@@ -115,16 +145,25 @@ class MMR:
         check_number("trade is the weight of relevance, in [0, 1]", self.trade, 0, 1)
 
     def __call__(
-        self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor, total: int
+        self,
+        tokens: VideoTokens,
+        stats: TokenStatistics,
+        segments: Segments,
+        budget: Tensor,
+        relevance: Tensor,
+        total: int,
     ) -> Tensor:
-        return ops.mmr(_problem(tokens, relevance, segments, budget, total), self.trade)
+        return ops.mmr(_problem(tokens.features, stats, segments, budget, relevance, total), self.trade)
 
 
 @dataclass(frozen=True)
 class Hybrid:
     """`small` for segments of up to `threshold` tokens, `large` for longer ones."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"products"})
+    requires: ClassVar[frozenset[str]] = frozenset({"products"})
+    batches: ClassVar[bool] = True
+    captures: ClassVar[bool] = True
+    part_fields: ClassVar[tuple[str, ...]] = ("small", "large")
 
     threshold: int = 512
     small: Selector = ConditionalDPP()
@@ -136,16 +175,24 @@ class Hybrid:
         check_part("selector for long segments", self.large)
 
     def __call__(
-        self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor, total: int
+        self,
+        tokens: VideoTokens,
+        stats: TokenStatistics,
+        segments: Segments,
+        budget: Tensor,
+        relevance: Tensor,
+        total: int,
     ) -> Tensor:
         if segments.longest <= self.threshold:
-            return self.small(tokens, relevance, segments, budget, total)
+            return self.small(tokens, stats, segments, budget, relevance, total)
         if isinstance(self.small, ConditionalDPP) and isinstance(self.large, MMR):
-            return ops.hybrid(_problem(tokens, relevance, segments, budget, total), self.large.trade, self.threshold)
+            return ops.hybrid(
+                _problem(tokens.features, stats, segments, budget, relevance, total), self.large.trade, self.threshold
+            )
         is_small = segments.lengths <= self.threshold  # (S,)
         return torch.maximum(
-            self.small(tokens, relevance, segments, budget.where(is_small, 0), total),
-            self.large(tokens, relevance, segments, budget.where(~is_small, 0), total),
+            self.small(tokens, stats, segments, budget.where(is_small, 0), relevance, total),
+            self.large(tokens, stats, segments, budget.where(~is_small, 0), relevance, total),
         )
 
 
@@ -156,20 +203,37 @@ class MaxMin:
     Max-min diversity by cosine distance, DivPrune (Alvar et al., CVPR 2025, arXiv 2503.02175).
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"products"})
+    requires: ClassVar[frozenset[str]] = frozenset({"products"})
+    batches: ClassVar[bool] = True
+    captures: ClassVar[bool] = False  # a matrix product of torch's keeps memory of the graph's for good
 
     def __call__(
-        self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor, total: int
+        self,
+        tokens: VideoTokens,
+        stats: TokenStatistics,
+        segments: Segments,
+        budget: Tensor,
+        relevance: Tensor,
+        total: int,
     ) -> Tensor:
-        return ops.max_min(_problem(tokens, None, segments, budget, total))
+        return ops.max_min(_problem(tokens.features, stats, segments, budget, None, total))
 
 
 @dataclass(frozen=True)
 class TopRelevance:
     """The most relevant tokens, however alike they are."""
 
+    batches: ClassVar[bool] = True
+    captures: ClassVar[bool] = True
+
     def __call__(
-        self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor, total: int
+        self,
+        tokens: VideoTokens,
+        stats: TokenStatistics,
+        segments: Segments,
+        budget: Tensor,
+        relevance: Tensor,
+        total: int,
     ) -> Tensor:
         return ops.top(relevance, segments.offsets, budget)
 
@@ -178,8 +242,17 @@ class TopRelevance:
 class EvenlySpaced:
     """Tokens at even distances in raster order, whatever they show."""
 
+    batches: ClassVar[bool] = True
+    captures: ClassVar[bool] = True
+
     def __call__(
-        self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor, total: int
+        self,
+        tokens: VideoTokens,
+        stats: TokenStatistics,
+        segments: Segments,
+        budget: Tensor,
+        relevance: Tensor,
+        total: int,
     ) -> Tensor:
         position = torch.arange(len(tokens), device=budget.device)
         segment = torch.searchsorted(segments.offsets[1:], position, right=True)
@@ -197,7 +270,13 @@ class Random:
     seed: int = 0
 
     def __call__(
-        self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor, total: int
+        self,
+        tokens: VideoTokens,
+        stats: TokenStatistics,
+        segments: Segments,
+        budget: Tensor,
+        relevance: Tensor,
+        total: int,
     ) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed)
         score = torch.rand(len(tokens), generator=generator, dtype=torch.float64)

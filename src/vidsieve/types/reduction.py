@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vidsieve import ops
 from vidsieve.checks import show
+from vidsieve.types.statistics import OriginalStatistics
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +23,8 @@ class Reduction:
     offsets, budget: the segments (S + 1,) and their budgets (S,) that led here, for reports.
     bad: above 0 for NaN, inf or lengths out of range in the features (N,) it was made from, and in the prompt, where
     nobody has looked yet: see `check`.
+    original_statistics: what is known by now of the video as it came, for later reductions of what is left; None where
+    not known.
     """
 
     kept: Tensor
@@ -32,6 +35,7 @@ class Reduction:
     bad: Tensor | None = None
     link: Tensor | None = None
     row: Tensor | None = None
+    original_statistics: OriginalStatistics | None = None
 
     def __post_init__(self) -> None:
         for name in ("kept", "source"):
@@ -55,10 +59,16 @@ class Reduction:
         return cls(kept, source.scatter_(0, kept, rows), offsets=offsets, budget=budget)
 
     @classmethod
-    def identity(cls, total: int, device: torch.device, bad: Tensor | None = None) -> Self:
+    def identity(
+        cls,
+        total: int,
+        device: torch.device,
+        bad: Tensor | None = None,
+        original_statistics: OriginalStatistics | None = None,
+    ) -> Self:
         """Keep every token."""
         everything = torch.arange(total, device=device)
-        return cls(everything, everything, bad=bad)
+        return cls(everything, everything, bad=bad, original_statistics=original_statistics)
 
     def __len__(self) -> int:
         return self.kept.shape[0]
@@ -120,7 +130,10 @@ class Reduction:
         elif len(later) == len(self):
             offsets, budget = self.offsets, self.budget
         merges = self.merges or later.merges
-        return Reduction(self.kept[later.kept], source, merges, offsets, budget, self._bad_before(later))
+        return Reduction(
+            self.kept[later.kept], source, merges, offsets, budget, self._bad_before(later),
+            original_statistics=later.original_statistics or self.original_statistics,
+        )  # fmt: skip
 
     def _bad_before(self, later: "Reduction") -> Tensor | None:
         """`bad` of the N tokens here, or where none is, of those `later` saw: NaN that merged counts once."""

@@ -3,10 +3,10 @@
 N tokens, T frames, P tokens per frame, S segments, K kept, D features.
 """
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -14,10 +14,7 @@ from torch import Tensor
 from vidsieve import ops
 from vidsieve.checks import show
 from vidsieve.types.reduction import Reduction
-
-if TYPE_CHECKING:
-    from vidsieve.methods.segment import Segmenter
-    from vidsieve.types.segments import Segments
+from vidsieve.types.statistics import OriginalStatistics
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
@@ -35,11 +32,13 @@ class Origin:
 
     whole: the video as it came.  kept: int64 (N,), the row of `whole` whose place each token holds.
     counted: finds `count`, for most never ask.
+    statistics: what earlier reductions found out of `whole`.
     """
 
     whole: "VideoTokens"
     kept: Tensor
     counted: Callable[[], Tensor | None] = lambda: None
+    statistics: OriginalStatistics = OriginalStatistics()
 
     @cached_property
     def count(self) -> Tensor | None:
@@ -63,7 +62,8 @@ class Origin:
             return None if count is None else count[reduction.kept]
 
         all_left = len(self.kept) == len(self.whole)
-        return replace(self, kept=reduction.kept if all_left else self.kept[reduction.kept], counted=counted)
+        kept = reduction.kept if all_left else self.kept[reduction.kept]
+        return replace(self, kept=kept, counted=counted, statistics=reduction.original_statistics or self.statistics)
 
 
 class _FramesLeft(Sequence[int]):
@@ -193,105 +193,9 @@ class VideoTokens:
         """How many tokens of the video as it came each one stands for: int64 (N,), None where each is itself alone."""
         return None if self.origin is None else self.origin.count
 
-    @cached_property
-    def _known(self) -> dict[str, Any]:
-        return {}
-
-    @cached_property
-    def segments(self) -> "list[tuple[Segmenter, Segments]]":
-        """Those found so far, each with its segmenter."""
-        return []
-
-    @cached_property
-    def _expected(self) -> dict[str, Any]:
-        return {}
-
-    def expect(self, needs: Set[str], prompt: "Prompt | None" = None, segments: "Segments | None" = None) -> None:
-        """Say what will be asked for: the first pass over the features, whoever makes it, finds out all of it.
-
-        needs: of "persistence", "similarity" (to `prompt`) and "products" (for a selection within `segments`).
-        """
-        if "persistence" in needs and self.origin is None:
-            self._expected["persistence"] = True
-        if "similarity" in needs and prompt is not None and prompt.embeddings.shape[1] == self.features.shape[1]:
-            self._expected["prompt"] = prompt
-        if "products" in needs and segments is not None:
-            self._expected["segments"] = segments
-
-    def _measure(self) -> None:
-        """One pass over the features for all that is expected and not known yet."""
-        persistence = bool(self._expected.pop("persistence", False)) and "persistence" not in self._known
-        frames = tuple(self.frames) if persistence else (self.each,)  # which nothing else depends on
-        prompt, segments = self._expected.get("prompt"), self._expected.get("segments")
-        embeddings, lengths = (None, ()) if prompt is None else (prompt.embeddings, prompt.lengths)
-        within = None if segments is None else (segments.offsets, segments.longest)
-        found = ops.measure(self.features, frames, embeddings, persistence, within, lengths)._asdict()
-        if prompt is None:
-            found["bad"] = self._known.get("bad", found["bad"])  # which may be what is known of a prompt
-        self._known.update({name: value for name, value in found.items() if value is not None})
-        self._known.update(self._expected)  # what similarity and products are of
-        self._expected.clear()
-
-    @property
-    def persistence(self) -> Tensor:
-        """Centred cosine to the token at the same place in the previous frame: float32 (N,), 0 in the first frame.
-
-        method.md, eq. 1. In a reduced video that neighbour may be gone, so there it is that of the video as it came.
-        """
-        if self.at is not None:
-            return self.whole.persistence[self.at]
-        if "persistence" not in self._known:
-            self._expected["persistence"] = True
-            self._measure()
-        persistence: Tensor = self._known["persistence"]
-        return persistence
-
-    @property
-    def norm(self) -> Tensor:
-        """Length of each token's feature vector: (N,)."""
-        if "norm" not in self._known:
-            self._measure()
-        norm: Tensor = self._known["norm"]
-        return norm
-
-    def similarity(self, prompt: "Prompt") -> Tensor:
-        """Mean cosine of each token to the tokens of the prompt: float32 (N,)."""
-        if self._known.get("prompt") is not prompt:
-            self._expected["prompt"] = prompt
-            self._measure()
-        cosine: Tensor = self._known["cosine"]
-        if cosine.device.type == "cpu" and cosine.isnan().any():  # elsewhere `Reduction.check` says so
-            self.check()
-            prompt.check()
-        return cosine
-
-    def known(self, segments: "Segments") -> ops.Measures:
-        """What a selection within `segments` is told of the features; large, so it is told once."""
-        self.expect({"products"}, segments=segments)
-        measures = ops.Measures(self.norm, self.bad)
-        products, of = self._known.pop("products", None), self._known.get("segments")
-        return measures._replace(products=products) if of is not None and of.offsets is segments.offsets else measures
-
-    @property
-    def bad(self) -> Tensor:
-        """Above 0 where a token holds NaN or inf, or is too long or short for float32: int32 (N,), on the device."""
-        if "bad" not in self._known:
-            self._measure()
-        bad: Tensor = self._known["bad"]
-        return bad
-
-    def facts(self) -> dict[str, Tensor]:
-        """What is known of each token, each (N,); whether it is bad in any case."""
-        return {"bad": self.bad, **{name: self._known[name] for name in ("norm", "persistence") if name in self._known}}
-
-    def learn(self, facts: Mapping[str, Tensor], segments: "Sequence[tuple[Segmenter, Segments]]") -> None:
-        """Be told the `facts` and `segments` that were found of the same tokens elsewhere."""
-        self._known.update(facts)
-        self.segments.extend(segments)
-
-    def check(self) -> None:
-        """Raise `NonFiniteFeatures`, saying how many of how many, if features are not fit. Waits for the device."""
-        ops.raise_if_bad(self.bad & ~ops.BAD_PROMPT)
+    def from_original(self, x: Tensor) -> Tensor:
+        """Take `x` (N', ...), a row for each token of the video as it came, to the tokens that are left: (N, ...)."""
+        return x if self.origin is None else x[self.origin.kept]
 
     def reduced(self, reduction: Reduction) -> "VideoTokens":
         """The tokens that `reduction` leaves; `keep` of a later stage still counts from `produced`."""

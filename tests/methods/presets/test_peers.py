@@ -14,6 +14,7 @@ from vidsieve.methods.presets.vidcom2 import Uniqueness, closeness, vidcom2
 from vidsieve.methods.presets.visionzip import VisionZip
 from vidsieve.methods.relevance import Given
 from vidsieve.methods.segment import PerFrame
+from vidsieve.types.statistics import UNMEASURED
 
 A, B, C, D = torch.eye(4).unbind()
 
@@ -27,7 +28,7 @@ def video(*frames: list[Tensor]) -> VideoTokens:
 def test_evs_keeps_the_first_frame_and_then_what_changed_most() -> None:
     tokens = video([A, B], [A, -B], [A + B, -B])
     half = (1 - 2**-0.5) / 2  # the cosine of A and A + B is 1 / sqrt(2)
-    torch.testing.assert_close(Change()(tokens, None), torch.tensor([1, 1, 0, 1, half, 0]))
+    torch.testing.assert_close(Change()(tokens, UNMEASURED, None), torch.tensor([1, 1, 0, 1, half, 0]))
     assert evs(0.5).reduce(tokens).kept.tolist() == [0, 1, 3]
     assert evs(4 / 6).reduce(tokens).kept.tolist() == [0, 1, 3, 4]
     assert evs(1 / 6).reduce(tokens).kept.tolist() == [0]
@@ -54,7 +55,7 @@ def test_vidcom2_measures_the_distance_to_both_means() -> None:
     expected = sum(torch.exp(-(moved - frame).square().sum(1) / (2 * a)) for a in (0.125, 0.25, 0.5, 1, 2))
     torch.testing.assert_close(closeness(tokens)[1], expected)
     # The second frame stands out, and at this temperature takes all of the bonus: shares 0.5 and 1.5, of 2.
-    assert Uniqueness()(tokens, PerFrame()(tokens), 2).tolist() == [1, 1]  # no frame goes without
+    assert Uniqueness()(tokens, UNMEASURED, PerFrame()(tokens), 2).tolist() == [1, 1]  # no frame goes without
     assert vidcom2(0.75).reduce(tokens).kept.tolist() == [0, 2, 3]
 
 
@@ -107,7 +108,7 @@ def test_flashvid_joins_equal_tokens_of_a_scene_and_none_across_a_cut() -> None:
 
 def test_own_attention_is_shared_out_within_each_frame() -> None:
     tokens = video([A, B, C], [A, A, D])
-    received = OwnAttention()(tokens, None).view(2, 3)
+    received = OwnAttention()(tokens, UNMEASURED, None).view(2, 3)
     torch.testing.assert_close(received.sum(1), torch.ones(2))
     torch.testing.assert_close(received[0], torch.full((3,), 1 / 3))
     assert received[1, 0] > received[1, 2]  # two tokens look at what is there twice

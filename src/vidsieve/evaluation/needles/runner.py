@@ -33,6 +33,7 @@ from vidsieve.evaluation.needles.packed import Packed, fast, noted
 from vidsieve.evaluation.needles.questions import PLAN, WORDS, Questions
 from vidsieve.methods.base import Reducer, kept_count
 from vidsieve.types.reduction import Reduction
+from vidsieve.types.statistics import TokenStatistics
 from vidsieve.types.tokens import Prompt, VideoTokens
 
 SAME = 1e-2  # how far a log-probability of the packed pass may be from that of the attached model,
@@ -50,7 +51,7 @@ class TowerAttention:
     features: Tensor
     received: Tensor
 
-    def __call__(self, tokens: VideoTokens, prompt: Prompt | None) -> Tensor:
+    def __call__(self, tokens: VideoTokens, stats: TokenStatistics, prompt: Prompt | None) -> Tensor:
         same = (self.features == tokens.features).flatten(1).all(1).nonzero()[:, 0]
         if not len(same):
             raise ValueError("these are not the tokens of a video that was shown to the suite's vision tower")

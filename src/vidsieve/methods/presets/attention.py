@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vidsieve.types.statistics import TokenStatistics
 from vidsieve.types.tokens import Prompt, VideoTokens
 
 
@@ -20,7 +21,7 @@ class OwnAttention:
     at hand, pass it instead, as `relevance.Given(scores)`.
     """
 
-    def __call__(self, tokens: VideoTokens, prompt: Prompt | None) -> Tensor:
+    def __call__(self, tokens: VideoTokens, stats: TokenStatistics, prompt: Prompt | None) -> Tensor:
         x = tokens.features.float()
         # Not `layer_norm`, whose epsilon is a scale: weights would have brought the features to it before.
         x = F.normalize(x - x.mean(1, keepdim=True), dim=1, eps=1e-30) * math.sqrt(x.shape[1])

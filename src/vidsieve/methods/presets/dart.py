@@ -15,6 +15,7 @@ from vidsieve.methods.segment import Whole
 from vidsieve.methods.selection import Selector
 from vidsieve.registry import register_method
 from vidsieve.types.segments import Segments
+from vidsieve.types.statistics import TokenStatistics
 from vidsieve.types.tokens import VideoTokens
 
 
@@ -26,7 +27,13 @@ class LeastDuplicate:
     pivots: int = 8
 
     def __call__(
-        self, tokens: VideoTokens, relevance: Tensor, segments: Segments, budget: Tensor, total: int
+        self,
+        tokens: VideoTokens,
+        stats: TokenStatistics,
+        segments: Segments,
+        budget: Tensor,
+        relevance: Tensor,
+        total: int,
     ) -> Tensor:
         order = torch.full((len(tokens),), -1, dtype=torch.int32, device=budget.device)
         bounds, budgets = segments.offsets.tolist(), budget.tolist()

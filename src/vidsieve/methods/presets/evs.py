@@ -12,6 +12,7 @@ from vidsieve.methods.prune import Prune
 from vidsieve.methods.segment import Whole
 from vidsieve.methods.selection import TopRelevance
 from vidsieve.registry import register_method
+from vidsieve.types.statistics import TokenStatistics
 from vidsieve.types.tokens import Prompt, VideoTokens
 
 
@@ -19,7 +20,7 @@ from vidsieve.types.tokens import Prompt, VideoTokens
 class Change:
     """(1 - cos(x_i, x_(i - P))) / 2, the change at a place since the previous frame; 1 in the first frame: (N,)."""
 
-    def __call__(self, tokens: VideoTokens, prompt: Prompt | None) -> Tensor:
+    def __call__(self, tokens: VideoTokens, stats: TokenStatistics, prompt: Prompt | None) -> Tensor:
         if not tokens.regular:
             raise ValueError(f"EVS compares equal places, so every frame needs the same number of tokens: {tokens}")
         unit = F.normalize(tokens.features.float(), dim=1).view(len(tokens.frames), -1, tokens.features.shape[1])

@@ -12,6 +12,7 @@ from vidsieve.methods.segment import PerFrame
 from vidsieve.methods.selection import EvenlySpaced
 from vidsieve.registry import register_method
 from vidsieve.types.segments import Segments
+from vidsieve.types.statistics import TokenStatistics
 from vidsieve.types.tokens import VideoTokens
 
 
@@ -19,7 +20,7 @@ from vidsieve.types.tokens import VideoTokens
 class WholeFrames:
     """As many whole frames as the budget pays for, evenly spread; the one after them gets what is left."""
 
-    def __call__(self, tokens: VideoTokens, segments: Segments, total: int) -> Tensor:
+    def __call__(self, tokens: VideoTokens, stats: TokenStatistics, segments: Segments, total: int) -> Tensor:
         lengths = segments.lengths
         frames = len(lengths)
         many = min(frames, -(-total // min(tokens.frames)))

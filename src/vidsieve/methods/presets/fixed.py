@@ -3,10 +3,19 @@
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 
-from vidsieve.methods.base import Reducer, check_given, check_keep, kept_count, refuse_non_finite, unseen
-from vidsieve.methods.prune import Prune
+from vidsieve.methods.base import (
+    Reducer,
+    check_given,
+    check_keep,
+    kept_count,
+    refuse_non_finite,
+    requires_of,
+    unseen,
+)
+from vidsieve.methods.measure import identity, measure
 from vidsieve.telemetry.timing import stage
 from vidsieve.types.reduction import Reduction
+from vidsieve.types.statistics import TokenStatistics
 from vidsieve.types.tokens import Prompt, VideoTokens
 
 
@@ -23,11 +32,12 @@ class FixedSize(Reducer):
         check_given(tokens, prompt)
         total = min(kept_count(self.keep, tokens.produced), len(tokens))
         if total == len(tokens):
-            return Prune(self.keep).reduce(tokens, prompt)  # the identity, and the look for NaN
-        refuse_non_finite(tokens)
+            return identity(tokens)
+        stats = measure(tokens, requires_of(self), prompt)
+        refuse_non_finite(stats, prompt)
         with stage("select"):
-            return replace(self._reduce(tokens, prompt, total), bad=unseen(tokens))
+            return replace(self._reduce(tokens, stats, prompt, total), bad=unseen(stats.required("nonfinite")))
 
     @abstractmethod
-    def _reduce(self, tokens: VideoTokens, prompt: Prompt | None, total: int) -> Reduction:
+    def _reduce(self, tokens: VideoTokens, stats: TokenStatistics, prompt: Prompt | None, total: int) -> Reduction:
         """`reduce`, of finite tokens of which `total`, fewer than all, stay."""

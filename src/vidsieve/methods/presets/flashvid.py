@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from vidsieve.methods.relevance import Relevance, min_max
 from vidsieve.methods.segment import PerFrame
 from vidsieve.registry import register_method
 from vidsieve.types.reduction import Reduction
+from vidsieve.types.statistics import TokenStatistics
 from vidsieve.types.tokens import Prompt, VideoTokens
 
 
@@ -27,18 +29,20 @@ class FlashVid(FixedSize):
     link: a token joins the most similar token of the previous frame above this cosine.
     """
 
+    part_fields: ClassVar[tuple[str, ...]] = ("attention",)
+
     selected: float = 0.7
     cut: float = 0.9
     link: float = 0.8
     attention: Relevance = OwnAttention()
 
-    def _reduce(self, tokens: VideoTokens, prompt: Prompt | None, total: int) -> Reduction:
+    def _reduce(self, tokens: VideoTokens, stats: TokenStatistics, prompt: Prompt | None, total: int) -> Reduction:
         unit = F.normalize(tokens.features.float(), dim=1)
-        segments = PerFrame()(tokens)
-        budget = Proportional()(tokens, segments, total)
+        segments = PerFrame()(tokens, stats)
+        budget = Proportional()(tokens, stats, segments, total)
         bounds = segments.offsets.tolist()
         scene = self._scenes(tokens, bounds)
-        weight = min_max(self.attention(tokens, prompt)) * self._event(tokens, scene[tokens.frame])
+        weight = min_max(self.attention(tokens, stats, prompt)) * self._event(tokens, scene[tokens.frame])
         kept = torch.zeros(len(tokens), dtype=torch.bool, device=unit.device)
         for (begin, end), k in zip(pairwise(bounds), (self.selected * budget).ceil().long().tolist(), strict=True):
             kept[begin + diverse(unit[begin:end], weight[begin:end], k)] = True

@@ -14,6 +14,7 @@ from vidsieve.methods.segment import PerFrame
 from vidsieve.methods.selection import TopRelevance
 from vidsieve.registry import register_method
 from vidsieve.types.segments import Segments
+from vidsieve.types.statistics import TokenStatistics
 from vidsieve.types.tokens import Prompt, VideoTokens
 
 WIDTHS = tuple(2.0**k for k in range(-3, 2))  # of the Gaussians
@@ -44,7 +45,7 @@ def frame_mean(x: Tensor, tokens: VideoTokens) -> Tensor:
 class Outlying:
     """Minus the closeness to the video and to the frame, together: (N,)."""
 
-    def __call__(self, tokens: VideoTokens, prompt: Prompt | None) -> Tensor:
+    def __call__(self, tokens: VideoTokens, stats: TokenStatistics, prompt: Prompt | None) -> Tensor:
         video, frame = closeness(tokens)
         return min_max(-(video + frame))
 
@@ -53,7 +54,7 @@ class Outlying:
 class Uniqueness:
     """A frame's share is R (1 + s_t - 1 / T), s the softmax over frames of minus their mean closeness to the video."""
 
-    def __call__(self, tokens: VideoTokens, segments: Segments, total: int) -> Tensor:
+    def __call__(self, tokens: VideoTokens, stats: TokenStatistics, segments: Segments, total: int) -> Tensor:
         score = -frame_mean(closeness(tokens)[0], tokens)  # (T,)
         share = 1 + torch.softmax(score / TEMPERATURE, 0) - 1 / len(score)
         return ops.apportion(share * segments.lengths, segments.offsets, total)

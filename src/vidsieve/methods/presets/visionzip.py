@@ -1,6 +1,7 @@
 """VisionZip: the tokens of each frame that are attended to most, and a few more that gather the rest."""
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from vidsieve.methods.segment import PerFrame
 from vidsieve.methods.selection import TopRelevance
 from vidsieve.registry import register_method
 from vidsieve.types.reduction import Reduction
+from vidsieve.types.statistics import TokenStatistics
 from vidsieve.types.tokens import Prompt, VideoTokens
 
 
@@ -25,16 +27,18 @@ class VisionZip(FixedSize):
     attention: what the dominant tokens have most of.
     """
 
+    part_fields: ClassVar[tuple[str, ...]] = ("attention",)
+
     contextual: float = 10 / 64
     attention: Relevance = OwnAttention()
 
-    def _reduce(self, tokens: VideoTokens, prompt: Prompt | None, total: int) -> Reduction:
-        score = self.attention(tokens, prompt)
-        segments = PerFrame()(tokens)
-        budget = Proportional()(tokens, segments, total)
+    def _reduce(self, tokens: VideoTokens, stats: TokenStatistics, prompt: Prompt | None, total: int) -> Reduction:
+        score = self.attention(tokens, stats, prompt)
+        segments = PerFrame()(tokens, stats)
+        budget = Proportional()(tokens, stats, segments, total)
         x = F.normalize(tokens.features.float(), dim=1)
         dominant = (budget - (self.contextual * budget).round().long()).clamp(min=budget.clamp(max=1))
-        order = TopRelevance()(tokens, score, segments, dominant, total)
+        order = TopRelevance()(tokens, stats, segments, dominant, score, total)
         kept = order >= 0
         target = torch.arange(len(tokens), device=x.device)
         bounds = segments.offsets.tolist()
