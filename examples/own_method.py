@@ -11,13 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vidsieve import Prune, VideoTokens, ops
-from vidsieve.engines.hf.loading import load, prepare
-from vidsieve.methods.budget import MarginalGain
-from vidsieve.methods.merge import NearestKept
-from vidsieve.methods.segment import SceneCuts
+from vidsieve import VideoTokens, ops
+from vidsieve.engines.hf import load, prepare
+from vidsieve.methods import MarginalGain, NearestKept, Prune, SceneCuts
 from vidsieve.types.segments import Segments
-from vidsieve.video.decode import read_video
+from vidsieve.video import read_video
 
 
 @dataclass(frozen=True)
