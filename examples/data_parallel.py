@@ -17,8 +17,8 @@ import torch
 import torch.distributed as dist
 
 import vidsieve
-from vidsieve.engines.hf.loading import load, prepare
-from vidsieve.video.decode import read_video
+from vidsieve.engines.hf import load, prepare
+from vidsieve.video import read_video
 
 QUESTIONS = (
     "Which digit is on the yellow card?",
@@ -37,7 +37,7 @@ def main(clip: str = "out/demo/clip.mp4", checkpoint: str = "out/demo/model") ->
 
     processor, model = load(checkpoint, f"cuda:{local}" if gpu else "cpu")
     found = {}
-    with vidsieve.presets.vidsieve(keep=0.1)(model):
+    with vidsieve.attach(model, "vidsieve", keep=0.1):
         for number in range(rank, len(QUESTIONS), world):
             frames = read_video(clip, num_frames=16)
             inputs = prepare(processor, frames, QUESTIONS[number]).to(model.device, model.dtype)

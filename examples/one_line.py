@@ -9,8 +9,8 @@ or a Hub id of a supported family.
 import sys
 
 import vidsieve
-from vidsieve.engines.hf.loading import load, prepare
-from vidsieve.video.decode import read_video
+from vidsieve.engines.hf import load, prepare
+from vidsieve.video import read_video
 
 
 def main(clip: str = "out/demo/clip.mp4", checkpoint: str = "out/demo/model") -> None:
@@ -20,7 +20,7 @@ def main(clip: str = "out/demo/clip.mp4", checkpoint: str = "out/demo/model") ->
     frames = read_video(clip, num_frames=32)
     inputs = prepare(processor, frames, "Which digit is on the yellow card?").to(model.device, model.dtype)
 
-    with vidsieve.presets.vidsieve(keep=0.1)(model) as trace:
+    with vidsieve.attach(model, "vidsieve", keep=0.1) as trace:
         out = model.generate(**inputs, max_new_tokens=32)
 
     print(trace)

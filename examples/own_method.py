@@ -12,14 +12,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vidsieve import Prune, VideoTokens, ops
-from vidsieve.engines.hf.loading import load, prepare
-from vidsieve.methods.budget import MarginalGain
-from vidsieve.methods.merge import NearestKept
-from vidsieve.methods.segment import SceneCuts
+from vidsieve import VideoTokens, ops
+from vidsieve.engines.hf import load, prepare
+from vidsieve.methods import MarginalGain, NearestKept, Prune, SceneCuts
 from vidsieve.types.segments import Segments
 from vidsieve.types.statistics import TokenStatistics
-from vidsieve.video.decode import read_video
+from vidsieve.video import read_video
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,12 @@
-"""The interface of the guide that this library began as an answer to, over the parts of this library.
+"""The interface of the guide, over the parts of this library.
 
     with vidsieve.FrameFusion(cost=0.3)(model) as trace:
         model.generate(**inputs)
 
-docs/method.md has a table from the guide's names to ours; `FrameFusion(...).method` is what it stands for.
+The guide is the user's guide that this library began as an answer to: it set out the interface of
+`FrameFusion(cost, ...)` and its parts (a conditional DPP in each segment, a greedy selection for long ones, low rank,
+merging, pruning in stages). docs/method.md has a table from its names to ours; `FrameFusion(...).method` is what it
+stands for.
 """
 
 from __future__ import annotations
