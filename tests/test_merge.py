@@ -9,7 +9,7 @@ from vidsieve.methods.budget import MarginalGain, Proportional
 from vidsieve.methods.measure import cut, measure
 from vidsieve.methods.merge import NearestKept, TemporalMerge
 from vidsieve.methods.segment import PerFrame, SceneCuts, Segmenter, Uniform, Whole
-from vidsieve.types.tokens import Origin
+from vidsieve.types.tokens import Provenance
 
 
 def line(*values: float) -> torch.Tensor:
@@ -54,8 +54,8 @@ def test_counts_outlast_a_pruning_between_merges() -> None:
     tokens = VideoTokens(torch.randn(6, 4), (1,) * 6)
     merged = tokens.reduced(Reduction(torch.tensor([0, 3, 4]), torch.tensor([0, 0, 0, 1, 2, 2]), merges=True))
     pruned = merged.reduced(Reduction.select(torch.tensor([0, 2]), 3))
-    assert pruned.count is not None
-    assert pruned.count.tolist() == [3, 2]
+    assert pruned.multiplicity is not None
+    assert pruned.multiplicity.tolist() == [3, 2]
 
 
 def test_neighbours_in_a_run_are_compared_and_not_its_ends() -> None:
@@ -147,12 +147,12 @@ def test_a_later_merge_weighs_tokens_by_what_they_stand_for() -> None:
     first = Reduction(torch.tensor([0, 5, 9]), torch.tensor([0] * 5 + [1] * 4 + [2, -1, 2]), merges=True)
     second = Reduction(torch.tensor([0, 2]), torch.tensor([0, 0, 1]), merges=True)
     left = tokens.reduced(first)
-    assert left.count is not None
-    assert left.count.tolist() == [5, 4, 2]
-    torch.testing.assert_close(second.apply(left.features, left.count)[0], x[:9].mean(0))
+    assert left.multiplicity is not None
+    assert left.multiplicity.tolist() == [5, 4, 2]
+    torch.testing.assert_close(second.apply(left.features, left.multiplicity)[0], x[:9].mean(0))
     last = left.reduced(second)
-    assert last.count is not None
-    assert last.count.tolist() == [9, 2]
+    assert last.multiplicity is not None
+    assert last.multiplicity.tolist() == [9, 2]
     torch.testing.assert_close(last.features, first.then(second).apply(x))
 
 
@@ -169,15 +169,15 @@ def test_segments_of_a_reduced_video_are_those_of_the_video_as_it_came() -> None
     stats = measure(tokens, {"persistence"})
     segments, _ = cut(left, SceneCuts(), stats)
     whole = SceneCuts()(tokens, stats)
-    origin = left.origin
-    assert isinstance(origin, Origin)
+    origin = left.provenance
+    assert isinstance(origin, Provenance)
     for s in range(len(segments)):
         a, b = int(segments.offsets[s]), int(segments.offsets[s + 1])
-        held = origin.kept[a:b]
+        held = origin.original_index[a:b]
         assert ((held >= whole.offsets[s]) & (held < whole.offsets[s + 1])).all()
     persistence = stats.required("persistence")
     assert torch.equal(measure(left, {"persistence"}).required("persistence"), persistence)
-    assert torch.equal(left.from_original(persistence), persistence[origin.kept])
+    assert torch.equal(left.from_original(persistence), persistence[origin.original_index])
 
 
 def test_in_a_chain_every_token_still_counts_once() -> None:

@@ -109,7 +109,7 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     monkeypatch.setattr(graph, "_undisturbed", lambda: True)  # tests may run beside threads of pytest's
     monkeypatch.setenv("VIDSIEVE_OPS", "triton")
     if not GPU:
-        monkeypatch.setattr(graph, "_suits", lambda video: video.regular and video.origin is None)
+        monkeypatch.setattr(graph, "_suits", lambda video: video.regular and video.provenance is None)
         monkeypatch.setattr(graph, "_stream", lambda x: None)
     return made
 

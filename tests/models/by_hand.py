@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.models import tiny
 from vidsieve.methods.base import Reducer
-from vidsieve.types.tokens import Origin, Prompt, VideoTokens
+from vidsieve.types.tokens import Prompt, Provenance, VideoTokens
 
 
 @dataclass
@@ -215,10 +215,10 @@ def _layers(
                     attended = {kind: rows.mean((0, 1))[at] for kind, rows in attended.items()}
                 if i:
                     kept, count = torch.arange(len(whole)), torch.ones(len(whole), dtype=torch.long)
-                    origin = left.origin or Origin(whole, kept, lambda count=count: count)
+                    origin = left.provenance or Provenance(whole, kept, lambda count=count: count)
                     left = VideoTokens.left_of(origin, hidden[at], attended)
                 reduction = stages[i].reduce(left, Prompt(hidden[-question:]))
-                weight = torch.ones(len(left)) if left.count is None else left.count.float()
+                weight = torch.ones(len(left)) if left.multiplicity is None else left.multiplicity.float()
                 decisions[i] = Decision(at, reduction.kept, reduction.source, weight)
                 left = left.reduced(reduction)
             decision = decisions[i]

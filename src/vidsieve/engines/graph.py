@@ -77,7 +77,7 @@ class Replay:
         x, asked = video.features, None if prompt is None else prompt.embeddings
         # On one stream, the device is done with one video before it begins with the next.
         of = None if asked is None else _layout(asked)
-        key = _layout(x), tuple(video.frames), video.grid, video.produced, of, _stream(x)
+        key = _layout(x), tuple(video.frames), video.grid, video.original_count, of, _stream(x)
         with self._lock:
             self._times = self._times + 1 if self._last == key else 1
             self._last = key
@@ -104,7 +104,7 @@ def _suits(video: VideoTokens) -> bool:
     return (
         x.is_cuda
         and x.nbytes <= LARGEST
-        and video.origin is None
+        and video.provenance is None
         and video.regular
         and ops.together(x, len(video.frames))
         and not torch.is_autocast_enabled("cuda")  # which may be another at the next call
@@ -147,7 +147,7 @@ class Captured:
             pool = None if before is None else before.graph.pool()
             graph, (plan, self._answer) = capture(ask, video.features.device, pool)
         self.graph: Any = graph
-        self._cuts = [(segmenter, segments.longest) for segmenter, segments in plan.original.segments]
+        self._cuts = [(segmenter, segments.longest) for segmenter, segments in plan.original_statistics.segments]
         # Where each part of the answer is, counted in numbers of its type.
         self._places: list[tuple[str, torch.dtype, int, int]] = []
         begin = 0
@@ -171,8 +171,9 @@ class Captured:
 
 def _tensors(plan: Plan) -> dict[str, Tensor]:
     """All tensors of a plan, by name."""
-    named = {**plan.tensors, **{f"{CUT} {i}": cut.offsets for i, (_, cut) in enumerate(plan.original.segments)}}
-    return named if plan.original.persistence is None else {**named, PERSISTENCE: plan.original.persistence}
+    original = plan.original_statistics
+    named = {**plan.tensors, **{f"{CUT} {i}": cut.offsets for i, (_, cut) in enumerate(original.segments)}}
+    return named if original.persistence is None else {**named, PERSISTENCE: original.persistence}
 
 
 _capturing = threading.Lock()  # a process may capture one graph at a time

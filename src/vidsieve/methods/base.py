@@ -79,11 +79,12 @@ class Reducer(Attachable, ABC):
 class Plan:
     """What the device was asked for a reduction, without a look at the answer.
 
-    tensors: each (n,), by name, "nonfinite" among them.  original: what is known by now of the video as it came.
+    tensors: each (n,), by name, "nonfinite" among them.
+    original_statistics: what is known by now of the video as it came.
     """
 
     tensors: Mapping[str, Tensor]
-    original: OriginalStatistics
+    original_statistics: OriginalStatistics
 
 
 class Capturable(Reducer):
@@ -138,9 +139,9 @@ def declares(part: object, ability: str) -> bool:
     )
 
 
-def kept_count(keep: float, produced: int) -> int:
-    """How many of `produced` tokens a fraction `keep` leaves: round(keep * produced), and never none."""
-    return max(1, round(keep * produced))
+def kept_count(keep: float, original_count: int) -> int:
+    """How many of `original_count` tokens a fraction `keep` leaves: round(keep * original_count), and never none."""
+    return max(1, round(keep * original_count))
 
 
 def check_keep(keep: float) -> None:

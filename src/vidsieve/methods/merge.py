@@ -92,7 +92,7 @@ class TemporalMerge(Capturable):
 
     def _keeps(self, tokens: VideoTokens) -> int:
         """How many tokens stay, if `keep` says so; else how many could."""
-        return kept_count(1.0 if self.keep is None else self.keep, tokens.produced)
+        return kept_count(1.0 if self.keep is None else self.keep, tokens.original_count)
 
     def _keeps_all(self, tokens: VideoTokens) -> bool:
         return self.keep is not None and self._keeps(tokens) >= len(tokens)
@@ -107,9 +107,9 @@ class TemporalMerge(Capturable):
         stats = measure(tokens, self.requires, before=before)
         refuse_non_finite(stats)
         with stage("merge"):
-            frames = tuple(tokens.whole.frames)
+            frames = tuple(tokens.original.frames)
             neighbour, cosine = ops.temporal(
-                tokens.features, stats.required("norm"), segments.offsets, frames, tokens.at
+                tokens.features, stats.required("norm"), segments.offsets, frames, tokens.original_index
             )
             if self.threshold is not None:  # where there is none before, the cosine is below any
                 kept, count, row, source, link = ops.merge_runs(cosine, neighbour, self.threshold, len(frames))
@@ -125,7 +125,7 @@ class TemporalMerge(Capturable):
         return Plan(found, OriginalStatistics(stats.persistence, original.segments))
 
     def settle(self, tokens: VideoTokens, plan: Plan) -> Reduction:
-        found, original, bad = plan.tensors, plan.original, unseen(plan.tensors["nonfinite"])
+        found, original, bad = plan.tensors, plan.original_statistics, unseen(plan.tensors["nonfinite"])
         n, kept = len(tokens), found["kept"]
         if "count" in found:
             kept = kept[: int(found["count"])]  # waits for the device, with nothing left to do

@@ -41,7 +41,7 @@ class Picks(NamedTuple):
 
     order: int32 (N,), the step at which each token was picked in its segment, -1 if it was not.  kept: int64 (K,),
     sorted.  source: int64 (N,), the row of each token among those, -1 if dropped.  budget: int64 (S,).  nonfinite:
-    int32 (N,), as in `TokenStatistics`.  original: what is known by now of the video as it came.
+    int32 (N,), as in `TokenStatistics`.  original_statistics: what is known by now of the video as it came.
     """
 
     order: Tensor
@@ -50,7 +50,7 @@ class Picks(NamedTuple):
     segments: Segments
     budget: Tensor
     nonfinite: Tensor
-    original: OriginalStatistics
+    original_statistics: OriginalStatistics
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Prune(Capturable):
     def _plan(self, picks: Picks) -> Plan:
         names = ("kept", "source", "budget", "nonfinite")
         tensors = {name: getattr(picks, name) for name in names}
-        return Plan({**tensors, "offsets": picks.segments.offsets}, picks.original)
+        return Plan({**tensors, "offsets": picks.segments.offsets}, picks.original_statistics)
 
     def settle(self, tokens: VideoTokens, plan: Plan) -> Reduction:
         found = plan.tensors
@@ -122,11 +122,11 @@ class Prune(Capturable):
             offsets=found["offsets"],
             budget=found["budget"],
             bad=unseen(found["nonfinite"]),
-            original_statistics=plan.original,
+            original_statistics=plan.original_statistics,
         )
 
     def replayable(self, tokens: VideoTokens) -> bool:
-        return self.merger is None and declares(self, "captures") and self._keeps(tokens) < tokens.each
+        return self.merger is None and declares(self, "captures") and self._keeps(tokens) < tokens.tokens_per_video
 
     def reduce_each(
         self, videos: Sequence[VideoTokens], prompts: Sequence[Prompt | None] | None = None
@@ -141,8 +141,8 @@ class Prune(Capturable):
         if len(videos) > most:
             groups = [slice(i, i + most) for i in range(0, len(videos), most)]
             return [r for some in groups for r in self.reduce_each(videos[some], prompts[some] if prompts else None)]
-        tokens = VideoTokens.together(videos)
-        picks = self.pick(tokens, Prompt.together(given) if given else None)
+        tokens = VideoTokens.stack(videos)
+        picks = self.pick(tokens, Prompt.stack(given) if given else None)
         slots = len(picks.segments) // len(videos)
         offsets = picks.segments.offsets.unfold(0, slots + 1, slots)  # (V, slots + 1)
         offsets = offsets - offsets[:, :1]
@@ -157,7 +157,7 @@ class Prune(Capturable):
 
     def _takes_together(self, videos: Sequence[VideoTokens]) -> bool:
         """Whether the videos are of one layout, as they came, and every part of the method takes several at once."""
-        if len(videos) < 2 or any(video.origin is not None for video in videos):
+        if len(videos) < 2 or any(video.provenance is not None for video in videos):
             return False
         first = videos[0]
         layouts = {(tuple(v.frames), v.grid, v.features.dtype, v.features.device, v.features.shape) for v in videos}
@@ -171,7 +171,7 @@ class Prune(Capturable):
 
     def _keeps(self, tokens: VideoTokens) -> int:
         """How many tokens stay of each video."""
-        return min(kept_count(self.keep, tokens.produced), tokens.each)
+        return min(kept_count(self.keep, tokens.original_count), tokens.tokens_per_video)
 
     def _merged(self, tokens: VideoTokens, segments: Segments, reduction: Reduction) -> Reduction:
         if self.merger is None:

@@ -18,7 +18,7 @@ from vidsieve.engines.hf.families import Adapter
 from vidsieve.engines.hf.prompt import Columns
 from vidsieve.errors import UnsupportedCall
 from vidsieve.types.reduction import Reduction
-from vidsieve.types.tokens import Origin
+from vidsieve.types.tokens import Provenance
 
 # What `reduce_arguments` treats itself.
 _SEQUENCE = {"input_ids", "inputs_embeds", "attention_mask", "position_ids"}
@@ -94,7 +94,7 @@ class Fold:
     row: int
     at: Columns
     reduction: Reduction
-    origin: Origin | None = None
+    origin: Provenance | None = None
 
     @cached_property
     def left(self) -> Tensor:
@@ -112,7 +112,7 @@ class Fold:
         return ops.merge_among(x, index, self.at.begin, source, kept, self._count(x.device), link)
 
     def _count(self, device: torch.device) -> Tensor | None:
-        count = None if self.origin is None else self.origin.count
+        count = None if self.origin is None else self.origin.multiplicity
         return None if count is None else count.to(device)
 
 

@@ -17,7 +17,7 @@ from vidsieve.methods.base import Reducer, kept_count
 from vidsieve.telemetry.timing import Timeline
 from vidsieve.telemetry.trace import StageRecord, VideoRecord
 from vidsieve.types.reduction import Reduction
-from vidsieve.types.tokens import Origin, Prompt, VideoTokens
+from vidsieve.types.tokens import Prompt, Provenance, VideoTokens
 
 
 @dataclass(eq=False)
@@ -35,22 +35,22 @@ class Video:
 
     def __post_init__(self) -> None:
         self.timeline = Timeline(self.at.device)
-        self._origin: tuple[int, Origin] | None = None  # after so many stages
+        self._origin: tuple[int, Provenance] | None = None  # after so many stages
 
     @property
-    def origin(self) -> Origin:
+    def origin(self) -> Provenance:
         """Of what is left. Found when a stage asks, for no one does after the last."""
-        done, origin = self._origin or (0, Origin.of(self.whole))
+        done, origin = self._origin or (0, Provenance.of(self.whole))
         for record in self.stages[done:]:
             origin = origin.then(record.reduction)
         self._origin = len(self.stages), origin
         return origin
 
     @property
-    def entered(self) -> Origin | None:
+    def entered(self) -> Provenance | None:
         """Of what entered the language model, None where that is the whole video."""
         before = [record.reduction for record in self.stages if record.layer == 0]
-        return Origin.of(self.whole).then(before[0]) if before else None
+        return Provenance.of(self.whole).then(before[0]) if before else None
 
     @property
     def after(self) -> int:

@@ -30,7 +30,7 @@ class FixedSize(Reducer):
 
     def reduce(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Reduction:
         check_given(tokens, prompt)
-        total = min(kept_count(self.keep, tokens.produced), len(tokens))
+        total = min(kept_count(self.keep, tokens.original_count), len(tokens))
         if total == len(tokens):
             return identity(tokens)
         stats = measure(tokens, requires_of(self), prompt)

@@ -154,7 +154,7 @@ class Pass:
             tokens = VideoTokens.left_of(video.origin, video.at.take(hidden.detach()[row]).to(home), attended)
             question = self.asked["question"].get(row)
             prompt = None if question is None else Prompt(question.take(hidden.detach()[row]).to(home))
-            folds.append(Fold(row, video.at, video.reduce(layer, reducers[row], tokens, prompt), tokens.origin))
+            folds.append(Fold(row, video.at, video.reduce(layer, reducers[row], tokens, prompt), tokens.provenance))
             counts[row] -= len(tokens) - len(folds[-1].reduction)
         self._done.add(layer)
         if layer == max(self.stages):
@@ -201,7 +201,7 @@ class Pass:
                 "or stage earlier"
             )
         own: float = reducer.keep  # type: ignore[attr-defined]  # Staged has seen to it
-        keep = left / sum(video.whole.produced for video in mine)
+        keep = left / sum(video.whole.original_count for video in mine)
         return replace(reducer, keep=min(keep, own))  # type: ignore[type-var]
 
     def _full(self, row: int) -> float:
