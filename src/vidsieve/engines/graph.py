@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vidsieve import ops
 from vidsieve.engines.streams import stream_for
-from vidsieve.methods.base import Capturable, Plan, Reducer
+from vidsieve.methods.base import Plan, PlannedReducer, Reducer
 from vidsieve.telemetry.timing import stage, unheard
 from vidsieve.types.reduction import Reduction
 from vidsieve.types.segments import Segments
@@ -40,7 +40,7 @@ class TooLarge(RuntimeError):
     """A graph would take more memory than there is, or than a replay is worth."""
 
 
-class Replay:
+class ReductionGraph:
     """`reducer`, replayed where it can be."""
 
     def __init__(self, reducer: Reducer) -> None:
@@ -50,7 +50,7 @@ class Replay:
         self._times = 0  # that it came in a row
         self._too_large: object = None  # the last layout that was
         self._broken = False  # a capture failed: there is no second
-        self._captured: Captured | None = None
+        self._captured: CapturedGraph | None = None
 
     def clear(self) -> None:
         """Give back the memory of what is captured."""
@@ -65,14 +65,19 @@ class Replay:
         What only the device knows of a replay is waited for then, and until then the host may have other things to do.
         """
         reducer = self.reducer
-        if len(videos) == 1 and isinstance(reducer, Capturable) and _suits(videos[0]) and reducer.replayable(videos[0]):
+        if (
+            len(videos) == 1
+            and isinstance(reducer, PlannedReducer)
+            and _suits(videos[0])
+            and reducer.replayable(videos[0])
+        ):
             plan = self._replayed(reducer, videos[0], prompts[0] if "similarity" in reducer.requires else None)
             if plan is not None:
-                return lambda: [reducer.settle(videos[0], plan)]
+                return lambda: [reducer.finalize(videos[0], plan)]
         reductions = reducer.reduce_each(videos, prompts)
         return lambda: reductions
 
-    def _replayed(self, reducer: Capturable, video: VideoTokens, prompt: Prompt | None) -> Plan | None:
+    def _replayed(self, reducer: PlannedReducer, video: VideoTokens, prompt: Prompt | None) -> Plan | None:
         """What the device answers `reducer` about `video`; None where its layout is new, or cannot be captured."""
         x, asked = video.features, None if prompt is None else prompt.embeddings
         # On one stream, the device is done with one video before it begins with the next.
@@ -85,7 +90,7 @@ class Replay:
                 if self._times < TIMES or self._broken or key == self._too_large or not _undisturbed():
                     return None
                 try:
-                    self._captured = Captured(key, reducer, video, prompt, self._captured)
+                    self._captured = CapturedGraph(key, reducer, video, prompt, self._captured)
                     self._too_large = None
                 except (TooLarge, torch.OutOfMemoryError):
                     self._too_large = key
@@ -127,11 +132,16 @@ def _stream(x: Tensor) -> object:
     return torch.cuda.current_stream(x.device)
 
 
-class Captured:
+class CapturedGraph:
     """What `reducer` asks of the device for one layout, as a graph that reads and writes memory of its own."""
 
     def __init__(
-        self, key: object, reducer: Capturable, video: VideoTokens, prompt: Prompt | None, before: "Captured | None"
+        self,
+        key: object,
+        reducer: PlannedReducer,
+        video: VideoTokens,
+        prompt: Prompt | None,
+        before: "CapturedGraph | None",
     ) -> None:
         """`before` leaves its memory to this one, and is not replayed again once there is this one."""
         self.key = key
@@ -141,7 +151,7 @@ class Captured:
             like = replace(video, features=self._features)
 
             def ask() -> tuple[Plan, Tensor]:
-                plan = reducer.ask(replace(like), self._prompt)  # a copy, for which nothing is computed yet
+                plan = reducer.plan(replace(like), self._prompt)  # a copy, for which nothing is computed yet
                 return plan, _packed(list(_tensors(plan).values()))
 
             pool = None if before is None else before.graph.pool()

@@ -87,7 +87,7 @@ class Plan:
     original_statistics: OriginalStatistics
 
 
-class Capturable(Reducer):
+class PlannedReducer(Reducer):
     """A reducer in two steps: what it asks of the device, and what it makes of the answer.
 
     The first never waits for the device, so a CUDA graph can repeat it (engines/graph.py).
@@ -103,14 +103,14 @@ class Capturable(Reducer):
 
     @abstractmethod
     def replayable(self, tokens: VideoTokens) -> bool:
-        """Whether a graph can repeat `ask` for videos laid out like this one."""
+        """Whether a graph can repeat `plan` for videos laid out like this one."""
 
     @abstractmethod
-    def ask(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Plan:
-        """Ask the device for all that `settle` makes a reduction of."""
+    def plan(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Plan:
+        """Ask the device for all that `finalize` makes a reduction of."""
 
     @abstractmethod
-    def settle(self, tokens: VideoTokens, plan: Plan) -> Reduction:
+    def finalize(self, tokens: VideoTokens, plan: Plan) -> Reduction:
         """Make the reduction of what the device was asked."""
 
 

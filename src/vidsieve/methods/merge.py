@@ -11,8 +11,8 @@ import torch
 from vidsieve import ops
 from vidsieve.checks import check_number, check_part
 from vidsieve.methods.base import (
-    Capturable,
     Plan,
+    PlannedReducer,
     check_given,
     check_keep,
     check_requires,
@@ -48,7 +48,7 @@ class NearestKept:
 
 
 @dataclass(frozen=True)
-class TemporalMerge(Capturable):
+class TemporalMerge(PlannedReducer):
     """A token joins the one before it at the same place where the two are alike; what joined becomes one mean.
 
     The token before is that of the nearest earlier frame in which the place still has one, never across a segment
@@ -88,7 +88,7 @@ class TemporalMerge(Capturable):
         check_given(tokens, prompt)
         if self._keeps_all(tokens):
             return identity(tokens)
-        return self.settle(tokens, self.ask(tokens))
+        return self.finalize(tokens, self.plan(tokens))
 
     def _keeps(self, tokens: VideoTokens) -> int:
         """How many tokens stay, if `keep` says so; else how many could."""
@@ -100,7 +100,7 @@ class TemporalMerge(Capturable):
     def replayable(self, tokens: VideoTokens) -> bool:
         return declares(self, "captures") and not self._keeps_all(tokens)
 
-    def ask(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Plan:
+    def plan(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Plan:
         with stage("segment"):
             before = measure_before_cut(tokens, self.segmenter, self.requires)
             segments, original = cut(tokens, self.segmenter, before)
@@ -124,7 +124,7 @@ class TemporalMerge(Capturable):
         found["nonfinite"] = stats.required("nonfinite")
         return Plan(found, OriginalStatistics(stats.persistence, original.segments))
 
-    def settle(self, tokens: VideoTokens, plan: Plan) -> Reduction:
+    def finalize(self, tokens: VideoTokens, plan: Plan) -> Reduction:
         found, original, bad = plan.tensors, plan.original_statistics, unseen(plan.tensors["nonfinite"])
         n, kept = len(tokens), found["kept"]
         if "count" in found:

@@ -11,8 +11,8 @@ from torch import Tensor
 from vidsieve import ops
 from vidsieve.checks import check_part
 from vidsieve.methods.base import (
-    Capturable,
     Plan,
+    PlannedReducer,
     check_given,
     check_keep,
     check_requires,
@@ -54,7 +54,7 @@ class Picks(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Prune(Capturable):
+class Prune(PlannedReducer):
     """Segment, budget, weigh, select: the four decisions of a pruning method, in the order they are taken.
 
     keep: fraction of the video tokens that stays; exactly round(keep * N) do (at least one).
@@ -85,7 +85,7 @@ class Prune(Capturable):
         if self._keeps(tokens) == len(tokens):
             return identity(tokens)
         picks = self.pick(tokens, prompt)
-        return self._merged(tokens, picks.segments, self.settle(tokens, self._plan(picks)))
+        return self._merged(tokens, picks.segments, self.finalize(tokens, self._plan_of(picks)))
 
     def pick(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Picks:
         """Take the four decisions: N tokens in, K of them picked. Never waits for the device."""
@@ -106,15 +106,15 @@ class Prune(Capturable):
         original = OriginalStatistics(stats.persistence, original.segments)
         return Picks(order, kept, source, segments, budget, stats.required("nonfinite"), original)
 
-    def ask(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Plan:
-        return self._plan(self.pick(tokens, prompt))
+    def plan(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Plan:
+        return self._plan_of(self.pick(tokens, prompt))
 
-    def _plan(self, picks: Picks) -> Plan:
+    def _plan_of(self, picks: Picks) -> Plan:
         names = ("kept", "source", "budget", "nonfinite")
         tensors = {name: getattr(picks, name) for name in names}
         return Plan({**tensors, "offsets": picks.segments.offsets}, picks.original_statistics)
 
-    def settle(self, tokens: VideoTokens, plan: Plan) -> Reduction:
+    def finalize(self, tokens: VideoTokens, plan: Plan) -> Reduction:
         found = plan.tensors
         return Reduction(
             found["kept"],

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidsieve.engines.graph import Replay
+from vidsieve.engines.graph import ReductionGraph
 from vidsieve.engines.hf.prompt import Clip, Columns
 from vidsieve.engines.hf.sequence import Fold, Kept, reduced
 from vidsieve.engines.streams import stream_for
@@ -70,7 +70,9 @@ class Video:
         return reduce(Reduction.then, done) if done else Reduction.identity(self.after, self.at.device)
 
     @staticmethod
-    def reduce_each(videos: "Sequence[Video]", replay: Replay, prompts: Sequence[Prompt | None]) -> Callable[[], None]:
+    def reduce_each(
+        videos: "Sequence[Video]", replay: ReductionGraph, prompts: Sequence[Prompt | None]
+    ) -> Callable[[], None]:
         """Reduce whole videos before the language model, those of one layout together. What is returned ends it."""
         timeline = Timeline(videos[0].at.device)
         with torch.no_grad(), timeline:

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vidsieve.engines.graph import Replay
+from vidsieve.engines.graph import ReductionGraph
 from vidsieve.engines.hf import arguments, contract, prompt
 from vidsieve.engines.hf.attention import kinds, refuse_attention
 from vidsieve.engines.hf.cache import (
@@ -114,7 +114,7 @@ class Attachment:
         stages = reducer.layers(len(self.costs)) if isinstance(reducer, Staged) else {0: reducer}
         self.share = reducer.cost if isinstance(reducer, Staged) else None
         self.first = stages.pop(0, None)
-        self._replay = None if self.first is None else Replay(self.first)
+        self._replay = None if self.first is None else ReductionGraph(self.first)
         refuse_attention(self.first)
         self._asks_last = any("last" in kinds(reducer) for reducer in stages.values())
         self.stages = stages
