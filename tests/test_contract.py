@@ -89,7 +89,7 @@ def test_a_reduction_keeps_exactly_what_was_asked(method: str, name: str) -> Non
         assert reduction.kept.dtype == torch.int64
         assert (reduction.kept.diff() > 0).all()
         assert 0 <= int(reduction.kept[0]) <= int(reduction.kept[-1]) < n
-        assert reduction.source.shape == (n,)
+        assert reduction.assigned_to.shape == (n,)
         reduced = reduction.apply(tokens.features)
         assert reduced.dtype == tokens.features.dtype
         assert reduced.device == tokens.features.device
@@ -115,7 +115,7 @@ def test_the_same_input_gives_the_same_output(method: str) -> None:
     for name in ("video-like", "all equal", "bf16"):
         first, second = (METHODS[method](0.3).reduce(video(name), PROMPT) for _ in range(2))
         assert torch.equal(first.kept, second.kept)
-        assert torch.equal(first.source, second.source)
+        assert torch.equal(first.assigned_to, second.assigned_to)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -154,7 +154,7 @@ def check_the_scale(method: str, tokens: VideoTokens, same: VideoTokens) -> None
     if lengths.min() >= LEAST and lengths.max() <= MOST:
         found, expected = (METHODS[method](0.3).reduce(x, PROMPT) for x in (tokens, same))
         assert torch.equal(found.kept, expected.kept)
-        assert torch.equal(found.source, expected.source)
+        assert torch.equal(found.assigned_to, expected.assigned_to)
     else:
         with pytest.raises(NonFiniteFeatures, match=r"60 of 60 video tokens have a length .* 1e-12 to 1e\+18"):
             METHODS[method](0.3).reduce(tokens, PROMPT)
@@ -222,7 +222,7 @@ def test_features_and_prompts_in_training_are_reduced_like_any(method: str) -> N
     tokens.features.requires_grad_()
     found = METHODS[method](0.3).reduce(tokens, Prompt(PROMPT.embeddings.clone().requires_grad_()))
     assert torch.equal(found.kept, expected.kept)
-    assert torch.equal(found.source, expected.source)
+    assert torch.equal(found.assigned_to, expected.assigned_to)
     found.apply(tokens.features).sum().backward()
     assert tokens.features.grad is not None
     assert bool(tokens.features.grad.any())

@@ -22,14 +22,14 @@ def test_a_run_becomes_its_mean_and_ends_where_a_token_differs() -> None:
     x = line(0, 10, 20, 90, 95, 0)
     reduction = TemporalMerge(0.9, Whole()).reduce(VideoTokens(x, (1,) * 6))
     assert reduction.kept.tolist() == [0, 3, 5]
-    assert reduction.source.tolist() == [0, 0, 0, 1, 1, 2]
+    assert reduction.assigned_to.tolist() == [0, 0, 0, 1, 1, 2]
     torch.testing.assert_close(reduction.apply(x), torch.stack([x[:3].mean(0), x[3:5].mean(0), x[5]]))
 
 
 @pytest.mark.parametrize("frames", range(2, 34))
 def test_a_run_of_any_length_is_one_token(frames: int) -> None:
     tokens = VideoTokens(torch.ones(frames, 2), (1,) * frames)
-    assert TemporalMerge(1.0, Whole()).reduce(tokens).source.tolist() == [0] * frames  # a cosine of 1 is enough
+    assert TemporalMerge(1.0, Whole()).reduce(tokens).assigned_to.tolist() == [0] * frames  # a cosine of 1 is enough
 
 
 def test_what_it_does_by_default() -> None:
@@ -65,7 +65,7 @@ def test_neighbours_in_a_run_are_compared_and_not_its_ends() -> None:
 
 def test_no_merge_across_a_segment_border() -> None:
     x = line(0, 0, 0, 0, 0, 0)
-    assert TemporalMerge(0.6, Uniform(4)).reduce(VideoTokens(x, (1,) * 6)).source.tolist() == [0, 0, 0, 0, 1, 1]
+    assert TemporalMerge(0.6, Uniform(4)).reduce(VideoTokens(x, (1,) * 6)).assigned_to.tolist() == [0, 0, 0, 0, 1, 1]
     tokens = VideoTokens.from_grid(video_like(8, 9, 64, seed=0, cuts=(3,), motion=0.01), 8, 3, 3)
     reduction = TemporalMerge(0.6).reduce(tokens)
     assert reduction.kept.tolist() == [*range(9), *range(27, 36)]
@@ -75,19 +75,20 @@ def test_each_place_has_its_own_runs() -> None:
     left, right = line(0, 0, 90), line(45, 45, 45)
     x = torch.stack([left, right], 1).reshape(-1, 2)  # three frames of two tokens
     reduction = TemporalMerge(0.9, Whole()).reduce(VideoTokens(x, (2,) * 3))
-    assert reduction.source.tolist() == [0, 1, 0, 1, 2, 1]
+    assert reduction.assigned_to.tolist() == [0, 1, 0, 1, 2, 1]
 
 
 def test_frames_of_another_size_share_no_place() -> None:
     x = torch.ones(9, 2)
     assert (
-        TemporalMerge(0.6, Whole()).reduce(VideoTokens(x, (2, 3, 2, 2))).source.tolist() == [0, 1, 2, 3, 4] + [0, 1] * 2
+        TemporalMerge(0.6, Whole()).reduce(VideoTokens(x, (2, 3, 2, 2))).assigned_to.tolist()
+        == [0, 1, 2, 3, 4] + [0, 1] * 2
     )
 
 
 def test_zero_vectors_are_alike_and_unlike_anything_else() -> None:
     x = torch.tensor([[0.0, 0.0], [0.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
-    assert TemporalMerge(0.6, Whole()).reduce(VideoTokens(x, (1,) * 4)).source.tolist() == [0, 0, 1, 2]
+    assert TemporalMerge(0.6, Whole()).reduce(VideoTokens(x, (1,) * 4)).assigned_to.tolist() == [0, 0, 1, 2]
 
 
 def test_nothing_alike_is_the_identity_and_so_is_too_little() -> None:
@@ -102,8 +103,8 @@ def test_a_fixed_size_merges_the_most_alike_and_drops_late_runs_only_when_it_mus
     x = line(0, 1, 30, 32, 120)  # to the one before: 1, 29, 2, 88 degrees
     tokens = VideoTokens(x, (1,) * 5)
     for keep, source in ((0.8, [0, 0, 1, 2, 3]), (0.6, [0, 0, 1, 1, 2]), (0.4, [0, 0, 0, 0, 1]), (0.2, [0] * 5)):
-        assert TemporalMerge(keep=keep, segmenter=Whole()).reduce(tokens).source.tolist() == source
-    assert TemporalMerge(keep=0.4, segmenter=Uniform(2)).reduce(tokens).source.tolist() == [0, 0, 1, 1, -1]
+        assert TemporalMerge(keep=keep, segmenter=Whole()).reduce(tokens).assigned_to.tolist() == source
+    assert TemporalMerge(keep=0.4, segmenter=Uniform(2)).reduce(tokens).assigned_to.tolist() == [0, 0, 1, 1, -1]
 
 
 @pytest.mark.parametrize("keep", [None, 0.1, 0.5, 0.9])
@@ -137,7 +138,7 @@ def check_against_the_truth(
         found.append((once, once.then(again.reduce(tokens.reduced(once)))))
     for true, ours in zip(*found, strict=True):
         assert torch.equal(ours.kept, true.kept)
-        assert torch.equal(ours.source, true.source)
+        assert torch.equal(ours.assigned_to, true.assigned_to)
         torch.testing.assert_close(ours.apply(x), true.apply(x))
 
 
@@ -159,7 +160,7 @@ def test_a_later_merge_weighs_tokens_by_what_they_stand_for() -> None:
 def test_what_was_dropped_leaves_a_gap_that_a_later_merge_reaches_over() -> None:
     x = line(0, 90, 0, 45)
     tokens = VideoTokens(x, (1,) * 4).reduced(Reduction.select(torch.tensor([0, 2, 3]), 4))
-    assert TemporalMerge(0.9, Whole()).reduce(tokens).source.tolist() == [0, 0, 1]
+    assert TemporalMerge(0.9, Whole()).reduce(tokens).assigned_to.tolist() == [0, 0, 1]
 
 
 def test_segments_of_a_reduced_video_are_those_of_the_video_as_it_came() -> None:
@@ -187,7 +188,7 @@ def test_in_a_chain_every_token_still_counts_once() -> None:
     reduction = chain.reduce(tokens)
     assert len(reduction) == 6
     for row, mean in enumerate(reduction.apply(x)):
-        torch.testing.assert_close(mean, x[reduction.source == row].mean(0))
+        torch.testing.assert_close(mean, x[reduction.assigned_to == row].mean(0))
     stats = measure(tokens, {"persistence"})
     assert MarginalGain()(tokens, stats, SceneCuts()(tokens, stats), 6).sum() == 6
 

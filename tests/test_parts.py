@@ -377,7 +377,7 @@ def test_merging_takes_the_true_mean() -> None:
     reduction = NearestKept()(
         VideoTokens(x, (4,)), Segments(torch.tensor([0, 4]), 4), Reduction.select(torch.tensor([0, 2]), 4)
     )
-    assert reduction.source.tolist() == [0, 0, 1, 0]
+    assert reduction.assigned_to.tolist() == [0, 0, 1, 0]
     torch.testing.assert_close(reduction.apply(x), torch.tensor([[4.0, 0.0], [0.0, 1.0]]))
     assert reduction.gather(x).tolist() == [[2.0, 0.0], [0.0, 1.0]]
 

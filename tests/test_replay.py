@@ -128,7 +128,7 @@ def like(x: VideoTokens) -> VideoTokens:
 
 
 def same(a: Reduction, b: Reduction) -> bool:
-    names = ("kept", "source", "offsets", "budget", "bad", "link", "row")
+    names = ("kept", "assigned_to", "offsets", "budget", "nonfinite", "next_member", "row")
     pairs = [(getattr(a, name), getattr(b, name)) for name in names]
     return a.merges == b.merges and all(x is y if x is None or y is None else torch.equal(x, y) for x, y in pairs)
 

@@ -95,7 +95,7 @@ def reduce(model: Any, inputs: tiny.Inputs, reducer: Reducer, videos: int = 1, q
             for stream in (merged.embeddings, *merged.deepstack):
                 old = stream[at].clone()
                 for row, kept in enumerate(reduction.kept.tolist()):
-                    stream[at[kept]] = old[reduction.source == row].mean(0)
+                    stream[at[kept]] = old[reduction.assigned_to == row].mean(0)
     return merged.keep(stays)
 
 
@@ -219,7 +219,7 @@ def _layers(
                     left = VideoTokens.left_of(origin, hidden[at], attended)
                 reduction = stages[i].reduce(left, Prompt(hidden[-question:]))
                 weight = torch.ones(len(left)) if left.multiplicity is None else left.multiplicity.float()
-                decisions[i] = Decision(at, reduction.kept, reduction.source, weight)
+                decisions[i] = Decision(at, reduction.kept, reduction.assigned_to, weight)
                 left = left.reduced(reduction)
             decision = decisions[i]
             stays = decision.stays(len(hidden))

@@ -165,8 +165,11 @@ def check_given(tokens: object, prompt: object = None) -> None:
         raise WrongArgument(f"expected a Prompt or None, got {describe(prompt)}; Prompt(embeddings) holds (L, D)")
 
 
-def refuse_non_finite(stats: TokenStatistics, prompt: Prompt | None = None) -> None:
-    """Raise `NonFiniteFeatures` for NaN or inf on CPU, before anything is decided; see `unseen` for accelerators."""
+def raise_if_nonfinite(stats: TokenStatistics, prompt: Prompt | None = None) -> None:
+    """Raise `NonFiniteFeatures` for NaN or inf on CPU, before anything is decided.
+
+    On an accelerator a look would wait for the device: see `pending_nonfinite`.
+    """
     nonfinite = stats.required("nonfinite")
     if nonfinite.device.type != "cpu":
         return
@@ -175,6 +178,6 @@ def refuse_non_finite(stats: TokenStatistics, prompt: Prompt | None = None) -> N
         prompt.check()
 
 
-def unseen(nonfinite: Tensor) -> Tensor | None:
+def pending_nonfinite(nonfinite: Tensor) -> Tensor | None:
     """What `Reduction.check` needs on an accelerator, where nobody has looked for NaN or inf yet."""
     return None if nonfinite.device.type == "cpu" else nonfinite

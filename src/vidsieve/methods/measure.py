@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 
 from vidsieve import ops
-from vidsieve.methods.base import refuse_non_finite, requires_of, unseen
+from vidsieve.methods.base import pending_nonfinite, raise_if_nonfinite, requires_of
 from vidsieve.methods.segment import Segmenter
 from vidsieve.types.reduction import Reduction
 from vidsieve.types.segments import Segments
@@ -94,5 +94,5 @@ def cut(
 def identity(tokens: VideoTokens) -> Reduction:
     """Keep all of `tokens`. Raises `NonFiniteFeatures` as `Reducer.reduce` does."""
     stats = measure(tokens)
-    refuse_non_finite(stats)
-    return Reduction.identity(len(tokens), tokens.features.device, unseen(stats.required("nonfinite")))
+    raise_if_nonfinite(stats)
+    return Reduction.identity(len(tokens), tokens.features.device, pending_nonfinite(stats.required("nonfinite")))

@@ -18,8 +18,8 @@ from vidsieve.methods.base import (
     check_requires,
     declares,
     kept_count,
-    refuse_non_finite,
-    unseen,
+    pending_nonfinite,
+    raise_if_nonfinite,
 )
 from vidsieve.methods.measure import cut, identity, measure, measure_before_cut
 from vidsieve.methods.segment import SceneCuts, Segmenter
@@ -44,7 +44,7 @@ class NearestKept:
 
     def __call__(self, tokens: VideoTokens, segments: Segments, reduction: Reduction) -> Reduction:
         source = ops.nearest_kept(tokens.features, segments.offsets, reduction.kept)
-        return replace(reduction, source=source, merges=True, link=None)
+        return replace(reduction, assigned_to=source, merges=True, next_member=None)
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class TemporalMerge(PlannedReducer):
             before = measure_before_cut(tokens, self.segmenter, self.requires)
             segments, original = cut(tokens, self.segmenter, before)
         stats = measure(tokens, self.requires, before=before)
-        refuse_non_finite(stats)
+        raise_if_nonfinite(stats)
         with stage("merge"):
             frames = tuple(tokens.original.frames)
             neighbour, cosine = ops.temporal(
@@ -113,23 +113,31 @@ class TemporalMerge(PlannedReducer):
             )
             if self.threshold is not None:  # where there is none before, the cosine is below any
                 kept, count, row, source, link = ops.merge_runs(cosine, neighbour, self.threshold, len(frames))
-                found = {"kept": kept, "source": source, "row": row, "link": link, "count": count}
+                found = {"kept": kept, "assigned_to": source, "row": row, "next_member": link, "count": count}
             else:
                 n, total = len(tokens), self._keeps(tokens)
                 bounds = torch.arange(2, device=cosine.device) * n
                 budget = torch.full((1,), total, device=cosine.device)
                 kept, row = ops.compact(ops.top(-cosine, bounds, budget), bounds, budget, n, total)
                 source, link = ops.follow_runs(row, neighbour, len(frames))
-                found = {"kept": kept, "source": source, "row": row, "link": link}
+                found = {"kept": kept, "assigned_to": source, "row": row, "next_member": link}
         found["nonfinite"] = stats.required("nonfinite")
         return Plan(found, OriginalStatistics(stats.persistence, original.segments))
 
     def finalize(self, tokens: VideoTokens, plan: Plan) -> Reduction:
-        found, original, bad = plan.tensors, plan.original_statistics, unseen(plan.tensors["nonfinite"])
+        found, original, bad = plan.tensors, plan.original_statistics, pending_nonfinite(plan.tensors["nonfinite"])
         n, kept = len(tokens), found["kept"]
         if "count" in found:
             kept = kept[: int(found["count"])]  # waits for the device, with nothing left to do
             if n - len(kept) < max(1, self.least * n):
                 return Reduction.identity(n, tokens.features.device, bad, original)
-        link, row = found["link"], found["row"]
-        return Reduction(kept, found["source"], merges=True, link=link, row=row, bad=bad, original_statistics=original)
+        link, row = found["next_member"], found["row"]
+        return Reduction(
+            kept,
+            found["assigned_to"],
+            merges=True,
+            next_member=link,
+            row=row,
+            nonfinite=bad,
+            original_statistics=original,
+        )

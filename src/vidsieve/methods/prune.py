@@ -18,8 +18,8 @@ from vidsieve.methods.base import (
     check_requires,
     declares,
     kept_count,
-    refuse_non_finite,
-    unseen,
+    pending_nonfinite,
+    raise_if_nonfinite,
 )
 from vidsieve.methods.budget import Budget, MarginalGain
 from vidsieve.methods.measure import cut, identity, measure, measure_before_cut
@@ -40,13 +40,13 @@ class Picks(NamedTuple):
     """What `Prune` decided: K of N tokens, within S segments.
 
     order: int32 (N,), the step at which each token was picked in its segment, -1 if it was not.  kept: int64 (K,),
-    sorted.  source: int64 (N,), the row of each token among those, -1 if dropped.  budget: int64 (S,).  nonfinite:
+    sorted.  assigned_to: int64 (N,), the row of each token among those, -1 if dropped.  budget: int64 (S,).  nonfinite:
     int32 (N,), as in `TokenStatistics`.  original_statistics: what is known by now of the video as it came.
     """
 
     order: Tensor
     kept: Tensor
-    source: Tensor
+    assigned_to: Tensor
     segments: Segments
     budget: Tensor
     nonfinite: Tensor
@@ -95,7 +95,7 @@ class Prune(PlannedReducer):
             segments, original = cut(tokens, self.segmenter, before)  # S contiguous runs of frames
         with stage("relevance"):
             stats = measure(tokens, self.requires, prompt, segments, before)
-            refuse_non_finite(stats, prompt)
+            raise_if_nonfinite(stats, prompt)
             relevance = self.relevance(tokens, stats, prompt)  # (N,) in [0, 1], high is kept
         with stage("budget"):
             budget = self.budget(tokens, stats, segments, total)  # (S,), sums to total
@@ -110,7 +110,7 @@ class Prune(PlannedReducer):
         return self._plan_of(self.pick(tokens, prompt))
 
     def _plan_of(self, picks: Picks) -> Plan:
-        names = ("kept", "source", "budget", "nonfinite")
+        names = ("kept", "assigned_to", "budget", "nonfinite")
         tensors = {name: getattr(picks, name) for name in names}
         return Plan({**tensors, "offsets": picks.segments.offsets}, picks.original_statistics)
 
@@ -118,10 +118,10 @@ class Prune(PlannedReducer):
         found = plan.tensors
         return Reduction(
             found["kept"],
-            found["source"],
+            found["assigned_to"],
             offsets=found["offsets"],
             budget=found["budget"],
-            bad=unseen(found["nonfinite"]),
+            nonfinite=pending_nonfinite(found["nonfinite"]),
             original_statistics=plan.original_statistics,
         )
 
@@ -146,12 +146,12 @@ class Prune(PlannedReducer):
         slots = len(picks.segments) // len(videos)
         offsets = picks.segments.offsets.unfold(0, slots + 1, slots)  # (V, slots + 1)
         offsets = offsets - offsets[:, :1]
-        rows = (picks.budget, picks.kept, picks.source, picks.nonfinite)
+        rows = (picks.budget, picks.kept, picks.assigned_to, picks.nonfinite)
         reductions = []
         for video, bounds, budget, kept, source, bad in zip(
             videos, offsets, *(x.view(len(videos), -1) for x in rows), strict=True
         ):
-            reduction = Reduction(kept, source, offsets=bounds, budget=budget, bad=unseen(bad))
+            reduction = Reduction(kept, source, offsets=bounds, budget=budget, nonfinite=pending_nonfinite(bad))
             reductions.append(self._merged(video, Segments(bounds, picks.segments.longest), reduction))
         return reductions
 

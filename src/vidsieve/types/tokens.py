@@ -56,9 +56,9 @@ class Provenance:
         def counted() -> Tensor | None:
             count = self.multiplicity
             if reduction.merges:
-                ones = torch.ones_like(reduction.source) if count is None else count
+                ones = torch.ones_like(reduction.assigned_to) if count is None else count
                 # What was dropped has source -1, and is counted in a place of its own.
-                return ones.new_zeros(1 + len(reduction)).index_add_(0, reduction.source + 1, ones)[1:]
+                return ones.new_zeros(1 + len(reduction)).index_add_(0, reduction.assigned_to + 1, ones)[1:]
             return None if count is None else count[reduction.kept]
 
         all_left = len(self.original_index) == len(self.original)

@@ -108,7 +108,7 @@ class Fold:
     def among(self, x: Tensor, index: Tensor) -> Tensor:
         """`x` (L, D), all of the prompt, at `index` (M,), what stays of it: the means are among the others."""
         reduction = _on(self.reduction, x.device)
-        source, kept, link = reduction.source, reduction.kept, reduction.link
+        source, kept, link = reduction.assigned_to, reduction.kept, reduction.next_member
         return ops.merge_among(x, index, self.at.begin, source, kept, self._count(x.device), link)
 
     def _count(self, device: torch.device) -> Tensor | None:
@@ -128,7 +128,7 @@ def left_by(
     valid: int64 (B, L), 0 on padding, else 1; None without padding.  holes: padding after the first token of each row.
     """
     if len(folds) == len(counts) == 1 and folds[0].at.span is not None and valid is None:
-        return Kept.of(folds[0].reduction.left[None], counts, folds[0].at.begin, length)
+        return Kept.of(folds[0].reduction.kept_row[None], counts, folds[0].at.begin, length)
     if valid is None:
         left = torch.zeros(len(counts), length, dtype=torch.int64, device=folds[0].at.device)
     else:
@@ -136,9 +136,9 @@ def left_by(
     for fold in folds:
         row = left[fold.row]
         if fold.at.span is None:
-            row.index_copy_(0, fold.at.at, fold.reduction.left)
+            row.index_copy_(0, fold.at.at, fold.reduction.kept_row)
         else:
-            row[fold.at.span].copy_(fold.reduction.left)
+            row[fold.at.span].copy_(fold.reduction.kept_row)
     if valid is None or not any(holes):
         return Kept.of(left, counts)
     kept = Kept.of(left, [count + hole for count, hole in zip(counts, holes, strict=True)])
@@ -245,5 +245,5 @@ def _on(reduction: Reduction, device: torch.device) -> Reduction:
     """`reduction` for tensors on `device`: a model spread over devices keeps its deepstack rows elsewhere."""
     if reduction.kept.device == device:
         return reduction
-    link = None if reduction.link is None else reduction.link.to(device)
-    return Reduction(reduction.kept.to(device), reduction.source.to(device), reduction.merges, link=link)
+    link = None if reduction.next_member is None else reduction.next_member.to(device)
+    return Reduction(reduction.kept.to(device), reduction.assigned_to.to(device), reduction.merges, next_member=link)

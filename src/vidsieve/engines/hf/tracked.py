@@ -105,7 +105,7 @@ class Finite:
     def look(self, reductions: Sequence[Reduction]) -> None:
         """Ask."""
         self._reductions = reductions
-        bad = [reduction.bad for reduction in reductions if reduction.bad is not None]
+        bad = [reduction.nonfinite for reduction in reductions if reduction.nonfinite is not None]
         if bad:
             aside = stream_for("look", bad[0].device) if bad[0].is_cuda else None
             if aside is not None:

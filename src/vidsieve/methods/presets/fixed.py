@@ -8,9 +8,9 @@ from vidsieve.methods.base import (
     check_given,
     check_keep,
     kept_count,
-    refuse_non_finite,
+    pending_nonfinite,
+    raise_if_nonfinite,
     requires_of,
-    unseen,
 )
 from vidsieve.methods.measure import identity, measure
 from vidsieve.telemetry.timing import stage
@@ -34,9 +34,11 @@ class FixedSize(Reducer):
         if total == len(tokens):
             return identity(tokens)
         stats = measure(tokens, requires_of(self), prompt)
-        refuse_non_finite(stats, prompt)
+        raise_if_nonfinite(stats, prompt)
         with stage("select"):
-            return replace(self._reduce(tokens, stats, prompt, total), bad=unseen(stats.required("nonfinite")))
+            return replace(
+                self._reduce(tokens, stats, prompt, total), nonfinite=pending_nonfinite(stats.required("nonfinite"))
+            )
 
     @abstractmethod
     def _reduce(self, tokens: VideoTokens, stats: TokenStatistics, prompt: Prompt | None, total: int) -> Reduction:
