@@ -20,7 +20,7 @@ from torch import Tensor
 from vidsieve import ops
 from vidsieve.engines.streams import stream_for
 from vidsieve.methods.base import Plan, PlannedReducer, Reducer
-from vidsieve.telemetry.timing import stage, unheard
+from vidsieve.telemetry.timing import timed, timing_disabled
 from vidsieve.types.reduction import Reduction
 from vidsieve.types.segments import Segments
 from vidsieve.types.statistics import OriginalStatistics
@@ -99,7 +99,7 @@ class ReductionGraph:
                     self._broken = True
                     warnings.warn(f"{reducer!r} is launched step by step, not replayed: {error}", stacklevel=2)
                     return None
-            with stage("replay"):
+            with timed("replay"):
                 return self._captured.replay(video, prompt)
 
 
@@ -145,7 +145,7 @@ class CapturedGraph:
     ) -> None:
         """`before` leaves its memory to this one, and is not replayed again once there is this one."""
         self.key = key
-        with torch.inference_mode(False), torch.no_grad(), unheard():  # or nobody else might write to it
+        with torch.inference_mode(False), torch.no_grad(), timing_disabled():  # or nobody else might write to it
             self._features = video.features.clone()
             self._prompt = None if prompt is None else Prompt(prompt.embeddings.clone())
             like = replace(video, features=self._features)

@@ -23,7 +23,7 @@ from vidsieve.methods.base import (
 )
 from vidsieve.methods.measure import cut, identity, measure, measure_before_cut
 from vidsieve.methods.segment import SceneCuts, Segmenter
-from vidsieve.telemetry.timing import stage
+from vidsieve.telemetry.timing import timed
 from vidsieve.types.reduction import Reduction
 from vidsieve.types.segments import Segments
 from vidsieve.types.statistics import ORIGINAL_QUANTITIES, OriginalStatistics
@@ -101,12 +101,12 @@ class TemporalMerge(PlannedReducer):
         return declares(self, "captures") and not self._keeps_all(tokens)
 
     def plan(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Plan:
-        with stage("segment"):
+        with timed("segment"):
             before = measure_before_cut(tokens, self.segmenter, self.requires)
             segments, original = cut(tokens, self.segmenter, before)
         stats = measure(tokens, self.requires, before=before)
         raise_if_nonfinite(stats)
-        with stage("merge"):
+        with timed("merge"):
             frames = tuple(tokens.original.frames)
             neighbour, cosine = ops.temporal(
                 tokens.features, stats.required("norm"), segments.offsets, frames, tokens.original_index

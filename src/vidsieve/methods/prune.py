@@ -27,7 +27,7 @@ from vidsieve.methods.merge import Merger
 from vidsieve.methods.relevance import Novelty, Relevance
 from vidsieve.methods.segment import Segmenter, Within
 from vidsieve.methods.selection import ConditionalDPP, Selector
-from vidsieve.telemetry.timing import stage
+from vidsieve.telemetry.timing import timed
 from vidsieve.types.reduction import Reduction
 from vidsieve.types.segments import Segments
 from vidsieve.types.statistics import ORIGINAL_QUANTITIES, QUANTITIES, OriginalStatistics
@@ -90,16 +90,16 @@ class Prune(PlannedReducer):
     def pick(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Picks:
         """Take the four decisions: N tokens in, K of them picked. Never waits for the device."""
         total = tokens.videos * self._keeps(tokens)
-        with stage("segment"):
+        with timed("segment"):
             before = measure_before_cut(tokens, self.segmenter, self.requires, prompt)
             segments, original = cut(tokens, self.segmenter, before)  # S contiguous runs of frames
-        with stage("relevance"):
+        with timed("relevance"):
             stats = measure(tokens, self.requires, prompt, segments, before)
             raise_if_nonfinite(stats, prompt)
             relevance = self.relevance(tokens, stats, prompt)  # (N,) in [0, 1], high is kept
-        with stage("budget"):
+        with timed("budget"):
             budget = self.budget(tokens, stats, segments, total)  # (S,), sums to total
-        with stage("select"):
+        with timed("select"):
             order = self.selector(tokens, stats, segments, budget, relevance, total)  # (N,) step, -1 if not picked
             bounds = segments.offsets, budget, segments.longest
             kept, source = ops.compact(order, *bounds, total, tokens.videos)
@@ -176,5 +176,5 @@ class Prune(PlannedReducer):
     def _merged(self, tokens: VideoTokens, segments: Segments, reduction: Reduction) -> Reduction:
         if self.merger is None:
             return reduction
-        with stage("merge"):
+        with timed("merge"):
             return self.merger(tokens, segments, reduction)

@@ -14,7 +14,7 @@ from vidsieve.engines.hf.prompt import Clip, Columns
 from vidsieve.engines.hf.sequence import Fold, Kept, reduced
 from vidsieve.engines.streams import stream_for
 from vidsieve.methods.base import Reducer, kept_count
-from vidsieve.telemetry.timing import Timeline
+from vidsieve.telemetry.timing import StageTimer
 from vidsieve.telemetry.trace import StageRecord, VideoRecord
 from vidsieve.types.reduction import Reduction
 from vidsieve.types.tokens import Prompt, Provenance, VideoTokens
@@ -25,7 +25,7 @@ class Video:
     """One video of a pass, as it shrinks.
 
     clip: its place in the prompt as it came.  whole: its tokens as they came.  at: the columns of those that are left
-    in the sequence as it is.  stages: what each did.  timeline: of its reductions.
+    in the sequence as it is.  stages: what each did.  timer: of its reductions.
     """
 
     clip: Clip
@@ -34,7 +34,7 @@ class Video:
     stages: list[StageRecord] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.timeline = Timeline(self.at.device)
+        self.timer = StageTimer(self.at.device)
         self._origin: tuple[int, Provenance] | None = None  # after so many stages
 
     @property
@@ -60,9 +60,7 @@ class Video:
     def record(self) -> VideoRecord:
         """What became of it so far."""
         clip = self.clip
-        return VideoRecord(
-            clip.row, torch.from_numpy(clip.at), clip.frames, clip.grid, self.timeline, tuple(self.stages)
-        )
+        return VideoRecord(clip.row, torch.from_numpy(clip.at), clip.frames, clip.grid, self.timer, tuple(self.stages))
 
     def since(self, layer: int) -> Reduction:
         """What the stages from `layer` on did together."""
@@ -74,13 +72,13 @@ class Video:
         videos: "Sequence[Video]", replay: ReductionGraph, prompts: Sequence[Prompt | None]
     ) -> Callable[[], None]:
         """Reduce whole videos before the language model, those of one layout together. What is returned ends it."""
-        timeline = Timeline(videos[0].at.device)
-        with torch.no_grad(), timeline:
+        timer = StageTimer(videos[0].at.device)
+        with torch.no_grad(), timer:
             settle = replay.reduce_each([video.whole for video in videos], prompts)
 
         def end() -> None:
             for video, reduction in zip(videos, settle(), strict=True):
-                video.timeline.shared(timeline, len(videos))
+                video.timer.shared(timer, len(videos))
                 video.stages.append(StageRecord(0, len(video.whole), len(reduction), reduction))
                 _warn_if_idle(replay.reducer, len(video.whole), len(reduction))
 
@@ -88,7 +86,7 @@ class Video:
 
     def reduce(self, layer: int, reducer: Reducer, tokens: VideoTokens, prompt: Prompt | None) -> Reduction:
         """Reduce `tokens`, what is left, as they enter `layer`."""
-        with torch.no_grad(), self.timeline:
+        with torch.no_grad(), self.timer:
             reduction = reducer.reduce(tokens, prompt)
         self.stages.append(StageRecord(layer, len(tokens), len(reduction), reduction))
         return reduction

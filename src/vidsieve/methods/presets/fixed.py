@@ -13,7 +13,7 @@ from vidsieve.methods.base import (
     requires_of,
 )
 from vidsieve.methods.measure import identity, measure
-from vidsieve.telemetry.timing import stage
+from vidsieve.telemetry.timing import timed
 from vidsieve.types.reduction import Reduction
 from vidsieve.types.statistics import TokenStatistics
 from vidsieve.types.tokens import Prompt, VideoTokens
@@ -35,7 +35,7 @@ class FixedSize(Reducer):
             return identity(tokens)
         stats = measure(tokens, requires_of(self), prompt)
         raise_if_nonfinite(stats, prompt)
-        with stage("select"):
+        with timed("select"):
             return replace(
                 self._reduce(tokens, stats, prompt, total), nonfinite=pending_nonfinite(stats.required("nonfinite"))
             )

@@ -49,7 +49,7 @@ from vidsieve.errors import AlreadyAttached, UnsupportedCall
 from vidsieve.methods.base import Attachable
 from vidsieve.methods.compose import Staged
 from vidsieve.telemetry.flops import LayerCost, layer_costs
-from vidsieve.telemetry.timing import Timeline, stage
+from vidsieve.telemetry.timing import StageTimer, timed
 from vidsieve.telemetry.trace import Trace
 from vidsieve.types.tokens import Prompt, VideoTokens
 
@@ -263,8 +263,8 @@ class Attachment:
             reading = here.pop("reading", None)
             found = None if reading is None else self._find(*reading)
             if found is not None and found.clips and found.real.shape == embeds.shape[:2]:
-                with Timeline(embeds.device) as timeline:
-                    return args, self._reduce(found, kwargs, timeline)
+                with StageTimer(embeds.device) as timer:
+                    return args, self._reduce(found, kwargs, timer)
         new = continued(kwargs)
         if self.stages and any(layer > 0 for layer in prefixes_of(contract.cache_of(kwargs))):
             new = {**new, CONTEXT: self._pass(kwargs)}
@@ -283,7 +283,7 @@ class Attachment:
         length = kwargs["inputs_embeds"].shape[1]
         return Pass(self.decoder.config, mask, start, length, held, dict(prefixes_of(cache)), self._attached, **more)
 
-    def _reduce(self, found: prompt.Layout, kwargs: Arguments, timeline: Timeline) -> Arguments:
+    def _reduce(self, found: prompt.Layout, kwargs: Arguments, timer: StageTimer) -> Arguments:
         """The decoder's arguments without the dropped tokens, and the memory of them on the cache."""
         embeds, mask, cache = kwargs["inputs_embeds"], kwargs.get("attention_mask"), contract.cache_of(kwargs)
         asked = {
@@ -315,7 +315,7 @@ class Attachment:
         full, tail = found.counts, found.tail
         current = self._pass(
             kwargs,
-            timeline=timeline,
+            timer=timer,
             prompt=found,
             videos=videos,
             asked=asked,
@@ -330,7 +330,7 @@ class Attachment:
         for video in videos:
             now[video.clip.row] -= len(video.whole) - video.after
         if now != list(full):
-            with stage("gather"):
+            with timed("gather"):
                 folds = [Fold(v.clip.row, v.at, v.stages[0].reduction) for v in videos]
                 kept = left_by(folds, found.valid_on(embeds.device), length, now, found.holes)
                 kwargs = reduce_arguments(self.adapter, self.decoder.config, kwargs, folds, kept, before, start)

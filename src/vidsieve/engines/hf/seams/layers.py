@@ -31,7 +31,7 @@ from vidsieve.engines.hf.tracked import Finite, State, Video
 from vidsieve.errors import BudgetError, UnsupportedCall
 from vidsieve.methods.base import Reducer
 from vidsieve.telemetry import flops
-from vidsieve.telemetry.timing import Timeline, stage
+from vidsieve.telemetry.timing import StageTimer, timed
 from vidsieve.telemetry.trace import CallRecord
 from vidsieve.types.tokens import Prompt, VideoTokens
 
@@ -51,7 +51,7 @@ class Pass:
     prompt: as it came.  first: what the decoder's input is of it.  real: tokens in each row of that.
     padded: whether there is any padding, in the prompt or the cache.  asked: for each kind of query, its
     columns in each row, as the sequence is.  stages, share, costs: of the attached `Staged` and of the layers.
-    past: tokens that the cache holds in each layer.  timeline: of all but the reductions: each video has its own.
+    past: tokens that the cache holds in each layer.  timer: of all but the reductions: each video has its own.
     """
 
     config: Any
@@ -71,7 +71,7 @@ class Pass:
     costs: tuple[flops.LayerCost, ...] = ()
     share: float | None = None
     past: tuple[int, ...] = ()
-    timeline: Timeline = field(default_factory=Timeline)
+    timer: StageTimer = field(default_factory=StageTimer)
 
     def __post_init__(self) -> None:
         self.states: dict[int, State] = {}
@@ -161,7 +161,7 @@ class Pass:
             self.look()
         if all(len(fold.reduction) == len(fold.at) for fold in folds):
             return hidden
-        with self.timeline, stage("gather"):
+        with self.timer, timed("gather"):
             valid = self._valid(layer)
             step = left_by(folds, None if valid is None else valid.to(home), hidden.shape[1], counts, self.prompt.holes)
             kept = before.kept.then(step) if before else step
@@ -234,7 +234,7 @@ class Pass:
             tuple(video.record() for video in self.videos),
             (self.length, present if last is None else last.kept.index.shape[1]),
             None if cache is None else self.held + present,
-            self.timeline,
+            self.timer,
             () if cache is None else layer_bytes(cache),
             (sum(self._full(row) for row in rows), sum(self._took(i, row) for i in layers for row in rows))
             if self.costs
@@ -263,7 +263,7 @@ class Pass:
         if layer in self._done:
             return
         home = self.videos[0].at.device
-        with torch.no_grad(), self.timeline, stage("attention"):
+        with torch.no_grad(), self.timer, timed("attention"):
             seen = self._read_masks.get(layer)
             seen = None if seen is None else seen.to(query.device).bool()
             for row in {video.clip.row for video in self.videos}:
