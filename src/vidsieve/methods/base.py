@@ -7,6 +7,12 @@ expression (see presets). Calling a reducer on a model attaches it:
     with vidsieve.presets.vidsieve(keep=0.1)(model) as trace:
         out = model.generate(**inputs)
 
+A part is called with the tokens and with what was measured of them, and declares what that has to be:
+
+    requires: ClassVar = frozenset({"persistence"})     # of types/statistics.py; nothing, where it is not declared
+    batches: ClassVar = True                            # takes several videos at once; see `declares`
+    captures: ClassVar = True                           # a CUDA graph can repeat it; see `declares`
+
 `Chain` puts reducers one after another before the language model, `Staged` puts them at layers inside it.
 """
 
