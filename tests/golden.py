@@ -68,7 +68,7 @@ def of_reducer(name: str, device: torch.device) -> Values:
             reduction = REDUCERS[name](keep).reduce(tokens, type(PROMPT)(prompt))
             key = f"{name} | {video} | {keep}"
             yield f"{key} | kept", reduction.kept
-            yield f"{key} | source", reduction.source
+            yield f"{key} | source", reduction.assigned_to
             yield f"{key} | features", reduction.apply(features)
 
 
@@ -90,7 +90,7 @@ def of_model(family: str, name: str, device: torch.device) -> Values:
             hook.remove()
         for i, video in enumerate(trace.calls[-1].videos):
             yield f"{key} | kept {i}", torch.tensor(video.kept)
-            yield f"{key} | source {i}", video.reduction.source
+            yield f"{key} | source {i}", video.reduction.assigned_to
         for i, positions in enumerate(seen):
             yield f"{key} | positions {i}", positions
         yield f"{key} | answer", generated.sequences

@@ -101,7 +101,7 @@ def test_a_reduction_keeps_exactly_what_was_asked(method: str, name: str, device
         assert reduction.kept.dtype == torch.int64
         assert (reduction.kept.diff() > 0).all()
         assert 0 <= int(reduction.kept[0]) <= int(reduction.kept[-1]) < n
-        assert reduction.source.shape == (n,)
+        assert reduction.assigned_to.shape == (n,)
         reduced = reduction.apply(tokens.features)
         assert reduced.dtype == tokens.features.dtype
         assert reduced.device == tokens.features.device
@@ -127,7 +127,7 @@ def test_the_same_input_gives_the_same_output(method: str, device: str) -> None:
     for name in ("video-like", "all equal", "bf16"):
         first, second = (METHODS[method](0.3).reduce(video(name, device), prompt(device)) for _ in range(2))
         assert torch.equal(first.kept, second.kept)
-        assert torch.equal(first.source, second.source)
+        assert torch.equal(first.assigned_to, second.assigned_to)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -166,7 +166,7 @@ def check_the_scale(method: str, tokens: VideoTokens, same: VideoTokens) -> None
     if lengths.min() >= LEAST and lengths.max() <= MOST:
         found, expected = (METHODS[method](0.3).reduce(x, asked) for x in (tokens, same))
         assert torch.equal(found.kept, expected.kept)
-        assert torch.equal(found.source, expected.source)
+        assert torch.equal(found.assigned_to, expected.assigned_to)
     else:
         with pytest.raises(NonFiniteFeatures, match=r"60 of 60 video tokens have a length .* 1e-12 to 1e\+18"):
             METHODS[method](0.3).reduce(tokens, asked).check()
@@ -233,7 +233,7 @@ def test_features_and_prompts_in_training_are_reduced_like_any(method: str, devi
     tokens.features.requires_grad_()
     found = METHODS[method](0.3).reduce(tokens, Prompt(prompt(device).embeddings.clone().requires_grad_()))
     assert torch.equal(found.kept, expected.kept)
-    assert torch.equal(found.source, expected.source)
+    assert torch.equal(found.assigned_to, expected.assigned_to)
     found.apply(tokens.features).sum().backward()
     assert tokens.features.grad is not None
     assert bool(tokens.features.grad.any())

@@ -12,7 +12,7 @@ from tests.engines.hf import tiny
 from tests.synthetic import independent, video_like
 from vidsieve import Chain, Prompt, Prune, VideoTokens, ops
 from vidsieve.engines import graph
-from vidsieve.engines.graph import TIMES, Replay
+from vidsieve.engines.graph import TIMES, ReductionGraph
 from vidsieve.engines.hf import attach
 from vidsieve.errors import NonFiniteFeatures
 from vidsieve.methods.base import Reducer, declares
@@ -107,7 +107,7 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     monkeypatch.setattr(graph, "_undisturbed", lambda: True)  # tests may run beside threads of pytest's
     monkeypatch.setenv("VIDSIEVE_OPS", "triton")
     if not GPU:
-        monkeypatch.setattr(graph, "_suits", lambda video: video.regular and video.origin is None)
+        monkeypatch.setattr(graph, "_suits", lambda video: video.regular and video.provenance is None)
         monkeypatch.setattr(graph, "_stream", lambda x: None)
     return made
 
@@ -126,7 +126,7 @@ def like(x: VideoTokens) -> VideoTokens:
 
 
 def same(a: Reduction, b: Reduction) -> bool:
-    names = ("kept", "source", "offsets", "budget", "bad", "link", "row")
+    names = ("kept", "assigned_to", "offsets", "budget", "nonfinite", "next_member", "row")
     pairs = [(getattr(a, name), getattr(b, name)) for name in names]
     return a.merges == b.merges and all(x is y if x is None or y is None else torch.equal(x, y) for x, y in pairs)
 
@@ -134,7 +134,7 @@ def same(a: Reduction, b: Reduction) -> bool:
 @pytest.mark.parametrize("method", METHODS)
 def test_what_is_replayed_is_what_would_have_been_launched(method: str, captures: list[object]) -> None:
     reducer = METHODS[method]
-    again, answers = Replay(reducer), []
+    again, answers = ReductionGraph(reducer), []
     for seed in range(TIMES + 1):
         given, asked = video(seed), prompt(seed)
         [ours] = again.reduce_each([given], [asked])()
@@ -157,7 +157,7 @@ def test_what_is_replayed_is_what_would_have_been_launched(method: str, captures
 
 @pytest.mark.parametrize("method", OTHERS)
 def test_what_cannot_be_captured_is_launched(method: str, captures: list[object]) -> None:
-    again = Replay(OTHERS[method])
+    again = ReductionGraph(OTHERS[method])
     for seed in range(TIMES + 1):
         [ours] = again.reduce_each([video(seed)], [prompt(seed)])()
         assert same(ours, OTHERS[method].reduce(video(seed), prompt(seed)))
@@ -165,7 +165,7 @@ def test_what_cannot_be_captured_is_launched(method: str, captures: list[object]
 
 
 def test_what_is_known_of_a_video_is_not_asked_again(captures: list[object]) -> None:
-    again = Replay(TemporalMerge(0.5))
+    again = ReductionGraph(TemporalMerge(0.5))
     for seed in range(TIMES + 1):
         given = video(seed)
         [ours] = again.reduce_each([given], [None])()
@@ -197,7 +197,7 @@ def test_a_class_of_ones_own_is_captured_where_it_says_that_it_can_be() -> None:
 
 
 def test_a_layout_is_captured_when_it_comes_some_times_in_a_row(captures: list[object]) -> None:
-    again, numbers = Replay(Prune(0.3, relevance=PromptSimilarity())), []
+    again, numbers = ReductionGraph(Prune(0.3, relevance=PromptSimilarity())), []
     usual, other = (5, 3), (4, 3)
     in_turn = [usual, other] * TIMES
     for frames, words in [*in_turn, *[usual] * TIMES, *in_turn, *[(5, 4)] * (TIMES + 1)]:
@@ -208,7 +208,7 @@ def test_a_layout_is_captured_when_it_comes_some_times_in_a_row(captures: list[o
 
 def test_frames_grid_and_type_are_part_of_a_layout(captures: list[object]) -> None:
     reducer = Prune(0.3, PerFrame())
-    again, x = Replay(reducer), video(0, 4).features
+    again, x = ReductionGraph(reducer), video(0, 4).features
     layouts: list[Any] = [
         (x, (6,) * 4),
         (x, (4,) * 6),
@@ -235,14 +235,14 @@ def test_detaching_lets_go_of_what_is_captured(captures: list[object]) -> None:
 
 
 def test_the_length_of_a_question_nobody_asks_about_does_not_matter(captures: list[object]) -> None:
-    again = Replay(Prune(0.3))
+    again = ReductionGraph(Prune(0.3))
     for words in range(2, 3 + TIMES):
         again.reduce_each([video(0)], [prompt(0, words)])()
     assert len(captures) == 1
 
 
 def test_several_videos_go_together_without_a_capture(captures: list[object]) -> None:
-    reducer, again = Prune(0.3), Replay(Prune(0.3))
+    reducer, again = Prune(0.3), ReductionGraph(Prune(0.3))
     for _ in range(TIMES + 1):
         ours = again.reduce_each([video(0), video(1)], [None, None])()
     assert not captures
@@ -263,7 +263,7 @@ def failing(error: Exception) -> Any:
 def test_a_layout_too_large_is_launched_until_another_has_been(
     error: Exception, captures: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    again, given = Replay(Prune(0.3)), video(0)
+    again, given = ReductionGraph(Prune(0.3)), video(0)
     with monkeypatch.context() as crowded:
         crowded.setattr(graph, "capture", short := failing(error))
         for _ in range(TIMES + 2):
@@ -280,7 +280,7 @@ def test_a_layout_too_large_is_launched_until_another_has_been(
 
 
 def test_a_capture_that_fails_is_told_and_is_the_last(captures: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
-    again, given = Replay(Prune(0.3)), video(0)
+    again, given = ReductionGraph(Prune(0.3)), video(0)
     monkeypatch.setattr(graph, "capture", broken := failing(RuntimeError("CUDA says no")))
     for _ in range(TIMES - 1):
         again.reduce_each([like(given)], [None])()
@@ -293,7 +293,7 @@ def test_a_capture_that_fails_is_told_and_is_the_last(captures: list[object], mo
 
 
 def test_a_replay_in_inference_mode_and_one_outside_it(captures: list[object]) -> None:
-    again, true = Replay(Prune(0.3)), Prune(0.3).reduce(video(1))
+    again, true = ReductionGraph(Prune(0.3)), Prune(0.3).reduce(video(1))
     for mode in (*[True] * TIMES, False, True):
         with torch.inference_mode(mode), torch.no_grad():
             [ours] = again.reduce_each([video(1)], [None])()
@@ -304,7 +304,7 @@ def test_a_replay_in_inference_mode_and_one_outside_it(captures: list[object]) -
 @pytest.mark.gpu
 @pytest.mark.parametrize("method", [Prune(0.3), TemporalMerge(0.5)], ids=["prune", "merge"])
 def test_bad_features_are_told_after_a_replay_too(method: Reducer, captures: list[object]) -> None:
-    again = Replay(method)
+    again = ReductionGraph(method)
     for seed in range(TIMES + 1):
         [ours] = again.reduce_each([video(seed)], [None])()
         ours.check()
@@ -322,7 +322,7 @@ def test_one_layout_after_another_is_captured_in_the_same_memory(monkeypatch: py
     def big(frames: int) -> VideoTokens:
         return VideoTokens(torch.randn(frames * 196, 512, device="cuda", dtype=torch.bfloat16), (196,) * frames)
 
-    again, reducer, held = Replay(Prune(0.1)), Prune(0.1), []
+    again, reducer, held = ReductionGraph(Prune(0.1)), Prune(0.1), []
     for frames in (32, 31, 30, 29, 28, 27):
         for _ in range(TIMES + 1):
             given = big(frames)
@@ -335,7 +335,7 @@ def test_one_layout_after_another_is_captured_in_the_same_memory(monkeypatch: py
 
 @pytest.mark.gpu
 def test_threads_on_streams_of_their_own_do_not_mix_videos_up(captures: list[object]) -> None:
-    again, reducer, wrong = Replay(Prune(0.3)), Prune(0.3), []
+    again, reducer, wrong = ReductionGraph(Prune(0.3)), Prune(0.3), []
     true = [reducer.reduce(video(seed)).kept.tolist() for seed in range(4)]
 
     def work(seed: int, own: bool) -> None:

@@ -32,11 +32,11 @@ def test_after_a_merge_a_segment_adds_what_its_tokens_added_to_the_video_as_it_c
     x[80:] = video_like(10, 8, 64, seed=1, motion=0.8)
     tokens = VideoTokens.from_grid(x, 20, 2, 4)
     left = tokens.reduced(TemporalMerge(keep=0.4, segmenter=Whole()).reduce(tokens))
-    assert left.at is not None
+    assert left.original_index is not None
     segments, _ = cut(left, Uniform(10))
     persistence = measure(tokens, {"persistence"}).required("persistence")
     kept = [int(n) for n in segments.offsets]
-    gain = [float((1 - persistence[left.at[a:b]]).sum()) for a, b in pairwise(kept)]
+    gain = [float((1 - persistence[left.original_index[a:b]]).sum()) for a, b in pairwise(kept)]
     expected = ops.apportion(torch.tensor(gain), segments.offsets, 25).tolist()
     assert MarginalGain()(left, measure(left, {"persistence"}), segments, 25).tolist() == expected
     anew = measure(VideoTokens(left.features, (len(left),)), {"persistence"}).required("persistence")

@@ -10,7 +10,7 @@ from vidsieve.methods.measure import cut, measure
 from vidsieve.methods.merge import NearestKept, TemporalMerge
 from vidsieve.methods.segment import PerFrame, SceneCuts, Segmenter, Uniform, Whole
 from vidsieve.types.segments import Segments
-from vidsieve.types.tokens import Origin
+from vidsieve.types.tokens import Provenance
 
 
 def line(*values: float) -> torch.Tensor:
@@ -23,14 +23,14 @@ def test_a_run_becomes_its_mean_and_ends_where_a_token_differs() -> None:
     x = line(0, 10, 20, 90, 95, 0)
     reduction = TemporalMerge(0.9, Whole()).reduce(VideoTokens(x, (1,) * 6))
     assert reduction.kept.tolist() == [0, 3, 5]
-    assert reduction.source.tolist() == [0, 0, 0, 1, 1, 2]
+    assert reduction.assigned_to.tolist() == [0, 0, 0, 1, 1, 2]
     torch.testing.assert_close(reduction.apply(x), torch.stack([x[:3].mean(0), x[3:5].mean(0), x[5]]))
 
 
 @pytest.mark.parametrize("frames", range(2, 34))
 def test_a_run_of_any_length_is_one_token(frames: int) -> None:
     tokens = VideoTokens(torch.ones(frames, 2), (1,) * frames)
-    assert TemporalMerge(1.0, Whole()).reduce(tokens).source.tolist() == [0] * frames  # a cosine of 1 is enough
+    assert TemporalMerge(1.0, Whole()).reduce(tokens).assigned_to.tolist() == [0] * frames  # a cosine of 1 is enough
 
 
 def test_what_it_does_by_default() -> None:
@@ -55,8 +55,8 @@ def test_counts_outlast_a_pruning_between_merges() -> None:
     tokens = VideoTokens(torch.randn(6, 4), (1,) * 6)
     merged = tokens.reduced(Reduction(torch.tensor([0, 3, 4]), torch.tensor([0, 0, 0, 1, 2, 2]), merges=True))
     pruned = merged.reduced(Reduction.select(torch.tensor([0, 2]), 3))
-    assert pruned.count is not None
-    assert pruned.count.tolist() == [3, 2]
+    assert pruned.multiplicity is not None
+    assert pruned.multiplicity.tolist() == [3, 2]
 
 
 def test_neighbours_in_a_run_are_compared_and_not_its_ends() -> None:
@@ -66,7 +66,7 @@ def test_neighbours_in_a_run_are_compared_and_not_its_ends() -> None:
 
 def test_no_merge_across_a_segment_border() -> None:
     x = line(0, 0, 0, 0, 0, 0)
-    assert TemporalMerge(0.6, Uniform(4)).reduce(VideoTokens(x, (1,) * 6)).source.tolist() == [0, 0, 0, 0, 1, 1]
+    assert TemporalMerge(0.6, Uniform(4)).reduce(VideoTokens(x, (1,) * 6)).assigned_to.tolist() == [0, 0, 0, 0, 1, 1]
     tokens = VideoTokens.from_grid(video_like(8, 9, 64, seed=0, cuts=(3,), motion=0.01), 8, 3, 3)
     reduction = TemporalMerge(0.6).reduce(tokens)
     assert reduction.kept.tolist() == [*range(9), *range(27, 36)]
@@ -76,19 +76,20 @@ def test_each_place_has_its_own_runs() -> None:
     left, right = line(0, 0, 90), line(45, 45, 45)
     x = torch.stack([left, right], 1).reshape(-1, 2)  # three frames of two tokens
     reduction = TemporalMerge(0.9, Whole()).reduce(VideoTokens(x, (2,) * 3))
-    assert reduction.source.tolist() == [0, 1, 0, 1, 2, 1]
+    assert reduction.assigned_to.tolist() == [0, 1, 0, 1, 2, 1]
 
 
 def test_frames_of_another_size_share_no_place() -> None:
     x = torch.ones(9, 2)
     assert (
-        TemporalMerge(0.6, Whole()).reduce(VideoTokens(x, (2, 3, 2, 2))).source.tolist() == [0, 1, 2, 3, 4] + [0, 1] * 2
+        TemporalMerge(0.6, Whole()).reduce(VideoTokens(x, (2, 3, 2, 2))).assigned_to.tolist()
+        == [0, 1, 2, 3, 4] + [0, 1] * 2
     )
 
 
 def test_zero_vectors_are_alike_and_unlike_anything_else() -> None:
     x = torch.tensor([[0.0, 0.0], [0.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
-    assert TemporalMerge(0.6, Whole()).reduce(VideoTokens(x, (1,) * 4)).source.tolist() == [0, 0, 1, 2]
+    assert TemporalMerge(0.6, Whole()).reduce(VideoTokens(x, (1,) * 4)).assigned_to.tolist() == [0, 0, 1, 2]
 
 
 def test_nothing_alike_is_the_identity_and_so_is_too_little() -> None:
@@ -103,8 +104,8 @@ def test_a_fixed_size_merges_the_most_alike_and_drops_late_runs_only_when_it_mus
     x = line(0, 1, 30, 32, 120)  # to the one before: 1, 29, 2, 88 degrees
     tokens = VideoTokens(x, (1,) * 5)
     for keep, source in ((0.8, [0, 0, 1, 2, 3]), (0.6, [0, 0, 1, 1, 2]), (0.4, [0, 0, 0, 0, 1]), (0.2, [0] * 5)):
-        assert TemporalMerge(keep=keep, segmenter=Whole()).reduce(tokens).source.tolist() == source
-    assert TemporalMerge(keep=0.4, segmenter=Uniform(2)).reduce(tokens).source.tolist() == [0, 0, 1, 1, -1]
+        assert TemporalMerge(keep=keep, segmenter=Whole()).reduce(tokens).assigned_to.tolist() == source
+    assert TemporalMerge(keep=0.4, segmenter=Uniform(2)).reduce(tokens).assigned_to.tolist() == [0, 0, 1, 1, -1]
 
 
 @pytest.mark.parametrize("keep", [None, 0.1, 0.5, 0.9])
@@ -138,7 +139,7 @@ def check_against_the_truth(
         found.append((once, once.then(again.reduce(tokens.reduced(once)))))
     for true, ours in zip(*found, strict=True):
         assert torch.equal(ours.kept, true.kept)
-        assert torch.equal(ours.source, true.source)
+        assert torch.equal(ours.assigned_to, true.assigned_to)
         torch.testing.assert_close(ours.apply(x), true.apply(x))
 
 
@@ -148,19 +149,19 @@ def test_a_later_merge_weighs_tokens_by_what_they_stand_for() -> None:
     first = Reduction(torch.tensor([0, 5, 9]), torch.tensor([0] * 5 + [1] * 4 + [2, -1, 2]), merges=True)
     second = Reduction(torch.tensor([0, 2]), torch.tensor([0, 0, 1]), merges=True)
     left = tokens.reduced(first)
-    assert left.count is not None
-    assert left.count.tolist() == [5, 4, 2]
-    torch.testing.assert_close(second.apply(left.features, left.count)[0], x[:9].mean(0))
+    assert left.multiplicity is not None
+    assert left.multiplicity.tolist() == [5, 4, 2]
+    torch.testing.assert_close(second.apply(left.features, left.multiplicity)[0], x[:9].mean(0))
     last = left.reduced(second)
-    assert last.count is not None
-    assert last.count.tolist() == [9, 2]
+    assert last.multiplicity is not None
+    assert last.multiplicity.tolist() == [9, 2]
     torch.testing.assert_close(last.features, first.then(second).apply(x))
 
 
 def test_what_was_dropped_leaves_a_gap_that_a_later_merge_reaches_over() -> None:
     x = line(0, 90, 0, 45)
     tokens = VideoTokens(x, (1,) * 4).reduced(Reduction.select(torch.tensor([0, 2, 3]), 4))
-    assert TemporalMerge(0.9, Whole()).reduce(tokens).source.tolist() == [0, 0, 1]
+    assert TemporalMerge(0.9, Whole()).reduce(tokens).assigned_to.tolist() == [0, 0, 1]
 
 
 def test_segments_of_a_reduced_video_are_those_of_the_video_as_it_came() -> None:
@@ -170,15 +171,15 @@ def test_segments_of_a_reduced_video_are_those_of_the_video_as_it_came() -> None
     stats = measure(tokens, {"persistence"})
     segments, _ = cut(left, SceneCuts(), stats)
     whole = SceneCuts()(tokens, stats)
-    origin = left.origin
-    assert isinstance(origin, Origin)
+    origin = left.provenance
+    assert isinstance(origin, Provenance)
     for s in range(len(segments)):
         a, b = int(segments.offsets[s]), int(segments.offsets[s + 1])
-        held = origin.kept[a:b]
+        held = origin.original_index[a:b]
         assert ((held >= whole.offsets[s]) & (held < whole.offsets[s + 1])).all()
     persistence = stats.required("persistence")
     assert torch.equal(measure(left, {"persistence"}).required("persistence"), persistence)
-    assert torch.equal(left.from_original(persistence), persistence[origin.kept])
+    assert torch.equal(left.from_original(persistence), persistence[origin.original_index])
 
 
 def test_in_a_chain_every_token_still_counts_once() -> None:
@@ -188,7 +189,7 @@ def test_in_a_chain_every_token_still_counts_once() -> None:
     reduction = chain.reduce(tokens)
     assert len(reduction) == 6
     for row, mean in enumerate(reduction.apply(x)):
-        torch.testing.assert_close(mean, x[reduction.source == row].mean(0))
+        torch.testing.assert_close(mean, x[reduction.assigned_to == row].mean(0))
     stats = measure(tokens, {"persistence"})
     assert MarginalGain()(tokens, stats, SceneCuts()(tokens, stats), 6).sum() == 6
 
@@ -223,6 +224,6 @@ def test_merging_takes_the_true_mean() -> None:
     reduction = NearestKept()(
         VideoTokens(x, (4,)), Segments(torch.tensor([0, 4]), 4), Reduction.select(torch.tensor([0, 2]), 4)
     )
-    assert reduction.source.tolist() == [0, 0, 1, 0]
+    assert reduction.assigned_to.tolist() == [0, 0, 1, 0]
     torch.testing.assert_close(reduction.apply(x), torch.tensor([[4.0, 0.0], [0.0, 1.0]]))
     assert reduction.gather(x).tolist() == [[2.0, 0.0], [0.0, 1.0]]

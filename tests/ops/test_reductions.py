@@ -36,7 +36,7 @@ def test_a_reducer_runs_on_kernels_alone(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("VIDSIEVE_OPS", "reference")
     expected = method.reduce(VideoTokens(tokens.features, tokens.frames), prompt)
     assert torch.equal(reduction.kept, expected.kept)
-    assert torch.equal(reduction.source, expected.source)
+    assert torch.equal(reduction.assigned_to, expected.assigned_to)
     monkeypatch.setenv("VIDSIEVE_OPS", "triton")
     with pytest.raises(KernelUnavailable, match="float64"):
         method.reduce(VideoTokens(tokens.features.double(), tokens.frames), prompt)
@@ -109,7 +109,7 @@ def test_videos_of_one_layout_go_together_and_each_is_what_it_is_alone(
     for ours, x, prompt in zip(found, features, prompts, strict=True):
         true = reducer.reduce(VideoTokens.from_grid(x, 5, 3, 4), prompt)
         assert torch.equal(ours.kept, true.kept)
-        assert torch.equal(ours.source, true.source)
+        assert torch.equal(ours.assigned_to, true.assigned_to)
         assert torch.equal(ours.offsets, true.offsets)  # type: ignore[arg-type]
         assert torch.equal(ours.budget, true.budget)  # type: ignore[arg-type]
         assert torch.equal(ours.apply(x), true.apply(x))
@@ -198,7 +198,7 @@ def test_inputs_need_not_be_contiguous(layout: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("VIDSIEVE_OPS", "triton")
     ours, true = (method.reduce(VideoTokens(y, frames), prompt) for y in (other, x))
     assert torch.equal(ours.kept, true.kept)
-    assert torch.equal(ours.source, true.source)
+    assert torch.equal(ours.assigned_to, true.assigned_to)
     assert torch.equal(ours.apply(other), true.apply(x))
 
 

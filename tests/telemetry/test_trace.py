@@ -13,7 +13,7 @@ from vidsieve import Staged
 from vidsieve.engines.hf import attach
 from vidsieve.engines.hf.contract import CACHE
 from vidsieve.methods.base import Reducer
-from vidsieve.telemetry.timing import Timeline, stage
+from vidsieve.telemetry.timing import StageTimer, timed
 from vidsieve.telemetry.trace import CallRecord, StageRecord, Trace, VideoRecord
 from vidsieve.types.reduction import Reduction
 from vidsieve.types.tokens import Prompt, VideoTokens
@@ -24,7 +24,7 @@ class Segmented(Reducer):
     """Keeps the first token of each of two segments, a third of which is empty."""
 
     def reduce(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Reduction:
-        with stage("select"):
+        with timed("select"):
             half = len(tokens) // 2
             offsets = torch.tensor([0, half, half, len(tokens)])
             budget = torch.tensor([1, 0, 1])
@@ -34,7 +34,7 @@ class Segmented(Reducer):
 def record(row: int = 0) -> VideoRecord:
     reduction = Reduction.select(torch.tensor([0, 2]), 8)
     stages = (StageRecord(0, 8, len(reduction), reduction),)
-    return VideoRecord(row, torch.arange(8), (4, 4), (2, 2), Timeline(), stages)
+    return VideoRecord(row, torch.arange(8), (4, 4), (2, 2), StageTimer(), stages)
 
 
 def test_what_a_trace_tells_of_one_video() -> None:
@@ -68,7 +68,7 @@ def test_no_video_seen() -> None:
 def test_it_remembers_the_last_calls_and_counts_all() -> None:
     trace = Trace(remembered=3)
     for call in range(10):
-        trace.add(CallRecord((record(call),), (20, 14), 14, Timeline()))
+        trace.add(CallRecord((record(call),), (20, 14), 14, StageTimer()))
     assert [video.row for video in trace.videos] == [7, 8, 9]
     assert trace.totals == {"calls": 10, "videos": 10, "tokens_before": 80, "tokens_after": 20}
     assert "10 videos in 10 calls" in str(trace)

@@ -22,7 +22,7 @@ def test_then_composes_and_keeps_true_counts() -> None:
     second = Reduction(torch.tensor([0, 2]), torch.tensor([0, 0, 1]), merges=True)
     both = first.then(second)
     assert both.kept.tolist() == [0, 5]
-    assert both.source.tolist() == [0, 0, 0, 0, 0, 1, -1, 1]
+    assert both.assigned_to.tolist() == [0, 0, 0, 0, 0, 1, -1, 1]
     torch.testing.assert_close(both.apply(x)[0], x[:5].mean(0))
 
 
@@ -69,8 +69,8 @@ def test_then_reports_what_either_found_bad(
 ) -> None:
     """What an accelerator has found of each token and nobody has looked at."""
     found = [None if some is None else torch.tensor(some, dtype=torch.int32) for some in (before, after)]
-    first = Reduction(torch.tensor([0, 2]), torch.tensor([0, 0, 1, 1, -1]), merges=True, bad=found[0])
-    both = first.then(Reduction(torch.tensor([0]), torch.tensor([0, -1]), bad=found[1]))
+    first = Reduction(torch.tensor([0, 2]), torch.tensor([0, 0, 1, 1, -1]), merges=True, nonfinite=found[0])
+    both = first.then(Reduction(torch.tensor([0]), torch.tensor([0, -1]), nonfinite=found[1]))
     if told is None:
         both.check()
     else:
@@ -85,7 +85,9 @@ def test_what_is_bad_is_told_by_kind() -> None:
         ([0, 2, 1], "1 of 3 video tokens hold NaN or inf"),
         ([0, 2, 2], "2 of 3 video tokens have a length"),
     ):
-        reduction = Reduction(torch.tensor([0]), torch.tensor([0, -1, -1]), bad=torch.tensor(bad, dtype=torch.int32))
+        reduction = Reduction(
+            torch.tensor([0]), torch.tensor([0, -1, -1]), nonfinite=torch.tensor(bad, dtype=torch.int32)
+        )
         with pytest.raises(NonFiniteFeatures, match=told):
             reduction.check()
 
@@ -93,8 +95,8 @@ def test_what_is_bad_is_told_by_kind() -> None:
 def test_a_chain_whose_parts_do_not_look_reports_nan(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on an accelerator, where a look would be a wait."""
     for module in (prune, merge):
-        monkeypatch.setattr(module, "refuse_non_finite", lambda *measured: None)
-        monkeypatch.setattr(module, "unseen", lambda nonfinite: nonfinite)
+        monkeypatch.setattr(module, "raise_if_nonfinite", lambda *measured: None)
+        monkeypatch.setattr(module, "pending_nonfinite", lambda nonfinite: nonfinite)
     tokens = VideoTokens.from_grid(independent(60, 16, 0, torch.float32), 6, 2, 5)
     tokens.features[3, 2] = float("nan")
     last = Prune(0.5, PerFrame(), Proportional(), Flat(), EvenlySpaced())
@@ -138,5 +140,5 @@ def test_tokens_that_are_folded_anew_are_averaged_by_who_folds_them_now() -> Non
     """A merge along time knows its runs as links, which kernels follow; after `NearestKept` they are others."""
     tokens = VideoTokens(independent(12, 4, 0, torch.float32), (4,) * 3)
     merged = TemporalMerge(keep=0.5, segmenter=Whole()).reduce(tokens)
-    assert merged.link is not None
-    assert NearestKept()(tokens, Whole()(tokens), merged).link is None
+    assert merged.next_member is not None
+    assert NearestKept()(tokens, Whole()(tokens), merged).next_member is None

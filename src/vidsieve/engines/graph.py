@@ -19,8 +19,8 @@ from torch import Tensor
 
 from vidsieve import ops
 from vidsieve.engines.streams import stream_for
-from vidsieve.methods.base import Capturable, Plan, Reducer
-from vidsieve.telemetry.timing import stage, unheard
+from vidsieve.methods.base import Plan, PlannedReducer, Reducer
+from vidsieve.telemetry.timing import timed, timing_disabled
 from vidsieve.types.reduction import Reduction
 from vidsieve.types.segments import Segments
 from vidsieve.types.statistics import OriginalStatistics
@@ -40,7 +40,7 @@ class TooLarge(RuntimeError):
     """A graph would take more memory than there is, or than a replay is worth."""
 
 
-class Replay:
+class ReductionGraph:
     """`reducer`, replayed where it can be."""
 
     def __init__(self, reducer: Reducer) -> None:
@@ -50,7 +50,7 @@ class Replay:
         self._times = 0  # that it came in a row
         self._too_large: object = None  # the last layout that was
         self._broken = False  # a capture failed: there is no second
-        self._captured: Captured | None = None
+        self._captured: CapturedGraph | None = None
 
     def clear(self) -> None:
         """Give back the memory of what is captured."""
@@ -65,19 +65,24 @@ class Replay:
         What only the device knows of a replay is waited for then, and until then the host may have other things to do.
         """
         reducer = self.reducer
-        if len(videos) == 1 and isinstance(reducer, Capturable) and _suits(videos[0]) and reducer.replayable(videos[0]):
+        if (
+            len(videos) == 1
+            and isinstance(reducer, PlannedReducer)
+            and _suits(videos[0])
+            and reducer.replayable(videos[0])
+        ):
             plan = self._replayed(reducer, videos[0], prompts[0] if "similarity" in reducer.requires else None)
             if plan is not None:
-                return lambda: [reducer.settle(videos[0], plan)]
+                return lambda: [reducer.finalize(videos[0], plan)]
         reductions = reducer.reduce_each(videos, prompts)
         return lambda: reductions
 
-    def _replayed(self, reducer: Capturable, video: VideoTokens, prompt: Prompt | None) -> Plan | None:
+    def _replayed(self, reducer: PlannedReducer, video: VideoTokens, prompt: Prompt | None) -> Plan | None:
         """What the device answers `reducer` about `video`; None where its layout is new, or cannot be captured."""
         x, asked = video.features, None if prompt is None else prompt.embeddings
         # On one stream, the device is done with one video before it begins with the next.
         of = None if asked is None else _layout(asked)
-        key = _layout(x), tuple(video.frames), video.grid, video.produced, of, _stream(x)
+        key = _layout(x), tuple(video.frames), video.grid, video.original_count, of, _stream(x)
         with self._lock:
             self._times = self._times + 1 if self._last == key else 1
             self._last = key
@@ -85,7 +90,7 @@ class Replay:
                 if self._times < TIMES or self._broken or key == self._too_large or not _undisturbed():
                     return None
                 try:
-                    self._captured = Captured(key, reducer, video, prompt, self._captured)
+                    self._captured = CapturedGraph(key, reducer, video, prompt, self._captured)
                     self._too_large = None
                 except (TooLarge, torch.OutOfMemoryError):
                     self._too_large = key
@@ -94,7 +99,7 @@ class Replay:
                     self._broken = True
                     warnings.warn(f"{reducer!r} is launched step by step, not replayed: {error}", stacklevel=2)
                     return None
-            with stage("replay"):
+            with timed("replay"):
                 return self._captured.replay(video, prompt)
 
 
@@ -104,7 +109,7 @@ def _suits(video: VideoTokens) -> bool:
     return (
         x.is_cuda
         and x.nbytes <= LARGEST
-        and video.origin is None
+        and video.provenance is None
         and video.regular
         and ops.together(x, len(video.frames))
         and not torch.is_autocast_enabled("cuda")  # which may be another at the next call
@@ -127,27 +132,32 @@ def _stream(x: Tensor) -> object:
     return torch.cuda.current_stream(x.device)
 
 
-class Captured:
+class CapturedGraph:
     """What `reducer` asks of the device for one layout, as a graph that reads and writes memory of its own."""
 
     def __init__(
-        self, key: object, reducer: Capturable, video: VideoTokens, prompt: Prompt | None, before: "Captured | None"
+        self,
+        key: object,
+        reducer: PlannedReducer,
+        video: VideoTokens,
+        prompt: Prompt | None,
+        before: "CapturedGraph | None",
     ) -> None:
         """`before` leaves its memory to this one, and is not replayed again once there is this one."""
         self.key = key
-        with torch.inference_mode(False), torch.no_grad(), unheard():  # or nobody else might write to it
+        with torch.inference_mode(False), torch.no_grad(), timing_disabled():  # or nobody else might write to it
             self._features = video.features.clone()
             self._prompt = None if prompt is None else Prompt(prompt.embeddings.clone())
             like = replace(video, features=self._features)
 
             def ask() -> tuple[Plan, Tensor]:
-                plan = reducer.ask(replace(like), self._prompt)  # a copy, for which nothing is computed yet
+                plan = reducer.plan(replace(like), self._prompt)  # a copy, for which nothing is computed yet
                 return plan, _packed(list(_tensors(plan).values()))
 
             pool = None if before is None else before.graph.pool()
             graph, (plan, self._answer) = capture(ask, video.features.device, pool)
         self.graph: Any = graph
-        self._cuts = [(segmenter, segments.longest) for segmenter, segments in plan.original.segments]
+        self._cuts = [(segmenter, segments.longest) for segmenter, segments in plan.original_statistics.segments]
         # Where each part of the answer is, counted in numbers of its type.
         self._places: list[tuple[str, torch.dtype, int, int]] = []
         begin = 0
@@ -171,8 +181,9 @@ class Captured:
 
 def _tensors(plan: Plan) -> dict[str, Tensor]:
     """All tensors of a plan, by name."""
-    named = {**plan.tensors, **{f"{CUT} {i}": cut.offsets for i, (_, cut) in enumerate(plan.original.segments)}}
-    return named if plan.original.persistence is None else {**named, PERSISTENCE: plan.original.persistence}
+    original = plan.original_statistics
+    named = {**plan.tensors, **{f"{CUT} {i}": cut.offsets for i, (_, cut) in enumerate(original.segments)}}
+    return named if original.persistence is None else {**named, PERSISTENCE: original.persistence}
 
 
 _capturing = threading.Lock()  # a process may capture one graph at a time

@@ -171,8 +171,8 @@ def _case(
         if not ops.available()[name] and (name == "eager" or load.device.type == "cuda"):
             with _using(name):
                 batch = videos > 1 and ops.together(sets[0], frames)
-                parts = [VideoTokens.together([load.video(x) for x in first])] if batch else map(load.video, first)
-                asked = Prompt.together([prompt] * videos) if batch else prompt
+                parts = [VideoTokens.stack([load.video(x) for x in first])] if batch else map(load.video, first)
+                asked = Prompt.stack([prompt] * videos) if batch else prompt
                 order = torch.cat([method.pick(part, asked).order for part in parts])
                 whole = int((order >= 0).sum()) == sum(budgets)  # too few picks could have no regret
                 regrets[name] = regret(*truth, bounds, order, trade) if whole else math.inf

@@ -2,6 +2,7 @@
 
 base         what a `Reducer` is; read it first
 prune        `Prune`: segment, budget, weigh, select, in this order, each a part from the file of its name
+measure      the one pass over the features, for all parts of a method
 merge        what becomes of the tokens that do not stay
 compose      `Chain`, one reducer after another, and `Staged`, at layers of the language model
 presets      published methods, one paper a file

@@ -7,6 +7,12 @@ expression (see presets). Calling a reducer on a model attaches it:
     with vidsieve.presets.vidsieve(keep=0.1)(model) as trace:
         out = model.generate(**inputs)
 
+A part is called with the tokens and with what was measured of them, and declares what that has to be:
+
+    requires: ClassVar = frozenset({"persistence"})     # of types/statistics.py; nothing, where it is not declared
+    batches: ClassVar = True                            # takes several videos at once; see `declares`
+    captures: ClassVar = True                           # a CUDA graph can repeat it; see `declares`
+
 `Chain` puts reducers one after another before the language model, `Staged` puts them at layers inside it.
 """
 
@@ -79,14 +85,15 @@ class Reducer(Attachable, ABC):
 class Plan:
     """What the device was asked for a reduction, without a look at the answer.
 
-    tensors: each (n,), by name, "nonfinite" among them.  original: what is known by now of the video as it came.
+    tensors: each (n,), by name, "nonfinite" among them.
+    original_statistics: what is known by now of the video as it came.
     """
 
     tensors: Mapping[str, Tensor]
-    original: OriginalStatistics
+    original_statistics: OriginalStatistics
 
 
-class Capturable(Reducer):
+class PlannedReducer(Reducer):
     """A reducer in two steps: what it asks of the device, and what it makes of the answer.
 
     The first never waits for the device, so a CUDA graph can repeat it (engines/graph.py).
@@ -102,14 +109,14 @@ class Capturable(Reducer):
 
     @abstractmethod
     def replayable(self, tokens: VideoTokens) -> bool:
-        """Whether a graph can repeat `ask` for videos laid out like this one."""
+        """Whether a graph can repeat `plan` for videos laid out like this one."""
 
     @abstractmethod
-    def ask(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Plan:
-        """Ask the device for all that `settle` makes a reduction of."""
+    def plan(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Plan:
+        """Ask the device for all that `finalize` makes a reduction of."""
 
     @abstractmethod
-    def settle(self, tokens: VideoTokens, plan: Plan) -> Reduction:
+    def finalize(self, tokens: VideoTokens, plan: Plan) -> Reduction:
         """Make the reduction of what the device was asked."""
 
 
@@ -138,9 +145,9 @@ def declares(part: object, ability: str) -> bool:
     )
 
 
-def kept_count(keep: float, produced: int) -> int:
-    """How many of `produced` tokens a fraction `keep` leaves: round(keep * produced), and never none."""
-    return max(1, round(keep * produced))
+def kept_count(keep: float, original_count: int) -> int:
+    """How many of `original_count` tokens a fraction `keep` leaves: round(keep * original_count), and never none."""
+    return max(1, round(keep * original_count))
 
 
 def check_keep(keep: float) -> None:
@@ -164,8 +171,11 @@ def check_given(tokens: object, prompt: object = None) -> None:
         raise WrongArgument(f"expected a Prompt or None, got {describe(prompt)}; Prompt(embeddings) holds (L, D)")
 
 
-def refuse_non_finite(stats: TokenStatistics, prompt: Prompt | None = None) -> None:
-    """Raise `NonFiniteFeatures` for NaN or inf on CPU, before anything is decided; see `unseen` for accelerators."""
+def raise_if_nonfinite(stats: TokenStatistics, prompt: Prompt | None = None) -> None:
+    """Raise `NonFiniteFeatures` for NaN or inf on CPU, before anything is decided.
+
+    On an accelerator a look would wait for the device: see `pending_nonfinite`.
+    """
     nonfinite = stats.required("nonfinite")
     if nonfinite.device.type != "cpu":
         return
@@ -174,6 +184,6 @@ def refuse_non_finite(stats: TokenStatistics, prompt: Prompt | None = None) -> N
         prompt.check()
 
 
-def unseen(nonfinite: Tensor) -> Tensor | None:
+def pending_nonfinite(nonfinite: Tensor) -> Tensor | None:
     """What `Reduction.check` needs on an accelerator, where nobody has looked for NaN or inf yet."""
     return None if nonfinite.device.type == "cpu" else nonfinite

@@ -51,5 +51,5 @@ class MarginalGain:
     captures: ClassVar[bool] = True
 
     def __call__(self, tokens: VideoTokens, stats: TokenStatistics, segments: Segments, total: int) -> Tensor:
-        gain = ops.novelty(stats.required("persistence"), segments.offsets, tokens.at)
+        gain = ops.novelty(stats.required("persistence"), segments.offsets, tokens.original_index)
         return _apportion(gain, tokens, segments, total)

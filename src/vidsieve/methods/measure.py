@@ -10,12 +10,12 @@ from dataclasses import replace
 import torch
 
 from vidsieve import ops
-from vidsieve.methods.base import refuse_non_finite, requires_of, unseen
+from vidsieve.methods.base import pending_nonfinite, raise_if_nonfinite, requires_of
 from vidsieve.methods.segment import Segmenter
 from vidsieve.types.reduction import Reduction
 from vidsieve.types.segments import Segments
 from vidsieve.types.statistics import UNMEASURED, OriginalStatistics, TokenStatistics
-from vidsieve.types.tokens import Origin, Prompt, VideoTokens
+from vidsieve.types.tokens import Prompt, Provenance, VideoTokens
 
 
 def measure(
@@ -30,21 +30,21 @@ def measure(
     requires: of "norm", "persistence", "similarity" (to `prompt`) and "products" (within `segments`).
     before: what `measure_before_cut` measured; it is all that is required, unless the video was reduced before.
     """
-    origin = tokens.origin
-    if origin is None and before.norm is not None:
+    provenance = tokens.provenance
+    if provenance is None and before.norm is not None:
         return before
     persistence = before.persistence
-    if origin is not None and persistence is None and "persistence" in requires:
-        persistence = _measure_original(origin, {"persistence"}).persistence
+    if provenance is not None and persistence is None and "persistence" in requires:
+        persistence = _measure_original(provenance, {"persistence"}).persistence
     lengths: tuple[int, ...] = ()
     embeddings = None
     if "similarity" in requires and prompt is not None and prompt.embeddings.shape[1] == tokens.features.shape[1]:
         embeddings, lengths = prompt.embeddings, prompt.lengths
     within = (segments.offsets, segments.longest) if "products" in requires and segments is not None else None
-    persists = origin is None and "persistence" in requires
-    frames = tuple(tokens.frames) if persists else (tokens.each,)  # on which nothing else depends
+    persists = provenance is None and "persistence" in requires
+    frames = tuple(tokens.frames) if persists else (tokens.tokens_per_video,)  # on which nothing else depends
     norm, bad, own, similarity, products = ops.measure(tokens.features, frames, embeddings, persists, within, lengths)
-    return TokenStatistics(norm, bad, own if origin is None else persistence, similarity, products)
+    return TokenStatistics(norm, bad, own if provenance is None else persistence, similarity, products)
 
 
 def measure_before_cut(
@@ -56,19 +56,19 @@ def measure_before_cut(
     an earlier reduction of the video handed on.
     """
     needed = requires_of(segmenter)
-    if tokens.origin is None:
+    if tokens.provenance is None:
         return measure(tokens, requires, prompt) if needed else UNMEASURED
-    if tokens.origin.statistics.segments_by(segmenter) is not None:
+    if tokens.provenance.statistics.segments_by(segmenter) is not None:
         needed = frozenset()
-    return _measure_original(tokens.origin, needed | (requires & {"persistence"}))
+    return _measure_original(tokens.provenance, needed | (requires & {"persistence"}))
 
 
-def _measure_original(origin: Origin, needed: Set[str]) -> TokenStatistics:
+def _measure_original(provenance: Provenance, needed: Set[str]) -> TokenStatistics:
     """What is needed of the video as it came, of which some may be known."""
-    persistence = origin.statistics.persistence
+    persistence = provenance.statistics.persistence
     if persistence is None:
-        return measure(origin.whole, needed) if needed else UNMEASURED
-    stats = measure(origin.whole, needed - {"persistence"}) if needed - {"persistence"} else UNMEASURED
+        return measure(provenance.original, needed) if needed else UNMEASURED
+    stats = measure(provenance.original, needed - {"persistence"}) if needed - {"persistence"} else UNMEASURED
     return replace(stats, persistence=persistence)
 
 
@@ -79,18 +79,20 @@ def cut(
 
     before: what `measure_before_cut` measured.  Returned with what later reductions of the same video go by.
     """
-    known = OriginalStatistics() if tokens.origin is None else tokens.origin.statistics
+    known = OriginalStatistics() if tokens.provenance is None else tokens.provenance.statistics
     segments = known.segments_by(segmenter)
     if segments is None:  # one reduction after another asks for the same
-        segments = segmenter(tokens.whole, before)
+        segments = segmenter(tokens.original, before)
         known = OriginalStatistics(known.persistence, (*known.segments, (segmenter, segments)))
-    if tokens.at is None:
+    if tokens.original_index is None:
         return segments, known
-    return Segments(torch.searchsorted(tokens.at, segments.offsets), min(len(tokens), segments.longest)), known
+    return Segments(
+        torch.searchsorted(tokens.original_index, segments.offsets), min(len(tokens), segments.longest)
+    ), known
 
 
 def identity(tokens: VideoTokens) -> Reduction:
     """Keep all of `tokens`. Raises `NonFiniteFeatures` as `Reducer.reduce` does."""
     stats = measure(tokens)
-    refuse_non_finite(stats)
-    return Reduction.identity(len(tokens), tokens.features.device, unseen(stats.required("nonfinite")))
+    raise_if_nonfinite(stats)
+    return Reduction.identity(len(tokens), tokens.features.device, pending_nonfinite(stats.required("nonfinite")))

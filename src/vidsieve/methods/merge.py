@@ -11,19 +11,19 @@ import torch
 from vidsieve import ops
 from vidsieve.checks import check_number, check_part
 from vidsieve.methods.base import (
-    Capturable,
     Plan,
+    PlannedReducer,
     check_given,
     check_keep,
     check_requires,
     declares,
     kept_count,
-    refuse_non_finite,
-    unseen,
+    pending_nonfinite,
+    raise_if_nonfinite,
 )
 from vidsieve.methods.measure import cut, identity, measure, measure_before_cut
 from vidsieve.methods.segment import SceneCuts, Segmenter
-from vidsieve.telemetry.timing import stage
+from vidsieve.telemetry.timing import timed
 from vidsieve.types.reduction import Reduction
 from vidsieve.types.segments import Segments
 from vidsieve.types.statistics import ORIGINAL_QUANTITIES, OriginalStatistics
@@ -44,11 +44,11 @@ class NearestKept:
 
     def __call__(self, tokens: VideoTokens, segments: Segments, reduction: Reduction) -> Reduction:
         source = ops.nearest_kept(tokens.features, segments.offsets, reduction.kept)
-        return replace(reduction, source=source, merges=True, link=None)
+        return replace(reduction, assigned_to=source, merges=True, next_member=None)
 
 
 @dataclass(frozen=True)
-class TemporalMerge(Capturable):
+class TemporalMerge(PlannedReducer):
     """A token joins the one before it at the same place where the two are alike; what joined becomes one mean.
 
     The token before is that of the nearest earlier frame in which the place still has one, never across a segment
@@ -88,11 +88,11 @@ class TemporalMerge(Capturable):
         check_given(tokens, prompt)
         if self._keeps_all(tokens):
             return identity(tokens)
-        return self.settle(tokens, self.ask(tokens))
+        return self.finalize(tokens, self.plan(tokens))
 
     def _keeps(self, tokens: VideoTokens) -> int:
         """How many tokens stay, if `keep` says so; else how many could."""
-        return kept_count(1.0 if self.keep is None else self.keep, tokens.produced)
+        return kept_count(1.0 if self.keep is None else self.keep, tokens.original_count)
 
     def _keeps_all(self, tokens: VideoTokens) -> bool:
         return self.keep is not None and self._keeps(tokens) >= len(tokens)
@@ -100,36 +100,44 @@ class TemporalMerge(Capturable):
     def replayable(self, tokens: VideoTokens) -> bool:
         return declares(self, "captures") and not self._keeps_all(tokens)
 
-    def ask(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Plan:
-        with stage("segment"):
+    def plan(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Plan:
+        with timed("segment"):
             before = measure_before_cut(tokens, self.segmenter, self.requires)
             segments, original = cut(tokens, self.segmenter, before)
         stats = measure(tokens, self.requires, before=before)
-        refuse_non_finite(stats)
-        with stage("merge"):
-            frames = tuple(tokens.whole.frames)
+        raise_if_nonfinite(stats)
+        with timed("merge"):
+            frames = tuple(tokens.original.frames)
             neighbour, cosine = ops.temporal(
-                tokens.features, stats.required("norm"), segments.offsets, frames, tokens.at
+                tokens.features, stats.required("norm"), segments.offsets, frames, tokens.original_index
             )
             if self.threshold is not None:  # where there is none before, the cosine is below any
                 kept, count, row, source, link = ops.merge_runs(cosine, neighbour, self.threshold, len(frames))
-                found = {"kept": kept, "source": source, "row": row, "link": link, "count": count}
+                found = {"kept": kept, "assigned_to": source, "row": row, "next_member": link, "count": count}
             else:
                 n, total = len(tokens), self._keeps(tokens)
                 bounds = torch.arange(2, device=cosine.device) * n
                 budget = torch.full((1,), total, device=cosine.device)
                 kept, row = ops.compact(ops.top(-cosine, bounds, budget), bounds, budget, n, total)
                 source, link = ops.follow_runs(row, neighbour, len(frames))
-                found = {"kept": kept, "source": source, "row": row, "link": link}
+                found = {"kept": kept, "assigned_to": source, "row": row, "next_member": link}
         found["nonfinite"] = stats.required("nonfinite")
         return Plan(found, OriginalStatistics(stats.persistence, original.segments))
 
-    def settle(self, tokens: VideoTokens, plan: Plan) -> Reduction:
-        found, original, bad = plan.tensors, plan.original, unseen(plan.tensors["nonfinite"])
+    def finalize(self, tokens: VideoTokens, plan: Plan) -> Reduction:
+        found, original, bad = plan.tensors, plan.original_statistics, pending_nonfinite(plan.tensors["nonfinite"])
         n, kept = len(tokens), found["kept"]
         if "count" in found:
             kept = kept[: int(found["count"])]  # waits for the device, with nothing left to do
             if n - len(kept) < max(1, self.least * n):
                 return Reduction.identity(n, tokens.features.device, bad, original)
-        link, row = found["link"], found["row"]
-        return Reduction(kept, found["source"], merges=True, link=link, row=row, bad=bad, original_statistics=original)
+        link, row = found["next_member"], found["row"]
+        return Reduction(
+            kept,
+            found["assigned_to"],
+            merges=True,
+            next_member=link,
+            row=row,
+            nonfinite=bad,
+            original_statistics=original,
+        )

@@ -11,15 +11,15 @@ from torch import Tensor
 from vidsieve import ops
 from vidsieve.checks import check_part
 from vidsieve.methods.base import (
-    Capturable,
     Plan,
+    PlannedReducer,
     check_given,
     check_keep,
     check_requires,
     declares,
     kept_count,
-    refuse_non_finite,
-    unseen,
+    pending_nonfinite,
+    raise_if_nonfinite,
 )
 from vidsieve.methods.budget import Budget, MarginalGain
 from vidsieve.methods.measure import cut, identity, measure, measure_before_cut
@@ -27,7 +27,7 @@ from vidsieve.methods.merge import Merger
 from vidsieve.methods.relevance import Novelty, Relevance
 from vidsieve.methods.segment import Segmenter, Within
 from vidsieve.methods.selection import ConditionalDPP, Selector
-from vidsieve.telemetry.timing import stage
+from vidsieve.telemetry.timing import timed
 from vidsieve.types.reduction import Reduction
 from vidsieve.types.segments import Segments
 from vidsieve.types.statistics import ORIGINAL_QUANTITIES, QUANTITIES, OriginalStatistics
@@ -40,21 +40,21 @@ class Picks(NamedTuple):
     """What `Prune` decided: K of N tokens, within S segments.
 
     order: int32 (N,), the step at which each token was picked in its segment, -1 if it was not.  kept: int64 (K,),
-    sorted.  source: int64 (N,), the row of each token among those, -1 if dropped.  budget: int64 (S,).  nonfinite:
-    int32 (N,), as in `TokenStatistics`.  original: what is known by now of the video as it came.
+    sorted.  assigned_to: int64 (N,), the row of each token among those, -1 if dropped.  budget: int64 (S,).  nonfinite:
+    int32 (N,), as in `TokenStatistics`.  original_statistics: what is known by now of the video as it came.
     """
 
     order: Tensor
     kept: Tensor
-    source: Tensor
+    assigned_to: Tensor
     segments: Segments
     budget: Tensor
     nonfinite: Tensor
-    original: OriginalStatistics
+    original_statistics: OriginalStatistics
 
 
 @dataclass(frozen=True)
-class Prune(Capturable):
+class Prune(PlannedReducer):
     """Segment, budget, weigh, select: the four decisions of a pruning method, in the order they are taken.
 
     keep: fraction of the video tokens that stays; exactly round(keep * N) do (at least one).
@@ -85,48 +85,48 @@ class Prune(Capturable):
         if self._keeps(tokens) == len(tokens):
             return identity(tokens)
         picks = self.pick(tokens, prompt)
-        return self._merged(tokens, picks.segments, self.settle(tokens, self._plan(picks)))
+        return self._merged(tokens, picks.segments, self.finalize(tokens, self._plan_of(picks)))
 
     def pick(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Picks:
         """Take the four decisions: N tokens in, K of them picked. Never waits for the device."""
         total = tokens.videos * self._keeps(tokens)
-        with stage("segment"):
+        with timed("segment"):
             before = measure_before_cut(tokens, self.segmenter, self.requires, prompt)
             segments, original = cut(tokens, self.segmenter, before)  # S contiguous runs of frames
-        with stage("relevance"):
+        with timed("relevance"):
             stats = measure(tokens, self.requires, prompt, segments, before)
-            refuse_non_finite(stats, prompt)
+            raise_if_nonfinite(stats, prompt)
             relevance = self.relevance(tokens, stats, prompt)  # (N,) in [0, 1], high is kept
-        with stage("budget"):
+        with timed("budget"):
             budget = self.budget(tokens, stats, segments, total)  # (S,), sums to total
-        with stage("select"):
+        with timed("select"):
             order = self.selector(tokens, stats, segments, budget, relevance, total)  # (N,) step, -1 if not picked
             bounds = segments.offsets, budget, segments.longest
             kept, source = ops.compact(order, *bounds, total, tokens.videos)
         original = OriginalStatistics(stats.persistence, original.segments)
         return Picks(order, kept, source, segments, budget, stats.required("nonfinite"), original)
 
-    def ask(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Plan:
-        return self._plan(self.pick(tokens, prompt))
+    def plan(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Plan:
+        return self._plan_of(self.pick(tokens, prompt))
 
-    def _plan(self, picks: Picks) -> Plan:
-        names = ("kept", "source", "budget", "nonfinite")
+    def _plan_of(self, picks: Picks) -> Plan:
+        names = ("kept", "assigned_to", "budget", "nonfinite")
         tensors = {name: getattr(picks, name) for name in names}
-        return Plan({**tensors, "offsets": picks.segments.offsets}, picks.original)
+        return Plan({**tensors, "offsets": picks.segments.offsets}, picks.original_statistics)
 
-    def settle(self, tokens: VideoTokens, plan: Plan) -> Reduction:
+    def finalize(self, tokens: VideoTokens, plan: Plan) -> Reduction:
         found = plan.tensors
         return Reduction(
             found["kept"],
-            found["source"],
+            found["assigned_to"],
             offsets=found["offsets"],
             budget=found["budget"],
-            bad=unseen(found["nonfinite"]),
-            original_statistics=plan.original,
+            nonfinite=pending_nonfinite(found["nonfinite"]),
+            original_statistics=plan.original_statistics,
         )
 
     def replayable(self, tokens: VideoTokens) -> bool:
-        return self.merger is None and declares(self, "captures") and self._keeps(tokens) < tokens.each
+        return self.merger is None and declares(self, "captures") and self._keeps(tokens) < tokens.tokens_per_video
 
     def reduce_each(
         self, videos: Sequence[VideoTokens], prompts: Sequence[Prompt | None] | None = None
@@ -141,23 +141,23 @@ class Prune(Capturable):
         if len(videos) > most:
             groups = [slice(i, i + most) for i in range(0, len(videos), most)]
             return [r for some in groups for r in self.reduce_each(videos[some], prompts[some] if prompts else None)]
-        tokens = VideoTokens.together(videos)
-        picks = self.pick(tokens, Prompt.together(given) if given else None)
+        tokens = VideoTokens.stack(videos)
+        picks = self.pick(tokens, Prompt.stack(given) if given else None)
         slots = len(picks.segments) // len(videos)
         offsets = picks.segments.offsets.unfold(0, slots + 1, slots)  # (V, slots + 1)
         offsets = offsets - offsets[:, :1]
-        rows = (picks.budget, picks.kept, picks.source, picks.nonfinite)
+        rows = (picks.budget, picks.kept, picks.assigned_to, picks.nonfinite)
         reductions = []
         for video, bounds, budget, kept, source, bad in zip(
             videos, offsets, *(x.view(len(videos), -1) for x in rows), strict=True
         ):
-            reduction = Reduction(kept, source, offsets=bounds, budget=budget, bad=unseen(bad))
+            reduction = Reduction(kept, source, offsets=bounds, budget=budget, nonfinite=pending_nonfinite(bad))
             reductions.append(self._merged(video, Segments(bounds, picks.segments.longest), reduction))
         return reductions
 
     def _takes_together(self, videos: Sequence[VideoTokens]) -> bool:
         """Whether the videos are of one layout, as they came, and every part of the method takes several at once."""
-        if len(videos) < 2 or any(video.origin is not None for video in videos):
+        if len(videos) < 2 or any(video.provenance is not None for video in videos):
             return False
         first = videos[0]
         layouts = {(tuple(v.frames), v.grid, v.features.dtype, v.features.device, v.features.shape) for v in videos}
@@ -171,10 +171,10 @@ class Prune(Capturable):
 
     def _keeps(self, tokens: VideoTokens) -> int:
         """How many tokens stay of each video."""
-        return min(kept_count(self.keep, tokens.produced), tokens.each)
+        return min(kept_count(self.keep, tokens.original_count), tokens.tokens_per_video)
 
     def _merged(self, tokens: VideoTokens, segments: Segments, reduction: Reduction) -> Reduction:
         if self.merger is None:
             return reduction
-        with stage("merge"):
+        with timed("merge"):
             return self.merger(tokens, segments, reduction)

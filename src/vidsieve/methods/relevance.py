@@ -82,7 +82,7 @@ class Novelty:
         check_number("floor is the weight of what stays, in (0, 1]", self.floor, 0, 1, beyond=True)
 
     def __call__(self, tokens: VideoTokens, stats: TokenStatistics, prompt: Prompt | None) -> Tensor:
-        weight = ops.transience(stats.required("persistence"), tuple(tokens.whole.frames), self.floor)
+        weight = ops.transience(stats.required("persistence"), tuple(tokens.original.frames), self.floor)
         return tokens.from_original(weight)
 
 

@@ -24,7 +24,7 @@ class Segmenter(Protocol):
 
 def _longest(tokens: VideoTokens, frames: int | None) -> int:
     """A bound on the tokens of segments of at most so many frames."""
-    return tokens.each if frames is None else min(tokens.each, max(tokens.frames) * frames)
+    return tokens.tokens_per_video if frames is None else min(tokens.tokens_per_video, max(tokens.frames) * frames)
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,9 @@ class Whole:
 
     def __call__(self, tokens: VideoTokens, stats: TokenStatistics = UNMEASURED) -> Segments:
         device = tokens.features.device
-        return Segments(torch.arange(0, len(tokens) + 1, tokens.each, device=device), tokens.each)
+        return Segments(
+            torch.arange(0, len(tokens) + 1, tokens.tokens_per_video, device=device), tokens.tokens_per_video
+        )
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ class LowRankDPP:
                     x = x * torch.where(norm > 0, norm.reciprocal(), 0)[:, None]
                 x = sketch(x, self.rank)
                 within = segments.offsets, longest
-                norm, nonfinite, *_, products = ops.measure(x, (tokens.each,), None, False, within)
+                norm, nonfinite, *_, products = ops.measure(x, (tokens.tokens_per_video,), None, False, within)
                 stats = TokenStatistics(norm, nonfinite, products=products)
         return ops.conditional_dpp(_problem(x, stats, segments, budget, relevance, total))
 

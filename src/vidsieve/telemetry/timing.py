@@ -1,12 +1,12 @@
 """Milliseconds per stage, measured only while somebody listens, and without making the device wait.
 
-    with Timeline() as timeline:
-        reducer.reduce(tokens)          # its `with stage("select"):` blocks report here
-    timeline.milliseconds()             # {"segment": 0.1, ...}
+    with StageTimer() as timer:
+        reducer.reduce(tokens)          # its `with timed("select"):` blocks report here
+    timer.milliseconds()                # {"segment": 0.1, ...}
 
-Outside a `Timeline` a stage costs one context-variable look-up. On CUDA the moments are events, which are read only
+Outside a `StageTimer` a stage costs one context-variable look-up. On CUDA the moments are events, which are read only
 when the figures are asked for. Each costs the host about what a launch does, so a stage begins with the event that
-ended the one before it, also in a `Timeline` within another: what little is between two stages counts as the second's.
+ended the one before it, also in a `StageTimer` within another: the little between two stages counts as the second's.
 """
 
 import time
@@ -18,10 +18,10 @@ from typing import Any, Self
 
 import torch
 
-_listening: ContextVar["Timeline | None"] = ContextVar("vidsieve_timeline", default=None)
+_listening: ContextVar["StageTimer | None"] = ContextVar("vidsieve_stage_timer", default=None)
 
 
-class Timeline:
+class StageTimer:
     """Collects the stages that run inside its `with` block, in this thread."""
 
     def __init__(self, device: torch.device | None = None) -> None:
@@ -58,9 +58,9 @@ class Timeline:
             totals[name] = totals.get(name, 0.0) + share * spent
         return totals
 
-    def shared(self, timeline: "Timeline", among: int) -> None:
+    def shared(self, timer: "StageTimer", among: int) -> None:
         """Take over an equal share of what another measured for so many."""
-        self._stages += [(*measured, share / among) for *measured, share in timeline._stages]
+        self._stages += [(*measured, share / among) for *measured, share in timer._stages]
 
     def _now(self) -> Any:
         """This moment: an event of the device, or milliseconds."""
@@ -72,7 +72,7 @@ class Timeline:
 
 
 @contextmanager
-def unheard() -> Iterator[None]:
+def timing_disabled() -> Iterator[None]:
     """Nobody listens to the stages of this block."""
     token = _listening.set(None)
     try:
@@ -81,21 +81,21 @@ def unheard() -> Iterator[None]:
         _listening.reset(token)
 
 
-class stage:  # lower case, for it reads as a statement
-    """Report the time of this block as stage `name` to the surrounding `Timeline`, if there is one."""
+class timed:  # lower case, for it reads as a statement
+    """Report the time of this block as stage `name` to the surrounding `StageTimer`, if there is one."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def __enter__(self) -> None:
-        self._timeline = timeline = _listening.get()
-        if timeline is not None and timeline._last is None:
-            timeline._last = timeline._now()
+        self._timer = timer = _listening.get()
+        if timer is not None and timer._last is None:
+            timer._last = timer._now()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        timeline = self._timeline
-        if timeline is not None and error is None:
-            begin, timeline._last = timeline._last, timeline._now()
-            timeline._stages.append((self.name, begin, timeline._last, 1.0))
+        timer = self._timer
+        if timer is not None and error is None:
+            begin, timer._last = timer._last, timer._now()
+            timer._stages.append((self.name, begin, timer._last, 1.0))

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from vidsieve.telemetry.timing import Timeline
+from vidsieve.telemetry.timing import StageTimer
 from vidsieve.types.reduction import Reduction
 
 
@@ -55,7 +55,7 @@ class VideoRecord:
     at: Tensor
     frames: tuple[int, ...]
     grid: tuple[int, int] | None
-    timeline: Timeline
+    timer: StageTimer
     stages: tuple[StageRecord, ...] = ()
 
     @cached_property
@@ -97,7 +97,7 @@ class VideoRecord:
     @cached_property
     def stages_ms(self) -> dict[str, float]:
         """Milliseconds of each stage. Waits for the device."""
-        return self.timeline.milliseconds()
+        return self.timer.milliseconds()
 
     def __str__(self) -> str:
         return _sentence(self.before, self.after, self.segments, sum(self.stages_ms.values())) + self.by_layer
@@ -136,7 +136,7 @@ class CallRecord:
     videos: tuple[VideoRecord, ...]
     sequence: tuple[int, int]
     kv_length: int | None
-    timeline: Timeline
+    timer: StageTimer
     kv_bytes: tuple[int, ...] = ()
     flops: tuple[float, float] | None = None
     rows: OutputRows | None = None
@@ -155,7 +155,7 @@ class CallRecord:
     def stages_ms(self) -> dict[str, float]:
         """Milliseconds of each stage, over all videos of the call, and of "gather". Waits for the device."""
         totals: dict[str, float] = {}
-        for stages in (*(video.stages_ms for video in self.videos), self.timeline.milliseconds()):
+        for stages in (*(video.stages_ms for video in self.videos), self.timer.milliseconds()):
             for name, value in stages.items():
                 totals[name] = totals.get(name, 0.0) + value
         return totals

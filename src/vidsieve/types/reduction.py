@@ -16,73 +16,77 @@ class Reduction:
     """What became of N tokens: K of them are kept, the others dropped or folded into a kept one.
 
     kept: int64 (K,), sorted and unique, the tokens that stay.
-    source: int64 (N,), the row of `kept` that absorbed each token, -1 where it was dropped.
+    assigned_to: int64 (N,), the row of `kept` that absorbed each token, -1 where it was dropped.
     merges: whether any token was folded, so that `apply` averages rather than gathers.
-    link: int64 (N,), from each kept token through those it absorbed, -1 at the end of the way; None where not known.
+    next_member: int64 (N,), from each kept token through those it absorbed, -1 at the end of the way; None where not
+    known.
     row: int64 (N,), the row of each token that stays, -1 of others; None where not known.
     offsets, budget: the segments (S + 1,) and their budgets (S,) that led here, for reports.
-    bad: above 0 for NaN, inf or lengths out of range in the features (N,) it was made from, and in the prompt, where
-    nobody has looked yet: see `check`.
+    nonfinite: above 0 for NaN, inf or lengths out of range in the features (N,) it was made from, and in the prompt,
+    where nobody has looked yet: see `check`.
     original_statistics: what is known by now of the video as it came, for later reductions of what is left; None where
     not known.
     """
 
     kept: Tensor
-    source: Tensor
+    assigned_to: Tensor
     merges: bool = False
     offsets: Tensor | None = None
     budget: Tensor | None = None
-    bad: Tensor | None = None
-    link: Tensor | None = None
+    nonfinite: Tensor | None = None
+    next_member: Tensor | None = None
     row: Tensor | None = None
     original_statistics: OriginalStatistics | None = None
 
     def __post_init__(self) -> None:
-        for name in ("kept", "source"):
+        for name in ("kept", "assigned_to"):
             value = getattr(self, name)
             if value.ndim != 1 or value.dtype != torch.int64:
                 raise ValueError(f"expected {name} int64 (n,), got {show(value)}")
-        if len(self.kept) > len(self.source):
-            raise ValueError(f"kept {len(self.kept)} of only {len(self.source)} tokens")
+        if len(self.kept) > len(self.assigned_to):
+            raise ValueError(f"kept {len(self.kept)} of only {len(self.assigned_to)} tokens")
         # On an accelerator a look at the values would wait for the device; the contract tests look there instead.
         if self.kept.device.type == "cpu" and len(self.kept):
-            if (self.kept.diff() <= 0).any() or self.kept[0] < 0 or self.kept[-1] >= len(self.source):
-                raise ValueError(f"expected kept sorted, unique and within [0, {len(self.source)}), got {self.kept}")
-            if not torch.equal(self.source[self.kept], torch.arange(len(self.kept))):
+            if (self.kept.diff() <= 0).any() or self.kept[0] < 0 or self.kept[-1] >= len(self.assigned_to):
+                raise ValueError(
+                    f"expected kept sorted, unique and within [0, {len(self.assigned_to)}), got {self.kept}"
+                )
+            if not torch.equal(self.assigned_to[self.kept], torch.arange(len(self.kept))):
                 raise ValueError("expected every kept token to be its own source")
 
     @classmethod
     def select(cls, kept: Tensor, total: int, *, offsets: Tensor | None = None, budget: Tensor | None = None) -> Self:
         """Keep `kept` (K,) of `total` tokens and drop the others."""
-        source = torch.full((total,), -1, dtype=torch.int64, device=kept.device)
+        assigned_to = torch.full((total,), -1, dtype=torch.int64, device=kept.device)
         rows = torch.arange(len(kept), device=kept.device)
-        return cls(kept, source.scatter_(0, kept, rows), offsets=offsets, budget=budget)
+        return cls(kept, assigned_to.scatter_(0, kept, rows), offsets=offsets, budget=budget)
 
     @classmethod
     def identity(
         cls,
         total: int,
         device: torch.device,
-        bad: Tensor | None = None,
+        nonfinite: Tensor | None = None,
         original_statistics: OriginalStatistics | None = None,
     ) -> Self:
         """Keep every token."""
         everything = torch.arange(total, device=device)
-        return cls(everything, everything, bad=bad, original_statistics=original_statistics)
+        return cls(everything, everything, nonfinite=nonfinite, original_statistics=original_statistics)
 
     def __len__(self) -> int:
         return self.kept.shape[0]
 
     @property
-    def left(self) -> Tensor:
+    def kept_row(self) -> Tensor:
         """The row of each token that stays, -1 of others: int64 (N,)."""
         if not self.merges:
-            return self.source
-        return Reduction.select(self.kept, len(self.source)).source if self.row is None else self.row
+            return self.assigned_to
+        return Reduction.select(self.kept, len(self.assigned_to)).assigned_to if self.row is None else self.row
 
     def __repr__(self) -> str:
         verb = "merged" if self.merges else "dropped"
-        return f"Reduction({len(self.source)} tokens -> {len(self.kept)} kept, {len(self.source) - len(self)} {verb})"
+        n, k = len(self.assigned_to), len(self)
+        return f"Reduction({n} tokens -> {k} kept, {n - k} {verb})"
 
     def check(self) -> None:
         """Raise `NonFiniteFeatures` if the features or the prompt held NaN or inf. Waits for the device.
@@ -90,8 +94,8 @@ class Reduction:
         On CPU a reducer has looked before it returns; on an accelerator that would be its only wait, so it is left to
         whoever waits anyway.
         """
-        if self.bad is not None:
-            ops.raise_if_bad(self.bad)
+        if self.nonfinite is not None:
+            ops.raise_if_bad(self.nonfinite)
 
     def gather(self, x: Tensor) -> Tensor:
         """The kept rows of `x` (N, ...), for what must not be averaged (positions, masks): (K, ...)."""
@@ -99,8 +103,8 @@ class Reduction:
         return x.index_select(0, self.kept)
 
     def _expect(self, name: str, x: Tensor) -> None:
-        if x.ndim < 1 or len(x) != len(self.source):
-            raise ValueError(f"expected {name} of the {len(self.source)} tokens that were reduced, got {show(x)}")
+        if x.ndim < 1 or len(x) != len(self.assigned_to):
+            raise ValueError(f"expected {name} of the {len(self.assigned_to)} tokens that were reduced, got {show(x)}")
 
     def apply(self, x: Tensor, count: Tensor | None = None) -> Tensor:
         """`x` (N, ...) reduced to (K, ...): the kept rows, or the mean of all that each kept row absorbed.
@@ -111,7 +115,9 @@ class Reduction:
         self._expect("x", x)
         if count is not None:
             self._expect("count", count)
-        return ops.merge_mean(x, self.source, self.kept, count, self.link) if self.merges else self.gather(x)
+        if not self.merges:
+            return self.gather(x)
+        return ops.merge_mean(x, self.assigned_to, self.kept, count, self.next_member)
 
     def then(self, later: "Reduction") -> "Reduction":
         """This reduction followed by `later`, which saw the K tokens this one kept.
@@ -119,25 +125,24 @@ class Reduction:
         offsets, budget: those of `later`, the bounds counted in the N tokens here; this one's where `later` dropped
         nothing and had none, and None where it dropped tokens without saying by which segments.
         """
-        if len(later.source) != len(self.kept):
+        if len(later.assigned_to) != len(self.kept):
             raise ValueError(f"expected a reduction of {len(self.kept)} tokens to follow, got {later}")
-        source = torch.where(self.source < 0, -1, later.source[self.source.clamp(min=0)])
+        assigned_to = torch.where(self.assigned_to < 0, -1, later.assigned_to[self.assigned_to.clamp(min=0)])
         offsets, budget = later.offsets, later.budget
         if offsets is not None:  # a segment of what was left begins where its first token is among the N
-            offsets = torch.cat([self.kept.new_zeros(1), self.kept[1:], self.kept.new_full((1,), len(self.source))])[
-                offsets
-            ]
+            end = self.kept.new_full((1,), len(self.assigned_to))
+            offsets = torch.cat([self.kept.new_zeros(1), self.kept[1:], end])[offsets]
         elif len(later) == len(self):
             offsets, budget = self.offsets, self.budget
         merges = self.merges or later.merges
         return Reduction(
-            self.kept[later.kept], source, merges, offsets, budget, self._bad_before(later),
+            self.kept[later.kept], assigned_to, merges, offsets, budget, self._nonfinite_before(later),
             original_statistics=later.original_statistics or self.original_statistics,
         )  # fmt: skip
 
-    def _bad_before(self, later: "Reduction") -> Tensor | None:
-        """`bad` of the N tokens here, or where none is, of those `later` saw: NaN that merged counts once."""
-        if later.bad is None:
-            return self.bad
-        found = later.bad.new_zeros(len(self.source)).index_copy_(0, self.kept, later.bad)
-        return found if self.bad is None else torch.where(self.bad.any(), self.bad, found)
+    def _nonfinite_before(self, later: "Reduction") -> Tensor | None:
+        """`nonfinite` of the N tokens here, or where none is, of those `later` saw: NaN that merged counts once."""
+        if later.nonfinite is None:
+            return self.nonfinite
+        found = later.nonfinite.new_zeros(len(self.assigned_to)).index_copy_(0, self.kept, later.nonfinite)
+        return found if self.nonfinite is None else torch.where(self.nonfinite.any(), self.nonfinite, found)

@@ -27,23 +27,23 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Origin:
+class Provenance:
     """Where the tokens of an already reduced video come from.
 
-    whole: the video as it came.  kept: int64 (N,), the row of `whole` whose place each token holds.
-    counted: finds `count`, for most never ask.
-    statistics: what earlier reductions found out of `whole`.
+    original: the video as it came.  original_index: int64 (N,), the row of `original` whose place each token holds.
+    count: computes `multiplicity`, for most never ask.
+    statistics: what earlier reductions found out of `original`.
     """
 
-    whole: "VideoTokens"
-    kept: Tensor
-    counted: Callable[[], Tensor | None] = lambda: None
+    original: "VideoTokens"
+    original_index: Tensor
+    count: Callable[[], Tensor | None] = lambda: None
     statistics: OriginalStatistics = OriginalStatistics()
 
     @cached_property
-    def count(self) -> Tensor | None:
-        """How many rows of `whole` each token stands for, itself included: int64 (N,), None where each is alone."""
-        return self.counted()
+    def multiplicity(self) -> Tensor | None:
+        """How many rows of `original` each token stands for, itself included: int64 (N,), None where each is alone."""
+        return self.count()
 
     @classmethod
     def of(cls, whole: "VideoTokens") -> Self:
@@ -54,28 +54,30 @@ class Origin:
         """Where what `reduction` leaves of these tokens comes from."""
 
         def counted() -> Tensor | None:
-            count = self.count
+            count = self.multiplicity
             if reduction.merges:
-                ones = torch.ones_like(reduction.source) if count is None else count
+                ones = torch.ones_like(reduction.assigned_to) if count is None else count
                 # What was dropped has source -1, and is counted in a place of its own.
-                return ones.new_zeros(1 + len(reduction)).index_add_(0, reduction.source + 1, ones)[1:]
+                return ones.new_zeros(1 + len(reduction)).index_add_(0, reduction.assigned_to + 1, ones)[1:]
             return None if count is None else count[reduction.kept]
 
-        all_left = len(self.kept) == len(self.whole)
-        kept = reduction.kept if all_left else self.kept[reduction.kept]
-        return replace(self, kept=kept, counted=counted, statistics=reduction.original_statistics or self.statistics)
+        all_left = len(self.original_index) == len(self.original)
+        kept = reduction.kept if all_left else self.original_index[reduction.kept]
+        return replace(
+            self, original_index=kept, count=counted, statistics=reduction.original_statistics or self.statistics
+        )
 
 
 class _FramesLeft(Sequence[int]):
     """Tokens in each frame that has any left, counted on the device when they are asked for first."""
 
-    def __init__(self, origin: Origin) -> None:
-        self._origin = origin
+    def __init__(self, provenance: Provenance) -> None:
+        self._provenance = provenance
 
     @cached_property
     def _counts(self) -> tuple[int, ...]:
-        whole = self._origin.whole
-        counts = torch.bincount(whole.frame[self._origin.kept], minlength=len(whole.frames)).tolist()
+        whole = self._provenance.original
+        counts = torch.bincount(whole.frame[self._provenance.original_index], minlength=len(whole.frames)).tolist()
         return tuple(n for n in counts if n)
 
     def __len__(self) -> int:
@@ -95,25 +97,25 @@ class VideoTokens:
     features: (N, D) floating point.  frames: tokens in each frame, T positive integers that sum to N (known on the
     host, so that no later stage has to ask the device; of a reduced video they are counted when somebody looks).
     grid: (rows, columns) of a frame's tokens where they form one.
-    produced: how many tokens the model made of the video before any reduction; `keep` is a fraction of this.
-    origin: what these tokens are left of; None for a video as it came.
+    original_count: how many tokens the model made of the video before any reduction; `keep` is a fraction of this.
+    provenance: what these tokens are left of; None for a video as it came.
     attended: the attention each token received in the layer before, (N,) for each kind of query (relevance.py); None
     where there is no layer before.
-    videos: how many of one layout these are, one after another: frames, grid and produced are then of each.
+    videos: how many of one layout these are, one after another: frames, grid and original_count are then of each.
     """
 
     features: Tensor
     frames: Sequence[int]
     grid: tuple[int, int] | None = None
-    produced: int = field(default=0)
-    origin: Origin | None = None
+    original_count: int = field(default=0)
+    provenance: Provenance | None = None
     attended: Mapping[str, Tensor] | None = None
     videos: int = 1
 
     def __post_init__(self) -> None:
         if self.features.ndim != 2 or not self.features.is_floating_point():
             raise ValueError(f"expected floating-point features (N, D), got {show(self.features)}")
-        if self.origin is not None:
+        if self.provenance is not None:
             return  # its frames follow from it, and counting them now would wait for the device
         if not self.frames or min(self.frames) < 1 or sum(self.frames) * self.videos != len(self.features):
             each = f" / {self.videos}" if self.videos > 1 else ""
@@ -122,8 +124,8 @@ class VideoTokens:
             )
         if self.grid is not None and {*self.frames} != {self.grid[0] * self.grid[1]}:
             raise ValueError(f"expected {self.grid[0]} x {self.grid[1]} tokens in each frame, got {self.frames}")
-        if not self.produced:
-            object.__setattr__(self, "produced", self.each)
+        if not self.original_count:
+            object.__setattr__(self, "original_count", self.tokens_per_video)
 
     @classmethod
     def from_grid(cls, features: Tensor, frames: int, rows: int, columns: int) -> Self:
@@ -131,15 +133,15 @@ class VideoTokens:
         return cls(features, (rows * columns,) * frames, (rows, columns))
 
     @classmethod
-    def left_of(cls, origin: Origin, features: Tensor, attended: Mapping[str, Tensor] | None = None) -> Self:
+    def left_of(cls, provenance: Provenance, features: Tensor, attended: Mapping[str, Tensor] | None = None) -> Self:
         """What is left of a video, with the `features` (N, D) it has now."""
-        whole = origin.whole
+        whole = provenance.original
         untouched = len(features) == len(whole)
-        frames = whole.frames if untouched else _FramesLeft(origin)
-        return cls(features, frames, whole.grid if untouched else None, whole.produced, origin, attended)
+        frames = whole.frames if untouched else _FramesLeft(provenance)
+        return cls(features, frames, whole.grid if untouched else None, whole.original_count, provenance, attended)
 
     @classmethod
-    def together(cls, videos: Sequence["VideoTokens"]) -> Self:
+    def stack(cls, videos: Sequence["VideoTokens"]) -> Self:
         """Several videos of one layout as one; copies their features where they are not neighbours in memory."""
         x = _joined([video.features for video in videos])
         return cls(x, videos[0].frames, videos[0].grid, videos=len(videos))
@@ -148,7 +150,7 @@ class VideoTokens:
         return self.features.shape[0]
 
     @property
-    def each(self) -> int:
+    def tokens_per_video(self) -> int:
         """Tokens of one video: N, unless these are several."""
         return len(self.features) // self.videos
 
@@ -157,14 +159,14 @@ class VideoTokens:
         return f"VideoTokens({show(self.features)}, {shape})"
 
     @property
-    def whole(self) -> "VideoTokens":
+    def original(self) -> "VideoTokens":
         """The video as it came: these tokens, unless they are what a reduction left of it."""
-        return self if self.origin is None else self.origin.whole
+        return self if self.provenance is None else self.provenance.original
 
     @property
-    def at(self) -> Tensor | None:
-        """Which tokens of `whole` these are: int64 (N,), None for all of them."""
-        return None if self.origin is None else self.origin.kept
+    def original_index(self) -> Tensor | None:
+        """Which tokens of `original` these are: int64 (N,), None for all of them."""
+        return None if self.provenance is None else self.provenance.original_index
 
     @property
     def regular(self) -> bool:
@@ -189,21 +191,21 @@ class VideoTokens:
         return torch.tensor((0, *self.frames), device=device).cumsum(0)
 
     @property
-    def count(self) -> Tensor | None:
+    def multiplicity(self) -> Tensor | None:
         """How many tokens of the video as it came each one stands for: int64 (N,), None where each is itself alone."""
-        return None if self.origin is None else self.origin.count
+        return None if self.provenance is None else self.provenance.multiplicity
 
     def from_original(self, x: Tensor) -> Tensor:
         """Take `x` (N', ...), a row for each token of the video as it came, to the tokens that are left: (N, ...)."""
-        return x if self.origin is None else x[self.origin.kept]
+        return x if self.provenance is None else x[self.provenance.original_index]
 
     def reduced(self, reduction: Reduction) -> "VideoTokens":
-        """The tokens that `reduction` leaves; `keep` of a later stage still counts from `produced`."""
-        origin = (self.origin or Origin.of(self)).then(reduction)
+        """The tokens that `reduction` leaves; `keep` of a later stage still counts from `original_count`."""
+        provenance = (self.provenance or Provenance.of(self)).then(reduction)
         attended = self.attended
         if attended is not None:  # like the features, the mean of what merged
-            attended = {kind: reduction.apply(mass, self.count) for kind, mass in attended.items()}
-        return VideoTokens.left_of(origin, reduction.apply(self.features, self.count), attended)
+            attended = {kind: reduction.apply(mass, self.multiplicity) for kind, mass in attended.items()}
+        return VideoTokens.left_of(provenance, reduction.apply(self.features, self.multiplicity), attended)
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,7 +223,7 @@ class Prompt:
             raise ValueError(f"expected embeddings (M, D) of at least one token, got {show(self.embeddings)}")
 
     @classmethod
-    def together(cls, prompts: Sequence["Prompt"]) -> Self:
+    def stack(cls, prompts: Sequence["Prompt"]) -> Self:
         """The questions to several videos as one."""
         parts = [prompt.embeddings for prompt in prompts]
         return cls(torch.cat(parts), tuple(map(len, parts)))

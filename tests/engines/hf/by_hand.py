@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.engines.hf import tiny
 from vidsieve.methods.base import Reducer
-from vidsieve.types.tokens import Origin, Prompt, VideoTokens
+from vidsieve.types.tokens import Prompt, Provenance, VideoTokens
 
 
 @dataclass
@@ -95,7 +95,7 @@ def reduce(model: Any, inputs: tiny.Inputs, reducer: Reducer, videos: int = 1, q
             for stream in (merged.embeddings, *merged.deepstack):
                 old = stream[at].clone()
                 for row, kept in enumerate(reduction.kept.tolist()):
-                    stream[at[kept]] = old[reduction.source == row].mean(0)
+                    stream[at[kept]] = old[reduction.assigned_to == row].mean(0)
     return merged.keep(stays)
 
 
@@ -215,11 +215,11 @@ def _layers(
                     attended = {kind: rows.mean((0, 1))[at] for kind, rows in attended.items()}
                 if i:
                     kept, count = torch.arange(len(whole)), torch.ones(len(whole), dtype=torch.long)
-                    origin = left.origin or Origin(whole, kept, lambda count=count: count)
+                    origin = left.provenance or Provenance(whole, kept, lambda count=count: count)
                     left = VideoTokens.left_of(origin, hidden[at], attended)
                 reduction = stages[i].reduce(left, Prompt(hidden[-question:]))
-                weight = torch.ones(len(left)) if left.count is None else left.count.float()
-                decisions[i] = Decision(at, reduction.kept, reduction.source, weight)
+                weight = torch.ones(len(left)) if left.multiplicity is None else left.multiplicity.float()
+                decisions[i] = Decision(at, reduction.kept, reduction.assigned_to, weight)
                 left = left.reduced(reduction)
             decision = decisions[i]
             stays = decision.stays(len(hidden))

@@ -16,7 +16,7 @@ class Loudest(Reducer):
     keep: float = 0.25
 
     def reduce(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Reduction:
-        loud = tokens.features.norm(dim=-1).topk(kept_count(self.keep, tokens.produced)).indices
+        loud = tokens.features.norm(dim=-1).topk(kept_count(self.keep, tokens.original_count)).indices
         return Reduction.select(loud.sort().values, len(tokens))
 
 

@@ -58,7 +58,7 @@ def test_stages_are_validated() -> None:
     with pytest.raises(ValueError, match="make it the stage at 0"):
         Chain(stage, Staged({1: stage}))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="expected a Reducer or a Staged"):
-        attach(tiny.model("qwen2_5_vl"), Staged)  # type: ignore[arg-type]
+        attach(tiny.model("qwen2_5_vl"), 0.3)  # type: ignore[arg-type]
 
 
 def test_stages_that_a_model_has_no_layers_for() -> None:

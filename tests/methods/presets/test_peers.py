@@ -65,7 +65,7 @@ def test_visionzip_gathers_what_the_dominant_tokens_leave() -> None:
     found = VisionZip(4 / 6, contextual=0.5, attention=attention).reduce(tokens)
     # Dominant: 1 and 2. Of 0, 3, 4, 5, every second is a centre: 0 and 4. 3 and 5 are equally unlike both, 0 is first.
     assert found.kept.tolist() == [0, 1, 2, 4]
-    assert found.source.tolist() == [0, 1, 2, 0, 3, 0]
+    assert found.assigned_to.tolist() == [0, 1, 2, 0, 3, 0]
     torch.testing.assert_close(found.apply(tokens.features)[0], (A + 2 * D + 0.1 * C) / 3)
     assert torch.equal(found.apply(tokens.features)[1], B)  # a dominant token absorbs nothing
 
@@ -94,7 +94,7 @@ def test_flashvid_grows_trees_and_keeps_the_largest() -> None:
     kept = torch.tensor([False] * 6 + [True])
     found = rooted(parent, kept, 2)
     assert found.kept.tolist() == [0, 6]
-    assert found.source.tolist() == [0, 0, 0, -1, -1, -1, 1]
+    assert found.assigned_to.tolist() == [0, 0, 0, -1, -1, -1, 1]
     assert rooted(parent, kept, 3).kept.tolist() == [0, 3, 6]
 
 
@@ -103,7 +103,7 @@ def test_flashvid_joins_equal_tokens_of_a_scene_and_none_across_a_cut() -> None:
     tokens = video(still, still, [-A, -B, -C], [-A, -B, -C])
     found = FlashVid(6 / 12, selected=0.0).reduce(tokens)
     assert found.kept.tolist() == [0, 1, 2, 6, 7, 8]
-    assert found.source.tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 5, 3, 4, 5]
+    assert found.assigned_to.tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 5, 3, 4, 5]
 
 
 def test_own_attention_is_shared_out_within_each_frame() -> None:

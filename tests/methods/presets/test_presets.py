@@ -48,8 +48,8 @@ def test_pyramiddrop_halves_at_every_quarter_of_the_depth() -> None:
     tokens = attended_video(8, mass)
     assert kept(stages[8], tokens) == [0, 2, 4, 6]
     left = tokens.reduced(stages[8].reduce(tokens))
-    assert left.produced == 8
-    later = VideoTokens.left_of(left.origin, left.features, {"last": torch.tensor([1.0, 4.0, 2.0, 3.0])})  # type: ignore[arg-type]
+    assert left.original_count == 8
+    later = VideoTokens.left_of(left.provenance, left.features, {"last": torch.tensor([1.0, 4.0, 2.0, 3.0])})  # type: ignore[arg-type]
     assert kept(stages[16], later) == [1, 3]  # a quarter of eight, by the attention of that layer
     assert kept(stages[24], later) == [1]
 

@@ -15,7 +15,7 @@ import threading
 from types import TracebackType
 from typing import Any
 
-from vidsieve.engines.graph import Replay
+from vidsieve.engines.graph import ReductionGraph
 from vidsieve.engines.hf import arguments, contract
 from vidsieve.engines.hf.families import adapter_for
 from vidsieve.engines.hf.intercept import Interceptions
@@ -84,7 +84,7 @@ class Attachment:
         self.target = Target.of(model)
         stages = reducer.layers(len(self.target.costs)) if isinstance(reducer, Staged) else {0: reducer}
         first = stages.pop(0, None)
-        self._replay = None if first is None else Replay(first)
+        self._replay = None if first is None else ReductionGraph(first)
         refuse_attention(first)
         arguments.refuse_compiled(model, self.target.body, self.target.decoder)
         contract.check(model, self.target.adapter, layers=bool(stages))

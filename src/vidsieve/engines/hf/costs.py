@@ -55,7 +55,7 @@ def affordable(
             "or stage earlier"
         )
     own: float = reducer.keep  # type: ignore[attr-defined]  # Staged has seen to it
-    keep = left / sum(video.tokens.produced for video in mine)
+    keep = left / sum(video.tokens.original_count for video in mine)
     return replace(reducer, keep=min(keep, own))  # type: ignore[type-var]
 
 

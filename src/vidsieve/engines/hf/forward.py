@@ -15,7 +15,7 @@ from vidsieve.engines.hf.prompt import HostInputs, PromptLayout
 from vidsieve.engines.hf.sequence import SequenceSelection, VideoReduction, moved
 from vidsieve.engines.hf.tracked import Finite, SequenceUpdate, TrackedVideo
 from vidsieve.errors import UnsupportedCall
-from vidsieve.telemetry.timing import Timeline
+from vidsieve.telemetry.timing import StageTimer
 
 KEY = "vidsieve_state"  # the keyword argument in which the decoder hands its layers the state of the sequence
 
@@ -55,7 +55,7 @@ class SequenceState:
     past: tokens that the cache holds in each layer.  prompt: as it came.  videos: as they shrink.  queries: for each
     kind of query, its columns in each row, as the sequence is.  first: what the decoder's input is of the prompt, None
     for all of it.  begins: how a cache of it begins.  counts: tokens in each row of the input.  padded: whether there
-    is any padding, in the prompt or the cache.  entered: the columns of each video in the input.  timeline: of all but
+    is any padding, in the prompt or the cache.  entered: the columns of each video in the input.  timer: of all but
     the reductions: each video has its own.
     Of its layers, each by the first layer it holds for,
     updates: the sequence from a stage on.  done: the stages that have been, also those that removed nothing.
@@ -77,7 +77,7 @@ class SequenceState:
     counts: tuple[int, ...] = ()
     padded: bool = True
     entered: tuple[Columns, ...] = ()
-    timeline: Timeline = field(default_factory=Timeline)
+    timer: StageTimer = field(default_factory=StageTimer)
     updates: dict[int, SequenceUpdate] = field(default_factory=dict, init=False)
     done: set[int] = field(default_factory=set, init=False)
     attended: dict[int, dict[int, dict[str, Tensor]]] = field(default_factory=dict, init=False)

@@ -18,7 +18,7 @@ from vidsieve.engines.hf.columns import Columns
 from vidsieve.engines.hf.families import Adapter
 from vidsieve.errors import UnsupportedCall
 from vidsieve.types.reduction import Reduction
-from vidsieve.types.tokens import Origin
+from vidsieve.types.tokens import Provenance
 
 # What `reduce_arguments` treats itself.
 _SEQUENCE = {"input_ids", "inputs_embeds", "attention_mask", "position_ids"}
@@ -94,7 +94,7 @@ class VideoReduction:
     row: int
     at: Columns
     reduction: Reduction
-    origin: Origin | None = None
+    origin: Provenance | None = None
 
     @cached_property
     def left(self) -> Tensor:
@@ -108,11 +108,11 @@ class VideoReduction:
     def among(self, x: Tensor, index: Tensor) -> Tensor:
         """`x` (L, D), all of the prompt, at `index` (M,), what stays of it: the means are among the others."""
         reduction = _on(self.reduction, x.device)
-        source, kept, link = reduction.source, reduction.kept, reduction.link
+        source, kept, link = reduction.assigned_to, reduction.kept, reduction.next_member
         return ops.merge_among(x, index, self.at.begin, source, kept, self._count(x.device), link)
 
     def _count(self, device: torch.device) -> Tensor | None:
-        count = None if self.origin is None else self.origin.count
+        count = None if self.origin is None else self.origin.multiplicity
         return None if count is None else count.to(device)
 
 
@@ -128,7 +128,7 @@ def left_by(
     valid: int64 (B, L), 0 on padding, else 1; None without padding.  holes: padding after the first token of each row.
     """
     if len(reductions) == len(counts) == 1 and reductions[0].at.as_slice is not None and valid is None:
-        return SequenceSelection.of(reductions[0].reduction.left[None], counts, reductions[0].at.begin, length)
+        return SequenceSelection.of(reductions[0].reduction.kept_row[None], counts, reductions[0].at.begin, length)
     if valid is None:
         left = torch.zeros(len(counts), length, dtype=torch.int64, device=reductions[0].at.device)
     else:
@@ -136,9 +136,9 @@ def left_by(
     for one in reductions:
         row = left[one.row]
         if one.at.as_slice is None:
-            row.index_copy_(0, one.at.at, one.reduction.left)
+            row.index_copy_(0, one.at.at, one.reduction.kept_row)
         else:
-            row[one.at.as_slice].copy_(one.reduction.left)
+            row[one.at.as_slice].copy_(one.reduction.kept_row)
     if valid is None or not any(holes):
         return SequenceSelection.of(left, counts)
     kept = SequenceSelection.of(left, [count + hole for count, hole in zip(counts, holes, strict=True)])
@@ -253,5 +253,5 @@ def _on(reduction: Reduction, device: torch.device) -> Reduction:
     """`reduction` for tensors on `device`: a model spread over devices keeps its deepstack rows elsewhere."""
     if reduction.kept.device == device:
         return reduction
-    link = None if reduction.link is None else reduction.link.to(device)
-    return Reduction(reduction.kept.to(device), reduction.source.to(device), reduction.merges, link=link)
+    link = None if reduction.next_member is None else reduction.next_member.to(device)
+    return Reduction(reduction.kept.to(device), reduction.assigned_to.to(device), reduction.merges, next_member=link)

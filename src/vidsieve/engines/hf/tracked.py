@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidsieve.engines.graph import Replay
+from vidsieve.engines.graph import ReductionGraph
 from vidsieve.engines.hf.columns import Columns
 from vidsieve.engines.hf.prompt import VideoSpan
 from vidsieve.engines.hf.sequence import SequenceSelection, VideoReduction, reduced
 from vidsieve.engines.streams import stream_for
 from vidsieve.methods.base import Reducer, kept_count
-from vidsieve.telemetry.timing import Timeline
+from vidsieve.telemetry.timing import StageTimer
 from vidsieve.telemetry.trace import StageRecord, VideoRecord
 from vidsieve.types.reduction import Reduction
-from vidsieve.types.tokens import Origin, Prompt, VideoTokens
+from vidsieve.types.tokens import Prompt, Provenance, VideoTokens
 
 
 @dataclass(eq=False)
@@ -26,7 +26,7 @@ class TrackedVideo:
     """One video of a pass, as it shrinks.
 
     span: where it is in the prompt as it came.  tokens: as they came.  at: the columns of those that are left
-    in the sequence as it is.  stages: what each did.  timeline: of its reductions.
+    in the sequence as it is.  stages: what each did.  timer: of its reductions.
     """
 
     span: VideoSpan
@@ -35,23 +35,23 @@ class TrackedVideo:
     stages: list[StageRecord] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.timeline = Timeline(self.at.device)
-        self._origin: tuple[int, Origin] | None = None  # after so many stages
+        self.timer = StageTimer(self.at.device)
+        self._origin: tuple[int, Provenance] | None = None  # after so many stages
 
     @property
-    def origin(self) -> Origin:
+    def origin(self) -> Provenance:
         """Of what is left. Found when a stage asks, for no one does after the last."""
-        done, origin = self._origin or (0, Origin.of(self.tokens))
+        done, origin = self._origin or (0, Provenance.of(self.tokens))
         for record in self.stages[done:]:
             origin = origin.then(record.reduction)
         self._origin = len(self.stages), origin
         return origin
 
     @property
-    def entered(self) -> Origin | None:
+    def entered(self) -> Provenance | None:
         """Of what entered the language model, None where that is the whole video."""
         before = [record.reduction for record in self.stages if record.layer == 0]
-        return Origin.of(self.tokens).then(before[0]) if before else None
+        return Provenance.of(self.tokens).then(before[0]) if before else None
 
     @property
     def after(self) -> int:
@@ -61,9 +61,7 @@ class TrackedVideo:
     def record(self) -> VideoRecord:
         """What became of it so far."""
         span = self.span
-        return VideoRecord(
-            span.row, torch.from_numpy(span.at), span.frames, span.grid, self.timeline, tuple(self.stages)
-        )
+        return VideoRecord(span.row, torch.from_numpy(span.at), span.frames, span.grid, self.timer, tuple(self.stages))
 
     def reduction_since(self, layer: int) -> Reduction:
         """What the stages from `layer` on did together."""
@@ -72,16 +70,16 @@ class TrackedVideo:
 
     @staticmethod
     def reduce_each(
-        videos: "Sequence[TrackedVideo]", replay: Replay, prompts: Sequence[Prompt | None]
+        videos: "Sequence[TrackedVideo]", replay: ReductionGraph, prompts: Sequence[Prompt | None]
     ) -> Callable[[], None]:
         """Reduce whole videos before the language model, those of one layout together. What is returned ends it."""
-        timeline = Timeline(videos[0].at.device)
-        with torch.no_grad(), timeline:
+        timer = StageTimer(videos[0].at.device)
+        with torch.no_grad(), timer:
             settle = replay.reduce_each([video.tokens for video in videos], prompts)
 
         def end() -> None:
             for video, reduction in zip(videos, settle(), strict=True):
-                video.timeline.shared(timeline, len(videos))
+                video.timer.shared(timer, len(videos))
                 video.stages.append(StageRecord(0, len(video.tokens), len(reduction), reduction))
                 _warn_if_idle(replay.reducer, len(video.tokens), len(reduction))
 
@@ -89,7 +87,7 @@ class TrackedVideo:
 
     def reduce(self, layer: int, reducer: Reducer, tokens: VideoTokens, prompt: Prompt | None) -> Reduction:
         """Reduce `tokens`, what is left, as they enter `layer`."""
-        with torch.no_grad(), self.timeline:
+        with torch.no_grad(), self.timer:
             reduction = reducer.reduce(tokens, prompt)
         self.stages.append(StageRecord(layer, len(tokens), len(reduction), reduction))
         return reduction
@@ -106,7 +104,7 @@ class Finite:
     def look(self, reductions: Sequence[Reduction]) -> None:
         """Ask."""
         self._reductions = reductions
-        bad = [reduction.bad for reduction in reductions if reduction.bad is not None]
+        bad = [reduction.nonfinite for reduction in reductions if reduction.nonfinite is not None]
         if bad:
             aside = stream_for("look", bad[0].device) if bad[0].is_cuda else None
             if aside is not None:

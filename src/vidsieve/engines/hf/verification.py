@@ -183,8 +183,8 @@ def _reduce(clips: list[_Clip], reductions: list[Reduction], streams: list[Tenso
         stays[clip.at] = False
         stays[at] = True
         old = torch.ones_like(clip.at) if clip.count is None else clip.count
-        folded = reduction.source >= 0
-        clip.count = torch.zeros_like(at).index_add_(0, reduction.source[folded], old[folded])
+        folded = reduction.assigned_to >= 0
+        clip.count = torch.zeros_like(at).index_add_(0, reduction.assigned_to[folded], old[folded])
         clip.at = at
     moved = stays.cumsum(0) - 1
     for clip in clips:

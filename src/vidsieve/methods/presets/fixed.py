@@ -8,12 +8,12 @@ from vidsieve.methods.base import (
     check_given,
     check_keep,
     kept_count,
-    refuse_non_finite,
+    pending_nonfinite,
+    raise_if_nonfinite,
     requires_of,
-    unseen,
 )
 from vidsieve.methods.measure import identity, measure
-from vidsieve.telemetry.timing import stage
+from vidsieve.telemetry.timing import timed
 from vidsieve.types.reduction import Reduction
 from vidsieve.types.statistics import TokenStatistics
 from vidsieve.types.tokens import Prompt, VideoTokens
@@ -30,13 +30,15 @@ class FixedSize(Reducer):
 
     def reduce(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Reduction:
         check_given(tokens, prompt)
-        total = min(kept_count(self.keep, tokens.produced), len(tokens))
+        total = min(kept_count(self.keep, tokens.original_count), len(tokens))
         if total == len(tokens):
             return identity(tokens)
         stats = measure(tokens, requires_of(self), prompt)
-        refuse_non_finite(stats, prompt)
-        with stage("select"):
-            return replace(self._reduce(tokens, stats, prompt, total), bad=unseen(stats.required("nonfinite")))
+        raise_if_nonfinite(stats, prompt)
+        with timed("select"):
+            return replace(
+                self._reduce(tokens, stats, prompt, total), nonfinite=pending_nonfinite(stats.required("nonfinite"))
+            )
 
     @abstractmethod
     def _reduce(self, tokens: VideoTokens, stats: TokenStatistics, prompt: Prompt | None, total: int) -> Reduction:

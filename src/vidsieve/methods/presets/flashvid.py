@@ -111,7 +111,7 @@ def rooted(parent: Tensor, kept: Tensor, total: int) -> Reduction:
     size[kept] = n + 1
     kept = size.argsort(descending=True, stable=True)[:total].sort().values
     reduction = Reduction.select(kept, n)
-    return replace(reduction, source=reduction.source[root], merges=True)
+    return replace(reduction, assigned_to=reduction.assigned_to[root], merges=True)
 
 
 @register_method()

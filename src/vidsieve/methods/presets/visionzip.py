@@ -53,8 +53,8 @@ class VisionZip(FixedSize):
             target[rest] = centres[(x[rest] @ x[centres].mT).argmax(1)]
             target[centres] = centres
         reduction = Reduction.select(kept.nonzero()[:, 0], len(tokens))
-        source = torch.where(target < 0, -1, reduction.source[target.clamp(min=0)])
-        return replace(reduction, source=source, merges=True, offsets=segments.offsets, budget=budget)
+        source = torch.where(target < 0, -1, reduction.assigned_to[target.clamp(min=0)])
+        return replace(reduction, assigned_to=source, merges=True, offsets=segments.offsets, budget=budget)
 
 
 @register_method()

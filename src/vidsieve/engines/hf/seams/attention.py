@@ -19,7 +19,7 @@ from vidsieve.engines.hf.intercept import Interceptions
 from vidsieve.errors import UnsupportedCall
 from vidsieve.methods.base import Reducer
 from vidsieve.methods.relevance import PromptAttention
-from vidsieve.telemetry.timing import stage
+from vidsieve.telemetry.timing import timed
 
 
 class AttentionSeam:
@@ -78,7 +78,7 @@ class AttentionSeam:
         if layer in sequence.done:
             return
         home = sequence.videos[0].at.device
-        with torch.no_grad(), sequence.timeline, stage("attention"):
+        with torch.no_grad(), sequence.timer, timed("attention"):
             seen = sequence.read_masks.get(layer)
             seen = None if seen is None else seen.to(query.device).bool()
             for row in {video.span.row for video in sequence.videos}:

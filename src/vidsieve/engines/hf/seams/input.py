@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vidsieve.engines.graph import Replay
+from vidsieve.engines.graph import ReductionGraph
 from vidsieve.engines.hf import contract, costs, prompt
 from vidsieve.engines.hf.cache import (
     check_length,
@@ -36,7 +36,7 @@ from vidsieve.engines.hf.sequence import VideoReduction, left_by, reduce_argumen
 from vidsieve.engines.hf.target import Target
 from vidsieve.engines.hf.tracked import TrackedVideo
 from vidsieve.errors import UnsupportedCall
-from vidsieve.telemetry.timing import Timeline, stage
+from vidsieve.telemetry.timing import StageTimer, timed
 from vidsieve.telemetry.trace import CallRecord, Trace
 from vidsieve.types.tokens import Prompt, VideoTokens
 
@@ -52,7 +52,7 @@ class InputSeam:
     def __init__(
         self,
         target: Target,
-        replay: Replay | None,
+        replay: ReductionGraph | None,
         layers: LayersSeam | None,
         output: OutputSeam,
         trace: Trace,
@@ -113,15 +113,15 @@ class InputSeam:
             host_inputs, state.host_inputs = state.host_inputs, None
             found = None if host_inputs is None else self._find(host_inputs, state.copies)
             if found is not None and found.spans and found.not_padding.shape == embeds.shape[:2]:
-                with Timeline(embeds.device) as timeline:
-                    return args, self._reduce(state, found, kwargs, timeline)
+                with StageTimer(embeds.device) as timer:
+                    return args, self._reduce(state, found, kwargs, timer)
         new = continued(kwargs)
         if self._layers is not None and any(layer > 0 for layer in prefixes_of(contract.cache_of(kwargs))):
             new = {**new, KEY: _sequence(kwargs)}
         return args, new
 
     def _reduce(
-        self, state: ForwardState, found: prompt.PromptLayout, kwargs: Arguments, timeline: Timeline
+        self, state: ForwardState, found: prompt.PromptLayout, kwargs: Arguments, timer: StageTimer
     ) -> Arguments:
         """The decoder's arguments without the dropped tokens, and the memory of them on the cache."""
         embeds, cache, layers = kwargs["inputs_embeds"], contract.cache_of(kwargs), self._layers
@@ -135,7 +135,7 @@ class InputSeam:
         videos, settle = self._videos(found, embeds, queries["question"])
         # The device is busy now, so what the host can say without it is said here.
         self._refuse(kwargs)
-        sequence = _sequence(kwargs, prompt=found, videos=videos, queries=queries, timeline=timeline)
+        sequence = _sequence(kwargs, prompt=found, videos=videos, queries=queries, timer=timer)
         mask, past = sequence.mask, sequence.held
         if mask is not None:
             check_length(mask, sequence.start + sequence.length)
@@ -151,7 +151,7 @@ class InputSeam:
         for video in videos:
             counts[video.span.row] -= len(video.tokens) - video.after
         if counts != list(found.counts):
-            with stage("gather"):
+            with timed("gather"):
                 reductions = [VideoReduction(v.span.row, v.at, v.stages[0].reduction) for v in videos]
                 valid = found.valid_on(embeds.device)
                 sequence.first = left_by(reductions, valid, sequence.length, counts, found.holes)
@@ -235,7 +235,7 @@ class InputSeam:
             tuple(video.record() for video in sequence.videos),
             (sequence.length, present if last is None else last.kept.index.shape[1]),
             None if cache is None else sequence.held + present,
-            sequence.timeline,
+            sequence.timer,
             () if cache is None else layer_bytes(cache),
             costs.totals(self._target.costs, sequence),
             rows,

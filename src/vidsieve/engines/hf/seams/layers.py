@@ -24,7 +24,7 @@ from vidsieve.engines.hf.target import Target
 from vidsieve.engines.hf.tracked import SequenceUpdate
 from vidsieve.errors import UnsupportedCall
 from vidsieve.methods.base import Reducer
-from vidsieve.telemetry.timing import stage
+from vidsieve.telemetry.timing import timed
 from vidsieve.types.tokens import Prompt, VideoTokens
 
 Arguments = dict[str, Any]
@@ -110,7 +110,7 @@ class LayersSeam:
             question = sequence.queries["question"].get(row)
             prompt = None if question is None else Prompt(question.take(hidden.detach()[row]).to(home))
             reductions.append(
-                VideoReduction(row, video.at, video.reduce(layer, reducers[row], tokens, prompt), tokens.origin)
+                VideoReduction(row, video.at, video.reduce(layer, reducers[row], tokens, prompt), tokens.provenance)
             )
             counts[row] -= len(tokens) - len(reductions[-1].reduction)
         sequence.done.add(layer)
@@ -118,7 +118,7 @@ class LayersSeam:
             sequence.look()
         if all(len(one.reduction) == len(one.at) for one in reductions):
             return hidden
-        with sequence.timeline, stage("gather"):
+        with sequence.timer, timed("gather"):
             valid = sequence.valid(layer)
             valid = None if valid is None else valid.to(home)
             step = left_by(reductions, valid, hidden.shape[1], counts, sequence.prompt.holes)
