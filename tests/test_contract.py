@@ -309,6 +309,7 @@ def test_budgets_sum_to_the_total_within_each_segment(
 @pytest.mark.parametrize("name", VIDEOS)
 @pytest.mark.parametrize("relevance", RELEVANCES, ids=repr)
 def test_relevance_is_in_the_unit_interval(relevance: Relevance, name: str, device: str) -> None:
-    weights = relevance(video(name, device), prompt(device))
+    tokens, question = video(name, device), prompt(device)
+    weights = relevance(tokens, measure(tokens, requires_of(relevance), question), question)
     assert weights.dtype == torch.float32
     assert ((weights > 0) & (weights <= 1)).all()
