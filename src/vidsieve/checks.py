@@ -36,13 +36,22 @@ def require(module: str, extra: str) -> ModuleType:
 
 
 def check_number(
-    told: str, value: Any, low: float, high: float = math.inf, *, beyond: bool = False, whole: bool = False
+    requirement: str,
+    value: Any,
+    low: float,
+    high: float = math.inf,
+    *,
+    exclusive_low: bool = False,
+    integer: bool = False,
 ) -> None:
-    """Raise `ValueError`, saying what it is, unless `value` is a number in [low, high], or (low, high] if `beyond`."""
-    fits = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-    if not (fits and low <= value <= high and not (beyond and value == low)):
+    """Raise `ValueError` unless `value` is a number in [low, high], or in (low, high] if `exclusive_low`.
+
+    requirement: what is expected, which begins the message.  integer: whether it has to be whole.
+    """
+    fits = isinstance(value, int if integer else int | float) and not isinstance(value, bool)
+    if not (fits and low <= value <= high and not (exclusive_low and value == low)):
         hint = "; a method is made first, then given the model: method(keep=0.1)(model)"
-        raise ValueError(f"{told}; got {describe(value)}{hint if isinstance(value, nn.Module) else ''}")
+        raise ValueError(f"{requirement}; got {describe(value)}{hint if isinstance(value, nn.Module) else ''}")
 
 
 def check_question(question: object) -> None:

@@ -27,6 +27,7 @@ from vidsieve.evaluation.needles.clip import as_frames
 from vidsieve.evaluation.needles.runner import EncodedBatch, Refused, Smaller, Suite, difference
 from vidsieve.evaluation.needles.tiny import build
 from vidsieve.methods import presets
+from vidsieve.types.statistics import UNMEASURED
 
 METHODS = dict(registry.methods(inside=False))
 FIRST = [PLAN.index(kind) for kind in ("colour", "order", "cuts")]
@@ -155,9 +156,9 @@ def test_the_tower_s_attention_reaches_the_methods_that_want_it(suite: Suite, en
     method = suite._equipped(presets.visionzip(0.25), encoded)
     assert repr(method).endswith("attention=TowerAttention())")
     tokens = suite._tokens(encoded.features[1])
-    assert torch.equal(method.attention(tokens, None), encoded.received[1])
+    assert torch.equal(method.attention(tokens, UNMEASURED, None), encoded.received[1])
     with pytest.raises(ValueError, match="not the tokens of a video that was shown"):
-        method.attention(suite._tokens(encoded.features[1] + 1), None)
+        method.attention(suite._tokens(encoded.features[1] + 1), UNMEASURED, None)
     assert suite._equipped(presets.uniform(0.25), encoded) == presets.uniform(0.25)
 
 

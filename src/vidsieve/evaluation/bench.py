@@ -182,14 +182,7 @@ def _case(
         regrets["triton-graph"] = regrets["triton"]
         variants["triton-graph"], peaks["triton-graph"] = _graphed(reduce, sets)
     if videos == 1 and trade is None:
-        flat_or = None if load.flat else question
-        loops: dict[str, Callable[[Tensor], Tensor]] = {
-            "guide-loop": lambda x: baselines.guide_loop(x, flat_or, bounds, budgets),
-            "lean-loop": lambda x: baselines.lean_loop(x, flat_or, bounds, budgets),
-        }
-        if isinstance(method.segmenter, Whole):
-            loops = {"cdpruner-loop": lambda x: baselines.cdpruner_loop(x, flat_or, sum(budgets))}
-        for name, loop in loops.items():
+        for name, loop in _loops(method, None if load.flat else question, bounds, budgets).items():
             regrets[name] = regret(*truth, bounds, _order_of(loop(sets[0]), bounds, len(sets[0])))
             variants[name] = lambda i, loop=loop: sets[i][loop(sets[i])]  # type: ignore[misc]
     if load.device.type == "cpu" and videos == 1:
@@ -200,20 +193,29 @@ def _case(
     right = {name: run for name, run in variants.items() if not regrets.get(name, 0.0) > REGRET}
     peaks |= {name: _peak(run, load.device) for name, run in right.items() if name not in peaks}
     times = _times(right, rounds, len(sets), load.device)
-    rows = []
-    for name in variants:
-        low, median, high = quantiles(times[name]) if name in times else (None, None, None)
-        rows.append(
-            {"case": case, "variant": name, "median_ms": median, "q20_ms": low, "q80_ms": high,
-             "peak_bytes": peaks.get(name), "regret": regrets.get(name)}
-        )  # fmt: skip
+    rows = [_row(case, name, times.get(name), peaks.get(name), regrets.get(name)) for name in variants]
     if "copy_gb_s" in card:
-        floor = round(sets[0].nbytes / card["copy_gb_s"] / 1e6, 4)
-        rows.append(
-            {"case": case, "variant": "floor", "median_ms": floor, "q20_ms": floor, "q80_ms": floor,
-             "peak_bytes": 0, "regret": None}
-        )  # fmt: skip
+        rows.append(_row(case, "floor", [round(sets[0].nbytes / card["copy_gb_s"] / 1e6, 4)], 0, None))
     return rows
+
+
+def _loops(
+    method: Prune, question: Tensor | None, bounds: list[int], budgets: list[int]
+) -> dict[str, Callable[[Tensor], Tensor]]:
+    """The loops that people run today in place of `method`, each from features (N, D) to the tokens it keeps (K,)."""
+    if isinstance(method.segmenter, Whole):
+        return {"cdpruner-loop": lambda x: baselines.cdpruner_loop(x, question, sum(budgets))}
+    return {
+        "guide-loop": lambda x: baselines.guide_loop(x, question, bounds, budgets),
+        "lean-loop": lambda x: baselines.lean_loop(x, question, bounds, budgets),
+    }
+
+
+def _row(case: str, variant: str, times: list[float] | None, peak: int | None, regret: float | None) -> dict[str, Any]:
+    """A row of the table. times: milliseconds of each call, None where it was not timed.  peak: bytes."""
+    low, median, high = quantiles(times) if times else (None, None, None)
+    return {"case": case, "variant": variant, "median_ms": median, "q20_ms": low, "q80_ms": high,
+            "peak_bytes": peak, "regret": regret}  # fmt: skip
 
 
 def _layout(method: Prune, tokens: VideoTokens, prompt: Prompt) -> tuple[list[int], list[int]]:

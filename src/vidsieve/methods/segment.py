@@ -51,7 +51,7 @@ class Uniform:
     frames: int
 
     def __post_init__(self) -> None:
-        check_number("frames is a whole number, at least 1 a segment", self.frames, 1, whole=True)
+        check_number("frames is a whole number, at least 1 a segment", self.frames, 1, integer=True)
 
     def __call__(self, tokens: VideoTokens, stats: TokenStatistics = UNMEASURED) -> Segments:
         if tokens.regular and len(tokens.frames) % self.frames == 0:
@@ -76,7 +76,7 @@ class Within:
     tokens: int = 8 * 196
 
     def __post_init__(self) -> None:
-        check_number("tokens is a whole number, at least 1 a segment", self.tokens, 1, whole=True)
+        check_number("tokens is a whole number, at least 1 a segment", self.tokens, 1, integer=True)
 
     def __call__(self, tokens: VideoTokens, stats: TokenStatistics = UNMEASURED) -> Segments:
         frames = len(tokens.frames)
@@ -116,7 +116,7 @@ class SceneCuts:
     def __post_init__(self) -> None:
         check_number("threshold is a mean of cosines, in [-1, 1]", self.threshold, -1, 1)
         if self.max_frames is not None:
-            check_number("max_frames is a whole number, at least 1, or None", self.max_frames, 1, whole=True)
+            check_number("max_frames is a whole number, at least 1, or None", self.max_frames, 1, integer=True)
 
     def __call__(self, tokens: VideoTokens, stats: TokenStatistics = UNMEASURED) -> Segments:
         persistence = stats.required("persistence")

@@ -89,8 +89,8 @@ class LowRankDPP:
     max_memory: int | None = None
 
     def __post_init__(self) -> None:
-        check_number("rank is a whole number of dimensions, at least 1", self.rank, 1, whole=True)
-        check_number("above is a whole number of tokens, at least 0", self.above, 0, whole=True)
+        check_number("rank is a whole number of dimensions, at least 1", self.rank, 1, integer=True)
+        check_number("above is a whole number of tokens, at least 0", self.above, 0, integer=True)
         if self.max_memory is not None:
             check_number("max_memory is a number of bytes, at least 0, or None", self.max_memory, 0)
 
@@ -170,7 +170,7 @@ class Hybrid:
     large: Selector = MMR()
 
     def __post_init__(self) -> None:
-        check_number("threshold is a whole number of tokens, at least 0", self.threshold, 0, whole=True)
+        check_number("threshold is a whole number of tokens, at least 0", self.threshold, 0, integer=True)
         check_part("selector for short segments", self.small)
         check_part("selector for long segments", self.large)
 

@@ -109,16 +109,16 @@ class _Wanted:
         if sum(choice is not None for choice in (self.num_frames, self.fps, self.index)) > 1:
             raise ValueError("give one of num_frames, fps and index, not several")
         if self.num_frames is not None:
-            check_number("num_frames is a whole number, at least 1", self.num_frames, 1, whole=True)
+            check_number("num_frames is a whole number, at least 1", self.num_frames, 1, integer=True)
         if self.fps is not None:
-            check_number("fps is frames a second, above 0", self.fps, 0, sys.float_info.max, beyond=True)
+            check_number("fps is frames a second, above 0", self.fps, 0, sys.float_info.max, exclusive_low=True)
         if self.index is not None and not len(self.index):
             raise ValueError("expected at least one frame number in index")
         sides = self.size if isinstance(self.size, tuple) else (self.size, self.size)
         if self.size is not None and len(sides) != 2:
             raise ValueError(f"expected a size of (height, width) or the longest side, got {self.size}")
         for side in sides if self.size is not None else ():
-            check_number("expected a size of whole pixels, at least 1", side, 1, whole=True)
+            check_number("expected a size of whole pixels, at least 1", side, 1, integer=True)
 
     def numbers(self, found: Index, name: str) -> list[int]:
         """The frame numbers wanted."""
