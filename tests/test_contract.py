@@ -11,6 +11,7 @@ from tests.synthetic import independent, video_like
 from vidsieve import Chain, Prompt, Prune, Reducer, VideoTokens, ops, registry
 from vidsieve.errors import BudgetError, NonFiniteFeatures
 from vidsieve.methods import presets
+from vidsieve.methods.base import requires_of
 from vidsieve.methods.budget import Budget, MarginalGain, Proportional
 from vidsieve.methods.measure import measure
 from vidsieve.methods.merge import NearestKept, TemporalMerge

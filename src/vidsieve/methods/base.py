@@ -152,12 +152,12 @@ def kept_count(keep: float, original_count: int) -> int:
 
 def check_keep(keep: float) -> None:
     """Raise unless `keep` is a fraction in (0, 1]."""
-    check_number("keep is the fraction of the video tokens that stays, in (0, 1]", keep, 0, 1, beyond=True)
+    check_number("keep is the fraction of the video tokens that stays, in (0, 1]", keep, 0, 1, exclusive_low=True)
 
 
 def check_cost(cost: float) -> None:
     """Raise unless `cost` is a share in (0, 1]."""
-    check_number("cost is the share of the prefill FLOPs to spend, in (0, 1]", cost, 0, 1, beyond=True)
+    check_number("cost is the share of the prefill FLOPs to spend, in (0, 1]", cost, 0, 1, exclusive_low=True)
 
 
 def check_given(tokens: object, prompt: object = None) -> None:

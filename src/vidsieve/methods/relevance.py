@@ -79,7 +79,7 @@ class Novelty:
     floor: float = 0.3
 
     def __post_init__(self) -> None:
-        check_number("floor is the weight of what stays, in (0, 1]", self.floor, 0, 1, beyond=True)
+        check_number("floor is the weight of what stays, in (0, 1]", self.floor, 0, 1, exclusive_low=True)
 
     def __call__(self, tokens: VideoTokens, stats: TokenStatistics, prompt: Prompt | None) -> Tensor:
         weight = ops.transience(stats.required("persistence"), tuple(tokens.original.frames), self.floor)
