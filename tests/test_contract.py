@@ -218,10 +218,14 @@ def test_a_prompt_that_is_not_finite_is_called_the_prompt(value: float, device: 
     embeddings = prompt(device).embeddings.clone()
     embeddings[1, 2] = embeddings[4, 0] = value
     tokens = video("independent", device)
-    with pytest.raises(NonFiniteFeatures, match="2 of 5 prompt tokens hold NaN or inf"):
+    # An accelerator is not waited for to count them.
+    infinite, lengths = "2 of 5 prompt tokens hold NaN or inf", "5 of 5 prompt tokens have a length"
+    if device != "cpu":
+        infinite = lengths = "some prompt tokens hold NaN or inf, or have a length"
+    with pytest.raises(NonFiniteFeatures, match=infinite):
         presets.cdpruner(0.5).reduce(tokens, Prompt(embeddings)).check()
     for scale in (1e-30, 1e25):
-        with pytest.raises(NonFiniteFeatures, match="5 of 5 prompt tokens have a length"):
+        with pytest.raises(NonFiniteFeatures, match=lengths):
             presets.cdpruner(0.5).reduce(tokens, Prompt(prompt(device).embeddings * scale)).check()
     assert len(presets.cdpruner(0.5).reduce(tokens, prompt(device))) == 30  # the same tokens, another prompt
     assert len(presets.vidsieve(0.5).reduce(tokens, Prompt(embeddings))) == 30  # which does not look at it
