@@ -144,7 +144,7 @@ def test_many_videos_go_together_in_groups_of_bounded_size(monkeypatch: pytest.M
     method = Prune(0.2, PerFrame(), Proportional(), PromptSimilarity(), TopRelevance())
     alone = [method.reduce(VideoTokens(x, (9,) * 4), p).kept for x, p in zip(features, prompts, strict=True)]
     for most, groups in ((2, 3), (5, 1), (0, 5)):
-        monkeypatch.setattr("vidsieve.methods.base.TOGETHER_BYTES", most * features[0].nbytes)
+        monkeypatch.setattr("vidsieve.methods.prune.TOGETHER_BYTES", most * features[0].nbytes)
         with ops.spy() as calls:
             found = method.reduce_each([VideoTokens(x, (9,) * 4) for x in features], prompts)
         assert calls.count(("compact", "triton")) == groups
