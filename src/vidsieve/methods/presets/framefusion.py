@@ -1,26 +1,10 @@
 """FrameFusion: merge along time, then prune by attention."""
 
-from typing import TYPE_CHECKING, NoReturn
-
 from vidsieve.methods.base import check_cost
 from vidsieve.methods.compose import Staged
 from vidsieve.methods.merge import TemporalMerge
 from vidsieve.methods.presets.attended import attended
 from vidsieve.registry import register_method
-
-if not TYPE_CHECKING:  # or a name that is not here would be no error to a type checker
-
-    def __getattr__(name: str) -> NoReturn:
-        from vidsieve import registry
-        from vidsieve.methods import presets
-
-        where = (
-            "vidsieve.methods.presets"
-            if name in presets.METHODS
-            else getattr(registry.ALL.get(name), "__module__", None)
-        )
-        hint = f"; it is {where}.{name}" if where else ""
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
 
 
 @register_method(keep_of="FLOPs", default_keep=0.3, inside=True)

@@ -1,7 +1,5 @@
 """HieraVid: merge along time, then select by segment, deeper and deeper."""
 
-from typing import TYPE_CHECKING, NoReturn
-
 from vidsieve.methods.base import Reducer, check_keep
 from vidsieve.methods.budget import MarginalGain
 from vidsieve.methods.compose import Staged
@@ -11,20 +9,6 @@ from vidsieve.methods.relevance import PromptAttention
 from vidsieve.methods.segment import SceneCuts
 from vidsieve.methods.selection import ConditionalDPP
 from vidsieve.registry import register_method
-
-if not TYPE_CHECKING:  # or a name that is not here would be no error to a type checker
-
-    def __getattr__(name: str) -> NoReturn:
-        from vidsieve import registry
-        from vidsieve.methods import presets
-
-        where = (
-            "vidsieve.methods.presets"
-            if name in presets.METHODS
-            else getattr(registry.ALL.get(name), "__module__", None)
-        )
-        hint = f"; it is {where}.{name}" if where else ""
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
 
 
 @register_method(default_keep=0.3, inside=True)
