@@ -5,15 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from vidsieve.checks import check_number
 from vidsieve.methods.base import Attachable, Reducer, check_cost, check_given
 from vidsieve.types.reduction import Reduction
 from vidsieve.types.tokens import Prompt, VideoTokens
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, init=False)
