@@ -75,7 +75,7 @@ if __name__ == "__main__":
         warps=8,
     )
     compile_kernel(measurement._direction_kernel, sm, D=3584, SPLIT=True, BLOCK_D=128)
-    compile_kernel(measurement._settle_kernel, sm, D=3584, PARTS=2, COSINE=True, BLOCK=256, BLOCK_D=4)
+    compile_kernel(measurement._from_products_kernel, sm, D=3584, PARTS=2, COSINE=True, BLOCK=256, BLOCK_D=4)
     compile_kernel(merge._nearest_kept_kernel, sm, **FEATURES, BLOCK_N=64, BLOCK_K=64, BLOCK_D=32)
     compile_kernel(short_segments._greedy_kernel, sm, RULE=0, PARTS=2, ROWS=32, BLOCK_N=256, BLOCK_K=16)
     compile_kernel(short_segments._nearest_other_kernel, sm, PARTS=2, BLOCK_N=256)

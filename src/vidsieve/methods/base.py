@@ -179,7 +179,7 @@ def raise_if_nonfinite(stats: TokenStatistics, prompt: Prompt | None = None) -> 
     nonfinite = stats.required("nonfinite")
     if nonfinite.device.type != "cpu":
         return
-    ops.raise_if_bad(nonfinite & ~ops.BAD_PROMPT)
+    ops.raise_if_nonfinite(nonfinite & ~ops.NONFINITE_PROMPT)
     if prompt is not None and stats.similarity is not None and stats.similarity.isnan().any():
         prompt.check()
 

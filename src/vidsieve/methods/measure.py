@@ -43,8 +43,9 @@ def measure(
     within = (segments.offsets, segments.longest) if "products" in requires and segments is not None else None
     persists = provenance is None and "persistence" in requires
     frames = tuple(tokens.frames) if persists else (tokens.tokens_per_video,)  # on which nothing else depends
-    norm, bad, own, similarity, products = ops.measure(tokens.features, frames, embeddings, persists, within, lengths)
-    return TokenStatistics(norm, bad, own if provenance is None else persistence, similarity, products)
+    problem = ops.MeasureProblem(tokens.features, frames, embeddings, persists, within, lengths)
+    norm, nonfinite, own, similarity, products = ops.measure(problem)
+    return TokenStatistics(norm, nonfinite, own if provenance is None else persistence, similarity, products)
 
 
 def measure_before_cut(

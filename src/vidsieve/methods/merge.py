@@ -109,7 +109,9 @@ class TemporalMerge(PlannedReducer):
         with timed("merge"):
             frames = tuple(tokens.original.frames)
             neighbour, cosine = ops.temporal(
-                tokens.features, stats.required("norm"), segments.offsets, frames, tokens.original_index
+                ops.TemporalProblem(
+                    tokens.features, stats.required("norm"), segments.offsets, frames, tokens.original_index
+                )
             )
             if self.threshold is not None:  # where there is none before, the cosine is below any
                 kept, count, row, source, link = ops.merge_runs(cosine, neighbour, self.threshold, len(frames))

@@ -112,7 +112,9 @@ class LowRankDPP:
                     x = x * torch.where(norm > 0, norm.reciprocal(), 0)[:, None]
                 x = sketch(x, self.rank)
                 within = segments.offsets, longest
-                norm, nonfinite, *_, products = ops.measure(x, (tokens.tokens_per_video,), None, False, within)
+                norm, nonfinite, *_, products = ops.measure(
+                    ops.MeasureProblem(x, (tokens.tokens_per_video,), segments=within)
+                )
                 stats = TokenStatistics(norm, nonfinite, products=products)
         return ops.conditional_dpp(_problem(x, stats, segments, budget, relevance, total))
 

@@ -18,22 +18,34 @@ video (its cuts, budgets, scale) is found for each: as many segments and picks i
 
 from vidsieve.ops.attention import received_attention
 from vidsieve.ops.compaction import compact, compact_rows
-from vidsieve.ops.definitions import BAD_PROMPT, GreedyProblem, Measures
+from vidsieve.ops.definitions import (
+    NONFINITE_PROMPT,
+    AttentionProblem,
+    GreedyProblem,
+    MeasureProblem,
+    Measures,
+    MergeProblem,
+    TemporalProblem,
+)
 from vidsieve.ops.dispatch import available, spy, together
 from vidsieve.ops.greedy import conditional_dpp, hybrid, max_min, mmr, top
 from vidsieve.ops.greedy.eager import GRAM_LIMIT
-from vidsieve.ops.measurement import measure, min_max, raise_if_bad, transience
+from vidsieve.ops.measurement import measure, min_max, raise_if_nonfinite, transience
 from vidsieve.ops.merge import follow_runs, merge_among, merge_mean, merge_runs, nearest_kept, temporal
 from vidsieve.ops.partition import apportion, novelty, scene_cuts
 
 SEGMENTS = 65535  # that one launch takes
 
 __all__ = [
-    "BAD_PROMPT",
     "GRAM_LIMIT",
+    "NONFINITE_PROMPT",
     "SEGMENTS",
+    "AttentionProblem",
     "GreedyProblem",
+    "MeasureProblem",
     "Measures",
+    "MergeProblem",
+    "TemporalProblem",
     "apportion",
     "available",
     "compact",
@@ -50,7 +62,7 @@ __all__ = [
     "mmr",
     "nearest_kept",
     "novelty",
-    "raise_if_bad",
+    "raise_if_nonfinite",
     "received_attention",
     "scene_cuts",
     "spy",

@@ -14,20 +14,40 @@ TIE = 1e-6
 # length it counts as zero.
 NOISE = 1e-5
 # A token is zero or of a length in between: float32 then holds its square, that of a difference of two, and that of
-# what NOISE leaves of it, features wide as they are. `bad` says which are not, and which hold NaN or inf.
+# what NOISE leaves of it, features wide as they are. `Measures.nonfinite` says which are not, and which are NaN or inf.
 LEAST, MOST = 1e-12, 1e18
-NON_FINITE, OUT_OF_RANGE, BAD_PROMPT = (
-    1,
-    2,
-    4,
-)  # in `bad`; the last where the cosine to the prompt is what is not finite
+NON_FINITE, OUT_OF_RANGE, NONFINITE_PROMPT = 1, 2, 4  # its bits; the last where the cosine to the prompt is not finite
+
+
+class MeasureProblem(NamedTuple):
+    """What `ops.measure` is asked: lengths of the tokens of a video, and what else is wanted of the same pass.
+
+    x: features (N, D).  frames: tokens of each frame.  prompt: embeddings (M, D), where the mean cosine to them is
+    wanted.  persistence: whether that is wanted.  segments: (offsets, longest) of the segments that a greedy selection
+    will run in, where it wants products.  prompt_lengths: of several videos of `frames` each, how many rows of `prompt`
+    are of each.
+    """
+
+    x: Tensor
+    frames: tuple[int, ...]
+    prompt: Tensor | None = None
+    persistence: bool = False
+    segments: tuple[Tensor, int] | None = None
+    prompt_lengths: tuple[int, ...] = ()
 
 
 class Measures(NamedTuple):
-    """What one pass over the features finds out: see `ops.measure`."""
+    """What one pass over the features measures of each token.
+
+    norm: lengths (N,).  nonfinite: int32 (N,), above 0 where a token holds NaN or inf, or its length is out of range,
+    or the prompt does or is.  persistence: the centred cosine of each token to the one at its place in the previous
+    frame (N,), 0 in the first frame; where two neighbouring frames differ in size, to the mean of the previous frame;
+    method.md, eq. 1.  cosine: the mean cosine to the prompt's vectors (N,).  products: what the chosen implementation
+    of a greedy selection would otherwise have to read the features again for.
+    """
 
     norm: Tensor
-    bad: Tensor
+    nonfinite: Tensor
     persistence: Tensor | None = None
     cosine: Tensor | None = None
     products: Tensor | None = None
@@ -48,3 +68,53 @@ class GreedyProblem(NamedTuple):
     longest: int
     total: int
     measures: Measures
+
+
+class TemporalProblem(NamedTuple):
+    """What `ops.temporal` is asked: of each token, the one before it at its place in its segment.
+
+    x: features (N, D).  norm: their lengths (N,).  offsets: int64 (S + 1,), the bounds of the segments.  frames: tokens
+    of each frame of the whole video, of which x are the tokens `original_index` (N,), or all where that is None.
+    """
+
+    x: Tensor
+    norm: Tensor
+    offsets: Tensor
+    frames: tuple[int, ...]
+    original_index: Tensor | None = None
+
+
+class MergeProblem(NamedTuple):
+    """Which rows become one mean: those of a source, at the place of the row that is kept of them.
+
+    x: rows (N, ...).  source: int64 (N,), k for row kept[k] and what it absorbed, -1 for rows that are left out.
+    kept: int64 (K,), ascending.  weight: (N,) of each row, 1 if None.  link: int64 (N,), the way from each kept row
+    through what it absorbed, -1 at its end, where that is known.
+    """
+
+    x: Tensor
+    source: Tensor
+    kept: Tensor
+    weight: Tensor | None = None
+    link: Tensor | None = None
+
+
+class AttentionProblem(NamedTuple):
+    """Whose attention is wanted: that of M queries, of H heads in G groups that share keys.
+
+    query: (H, L, d) and key: (G, past + L, d), rotated.  columns: int64 (M,), of the queries.  visible: bool (past +
+    L,), false on padding; None where there is none.  scaling: of the scores, 1 / sqrt(d) if None.  softcap: s becomes
+    softcap * tanh(s / softcap) where given.
+    """
+
+    query: Tensor
+    key: Tensor
+    columns: Tensor
+    visible: Tensor | None = None
+    scaling: float | None = None
+    softcap: float | None = None
+
+    @property
+    def scale(self) -> float:
+        """Of the scores."""
+        return self.query.shape[-1] ** -0.5 if self.scaling is None else self.scaling

@@ -95,7 +95,7 @@ class Reduction:
         whoever waits anyway.
         """
         if self.nonfinite is not None:
-            ops.raise_if_bad(self.nonfinite)
+            ops.raise_if_nonfinite(self.nonfinite)
 
     def gather(self, x: Tensor) -> Tensor:
         """The kept rows of `x` (N, ...), for what must not be averaged (positions, masks): (K, ...)."""
@@ -117,7 +117,7 @@ class Reduction:
             self._expect("count", count)
         if not self.merges:
             return self.gather(x)
-        return ops.merge_mean(x, self.assigned_to, self.kept, count, self.next_member)
+        return ops.merge_mean(ops.MergeProblem(x, self.assigned_to, self.kept, count, self.next_member))
 
     def then(self, later: "Reduction") -> "Reduction":
         """This reduction followed by `later`, which saw the K tokens this one kept.

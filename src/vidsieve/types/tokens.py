@@ -230,7 +230,8 @@ class Prompt:
 
     def check(self) -> None:
         """Raise `NonFiniteFeatures`, saying how many of how many, if embeddings are not fit. Waits for the device."""
-        ops.raise_if_bad(ops.measure(self.embeddings, (len(self.embeddings),), None, False).bad, "prompt")
+        problem = ops.MeasureProblem(self.embeddings, (len(self.embeddings),))
+        ops.raise_if_nonfinite(ops.measure(problem).nonfinite, "prompt")
 
     def __repr__(self) -> str:
         return f"Prompt({show(self.embeddings)})"

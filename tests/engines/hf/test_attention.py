@@ -109,7 +109,7 @@ def test_scale_and_soft_cap_are_those_of_the_layer(monkeypatch: pytest.MonkeyPat
     video = by_hand.merge(eager, inputs).video
     torch.testing.assert_close(note.seen[0]["last"], matrix[:, -1].mean(0)[video], atol=1e-6, rtol=1e-4)
     caps, received = [], ops.received_attention
-    monkeypatch.setattr(ops, "received_attention", lambda *given: (caps.append(given[5]), received(*given))[1])
+    monkeypatch.setattr(ops, "received_attention", lambda given: (caps.append(given.softcap), received(given))[1])
     with torch.no_grad(), attach(eager, Staged({2: Note()})):  # sdpa refuses a cap since transformers 5.24
         eager(**inputs, softcap=2.0)
     assert caps == [2.0, 2.0]

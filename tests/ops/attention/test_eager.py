@@ -5,6 +5,7 @@ import torch
 
 from tests.ops.inputs import attention
 from vidsieve.ops.attention import eager, reference
+from vidsieve.ops.definitions import AttentionProblem
 
 
 @pytest.mark.parametrize("softcap", [None, 2.0])
@@ -12,5 +13,5 @@ from vidsieve.ops.attention import eager, reference
 def test_attention_received_equals_the_reference(past: int, width: int, queries: int, softcap: float | None) -> None:
     query, key, columns, seen = attention(past, width, queries)
     for padding in (None, seen):
-        arguments = query, key, columns, padding, 0.5, softcap
-        torch.testing.assert_close(eager.received_attention(*arguments), reference.received_attention(*arguments))
+        problem = AttentionProblem(query, key, columns, padding, 0.5, softcap)
+        torch.testing.assert_close(eager.received_attention(problem), reference.received_attention(problem))

@@ -5,6 +5,7 @@ import torch
 
 from tests.ops.inputs import DEVICE, attention
 from vidsieve.ops.attention import reference
+from vidsieve.ops.definitions import AttentionProblem
 
 triton = pytest.importorskip("vidsieve.ops.attention.triton", reason="Triton is not installed")
 
@@ -21,6 +22,6 @@ def test_attention_received_equals_the_reference(
     query, key, columns, seen = attention(past, width, queries, seed=past)
     strided = query.to(DEVICE, dtype).transpose(0, 1).contiguous().transpose(0, 1)  # as attention has it
     for padding in (None, seen.to(DEVICE)):
-        arguments = strided, key.to(DEVICE, dtype), columns.to(DEVICE), padding, 0.5, softcap
-        ours, true = (m.received_attention(*arguments) for m in (triton, reference))
+        problem = AttentionProblem(strided, key.to(DEVICE, dtype), columns.to(DEVICE), padding, 0.5, softcap)
+        ours, true = (m.received_attention(problem) for m in (triton, reference))
         torch.testing.assert_close(ours, true, atol=1e-6, rtol=1e-4)

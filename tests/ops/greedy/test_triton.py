@@ -12,7 +12,7 @@ from vidsieve.methods.budget import Proportional
 from vidsieve.methods.relevance import PromptSimilarity
 from vidsieve.methods.segment import PerFrame
 from vidsieve.methods.selection import MMR, ConditionalDPP, MaxMin
-from vidsieve.ops import GreedyProblem
+from vidsieve.ops import GreedyProblem, MeasureProblem
 from vidsieve.ops.greedy import reference
 from vidsieve.ops.partition.reference import apportion
 
@@ -128,7 +128,7 @@ def test_nan_breaks_no_kernel_and_is_reported(path: str) -> None:
     x = independent(40, 24, 0, torch.float32).to(DEVICE)
     x[7, 3] = float("nan")
     offsets, budget = torch.tensor([0, 40], device=DEVICE), torch.tensor([9], device=DEVICE)
-    measures = measure(x, (40,), None, False)
+    measures = measure(MeasureProblem(x, (40,)))
     relevance = torch.full((40,), float("nan"), device=DEVICE)
     order = triton.conditional_dpp(GreedyProblem(x, relevance, offsets, budget, 40, 9, measures))
     assert int((order >= 0).sum()) == 9

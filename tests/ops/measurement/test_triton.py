@@ -8,7 +8,7 @@ import torch
 
 from tests.ops.inputs import DEVICE
 from tests.synthetic import independent, video_like
-from vidsieve.ops.definitions import BAD_PROMPT
+from vidsieve.ops.definitions import NONFINITE_PROMPT, MeasureProblem
 from vidsieve.ops.measurement import eager, reference
 
 triton = pytest.importorskip("vidsieve.ops.measurement.triton", reason="Triton is not installed")
@@ -27,18 +27,18 @@ def test_programs_that_share_the_features_of_a_segment_find_its_cosines(
         x = independent(n, dim, longest, dtype).to(DEVICE)
         y = independent(3, dim, 1, dtype).to(DEVICE)
         offsets = torch.tensor([0, longest, n], device=DEVICE)
-        found = triton.measure(x, (n,), y, False, (offsets, longest))
-        true = reference.measure(x, (n,), y, False)
+        problem = MeasureProblem(x, (n,), y, segments=(offsets, longest))
+        found, true = triton.measure(problem), reference.measure(problem)
         torch.testing.assert_close(found.norm, true.norm, atol=0, rtol=1e-5)
         torch.testing.assert_close(found.cosine, true.cosine, atol=2e-5, rtol=0)
-        assert not found.bad.any()
+        assert not found.nonfinite.any()
         assert len(found.products) == 2
         for begin, end in pairwise(offsets.tolist()):
             ours = found.products[:, begin:end, : end - begin].double().sum(0)
             some = x[begin:end].double()
             torch.testing.assert_close(ours, some @ some.T, atol=2e-5 * dim, rtol=2e-6)
         x[3, 2] = float("nan")
-        assert triton.measure(x, (n,), y, False, (offsets, longest)).bad.nonzero().tolist() == [[3]]
+        assert triton.measure(problem).nonfinite.nonzero().tolist() == [[3]]
 
 
 @pytest.mark.usefixtures("poisoned")
@@ -47,18 +47,19 @@ def test_measures(dim: int) -> None:
     x = video_like(5, 7, dim, seed=dim).to(DEVICE, torch.bfloat16)
     x[14:21] = x[7:14]
     y = independent(3, dim, 1, torch.float32).to(DEVICE)
-    ours, true = (m.measure(x, (7,) * 5, y, True) for m in (triton, reference))
+    ours, true = (m.measure(MeasureProblem(x, (7,) * 5, y, persistence=True)) for m in (triton, reference))
     for name in ("norm", "persistence", "cosine"):
         torch.testing.assert_close(getattr(ours, name), getattr(true, name), atol=2e-5, rtol=2e-5)
-    assert not ours.bad.any()
+    assert not ours.nonfinite.any()
     x[3, 2], x[3, 5], x[9, 0] = float("nan"), float("inf"), -float("inf")
-    assert torch.equal(triton.measure(x, (7,) * 5, None, False).bad, reference.measure(x, (7,), None, False).bad)
+    ours, true = (m.measure(MeasureProblem(x, (7,) * 5)) for m in (triton, reference))
+    assert torch.equal(ours.nonfinite, true.nonfinite)
 
 
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("shared", [False, True])  # whether programs share the features of a segment
-def test_what_no_square_of_float32_holds_is_bad_and_so_is_such_a_prompt(
+def test_what_no_square_of_float32_holds_is_a_fault_and_so_is_such_a_prompt(
     dtype: torch.dtype, shared: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(triton, "multiprocessors", lambda x: 4)
@@ -70,17 +71,18 @@ def test_what_no_square_of_float32_holds_is_bad_and_so_is_such_a_prompt(
         x[8], x[9], x[10], x[11] = 1e-30, 1e-20, 1e19, 1e25
     x[17, 3] = float("inf")
     for prompt in (None, y, y * 0, torch.cat([y, y * float("inf")]), torch.cat([y, 0 * y + tiny]), y * 6e4):
-        given = x.to(DEVICE), (18,), None if prompt is None else prompt.to(DEVICE), False
+        within = (offsets, 9) if shared else None
+        problem = MeasureProblem(x.to(DEVICE), (18,), None if prompt is None else prompt.to(DEVICE), segments=within)
         with np.errstate(over="ignore", invalid="ignore"):  # of the interpreter
-            ours = triton.measure(*given, (offsets, 9) if shared else None)
+            ours = triton.measure(problem)
         assert (ours.products is not None) == shared
         for other in (reference, eager):
-            found = other.measure(*given)
-            unfit = found.bad & ~BAD_PROMPT
-            assert torch.equal(ours.bad & ~BAD_PROMPT, unfit)
-            assert torch.equal(ours.bad[unfit == 0], found.bad[unfit == 0])
+            found = other.measure(problem)
+            unfit = found.nonfinite & ~NONFINITE_PROMPT
+            assert torch.equal(ours.nonfinite & ~NONFINITE_PROMPT, unfit)
+            assert torch.equal(ours.nonfinite[unfit == 0], found.nonfinite[unfit == 0])
     with np.errstate(over="ignore", invalid="ignore"):
-        assert torch.equal(triton.measure(x.to(DEVICE), (9, 9), None, True).bad, unfit)
+        assert torch.equal(triton.measure(MeasureProblem(x.to(DEVICE), (9, 9), persistence=True)).nonfinite, unfit)
 
 
 @pytest.mark.usefixtures("poisoned")

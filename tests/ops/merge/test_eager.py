@@ -5,6 +5,7 @@ import torch
 
 from tests.ops.inputs import features, offsets_and_budget
 from tests.synthetic import independent
+from vidsieve.ops.definitions import MergeProblem, TemporalProblem
 from vidsieve.ops.greedy.eager import top
 from vidsieve.ops.merge import eager, reference
 
@@ -17,7 +18,7 @@ def test_nearest_kept_and_its_means_equal_the_reference() -> None:
         source = eager.nearest_kept(x, offsets, kept)
         assert torch.equal(source, reference.nearest_kept(x, offsets, kept))
         torch.testing.assert_close(
-            eager.merge_mean(x, source, kept), reference.merge_mean(x, source, kept), atol=1e-6, rtol=1e-6
+            *(m.merge_mean(MergeProblem(x, source, kept)) for m in (eager, reference)), atol=1e-6, rtol=1e-6
         )
 
 
@@ -29,8 +30,8 @@ def test_merging_along_time_equals_the_reference(frames: tuple[int, ...]) -> Non
             x = whole if at is None else whole[at]
             n = len(x)
             offsets = torch.tensor([0, n // 4, n // 4, n // 2, n])
-            arguments = x, x.norm(dim=1), offsets, frames, at
-            (before, cosine), (true, cosine_true) = (m.temporal(*arguments) for m in (eager, reference))
+            problem = TemporalProblem(x, x.norm(dim=1), offsets, frames, at)
+            (before, cosine), (true, cosine_true) = (m.temporal(problem) for m in (eager, reference))
             assert torch.equal(before, true)
             torch.testing.assert_close(cosine, cosine_true, atol=1e-5, rtol=0)
             for threshold in (-3.0, 0.5, 2.0):
@@ -47,9 +48,9 @@ def test_weighted_means_equal_the_reference() -> None:
     x, source = independent(60, 24, 0, torch.float32), torch.randint(-1, 9, (60,))
     source[:9] = torch.arange(9)
     for weight in (None, torch.randint(1, 5, (60,))):
-        ours, true = (m.merge_mean(x, source, torch.arange(9), weight) for m in (eager, reference))
+        ours, true = (m.merge_mean(MergeProblem(x, source, torch.arange(9), weight)) for m in (eager, reference))
         torch.testing.assert_close(ours, true)
         around = independent(70, 24, 1, torch.float32)
         index = torch.tensor([0, 3, *range(4, 13), 66])
-        given = around, index, 4, source, torch.arange(9), weight
+        given = MergeProblem(around, source, torch.arange(9), weight), index, 4
         torch.testing.assert_close(eager.merge_among(*given), reference.merge_among(*given))

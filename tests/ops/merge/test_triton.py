@@ -5,6 +5,7 @@ import torch
 
 from tests.ops.inputs import DEVICE, degenerate
 from tests.synthetic import independent, video_like
+from vidsieve.ops.definitions import MeasureProblem, MergeProblem, TemporalProblem
 from vidsieve.ops.merge import eager, reference
 
 triton = pytest.importorskip("vidsieve.ops.merge.triton", reason="Triton is not installed")
@@ -32,9 +33,9 @@ def test_the_token_before_and_runs_equal_the_reference(left: float | None) -> No
     n = len(x)
     offsets = torch.tensor([0, n // 5, n // 5, n // 2, n])
     x, offsets, at = x.to(DEVICE), offsets.to(DEVICE), None if at is None else at.to(DEVICE)
-    norm = triton.measure(x, (n,), None, False).norm
-    arguments = x, norm, offsets, frames, at
-    (before, cosine), (true, cosine_true) = (m.temporal(*arguments) for m in (triton, reference))
+    norm = triton.measure(MeasureProblem(x, (n,))).norm
+    problem = TemporalProblem(x, norm, offsets, frames, at)
+    (before, cosine), (true, cosine_true) = (m.temporal(problem) for m in (triton, reference))
     assert torch.equal(before, true)
     torch.testing.assert_close(cosine, cosine_true, atol=2e-5, rtol=0)
     ours, right = (m.merge_runs(cosine_true, before, 0.5, 70) for m in (triton, reference))
@@ -47,7 +48,7 @@ def test_the_token_before_and_runs_equal_the_reference(left: float | None) -> No
     assert torch.equal(link, right[1])
     if begins.any():
         kept = begins.nonzero()[:, 0]
-        means = (m.merge_mean(x, source, kept, None, link) for m in (triton, reference))
+        means = (m.merge_mean(MergeProblem(x, source, kept, None, link)) for m in (triton, reference))
         torch.testing.assert_close(*means, atol=2e-2, rtol=2e-2)
 
 
@@ -64,7 +65,7 @@ def test_means_of_what_merged_equal_the_reference(kept: int, weighted: bool) -> 
     x = independent(len(source), 24, 1, torch.float16).to(DEVICE)
     weight = torch.randint(1, 9, (len(source),), generator=generator).to(DEVICE) if weighted else None
     for y in (x, x.unflatten(1, (2, 12)), x[:, :1]):
-        ours, true = (m.merge_mean(y, source, of, weight) for m in (triton, reference))
+        ours, true = (m.merge_mean(MergeProblem(y, source, of, weight)) for m in (triton, reference))
         torch.testing.assert_close(ours, true, atol=2e-3, rtol=2e-3)
 
 
@@ -85,7 +86,7 @@ def test_means_amid_what_stays_equal_the_reference(before: int, after: int, weig
     weight = torch.arange(1, 11, device=DEVICE) if weighted else None
     for y in (x, independent(len(x), 96, 1, torch.bfloat16).to(DEVICE)[:, ::2]):
         for way in (None, link.to(DEVICE)):
-            given = y, index, before, source.to(DEVICE), of, weight, way
+            given = MergeProblem(y, source.to(DEVICE), of, weight, way), index, before
             ours, true = (m.merge_among(*given) for m in (triton, reference))
             torch.testing.assert_close(ours, true, atol=2e-2, rtol=2e-2)
             torch.testing.assert_close(eager.merge_among(*given), true, atol=2e-2, rtol=2e-2)

@@ -109,7 +109,8 @@ class VideoReduction:
         """`x` (L, D), all of the prompt, at `index` (M,), what stays of it: the means are among the others."""
         reduction = _on(self.reduction, x.device)
         source, kept, link = reduction.assigned_to, reduction.kept, reduction.next_member
-        return ops.merge_among(x, index, self.at.begin, source, kept, self._count(x.device), link)
+        problem = ops.MergeProblem(x, source, kept, self._count(x.device), link)
+        return ops.merge_among(problem, index, self.at.begin)
 
     def _count(self, device: torch.device) -> Tensor | None:
         count = None if self.origin is None else self.origin.multiplicity

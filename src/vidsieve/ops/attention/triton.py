@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from vidsieve.ops.attention.kernels import _level_kernel, _received_kernel, _softmax_kernel
+from vidsieve.ops.definitions import AttentionProblem
 from vidsieve.ops.launch import cdiv, covering, launch, multiprocessors, precision, rows_of
 
 
-def received_attention(
-    query: Tensor, key: Tensor, columns: Tensor, seen: Tensor | None, scaling: float, softcap: float | None
-) -> Tensor:
+def received_attention(problem: AttentionProblem) -> Tensor:
+    query, key, columns, visible, _, softcap = problem
     query, key = rows_of(query), rows_of(key)
     (heads, length, width), (groups, keys, _) = query.shape, key.shape
     queries, share, past = heads * len(columns), heads // groups, keys - length
@@ -25,19 +25,19 @@ def received_attention(
     level = part.new_empty(queries)
     mass = part.new_empty(portions * groups, length)
     strides = query.stride(0), query.stride(1), key.stride(0), key.stride(1)
-    told = *strides, scaling, softcap or 1.0
+    scalars = *strides, problem.scale, softcap or 1.0
     shape: dict[str, Any] = {
-        "WIDTH": width, "PADDED": seen is not None, "SOFTCAP": softcap is not None, "PRECISION": precision(query),
+        "WIDTH": width, "PADDED": visible is not None, "SOFTCAP": softcap is not None, "PRECISION": precision(query),
         "BLOCK_M": rows, "BLOCK_N": block, "BLOCK_D": max(16, covering(width)), "num_stages": 2 if block == 64 else 1,
     }  # fmt: skip
-    given = query, key, columns, columns if seen is None else seen
+    given = query, key, columns, columns if visible is None else visible
     launch(
         _softmax_kernel, (cdiv(share * len(columns), rows), groups, splits),
-        *given, part, len(columns), queries, keys, past, share, *told, **shape, SPLIT=split,
+        *given, part, len(columns), queries, keys, past, share, *scalars, **shape, SPLIT=split,
     )  # fmt: skip
     launch(_level_kernel, (cdiv(queries, 64),), part, level, queries, splits, SPLITS=32, BLOCK=64)
     launch(
         _received_kernel, (cdiv(length, block), groups, portions),
-        *given, level, mass, len(columns), queries, keys, past, share, *told, **shape,
+        *given, level, mass, len(columns), queries, keys, past, share, *scalars, **shape,
     )  # fmt: skip
     return mass.sum(0)

@@ -3,37 +3,47 @@
 import torch
 from torch import Tensor
 
-from vidsieve.ops.definitions import BAD_PROMPT, LEAST, MOST, NOISE, NON_FINITE, OUT_OF_RANGE, Measures
+from vidsieve.ops.definitions import (
+    LEAST,
+    MOST,
+    NOISE,
+    NON_FINITE,
+    NONFINITE_PROMPT,
+    OUT_OF_RANGE,
+    MeasureProblem,
+    Measures,
+)
 from vidsieve.ops.pieces import STREAM_BYTES, split_pieces, unit_rows, working
 
 
-def measure(x: Tensor, frames: tuple[int, ...], y: Tensor | None, persistence: bool, *segments: object) -> Measures:
-    norm, cosine = _norm_and_cosine(x, y)
-    bad = _bad(x, norm)
+def measure(problem: MeasureProblem) -> Measures:
+    x = problem.x
+    norm, cosine = _norm_and_cosine(x, problem.prompt)
+    nonfinite = _nonfinite(x, norm)
     if cosine is not None:
-        bad.add_(cosine.isnan(), alpha=BAD_PROMPT)
-    return Measures(norm, bad, _persistence(x, frames) if persistence else None, cosine)
+        nonfinite.add_(cosine.isnan(), alpha=NONFINITE_PROMPT)
+    return Measures(norm, nonfinite, _persistence(x, problem.frames) if problem.persistence else None, cosine)
 
 
-def _bad(x: Tensor, norm: Tensor) -> Tensor:
+def _nonfinite(x: Tensor, norm: Tensor) -> Tensor:
     fits = (norm >= LEAST) & (norm <= MOST)
     if x.device.type == "cpu":  # elsewhere a look would wait for the device
-        bad = norm.new_zeros(len(x), dtype=torch.int32)
+        nonfinite = norm.new_zeros(len(x), dtype=torch.int32)
         odd = (~fits).nonzero()[:, 0]
-        return bad.index_copy_(0, odd, _what(x[odd], norm[odd])) if len(odd) else bad
-    return torch.where(fits, 0, _what(x, norm))
+        return nonfinite.index_copy_(0, odd, _faults(x[odd], norm[odd])) if len(odd) else nonfinite
+    return torch.where(fits, 0, _faults(x, norm))
 
 
-def _what(x: Tensor, norm: Tensor) -> Tensor:
-    """What is bad about rows x (n, D) that may not fit: int32 (n,). A square may be 0 or inf though the row is not."""
+def _faults(x: Tensor, norm: Tensor) -> Tensor:
+    """Name the faults of rows x (n, D): int32 (n,). A square may be 0 or inf though the row is not."""
     out_of_range = torch.where((norm < LEAST) & (x == 0).all(1), 0, OUT_OF_RANGE)
     return torch.where(torch.isfinite(x).all(1), out_of_range, NON_FINITE).int()
 
 
 def _direction(y: Tensor) -> Tensor:
-    """The mean of the rows of y (M, D), each at length one: (D,); NaN if one is bad."""
-    bad = _bad(y, torch.linalg.vector_norm(y.to(working(y)), dim=-1)) > 0
-    return unit_rows(y).mean(0).masked_fill(bad.any(), torch.nan)
+    """The mean of the rows of y (M, D), each at length one: (D,); NaN if one is not finite."""
+    nonfinite = _nonfinite(y, torch.linalg.vector_norm(y.to(working(y)), dim=-1)) > 0
+    return unit_rows(y).mean(0).masked_fill(nonfinite.any(), torch.nan)
 
 
 def _persistence(x: Tensor, frames: tuple[int, ...]) -> Tensor:

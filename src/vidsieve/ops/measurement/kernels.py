@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from vidsieve.ops.definitions import BAD_PROMPT, LEAST, MOST, NOISE, NON_FINITE, OUT_OF_RANGE
+from vidsieve.ops.definitions import LEAST, MOST, NOISE, NON_FINITE, NONFINITE_PROMPT, OUT_OF_RANGE
 from vidsieve.ops.launch import COUNTS
 
 _NOISE: tl.constexpr = tl.constexpr(NOISE)
@@ -11,21 +11,21 @@ _LEAST: tl.constexpr = tl.constexpr(LEAST)
 _MOST: tl.constexpr = tl.constexpr(MOST)
 _NON_FINITE: tl.constexpr = tl.constexpr(NON_FINITE)
 _OUT_OF_RANGE: tl.constexpr = tl.constexpr(OUT_OF_RANGE)
-_BAD_PROMPT: tl.constexpr = tl.constexpr(BAD_PROMPT)
+_NONFINITE_PROMPT: tl.constexpr = tl.constexpr(NONFINITE_PROMPT)
 
 
 @triton.jit
-def _what(norm, infinite, largest):
-    """What is bad about rows of this length, so many NaN or inf, and this largest of the other entries."""
+def _fault(norm, infinite, largest):
+    """Name the fault of rows of this length, so many NaN or inf, and this largest of the other entries."""
     zero = (norm == 0.0) & (largest == 0.0)
-    bad = tl.where(zero | ((norm >= _LEAST) & (norm <= _MOST)), 0, _OUT_OF_RANGE)
-    return tl.where(infinite > 0, _NON_FINITE, bad)
+    nonfinite = tl.where(zero | ((norm >= _LEAST) & (norm <= _MOST)), 0, _OUT_OF_RANGE)
+    return tl.where(infinite > 0, _NON_FINITE, nonfinite)
 
 
 @triton.jit
 def _unit_kernel(
     y_ptr,  # (M, D), rows `stride` apart
-    out_ptr,  # (M, D) float32: each row at length 1, or zero; NaN if it is bad
+    out_ptr,  # (M, D) float32: each row at length 1, or zero; NaN if it is not finite
     stride,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,  # covers D
@@ -35,8 +35,8 @@ def _unit_kernel(
     y = tl.load(y_ptr + i * stride + d, mask=d < D, other=0.0).to(tl.float32)
     norm = tl.sqrt_rn(tl.sum(y * y, 0))
     finite = tl.abs(y) < float("inf")
-    bad = _what(norm, tl.sum((~finite).to(tl.int32), 0), tl.max(tl.where(finite, tl.abs(y), 0.0), 0))
-    tl.store(out_ptr + i * D + d, tl.where(bad > 0, float("nan"), y / tl.maximum(norm, 1e-30)), mask=d < D)
+    nonfinite = _fault(norm, tl.sum((~finite).to(tl.int32), 0), tl.max(tl.where(finite, tl.abs(y), 0.0), 0))
+    tl.store(out_ptr + i * D + d, tl.where(nonfinite > 0, float("nan"), y / tl.maximum(norm, 1e-30)), mask=d < D)
 
 
 @triton.jit(do_not_specialize=COUNTS)
@@ -72,12 +72,12 @@ def _direction_kernel(
 
 
 @triton.jit(do_not_specialize=COUNTS)
-def _settle_kernel(
+def _from_products_kernel(
     x_ptr,  # (N, D), rows `stride` apart; read where a length does not tell what it is of
     square_ptr,  # (PARTS, N) float32: what each part of the features adds to the squared length
     along_ptr,  # (PARTS, N) float32: and to the product with the direction; read if COSINE
     norm_ptr,  # (N,) float32 out
-    bad_ptr,  # (N,) int32 out: what is bad about a token
+    nonfinite_ptr,  # (N,) int32 out: which fault a token has
     cosine_ptr,  # (N,) float32 out, eq. 4 before normalisation; written if COSINE
     n,
     stride,
@@ -97,7 +97,7 @@ def _settle_kernel(
     norm = tl.sqrt_rn(square)
     tl.store(norm_ptr + i, norm, mask=i < n)
     odd = (i < n) & ~((norm >= _LEAST) & (norm <= _MOST))
-    bad = tl.zeros((BLOCK,), tl.int32)
+    nonfinite = tl.zeros((BLOCK,), tl.int32)
     if tl.max(odd.to(tl.int32), 0) > 0:
         d = tl.arange(0, BLOCK_D)
         infinite = tl.zeros((BLOCK,), tl.int32)
@@ -109,12 +109,12 @@ def _settle_kernel(
             finite = x < float("inf")
             infinite += tl.sum((~finite).to(tl.int32), 1)
             largest = tl.maximum(largest, tl.max(tl.where(finite, x, 0.0), 1))
-        bad = _what(norm, infinite, largest)
+        nonfinite = _fault(norm, infinite, largest)
     if COSINE:
         cosine = along / tl.maximum(norm, 1e-30)
-        bad += tl.where(cosine == cosine, 0, _BAD_PROMPT)
+        nonfinite += tl.where(cosine == cosine, 0, _NONFINITE_PROMPT)
         tl.store(cosine_ptr + i, cosine, mask=i < n)
-    tl.store(bad_ptr + i, bad, mask=i < n)
+    tl.store(nonfinite_ptr + i, nonfinite, mask=i < n)
 
 
 @triton.jit(do_not_specialize=COUNTS)
@@ -123,7 +123,7 @@ def _measure_kernel(
     mean_ptr,  # (V, D) float32; read if PERSISTENCE
     direction_ptr,  # (V, D) float32; read if COSINE
     norm_ptr,  # (N,) float32 out: length of each token
-    bad_ptr,  # (N,) int32 out: what is bad about a token
+    nonfinite_ptr,  # (N,) int32 out: which fault a token has
     persistence_ptr,  # (N,) float32 out, eq. 1
     cosine_ptr,  # (N,) float32 out, eq. 4 before normalisation
     n,
@@ -172,12 +172,12 @@ def _measure_kernel(
             mm += mean * mean
     norm = tl.sqrt_rn(tl.sum(xx, 1))
     tl.store(norm_ptr + i, norm, mask=i < n)
-    bad = _what(norm, tl.sum(infinite, 1), tl.max(largest, 1))
+    nonfinite = _fault(norm, tl.sum(infinite, 1), tl.max(largest, 1))
     if COSINE:
         cosine = tl.sum(xq, 1) / tl.maximum(norm, 1e-30)
-        bad += tl.where(cosine == cosine, 0, _BAD_PROMPT)
+        nonfinite += tl.where(cosine == cosine, 0, _NONFINITE_PROMPT)
         tl.store(cosine_ptr + i, cosine, mask=i < n)
-    tl.store(bad_ptr + i, bad, mask=i < n)
+    tl.store(nonfinite_ptr + i, nonfinite, mask=i < n)
     if PERSISTENCE:
         # Squared lengths below this are what rounding leaves of a token that equals the mean: a zero row.
         still = _NOISE * _NOISE * tl.sum(mm, 0)

@@ -6,7 +6,16 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from vidsieve.ops.definitions import BAD_PROMPT, LEAST, MOST, NOISE, NON_FINITE, OUT_OF_RANGE, Measures
+from vidsieve.ops.definitions import (
+    LEAST,
+    MOST,
+    NOISE,
+    NON_FINITE,
+    NONFINITE_PROMPT,
+    OUT_OF_RANGE,
+    MeasureProblem,
+    Measures,
+)
 
 
 def unit_rows(x: Tensor) -> Tensor:
@@ -16,16 +25,18 @@ def unit_rows(x: Tensor) -> Tensor:
     return torch.where(norm > 0, x / norm.where(norm > 0, 1.0), 0.0)
 
 
-def measure(x: Tensor, frames: tuple[int, ...], y: Tensor | None, persistence: bool, *segments: object) -> Measures:
-    bad = _bad(x)
-    cosine = None if y is None else _cosine_to(x, y)
-    if y is not None and cosine is not None and _bad(y).any():
-        bad, cosine = bad + BAD_PROMPT, torch.full_like(cosine, math.nan)
+def measure(problem: MeasureProblem) -> Measures:
+    x, prompt = problem.x, problem.prompt
+    nonfinite, cosine = _nonfinite(x), None
+    if prompt is not None:
+        cosine = _cosine_to(x, prompt)
+        if _nonfinite(prompt).any():
+            nonfinite, cosine = nonfinite + NONFINITE_PROMPT, torch.full_like(cosine, math.nan)
     norm = x.detach().double().norm(dim=-1).float()
-    return Measures(norm, bad, _persistence(x, frames) if persistence else None, cosine)
+    return Measures(norm, nonfinite, _persistence(x, problem.frames) if problem.persistence else None, cosine)
 
 
-def _bad(x: Tensor) -> Tensor:
+def _nonfinite(x: Tensor) -> Tensor:
     rows = [
         OUT_OF_RANGE * int(norm != 0 and not LEAST <= norm <= MOST) if math.isfinite(norm) else NON_FINITE
         for norm in x.detach().double().norm(dim=-1).tolist()

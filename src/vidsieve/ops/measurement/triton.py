@@ -5,14 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidsieve.ops.definitions import Measures
+from vidsieve.ops.definitions import MeasureProblem, Measures
 from vidsieve.ops.launch import cdiv, covering, launch, multiprocessors, precision, rows_of
 from vidsieve.ops.measurement.gram import _gram_kernel, _segment_gram_kernel
 from vidsieve.ops.measurement.kernels import (
     _direction_kernel,
+    _from_products_kernel,
     _measure_kernel,
     _min_max_kernel,
-    _settle_kernel,
     _transience_kernel,
     _unit_kernel,
 )
@@ -20,36 +20,30 @@ from vidsieve.ops.measurement.kernels import (
 ONCE = 256  # tokens of a segment of which one program holds all of S
 
 
-def measure(
-    x: Tensor,
-    frames: tuple[int, ...],
-    y: Tensor | None,
-    persistence: bool,
-    segments: tuple[Tensor, int] | None = None,
-    questions: tuple[int, ...] = (),
-) -> Measures:
+def measure(problem: MeasureProblem) -> Measures:
+    x, frames, y, persistence, segments, questions = problem
     x = rows_of(x)
     n, d = x.shape
     tokens = sum(frames)  # of each video
     norm = torch.empty(n, device=x.device, dtype=torch.float32)
-    bad = torch.empty(n, device=x.device, dtype=torch.int32)
+    nonfinite = torch.empty(n, device=x.device, dtype=torch.int32)
     cosine = norm if y is None else torch.empty_like(norm)
     parts = 0 if persistence or segments is None else parts_of(x, *segments)
     direction = norm if y is None else _directions(y, questions or (len(y),), x if parts else None)
     if segments is not None and parts:
         products, square, along = products_of(x, None if y is None else direction, *segments, parts)
         launch(
-            _settle_kernel, (cdiv(n, 256),), x, square, along, norm, bad, cosine, n, x.stride(0),
+            _from_products_kernel, (cdiv(n, 256),), x, square, along, norm, nonfinite, cosine, n, x.stride(0),
             D=d, PARTS=parts, COSINE=y is not None, BLOCK=256, BLOCK_D=4,
         )  # fmt: skip
-        return Measures(norm, bad, None, None if y is None else cosine, products)
+        return Measures(norm, nonfinite, None, None if y is None else cosine, products)
     persist = torch.empty_like(norm) if persistence else norm
     mean = x.view(-1, tokens, d).mean(1, dtype=torch.float32) if persistence else norm  # (V, D)
     launch(
-        _measure_kernel, (n,), x, mean, direction, norm, bad, persist, cosine, n, tokens, frames[0], x.stride(0),
+        _measure_kernel, (n,), x, mean, direction, norm, nonfinite, persist, cosine, n, tokens, frames[0], x.stride(0),
         D=d, PERSISTENCE=persistence, COSINE=y is not None, BLOCK_N=1, BLOCK_D=min(512, covering(d)),
     )  # fmt: skip
-    return Measures(norm, bad, persist if persistence else None, None if y is None else cosine)
+    return Measures(norm, nonfinite, persist if persistence else None, None if y is None else cosine)
 
 
 def _directions(y: Tensor, rows: tuple[int, ...], like: Tensor | None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from vidsieve.ops.definitions import MergeProblem, TemporalProblem
 from vidsieve.ops.dispatch import choose, plain
 from vidsieve.ops.merge import eager
 
@@ -11,15 +12,16 @@ def nearest_kept(x: Tensor, offsets: Tensor, kept: Tensor) -> Tensor:
     return choose(eager.nearest_kept, x)(plain(x), offsets, kept)
 
 
-def temporal(
-    x: Tensor, norm: Tensor, offsets: Tensor, frames: tuple[int, ...], at: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def temporal(problem: TemporalProblem) -> tuple[Tensor, Tensor]:
     """Of each token, the one before it at its place in its segment: int64 (N,), -1 if none; method.md eq. 14.
 
     And the cosine of the two, float32 (N,), -2 if none. Two zero vectors are alike, and so are vectors within rounding
-    of each other. frames: of the whole video, of which x are the tokens `at` (N,), or all where that is None.
+    of each other.
     """
-    return choose(eager.temporal, x, kernel=min(frames) == max(frames))(plain(x), norm, offsets, frames, at)
+    x, frames = problem.x, problem.frames
+    if x.requires_grad:
+        problem = problem._replace(x=plain(x))
+    return choose(eager.temporal, x, kernel=min(frames) == max(frames))(problem)
 
 
 def merge_runs(cosine: Tensor, before: Tensor, threshold: float, longest: int) -> tuple[Tensor, ...]:
@@ -40,34 +42,19 @@ def follow_runs(row: Tensor, before: Tensor, longest: int) -> tuple[Tensor, Tens
     return choose(eager.follow_runs, before)(row, before, longest)
 
 
-def merge_mean(
-    x: Tensor,
-    source: Tensor,
-    kept: Tensor,
-    weight: Tensor | None = None,
-    link: Tensor | None = None,
-) -> Tensor:
-    """Mean over the rows of x (N, ...) that share a source, each with one of the rows `kept` (K,): (K, ...).
+def merge_mean(problem: MergeProblem) -> Tensor:
+    """Mean over the rows of x (N, ...) that share a source: (K, ...), accumulated in float32, or better.
 
-    source: k for row kept[k] and what it absorbed, -1 for rows that are left out.  weight: (N,) of each row, 1 if None.
-    link: (N,) the way from each kept row through what it absorbed, -1 at its end, where that is known.
-    Accumulated in float32, or better. method.md eq. 12 and 15.
+    method.md eq. 12 and 15.
     """
-    run = choose(eager.merge_mean, x, kernel=not x.requires_grad)  # the torch version has a gradient
-    return run(x, source, kept, weight, link)
+    # The torch version has a gradient.
+    return choose(eager.merge_mean, problem.x, kernel=not problem.x.requires_grad)(problem)
 
 
-def merge_among(
-    x: Tensor,
-    index: Tensor,
-    begin: int,
-    source: Tensor,
-    kept: Tensor,
-    weight: Tensor | None = None,
-    link: Tensor | None = None,
-) -> Tensor:
+def merge_among(problem: MergeProblem, index: Tensor, begin: int) -> Tensor:
     """Rows `index` (M,), ascending, of x (L, D), of which the N from `begin` on merge: (M, D).
 
-    Of those N, what `index` holds is `kept` (K,), counted from `begin`, and becomes means as in `merge_mean`.
+    N is the length of `source`. Of those N, what `index` holds is `kept` (K,), counted from `begin`, and becomes means
+    as in `merge_mean`.
     """
-    return choose(eager.merge_among, x, kernel=not x.requires_grad)(x, index, begin, source, kept, weight, link)
+    return choose(eager.merge_among, problem.x, kernel=not problem.x.requires_grad)(problem, index, begin)

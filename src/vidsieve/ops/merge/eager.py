@@ -5,7 +5,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from vidsieve.ops.definitions import NOISE, TIE
+from vidsieve.ops.definitions import NOISE, TIE, MergeProblem, TemporalProblem
 from vidsieve.ops.pieces import PIECE_BYTES, unit_rows, working
 
 
@@ -28,9 +28,8 @@ def nearest_kept(x: Tensor, offsets: Tensor, kept: Tensor) -> Tensor:
     return source
 
 
-def temporal(
-    x: Tensor, norm: Tensor, offsets: Tensor, frames: tuple[int, ...], at: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def temporal(problem: TemporalProblem) -> tuple[Tensor, Tensor]:
+    x, norm, offsets, frames, at = problem
     position = torch.arange(len(x), device=x.device)
     segment = torch.searchsorted(offsets[1:], position, right=True)
     chain = segment * ((max(frames) + 1) * max(frames)) + _place(frames, position if at is None else at)
@@ -80,13 +79,8 @@ def follow_runs(row: Tensor, before: Tensor, longest: int) -> tuple[Tensor, Tens
     return row[head], link[:n]
 
 
-def merge_mean(
-    x: Tensor,
-    source: Tensor,
-    kept: Tensor,
-    weight: Tensor | None = None,
-    link: Tensor | None = None,
-) -> Tensor:
+def merge_mean(problem: MergeProblem) -> Tensor:
+    x, source, kept, weight, _ = problem
     # Summed in a fixed order, so that the same input gives the same bits on every run.
     ordered, by = source.sort(stable=True)
     bounds = torch.searchsorted(ordered, torch.arange(len(kept) + 1, device=x.device))
@@ -100,14 +94,7 @@ def merge_mean(
     return mean.reshape(len(kept), *x.shape[1:]).to(x.dtype)
 
 
-def merge_among(
-    x: Tensor,
-    index: Tensor,
-    begin: int,
-    source: Tensor,
-    kept: Tensor,
-    weight: Tensor | None = None,
-    link: Tensor | None = None,
-) -> Tensor:
-    mean = merge_mean(x[begin : begin + len(source)], source, kept, weight, link)
+def merge_among(problem: MergeProblem, index: Tensor, begin: int) -> Tensor:
+    x, source, kept = problem[:3]
+    mean = merge_mean(problem._replace(x=x[begin : begin + len(source)]))
     return x.index_select(0, index).index_copy(0, torch.searchsorted(index, kept + begin), mean)

@@ -5,7 +5,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from vidsieve.ops.definitions import NOISE
+from vidsieve.ops.definitions import NOISE, MergeProblem, TemporalProblem
 from vidsieve.ops.greedy.reference import first_best
 from vidsieve.ops.measurement.reference import unit_rows
 
@@ -25,10 +25,9 @@ def nearest_kept(x: Tensor, offsets: Tensor, kept: Tensor) -> Tensor:
     return source
 
 
-def temporal(
-    x: Tensor, norm: Tensor, offsets: Tensor, frames: tuple[int, ...], at: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def temporal(problem: TemporalProblem) -> tuple[Tensor, Tensor]:
     """The token before each, and the cosine to it: eq. 14."""
+    x, _, offsets, frames, at = problem
     unit = unit_rows(x)
     places = [(size, place) for size in frames for place in range(size)]  # of every token of the whole video
     where = range(len(x)) if at is None else at.tolist()
@@ -70,30 +69,18 @@ def follow_runs(row: Tensor, before: Tensor, longest: int) -> tuple[Tensor, Tens
     return torch.tensor(source, device=row.device), torch.tensor(link, device=row.device)
 
 
-def merge_mean(
-    x: Tensor,
-    source: Tensor,
-    kept: Tensor,
-    weight: Tensor | None = None,
-    link: Tensor | None = None,
-) -> Tensor:
+def merge_mean(problem: MergeProblem) -> Tensor:
     """Eq. 12, and 15 where tokens have weights."""
+    x, source, kept, weight, _ = problem
     w = torch.ones(len(x), dtype=torch.float64, device=x.device) if weight is None else weight.double()
     weighted = x.double() * w.view(-1, *[1] * (x.ndim - 1))
     means = [weighted[source == row].sum(0) / w[source == row].sum() for row in range(len(kept))]
     return torch.stack(means).to(x.dtype)
 
 
-def merge_among(
-    x: Tensor,
-    index: Tensor,
-    begin: int,
-    source: Tensor,
-    kept: Tensor,
-    weight: Tensor | None = None,
-    link: Tensor | None = None,
-) -> Tensor:
+def merge_among(problem: MergeProblem, index: Tensor, begin: int) -> Tensor:
     """Eq. 12, and 15 where tokens have weights, amid tokens that stay as they are."""
+    x, source, kept = problem[:3]
     merged = x.clone()
-    merged[begin + kept] = merge_mean(x[begin : begin + len(source)], source, kept, weight, link)
+    merged[begin + kept] = merge_mean(problem._replace(x=x[begin : begin + len(source)]))
     return merged[index]

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from vidsieve.ops.definitions import MeasureProblem, MergeProblem, TemporalProblem
 from vidsieve.ops.launch import cdiv, covering, launch, precision, rows_of
 from vidsieve.ops.measurement.triton import measure
 from vidsieve.ops.merge.kernels import (
@@ -16,7 +17,7 @@ from vidsieve.ops.merge.kernels import (
 
 def nearest_kept(x: Tensor, offsets: Tensor, kept: Tensor) -> Tensor:
     x = rows_of(x)
-    norm = measure(x, (len(x),), None, False).norm
+    norm = measure(MeasureProblem(x, (len(x),))).norm
     segment = torch.searchsorted(offsets[1:], torch.arange(len(x), device=x.device), right=True)
     rows = torch.searchsorted(kept, offsets)  # (S + 1,) rows of `kept` before each segment
     source = torch.empty(len(x), dtype=torch.int64, device=x.device)
@@ -28,9 +29,8 @@ def nearest_kept(x: Tensor, offsets: Tensor, kept: Tensor) -> Tensor:
     return source.scatter_(0, kept, torch.arange(len(kept), device=x.device))
 
 
-def temporal(
-    x: Tensor, norm: Tensor, offsets: Tensor, frames: tuple[int, ...], at: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def temporal(problem: TemporalProblem) -> tuple[Tensor, Tensor]:
+    x, norm, offsets, frames, at = problem
     x = rows_of(x)
     n, d = x.shape
     before = torch.empty(n, dtype=torch.int64, device=x.device)
@@ -69,22 +69,14 @@ def follow_runs(row: Tensor, before: Tensor, longest: int) -> tuple[Tensor, Tens
     return source, link
 
 
-def merge_mean(
-    x: Tensor, source: Tensor, kept: Tensor, weight: Tensor | None = None, link: Tensor | None = None
-) -> Tensor:
-    rows = x.reshape(len(x), -1)
-    return merge_among(rows, kept, 0, source, kept, weight, link).view(len(kept), *x.shape[1:])
+def merge_mean(problem: MergeProblem) -> Tensor:
+    x, kept = problem.x, problem.kept
+    rows = problem._replace(x=x.reshape(len(x), -1))
+    return merge_among(rows, kept, 0).view(len(kept), *x.shape[1:])
 
 
-def merge_among(
-    x: Tensor,
-    index: Tensor,
-    begin: int,
-    source: Tensor,
-    kept: Tensor,
-    weight: Tensor | None = None,
-    link: Tensor | None = None,
-) -> Tensor:
+def merge_among(problem: MergeProblem, index: Tensor, begin: int) -> Tensor:
+    x, source, kept, weight, link = problem
     x = x if x.stride(-1) == 1 else x.contiguous()
     m, d = len(index), x.shape[1]
     out = x.new_empty(m, d)

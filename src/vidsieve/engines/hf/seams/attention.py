@@ -86,7 +86,9 @@ class AttentionSeam:
                 queries = {kind: sequence.queries[kind].get(row) for kind in self._kinds[layer]}
                 sequence.attended.setdefault(layer, {})[row] = {
                     kind: ops.received_attention(
-                        query[row], key[row], at.at.to(query.device), not_padding, scaling, softcap
+                        ops.AttentionProblem(
+                            query[row], key[row], at.at.to(query.device), not_padding, scaling, softcap
+                        )
                     ).to(home)
                     for kind, at in queries.items()
                     if at is not None
