@@ -12,11 +12,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vidsieve import VideoTokens, ops
+from vidsieve import ops
 from vidsieve.engines.hf import load, prepare
-from vidsieve.methods import MarginalGain, NearestKept, Prune, SceneCuts
-from vidsieve.types.segments import Segments
-from vidsieve.types.statistics import TokenStatistics
+from vidsieve.methods import MarginalGain, NearestKept, Prune, SceneCuts, SelectionProblem
 from vidsieve.video import read_video
 
 
@@ -29,17 +27,9 @@ class Newest:
 
     requires: ClassVar[frozenset[str]] = frozenset({"persistence"})  # measured in the one pass over the features
 
-    def __call__(
-        self,
-        tokens: VideoTokens,
-        stats: TokenStatistics,
-        segments: Segments,
-        budget: Tensor,
-        relevance: Tensor,
-        total: int,
-    ) -> Tensor:
-        novelty = 1 - tokens.from_original(stats.required("persistence"))  # (N,)
-        return ops.top(relevance * novelty, segments.offsets, budget)
+    def __call__(self, problem: SelectionProblem) -> Tensor:
+        novelty = 1 - problem.tokens.from_original(problem.stats.required("persistence"))  # (N,)
+        return ops.top(problem.relevance * novelty, problem.segments.offsets, problem.budget)
 
 
 def main(clip: str = "out/demo/clip.mp4", checkpoint: str = "out/demo/model") -> None:

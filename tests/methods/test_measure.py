@@ -16,9 +16,7 @@ from vidsieve.methods.budget import Budget, MarginalGain, Proportional
 from vidsieve.methods.merge import TemporalMerge
 from vidsieve.methods.relevance import Flat, Novelty, PromptSimilarity, Relevance
 from vidsieve.methods.segment import PerFrame, SceneCuts, Segmenter, Uniform, Whole, Within
-from vidsieve.methods.selection import Hybrid
-from vidsieve.types.segments import Segments
-from vidsieve.types.statistics import TokenStatistics
+from vidsieve.methods.selection import Hybrid, SelectionProblem
 
 
 @dataclass(frozen=True)
@@ -27,16 +25,9 @@ class Newest:
 
     requires: ClassVar[frozenset[str]] = frozenset({"persistence"})
 
-    def __call__(
-        self,
-        tokens: VideoTokens,
-        stats: TokenStatistics,
-        segments: Segments,
-        budget: Tensor,
-        relevance: Tensor,
-        total: int,
-    ) -> Tensor:
-        return ops.top(-tokens.from_original(stats.required("persistence")), segments.offsets, budget)
+    def __call__(self, problem: SelectionProblem) -> Tensor:
+        persistence = problem.tokens.from_original(problem.stats.required("persistence"))
+        return ops.top(-persistence, problem.segments.offsets, problem.budget)
 
 
 class Silent(Newest):

@@ -17,6 +17,7 @@ from vidsieve.methods.selection import (
     Hybrid,
     LowRankDPP,
     MaxMin,
+    SelectionProblem,
     Selector,
     TopRelevance,
     sketch,
@@ -66,13 +67,13 @@ def test_a_sketch_of_halves_is_of_their_directions() -> None:
 def test_low_rank_is_for_segments_that_are_too_long_or_too_much() -> None:
     tokens = VideoTokens(video_like(6, 10, 64, seed=2), (10,) * 6)
     segments, budget, r = Segments(torch.tensor([0, 60]), 60), torch.tensor([12]), torch.rand(60)
-    given = tokens, measure(tokens), segments, budget, r, 12
-    exact = ConditionalDPP()(*given)
+    problem = SelectionProblem(tokens, measure(tokens), segments, budget, r, 12)
+    exact = ConditionalDPP()(problem)
     needed = 4 * 60 * (12 + 60)
     for selector in (LowRankDPP(16, above=60), LowRankDPP(64, above=0), LowRankDPP(16, above=0, max_memory=needed)):
-        assert torch.equal(selector(*given), exact)
+        assert torch.equal(selector(problem), exact)
     for selector in (LowRankDPP(16, above=59), LowRankDPP(16, above=0, max_memory=needed - 1)):
-        order = selector(*given)
+        order = selector(problem)
         assert not torch.equal(order, exact)
         assert sorted(order[order >= 0].tolist()) == list(range(12))
 
@@ -81,8 +82,8 @@ def test_hybrid_takes_each_segment_to_its_side() -> None:
     x, relevance = video_like(6, 10, 16, seed=2), torch.rand(60, generator=torch.Generator().manual_seed(0))
     segments = Segments(torch.tensor([0, 10, 50, 60]), 40)
     tokens, budget = VideoTokens(x, (10,) * 6), torch.tensor([3, 9, 4])
-    given = tokens, measure(tokens), segments, budget, relevance, 16
-    order, exact, greedy = Hybrid(threshold=20)(*given), ConditionalDPP()(*given), MMR()(*given)
+    problem = SelectionProblem(tokens, measure(tokens), segments, budget, relevance, 16)
+    order, exact, greedy = Hybrid(threshold=20)(problem), ConditionalDPP()(problem), MMR()(problem)
     assert torch.equal(order[:10], exact[:10])
     assert torch.equal(order[10:50], greedy[10:50])
     assert torch.equal(order[50:], exact[50:])
@@ -102,9 +103,9 @@ def test_a_segment_of_exactly_the_threshold_is_a_short_one(
     for bounds in ([0, 20, 60], [0, 30, 60]):  # with a longer one beside it, and alone
         tokens = VideoTokens(video_like(6, 10, 16, seed=2).float().to(device), (10,) * 6)
         segments = Segments(torch.tensor(bounds, device=device), bounds[2] - bounds[1])
-        given = tokens, measure(tokens), segments, budget, relevance, 18
+        problem = SelectionProblem(tokens, measure(tokens), segments, budget, relevance, 18)
         end = bounds[1]
-        first, large = small(*given)[:end], MMR()(*given)[:end]
+        first, large = small(problem)[:end], MMR()(problem)[:end]
         assert not torch.equal(first, large)
-        assert torch.equal(Hybrid(end, small)(*given)[:end], first)
-        assert torch.equal(Hybrid(end - 1, small)(*given)[:end], large)
+        assert torch.equal(Hybrid(end, small)(problem)[:end], first)
+        assert torch.equal(Hybrid(end - 1, small)(problem)[:end], large)

@@ -24,6 +24,7 @@ from vidsieve.methods.selection import (
     LowRankDPP,
     MaxMin,
     Random,
+    SelectionProblem,
     Selector,
     TopRelevance,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "Relevance",
     "SceneCuts",
     "Segmenter",
+    "SelectionProblem",
     "Selector",
     "Staged",
     "TemporalMerge",

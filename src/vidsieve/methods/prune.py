@@ -26,7 +26,7 @@ from vidsieve.methods.measure import cut, identity, measure, measure_before_cut
 from vidsieve.methods.merge import Merger
 from vidsieve.methods.relevance import Novelty, Relevance
 from vidsieve.methods.segment import Segmenter, Within
-from vidsieve.methods.selection import ConditionalDPP, Selector
+from vidsieve.methods.selection import ConditionalDPP, SelectionProblem, Selector
 from vidsieve.telemetry.timing import timed
 from vidsieve.types.reduction import Reduction
 from vidsieve.types.segments import Segments
@@ -100,7 +100,8 @@ class Prune(PlannedReducer):
         with timed("budget"):
             budget = self.budget(tokens, stats, segments, total)  # (S,), sums to total
         with timed("select"):
-            order = self.selector(tokens, stats, segments, budget, relevance, total)  # (N,) step, -1 if not picked
+            problem = SelectionProblem(tokens, stats, segments, budget, relevance, total)
+            order = self.selector(problem)  # (N,) step, -1 if not picked
             bounds = segments.offsets, budget, segments.longest
             kept, source = ops.compact(order, *bounds, total, tokens.videos)
         original = OriginalStatistics(stats.persistence, original.segments)

@@ -1,13 +1,12 @@
 """Which tokens of each segment stay. Mathematics and equation numbers: docs/method.md.
 
-A selector gets the tokens, what was measured of them, the segments, their budgets (S,), the tokens' relevance (N,) and
-the sum of the budgets, which the host knows. It returns the order of its picks: int32 (N,), the step at which a token
-was picked in its segment, -1 where it was not. Each segment gets exactly its budget, whatever the features are: zero
+A selector gets a `SelectionProblem` and returns the order of its picks: int32 (N,), the step at which a token was
+picked in its segment, -1 where it was not. Each segment gets exactly its budget, whatever the features are: zero
 vectors, equal tokens and budgets above the rank included.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,25 +18,33 @@ from vidsieve.types.statistics import TokenStatistics
 from vidsieve.types.tokens import VideoTokens
 
 
+class SelectionProblem(NamedTuple):
+    """What a selector is asked: so many of the tokens of each of S segments.
+
+    tokens: N of them.  stats: what was measured of them, all that the selector `requires`.  budget: int64 (S,), the
+    picks in each segment.  relevance: float32 (N,) in [0, 1], high is kept.  total: the sum of the budgets.
+    """
+
+    tokens: VideoTokens
+    stats: TokenStatistics
+    segments: Segments
+    budget: Tensor
+    relevance: Tensor
+    total: int
+
+    def greedy(self) -> ops.GreedyProblem:
+        """The problem as the greedy operations take it, for a selector that requires "products"."""
+        stats, segments = self.stats, self.segments
+        measures = ops.Measures(stats.required("norm"), stats.required("nonfinite"), products=stats.products)
+        return ops.GreedyProblem(
+            self.tokens.features, self.relevance, segments.offsets, self.budget, segments.longest, self.total, measures
+        )
+
+
 class Selector(Protocol):
     """Picks each segment's budget of tokens."""
 
-    def __call__(
-        self,
-        tokens: VideoTokens,
-        stats: TokenStatistics,
-        segments: Segments,
-        budget: Tensor,
-        relevance: Tensor,
-        total: int,
-    ) -> Tensor: ...
-
-
-def _problem(
-    x: Tensor, stats: TokenStatistics, segments: Segments, budget: Tensor, relevance: Tensor | None, total: int
-) -> ops.GreedyProblem:
-    measures = ops.Measures(stats.required("norm"), stats.required("nonfinite"), products=stats.products)
-    return ops.GreedyProblem(x, relevance, segments.offsets, budget, segments.longest, total, measures)
+    def __call__(self, problem: SelectionProblem) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -52,16 +59,8 @@ class ConditionalDPP:
     batches: ClassVar[bool] = True
     captures: ClassVar[bool] = True
 
-    def __call__(
-        self,
-        tokens: VideoTokens,
-        stats: TokenStatistics,
-        segments: Segments,
-        budget: Tensor,
-        relevance: Tensor,
-        total: int,
-    ) -> Tensor:
-        return ops.conditional_dpp(_problem(tokens.features, stats, segments, budget, relevance, total))
+    def __call__(self, problem: SelectionProblem) -> Tensor:
+        return ops.conditional_dpp(problem.greedy())
 
 
 @dataclass(frozen=True)
@@ -94,18 +93,11 @@ class LowRankDPP:
         if self.max_memory is not None:
             check_number("max_memory is a number of bytes, at least 0, or None", self.max_memory, 0)
 
-    def __call__(
-        self,
-        tokens: VideoTokens,
-        stats: TokenStatistics,
-        segments: Segments,
-        budget: Tensor,
-        relevance: Tensor,
-        total: int,
-    ) -> Tensor:
-        x, longest = tokens.features, segments.longest
+    def __call__(self, problem: SelectionProblem) -> Tensor:
+        x, segments, stats = problem.tokens.features, problem.segments, problem.stats
+        longest = segments.longest
         if longest > self.above and self.rank < x.shape[1]:
-            exact = 4 * longest * (total + (len(x) if longest <= ops.GRAM_LIMIT else 0))
+            exact = 4 * longest * (problem.total + (len(x) if longest <= ops.GRAM_LIMIT else 0))
             if self.max_memory is None or exact > self.max_memory:
                 if x.dtype == torch.float16:  # which need not hold sums of what it holds
                     norm = stats.required("norm")
@@ -113,10 +105,10 @@ class LowRankDPP:
                 x = sketch(x, self.rank)
                 within = segments.offsets, longest
                 norm, nonfinite, *_, products = ops.measure(
-                    ops.MeasureProblem(x, (tokens.tokens_per_video,), segments=within)
+                    ops.MeasureProblem(x, (problem.tokens.tokens_per_video,), segments=within)
                 )
                 stats = TokenStatistics(norm, nonfinite, products=products)
-        return ops.conditional_dpp(_problem(x, stats, segments, budget, relevance, total))
+        return ops.conditional_dpp(problem._replace(stats=stats).greedy()._replace(x=x))
 
 
 def sketch(x: Tensor, rank: int) -> Tensor:
@@ -146,16 +138,8 @@ class MMR:
     def __post_init__(self) -> None:
         check_number("trade is the weight of relevance, in [0, 1]", self.trade, 0, 1)
 
-    def __call__(
-        self,
-        tokens: VideoTokens,
-        stats: TokenStatistics,
-        segments: Segments,
-        budget: Tensor,
-        relevance: Tensor,
-        total: int,
-    ) -> Tensor:
-        return ops.mmr(_problem(tokens.features, stats, segments, budget, relevance, total), self.trade)
+    def __call__(self, problem: SelectionProblem) -> Tensor:
+        return ops.mmr(problem.greedy(), self.trade)
 
 
 @dataclass(frozen=True)
@@ -176,25 +160,16 @@ class Hybrid:
         check_part("selector for short segments", self.small)
         check_part("selector for long segments", self.large)
 
-    def __call__(
-        self,
-        tokens: VideoTokens,
-        stats: TokenStatistics,
-        segments: Segments,
-        budget: Tensor,
-        relevance: Tensor,
-        total: int,
-    ) -> Tensor:
+    def __call__(self, problem: SelectionProblem) -> Tensor:
+        segments, budget = problem.segments, problem.budget
         if segments.longest <= self.threshold:
-            return self.small(tokens, stats, segments, budget, relevance, total)
+            return self.small(problem)
         if isinstance(self.small, ConditionalDPP) and isinstance(self.large, MMR):
-            return ops.hybrid(
-                _problem(tokens.features, stats, segments, budget, relevance, total), self.large.trade, self.threshold
-            )
+            return ops.hybrid(problem.greedy(), self.large.trade, self.threshold)
         is_small = segments.lengths <= self.threshold  # (S,)
         return torch.maximum(
-            self.small(tokens, stats, segments, budget.where(is_small, 0), relevance, total),
-            self.large(tokens, stats, segments, budget.where(~is_small, 0), relevance, total),
+            self.small(problem._replace(budget=budget.where(is_small, 0))),
+            self.large(problem._replace(budget=budget.where(~is_small, 0))),
         )
 
 
@@ -209,16 +184,8 @@ class MaxMin:
     batches: ClassVar[bool] = True
     captures: ClassVar[bool] = False  # a matrix product of torch's keeps memory of the graph's for good
 
-    def __call__(
-        self,
-        tokens: VideoTokens,
-        stats: TokenStatistics,
-        segments: Segments,
-        budget: Tensor,
-        relevance: Tensor,
-        total: int,
-    ) -> Tensor:
-        return ops.max_min(_problem(tokens.features, stats, segments, budget, None, total))
+    def __call__(self, problem: SelectionProblem) -> Tensor:
+        return ops.max_min(problem.greedy()._replace(relevance=None))
 
 
 @dataclass(frozen=True)
@@ -228,16 +195,8 @@ class TopRelevance:
     batches: ClassVar[bool] = True
     captures: ClassVar[bool] = True
 
-    def __call__(
-        self,
-        tokens: VideoTokens,
-        stats: TokenStatistics,
-        segments: Segments,
-        budget: Tensor,
-        relevance: Tensor,
-        total: int,
-    ) -> Tensor:
-        return ops.top(relevance, segments.offsets, budget)
+    def __call__(self, problem: SelectionProblem) -> Tensor:
+        return ops.top(problem.relevance, problem.segments.offsets, problem.budget)
 
 
 @dataclass(frozen=True)
@@ -247,16 +206,9 @@ class EvenlySpaced:
     batches: ClassVar[bool] = True
     captures: ClassVar[bool] = True
 
-    def __call__(
-        self,
-        tokens: VideoTokens,
-        stats: TokenStatistics,
-        segments: Segments,
-        budget: Tensor,
-        relevance: Tensor,
-        total: int,
-    ) -> Tensor:
-        position = torch.arange(len(tokens), device=budget.device)
+    def __call__(self, problem: SelectionProblem) -> Tensor:
+        segments, budget = problem.segments, problem.budget
+        position = torch.arange(len(problem.tokens), device=budget.device)
         segment = torch.searchsorted(segments.offsets[1:], position, right=True)
         within = position - segments.offsets[segment]
         n, k = segments.lengths[segment], budget[segment]
@@ -271,15 +223,7 @@ class Random:
 
     seed: int = 0
 
-    def __call__(
-        self,
-        tokens: VideoTokens,
-        stats: TokenStatistics,
-        segments: Segments,
-        budget: Tensor,
-        relevance: Tensor,
-        total: int,
-    ) -> Tensor:
+    def __call__(self, problem: SelectionProblem) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed)
-        score = torch.rand(len(tokens), generator=generator, dtype=torch.float64)
-        return ops.top(score.to(budget.device), segments.offsets, budget)
+        score = torch.rand(len(problem.tokens), generator=generator, dtype=torch.float64)
+        return ops.top(score.to(problem.budget.device), problem.segments.offsets, problem.budget)

@@ -12,11 +12,8 @@ from vidsieve.methods.budget import Proportional
 from vidsieve.methods.prune import Prune
 from vidsieve.methods.relevance import Flat
 from vidsieve.methods.segment import Whole
-from vidsieve.methods.selection import Selector
+from vidsieve.methods.selection import SelectionProblem, Selector
 from vidsieve.registry import register_method
-from vidsieve.types.segments import Segments
-from vidsieve.types.statistics import TokenStatistics
-from vidsieve.types.tokens import VideoTokens
 
 
 @dataclass(frozen=True)
@@ -26,20 +23,13 @@ class LeastDuplicate:
 
     pivots: int = 8
 
-    def __call__(
-        self,
-        tokens: VideoTokens,
-        stats: TokenStatistics,
-        segments: Segments,
-        budget: Tensor,
-        relevance: Tensor,
-        total: int,
-    ) -> Tensor:
-        order = torch.full((len(tokens),), -1, dtype=torch.int32, device=budget.device)
-        bounds, budgets = segments.offsets.tolist(), budget.tolist()
+    def __call__(self, problem: SelectionProblem) -> Tensor:
+        x, budget = problem.tokens.features, problem.budget
+        order = torch.full((len(x),), -1, dtype=torch.int32, device=budget.device)
+        bounds, budgets = problem.segments.offsets.tolist(), budget.tolist()
         for (begin, end), k in zip(pairwise(bounds), budgets, strict=True):
             if k:
-                order[begin:end] = self._pick(tokens.features[begin:end].float(), k)
+                order[begin:end] = self._pick(x[begin:end].float(), k)
         return order
 
     def _pick(self, x: Tensor, k: int) -> Tensor:

@@ -6,13 +6,13 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
+from vidsieve import ops
 from vidsieve.methods.base import Reducer
 from vidsieve.methods.budget import Proportional
 from vidsieve.methods.presets.attention import OwnAttention
 from vidsieve.methods.presets.fixed import FixedSize
 from vidsieve.methods.relevance import Relevance
 from vidsieve.methods.segment import PerFrame
-from vidsieve.methods.selection import TopRelevance
 from vidsieve.registry import register_method
 from vidsieve.types.reduction import Reduction
 from vidsieve.types.statistics import TokenStatistics
@@ -38,7 +38,7 @@ class VisionZip(FixedSize):
         budget = Proportional()(tokens, stats, segments, total)
         x = F.normalize(tokens.features.float(), dim=1)
         dominant = (budget - (self.contextual * budget).round().long()).clamp(min=budget.clamp(max=1))
-        order = TopRelevance()(tokens, stats, segments, dominant, score, total)
+        order = ops.top(score, segments.offsets, dominant)
         kept = order >= 0
         target = torch.arange(len(tokens), device=x.device)
         bounds = segments.offsets.tolist()
