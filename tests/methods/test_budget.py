@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import pytest
 import torch
 
 from tests.synthetic import video_like
@@ -20,9 +21,14 @@ def test_a_still_scene_gets_little_more_than_its_first_frame() -> None:
     tokens = VideoTokens.from_grid(moving, 20, 2, 4)
     segments = Segments(torch.tensor([0, 80, 160]), 80)
     stats = measure(tokens, {"persistence"})
-    still, busy = MarginalGain()(tokens, stats, segments, 40).tolist()
+    still, busy = MarginalGain(0)(tokens, stats, segments, 40).tolist()
     assert still + busy == 40
     assert busy > 4 * still
+    for floor in (0.25, 0.5, 1.0):  # no segment gets less than this of its proportional share, 20
+        with_floor, _ = MarginalGain(floor)(tokens, stats, segments, 40).tolist()
+        assert 20 * floor <= with_floor <= 20 * floor + (1 - floor) * still + 1
+    with pytest.raises(ValueError, match=r"floor is the share .* got 1.5"):
+        MarginalGain(1.5)
     assert Proportional()(tokens, stats, segments, 40).tolist() == [20, 20]
 
 
@@ -38,7 +44,7 @@ def test_after_a_merge_a_segment_adds_what_its_tokens_added_to_the_video_as_it_c
     kept = [int(n) for n in segments.offsets]
     gain = [float((1 - persistence[left.original_index[a:b]]).sum()) for a, b in pairwise(kept)]
     expected = ops.apportion(torch.tensor(gain), segments.offsets, 25).tolist()
-    assert MarginalGain()(left, measure(left, {"persistence"}), segments, 25).tolist() == expected
+    assert MarginalGain(0)(left, measure(left, {"persistence"}), segments, 25).tolist() == expected
     anew = measure(VideoTokens(left.features, (len(left),)), {"persistence"}).required("persistence")
     for wrong in (anew, persistence[: len(left)], torch.zeros(len(left))):
         assert ops.apportion(ops.novelty(wrong, segments.offsets), segments.offsets, 25).tolist() != expected

@@ -14,7 +14,7 @@ from vidsieve.methods.compose import Chain, Staged
 from vidsieve.methods.framefusion import FrameFusion
 from vidsieve.methods.merge import Merger, NearestKept, TemporalMerge
 from vidsieve.methods.prune import Prune
-from vidsieve.methods.relevance import Flat, Given, Novelty, PromptAttention, PromptSimilarity, Relevance
+from vidsieve.methods.relevance import Contrast, Flat, Given, Novelty, PromptAttention, PromptSimilarity, Relevance
 from vidsieve.methods.segment import PerFrame, SceneCuts, Segmenter, Uniform, Whole, Within
 from vidsieve.methods.selection import (
     MMR,
@@ -36,6 +36,7 @@ __all__ = [
     "Budget",
     "Chain",
     "ConditionalDPP",
+    "Contrast",
     "EvenlySpaced",
     "Flat",
     "FrameFusion",

@@ -9,6 +9,7 @@ from typing import ClassVar, Protocol
 from torch import Tensor
 
 from vidsieve import ops
+from vidsieve.checks import check_number
 from vidsieve.errors import BudgetError
 from vidsieve.types.segments import Segments
 from vidsieve.types.statistics import TokenStatistics
@@ -21,10 +22,12 @@ class Budget(Protocol):
     def __call__(self, tokens: VideoTokens, stats: TokenStatistics, segments: Segments, total: int) -> Tensor: ...
 
 
-def _apportion(weights: Tensor | None, tokens: VideoTokens, segments: Segments, total: int) -> Tensor:
+def _apportion(
+    weights: Tensor | None, tokens: VideoTokens, segments: Segments, total: int, floor: float = 0.0
+) -> Tensor:
     if not 0 <= total <= len(tokens):
         raise BudgetError(f"cannot keep {total} of {len(tokens)} tokens")
-    return ops.apportion(weights, segments.offsets, total, tokens.videos)
+    return ops.apportion(weights, segments.offsets, total, floor, tokens.videos)
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,20 @@ class MarginalGain:
 
     A still scene adds its first frame and little more, however long it lasts (method.md, eq. 2). The idea of a budget
     by marginal gain is that of MMG-Vid (Ma et al. 2025, arXiv 2508.21044); this measure of the gain is ours.
+
+    floor: the share of the budget that goes by length whatever changes, in [0, 1]; eq. 2b. No segment then gets less
+    than that part of its proportional share, so that what stands still is not starved by what moves.
     """
 
     requires: ClassVar[frozenset[str]] = frozenset({"persistence"})
     batches: ClassVar[bool] = True
     captures: ClassVar[bool] = True
 
+    floor: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_number("floor is the share of the budget that goes by length, in [0, 1]", self.floor, 0, 1)
+
     def __call__(self, tokens: VideoTokens, stats: TokenStatistics, segments: Segments, total: int) -> Tensor:
         gain = ops.novelty(stats.required("persistence"), segments.offsets, tokens.original_index)
-        return _apportion(gain, tokens, segments, total)
+        return _apportion(gain, tokens, segments, total, self.floor)

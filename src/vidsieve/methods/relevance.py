@@ -86,6 +86,36 @@ class Novelty:
         return tokens.from_original(weight)
 
 
+@dataclass(frozen=True)
+class Contrast:
+    """What changes while its frame stands still weighs 1, what stays as its frame does weighs `floor`.
+
+    r = 1 - (1 - floor) * min(1, ratio / knee), where ratio compares how much a token stays at its place (as in
+    `Novelty`) with the mean of its own frame: method.md eq. 4c. Under a moving camera, where everything changes, and in
+    a still scene nothing is called new, so a token that stands still beside no motion loses nothing. One token of every
+    frame weighs 1 in any case, as in `Novelty`. Ours, chosen on the development halves of both suites.
+
+    floor: in (0, 1].  knee: the ratio from which a token weighs `floor`, above 0.
+    """
+
+    requires: ClassVar[frozenset[str]] = frozenset({"persistence"})
+    batches: ClassVar[bool] = True
+    captures: ClassVar[bool] = True
+
+    floor: float = 0.5
+    knee: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_number(
+            "floor is the weight of what stays as its frame does, in (0, 1]", self.floor, 0, 1, exclusive_low=True
+        )
+        check_number("knee is a ratio above 0", self.knee, 0, exclusive_low=True)
+
+    def __call__(self, tokens: VideoTokens, stats: TokenStatistics, prompt: Prompt | None) -> Tensor:
+        weight = ops.contrast(stats.required("persistence"), tuple(tokens.original.frames), self.floor, self.knee)
+        return tokens.from_original(weight)
+
+
 @dataclass(frozen=True, eq=False)
 class Given:
     """One's own scores (N,) in [0, 1]; bring others there with `relevance.min_max`."""

@@ -30,7 +30,7 @@ from vidsieve.ops.definitions import (
 from vidsieve.ops.dispatch import available, spy, together
 from vidsieve.ops.greedy import conditional_dpp, hybrid, max_min, mmr, top
 from vidsieve.ops.greedy.eager import GRAM_LIMIT
-from vidsieve.ops.measurement import measure, min_max, raise_if_nonfinite, transience
+from vidsieve.ops.measurement import contrast, measure, min_max, raise_if_nonfinite, transience
 from vidsieve.ops.merge import follow_runs, merge_among, merge_mean, merge_runs, nearest_kept, temporal
 from vidsieve.ops.partition import apportion, novelty, scene_cuts
 
@@ -51,6 +51,7 @@ __all__ = [
     "compact",
     "compact_rows",
     "conditional_dpp",
+    "contrast",
     "follow_runs",
     "hybrid",
     "max_min",

@@ -10,6 +10,8 @@ EXHAUSTED = 1e-5
 # Scores within this share of the best are a tie, and a tie goes to the earlier token: so rounding cannot decide between
 # duplicates. A share, because relevance may be small everywhere and enters squared.
 TIE = 1e-6
+# What keeps a ratio of two means of persistence from being one of rounding, where a whole frame is new.
+STAYS = 0.05
 # What centring leaves of a token that equals the mean is rounding, not a direction: below this share of the mean's
 # length it counts as zero.
 NOISE = 1e-5

@@ -37,3 +37,5 @@ def test_transience_equals_the_reference(frames: tuple[int, ...]) -> None:
     for _ in range(3):
         arguments = torch.rand(60) * 2.4 - 1.2, frames, 0.3
         torch.testing.assert_close(eager.transience(*arguments), reference.transience(*arguments), atol=1e-6, rtol=0)
+        arguments = *arguments, 0.6
+        torch.testing.assert_close(eager.contrast(*arguments), reference.contrast(*arguments), atol=2e-6, rtol=0)

@@ -91,6 +91,8 @@ def test_what_passes_weighs_more_as_in_the_reference(shape: tuple[int, int]) -> 
     persistence = 2.4 * torch.rand(shape[0] * shape[1], generator=torch.Generator().manual_seed(1)).to(DEVICE) - 1.2
     arguments = persistence, (shape[1],) * shape[0], 0.3
     torch.testing.assert_close(triton.transience(*arguments), reference.transience(*arguments), atol=1e-6, rtol=0)
+    arguments = *arguments, 0.6
+    torch.testing.assert_close(triton.contrast(*arguments), reference.contrast(*arguments), atol=2e-6, rtol=0)
 
 
 @pytest.mark.usefixtures("poisoned")

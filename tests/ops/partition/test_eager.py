@@ -30,8 +30,9 @@ def test_apportion_equals_the_reference_and_always_sums() -> None:
         for total in {1, count, int(lengths.sum()) // 3, int(lengths.sum())}:
             if total > lengths.sum():
                 continue
-            budget = eager.apportion(weights, offsets, total)
-            assert torch.equal(budget, reference.apportion(weights, offsets, total))
+            floor = (0.0, 0.5, 1.0)[trial % 3]
+            budget = eager.apportion(weights, offsets, total, floor)
+            assert torch.equal(budget, reference.apportion(weights, offsets, total, floor))
             assert budget.sum() == total
             assert (budget <= lengths).all()
             assert (budget >= 0).all()

@@ -15,16 +15,16 @@ from vidsieve.ops.definitions import EXHAUSTED, TIE, GreedyProblem
 from vidsieve.ops.pieces import STREAM_BYTES, split_pieces, unit_rows, working
 
 BLOCK_BYTES = 24 << 20  # of a piece that is multiplied twice: stays in the cache that cores share
+ROWS = 32  # of S that are computed at a time, at least
 GRAM_LIMIT = 2048  # tokens; longer segments compute rows of S as they are picked and never hold n x n
 
 
 class _Similarities:
     """Rows of S for B segments of n tokens x (B, n, D), wanted for up to `steps` picks by relevance r (B, n).
 
-    Held in full where most will be needed. Where few will be, the first that is asked for brings those of the tokens
-    with the best scores along: products of many rows are far cheaper than of one. A segment that asks for another gets
-    all of its own, and flat relevance tells nothing of what will be asked for. For long segments, where S is not held,
-    rows come one at a time.
+    Held in full where most will be needed. Where few will be, a row that is asked for brings those of the tokens with
+    the best scores along: products of many rows are far cheaper than of one. A segment with half of its rows gets all.
+    For long segments, where S is not held, rows come one at a time.
     """
 
     def __init__(self, x: Tensor, norm: Tensor, r: Tensor, steps: int) -> None:
@@ -32,10 +32,11 @@ class _Similarities:
         b, n = norm.shape
         self.segments = torch.arange(b, device=x.device)
         self.held = n <= GRAM_LIMIT
-        self.block = steps + max(4, steps // 3)
+        self.block = min(n, max(ROWS, steps // 4))
+        self.brought = 0  # rows of a segment, at most
         if not self.held:
             self.unit = unit_rows(x)  # (B, n, D)
-        elif 6 * steps >= n or x.is_cuda or r.amin() == r.amax():
+        elif 4 * steps >= n or x.is_cuda:
             self.s = _gram(x, norm)  # (B, n, n)
             self.here = norm.new_ones(b, n, dtype=torch.bool)
         else:
@@ -50,11 +51,14 @@ class _Similarities:
             return (unit @ unit[segments, at, :, None])[..., 0]
         missing = segments[~self.here[segments, at]]  # (A',)
         if len(missing):
-            likely = score.scatter(1, pick, torch.inf).topk(min(self.block, score.shape[1]), dim=1).indices  # (A, m)
-            first = ~self.here[missing].any(1)
-            for begun, wanted in ((missing[first], likely), (missing[~first], None)):
-                for piece in split_pieces([self.norm.shape[1]] * len(begun), self.x.shape[2], BLOCK_BYTES):
-                    self._bring(begun[piece], wanted)
+            n = score.shape[1]
+            self.brought += self.block
+            likely = None
+            if 2 * self.brought < n:
+                wanted = score.masked_fill(self.here[: len(pick)], -torch.inf).scatter(1, pick, torch.inf)
+                likely = wanted.topk(self.block, dim=1).indices  # (A, m)
+            for piece in split_pieces([n] * len(missing), self.x.shape[2], BLOCK_BYTES):
+                self._bring(missing[piece], likely)
         return self.s[segments, at]
 
     def _bring(self, segments: Tensor, rows: Tensor | None) -> None:
@@ -81,7 +85,7 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     if _rounds(b):
         # CPUs with bf16 units multiply twice as fast in bf16 as in float32, and accumulate in float32; only the
         # result is rounded. A second product minus the first result brings back what the rounding took.
-        coarse = a @ b.mT
+        coarse = torch.bmm(a, b.mT)
         return torch.baddbmm(coarse, a, b.mT, beta=-1).to(torch.float32).add_(coarse)
     return a.to(working(a)) @ b.to(working(b)).mT
 

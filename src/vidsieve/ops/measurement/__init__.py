@@ -48,3 +48,12 @@ def min_max(scores: Tensor, epsilon: float, videos: int = 1) -> Tensor:
 def transience(persistence: Tensor, frames: tuple[int, ...], floor: float) -> Tensor:
     """1 for tokens that nothing before or after resembles, `floor` for those that stay: float32 (N,). Eq. 4b."""
     return choose(eager.transience, persistence, kernel=min(frames) == max(frames))(persistence, frames, floor)
+
+
+def contrast(persistence: Tensor, frames: tuple[int, ...], floor: float, knee: float) -> Tensor:
+    """1 for tokens that change and whose frame does not, `floor` for those that stay as it does: float32 (N,). Eq. 4c.
+
+    A token that stays `knee` times as much as its frame does on average weighs `floor`, and what stays more does too.
+    """
+    run = choose(eager.contrast, persistence, kernel=min(frames) == max(frames))
+    return run(persistence, frames, floor, knee)

@@ -10,6 +10,7 @@ from vidsieve.ops.definitions import (
     NON_FINITE,
     NONFINITE_PROMPT,
     OUT_OF_RANGE,
+    STAYS,
     MeasureProblem,
     Measures,
 )
@@ -104,12 +105,25 @@ def min_max(scores: Tensor, epsilon: float) -> Tensor:
     return (scores - low + epsilon) / (high - low + epsilon)
 
 
-def transience(persistence: Tensor, frames: tuple[int, ...], floor: float) -> Tensor:
+def _stays(persistence: Tensor, frames: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """How much tokens resemble their place in the frame before or after, their frames, which lie on the diagonal."""
     at = torch.arange(len(persistence), device=persistence.device)
     lengths = torch.tensor(frames, device=at.device)
     frame = torch.repeat_interleave(lengths, output_size=len(at))
     within = at - (lengths.cumsum(0) - lengths)[frame]
     alike = torch.cat([lengths[1:] == lengths[:-1], lengths.new_zeros(1, dtype=torch.bool)])
     later = persistence[(at + lengths[frame]).clamp(max=len(at) - 1)].where(alike[frame], 0)
-    stays = torch.maximum(persistence, later).clamp(0, 1)
-    return (1 - (1 - floor) * stays).masked_fill(within == frame % lengths[frame], 1.0)
+    return torch.maximum(persistence, later).clamp(0, 1), frame, within == frame % lengths[frame]
+
+
+def transience(persistence: Tensor, frames: tuple[int, ...], floor: float) -> Tensor:
+    stays, _, diagonal = _stays(persistence, frames)
+    return (1 - (1 - floor) * stays).masked_fill(diagonal, 1.0)
+
+
+def contrast(persistence: Tensor, frames: tuple[int, ...], floor: float, knee: float) -> Tensor:
+    stays, frame, diagonal = _stays(persistence, frames)
+    lengths = torch.tensor(frames, device=stays.device)
+    mean = torch.segment_reduce(stays, "mean", lengths=lengths, unsafe=True)[frame]
+    ratio = (stays + STAYS) / (mean + STAYS)
+    return (1 - (1 - floor) * (ratio / knee).clamp(max=1)).masked_fill(diagonal, 1.0)

@@ -3,10 +3,11 @@
 import triton
 import triton.language as tl
 
-from vidsieve.ops.definitions import LEAST, MOST, NOISE, NON_FINITE, NONFINITE_PROMPT, OUT_OF_RANGE
+from vidsieve.ops.definitions import LEAST, MOST, NOISE, NON_FINITE, NONFINITE_PROMPT, OUT_OF_RANGE, STAYS
 from vidsieve.ops.launch import COUNTS
 
 _NOISE: tl.constexpr = tl.constexpr(NOISE)
+_STAYS: tl.constexpr = tl.constexpr(STAYS)
 _LEAST: tl.constexpr = tl.constexpr(LEAST)
 _MOST: tl.constexpr = tl.constexpr(MOST)
 _NON_FINITE: tl.constexpr = tl.constexpr(NON_FINITE)
@@ -215,6 +216,14 @@ def _min_max_kernel(
         tl.store(out_ptr + i, (score - least + epsilon) / span, mask=i < n)
 
 
+@triton.jit
+def _stays(persistence_at, per_frame, inside, has_next):
+    """How much tokens resemble their place in the frame before or after, in [0, 1]."""
+    before = tl.load(persistence_at, mask=inside, other=0.0)
+    after = tl.load(persistence_at + per_frame, mask=inside & has_next, other=0.0)
+    return tl.minimum(tl.maximum(tl.maximum(before, after), 0.0), 1.0)
+
+
 @triton.jit(do_not_specialize=COUNTS)
 def _transience_kernel(
     persistence_ptr,  # (N,) float32
@@ -227,8 +236,34 @@ def _transience_kernel(
 ):
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     at = i % tokens
-    stays = tl.load(persistence_ptr + i, mask=i < n, other=0.0)
-    later = tl.load(persistence_ptr + i + per_frame, mask=(i < n) & (at + per_frame < tokens), other=0.0)
-    stays = tl.minimum(tl.maximum(tl.maximum(stays, later), 0.0), 1.0)
+    stays = _stays(persistence_ptr + i, per_frame, i < n, at + per_frame < tokens)
     seen = at % per_frame == (at // per_frame) % per_frame
     tl.store(out_ptr + i, tl.where(seen, 1.0, 1.0 - (1.0 - floor) * stays), mask=i < n)
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def _contrast_kernel(
+    persistence_ptr,  # (N,) float32
+    out_ptr,  # (N,) float32 out: eq. 4c
+    tokens,  # of each video
+    per_frame,
+    floor,
+    knee,
+    BLOCK: tl.constexpr,
+):
+    """One program a frame."""
+    frame = tl.program_id(0)
+    begin = frame.to(tl.int64) * per_frame
+    number = frame % (tokens // per_frame)  # in its video
+    has_next = (number + 1) * per_frame < tokens
+    total = tl.zeros((BLOCK,), tl.float32)
+    for at in range(0, per_frame, BLOCK):
+        i = at + tl.arange(0, BLOCK)
+        total += _stays(persistence_ptr + begin + i, per_frame, i < per_frame, has_next)
+    mean = tl.sum(total, 0) / per_frame
+    for at in range(0, per_frame, BLOCK):
+        i = at + tl.arange(0, BLOCK)
+        stays = _stays(persistence_ptr + begin + i, per_frame, i < per_frame, has_next)
+        ratio = (stays + _STAYS) / (mean + _STAYS)
+        weight = 1.0 - (1.0 - floor) * tl.minimum(ratio / knee, 1.0)
+        tl.store(out_ptr + begin + i, tl.where(i == number % per_frame, 1.0, weight), mask=i < per_frame)

@@ -13,6 +13,7 @@ from vidsieve.ops.definitions import (
     NON_FINITE,
     NONFINITE_PROMPT,
     OUT_OF_RANGE,
+    STAYS,
     MeasureProblem,
     Measures,
 )
@@ -76,14 +77,33 @@ def min_max(scores: Tensor, epsilon: float) -> Tensor:
     return ((scores.double() - low + epsilon) / (high - low + epsilon)).float()
 
 
-def transience(persistence: Tensor, frames: tuple[int, ...], floor: float) -> Tensor:
-    """Eq. 4b."""
-    out = torch.empty(len(persistence), device=persistence.device)
-    begin = 0
-    for t, (now, later) in enumerate(pairwise([*frames, 0])):
-        for i in range(now):
-            after = float(persistence[begin + now + i]) if now == later else 0.0
-            stays = min(1.0, max(0.0, float(persistence[begin + i]), after))
-            out[begin + i] = 1.0 if i == t % now else 1 - (1 - floor) * stays
+def _stays(persistence: Tensor, frames: tuple[int, ...]) -> list[list[float]]:
+    """How much each token of each frame resembles its place in the frame before or after: in [0, 1]."""
+    out, begin = [], 0
+    for now, later in pairwise([*frames, 0]):
+        after = persistence[begin + now : begin + 2 * now].tolist() if now == later else [0.0] * now
+        before = persistence[begin : begin + now].tolist()
+        out.append([min(1.0, max(0.0, p, q)) for p, q in zip(before, after, strict=True)])
         begin += now
     return out
+
+
+def transience(persistence: Tensor, frames: tuple[int, ...], floor: float) -> Tensor:
+    """Eq. 4b."""
+    out = [
+        1.0 if i == t % len(frame) else 1 - (1 - floor) * stays
+        for t, frame in enumerate(_stays(persistence, frames))
+        for i, stays in enumerate(frame)
+    ]
+    return torch.tensor(out, device=persistence.device)
+
+
+def contrast(persistence: Tensor, frames: tuple[int, ...], floor: float, knee: float) -> Tensor:
+    """Eq. 4c."""
+    out = []
+    for t, frame in enumerate(_stays(persistence, frames)):
+        mean = math.fsum(frame) / len(frame)
+        for i, stays in enumerate(frame):
+            ratio = (stays + STAYS) / (mean + STAYS)
+            out.append(1.0 if i == t % len(frame) else 1 - (1 - floor) * min(1.0, ratio / knee))
+    return torch.tensor(out, device=persistence.device)

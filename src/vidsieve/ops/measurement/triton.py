@@ -9,6 +9,7 @@ from vidsieve.ops.definitions import MeasureProblem, Measures
 from vidsieve.ops.launch import cdiv, covering, launch, multiprocessors, precision, rows_of
 from vidsieve.ops.measurement.gram import _gram_kernel, _segment_gram_kernel
 from vidsieve.ops.measurement.kernels import (
+    _contrast_kernel,
     _direction_kernel,
     _from_products_kernel,
     _measure_kernel,
@@ -77,6 +78,14 @@ def transience(persistence: Tensor, frames: tuple[int, ...], floor: float) -> Te
     out = torch.empty_like(persistence)
     grid = (cdiv(len(out), 1024),)
     launch(_transience_kernel, grid, persistence, out, len(out), sum(frames), frames[0], floor, BLOCK=1024)
+    return out
+
+
+def contrast(persistence: Tensor, frames: tuple[int, ...], floor: float, knee: float) -> Tensor:
+    out = torch.empty_like(persistence)
+    block = min(1024, covering(frames[0]))
+    grid = (len(out) // frames[0],)
+    launch(_contrast_kernel, grid, persistence, out, sum(frames), frames[0], floor, knee, BLOCK=block)
     return out
 
 

@@ -31,20 +31,22 @@ def novelty(persistence: Tensor, offsets: Tensor, at: Tensor | None = None) -> T
     return (segment_mean(1 - persistence, offsets) * offsets.diff()).clamp(min=0)
 
 
-def apportion(weights: Tensor | None, offsets: Tensor, total: int) -> Tensor:
+def apportion(weights: Tensor | None, offsets: Tensor, total: int, floor: float = 0.0) -> Tensor:
     n = offsets.diff().double()
     w = n if weights is None else weights.double()
+    if weights is not None and floor:
+        w = (1 - floor) * w / w.sum().clamp(min=1e-300) + floor * n / n.sum()
     w = (w / w.max().clamp(min=1e-300)).clamp(min=1e-9)
-    floor = torch.where((n > 0).sum() <= total, n.clamp(max=1), 0.0)
-    # sum_s clip(level * w_s, floor_s, n_s) grows piecewise linearly in the level: slope + w_s from floor_s / w_s on,
+    least = torch.where((n > 0).sum() <= total, n.clamp(max=1), 0.0)
+    # sum_s clip(level * w_s, least_s, n_s) grows piecewise linearly in the level: slope + w_s from least_s / w_s on,
     # - w_s from n_s / w_s on. Walk the sorted breakpoints to where it reaches the total.
-    breaks, by = torch.cat([floor / w, n / w]).sort()
+    breaks, by = torch.cat([least / w, n / w]).sort()
     slope = torch.cat([w, -w])[by].cumsum(0)
-    gained = (slope[:-1] * breaks.diff()).cumsum(0) + floor.sum()
-    reached = torch.cat([floor.sum()[None], gained])
+    gained = (slope[:-1] * breaks.diff()).cumsum(0) + least.sum()
+    reached = torch.cat([least.sum()[None], gained])
     at = (reached <= total).sum() - 1
     level = breaks[at] + (total - reached[at]) / slope[at].clamp(min=1e-12)
-    share = torch.minimum(torch.maximum(level * w, floor), n)
+    share = torch.minimum(torch.maximum(level * w, least), n)
     whole = (share + 1e-6).floor()
     remainder = torch.where(whole < n, ((share - whole) * 1e6).round(), -torch.inf)
     rank = remainder.argsort(descending=True, stable=True).argsort()

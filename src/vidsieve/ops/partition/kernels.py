@@ -84,6 +84,7 @@ def _apportion_kernel(
     out_ptr,  # (S,) int64
     count,
     total,
+    length_share,  # the part of `total` that goes by length, eq. 2b; read if WEIGHED
     WEIGHED: tl.constexpr,  # else by length
     BLOCK: tl.constexpr,  # a power of two that covers S
     STEP: tl.constexpr,
@@ -99,6 +100,10 @@ def _apportion_kernel(
     end = tl.load(offsets_ptr + s + 1, mask=s < count, other=0)
     n = (end - tl.load(offsets_ptr + s, mask=s < count, other=0)).to(tl.float64)
     w = tl.load(weights_ptr + s, mask=s < count, other=0.0).to(tl.float64) if WEIGHED else n
+    if WEIGHED:
+        gain = tl.maximum(tl.sum(w, 0), 1e-300)
+        share = tl.sum(n * 0.0, 0) + length_share  # float64
+        w = tl.where(share > 0, (1.0 - share) * w / gain + share * n / tl.maximum(tl.sum(n, 0), 1.0), w)
     largest = tl.max(w, 0)
     w = tl.maximum(w / tl.where(largest > 0, largest, 1.0), 1e-9)
     occupied = tl.sum((n > 0).to(tl.int32), 0)

@@ -31,11 +31,14 @@ def novelty(persistence: Tensor, offsets: Tensor, at: Tensor | None = None) -> T
     return torch.tensor(sums, dtype=torch.float32, device=persistence.device)
 
 
-def apportion(weights: Tensor | None, offsets: Tensor, total: int) -> Tensor:
-    """Eq. 3: bisection for the level, then largest remainders."""
+def apportion(weights: Tensor | None, offsets: Tensor, total: int, floor: float = 0.0) -> Tensor:
+    """Eq. 2b, then eq. 3: bisection for the level, then largest remainders."""
     caps = [b - a for a, b in pairwise(offsets.tolist())]
     floors = [min(1, n) for n in caps] if total >= sum(n > 0 for n in caps) else [0] * len(caps)
     raw = [float(w) for w in (caps if weights is None else weights)]
+    if weights is not None and floor:
+        gain, length = sum(raw) or 1.0, sum(caps)
+        raw = [(1 - floor) * w / gain + floor * n / length for w, n in zip(raw, caps, strict=True)]
     largest = max(raw, default=0.0) or 1.0
     w = [max(value / largest, 1e-9) for value in raw]
 

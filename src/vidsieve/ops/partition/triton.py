@@ -32,15 +32,15 @@ def novelty(persistence: Tensor, offsets: Tensor, at: Tensor | None = None) -> T
     return out
 
 
-def apportion(weights: Tensor | None, offsets: Tensor, total: int, videos: int = 1) -> Tensor:
+def apportion(weights: Tensor | None, offsets: Tensor, total: int, floor: float = 0.0, videos: int = 1) -> Tensor:
     count = (len(offsets) - 1) // videos
     if count > SLOTS:
-        return eager.apportion(weights, offsets, total)
+        return eager.apportion(weights, offsets, total, floor)
     out = torch.empty(count * videos, dtype=torch.int64, device=offsets.device)
     block = covering(count)
     launch(
         _apportion_kernel, (videos,),
-        offsets if weights is None else weights, offsets, out, count, total // videos,
+        offsets if weights is None else weights, offsets, out, count, total // videos, floor,
         WEIGHED=weights is not None, BLOCK=block, STEP=min(block, 16), num_warps=4 if block > 128 else 1,
     )  # fmt: skip
     return out
