@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vidsieve.methods.relevance import EPSILON
 from vidsieve.ops.definitions import EXHAUSTED
+from vidsieve.ops.greedy.eager import radical_inverse
 
 HELD = 2048  # tokens; for longer segments rows of S are computed as they are needed
 
@@ -48,10 +49,11 @@ def _dpp(unit: Tensor, r: Tensor, path: Tensor) -> Tensor:
     residual = unit.square().sum(1).sign()
     rows = unit.new_empty(len(path), len(unit))
     open_ = torch.zeros_like(r)  # -inf where picked
+    fill = -1 - radical_inverse(len(r), r.device)
     shortfalls = []
     for step in range(len(path)):
         j = path[step : step + 1]  # (1,), so that nothing here waits for a device
-        score = torch.where(residual > EXHAUSTED, r**2 * residual, r - 2) + open_
+        score = torch.where(residual > EXHAUSTED, r**2 * residual, fill) + open_
         shortfalls.append(score.max() - score[j][0])
         row = similarity[j][0] if similarity is not None else unit @ unit[j][0]
         left = residual[j]

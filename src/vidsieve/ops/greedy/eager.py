@@ -125,9 +125,10 @@ class _ConditionalDPP:
         self.rounds = _rounds(x)
         self.residual = (norm > 0).to(r.dtype)  # (B, n)
         self.c = r.new_empty(len(r), steps, r.shape[1])  # (B, k, n)
+        self.fill = -1 - radical_inverse(r.shape[1], r.device).to(r.dtype)  # (n,)
 
     def score(self, step: int) -> Tensor:
-        return torch.where(self.residual > EXHAUSTED, self.r**2 * self.residual, self.r - 2)
+        return torch.where(self.residual > EXHAUSTED, self.r**2 * self.residual, self.fill)
 
     def update(self, step: int, pick: Tensor, row: Tensor) -> None:
         residual = self.residual.gather(1, pick)  # (B, 1)
@@ -156,6 +157,14 @@ class _ConditionalDPP:
 
     def shrink(self, size: int) -> None:
         self.r, self.residual, self.c = self.r[:size], self.residual[:size], self.c[:size]
+
+
+def radical_inverse(n: int, device: torch.device) -> Tensor:
+    """Of 0 to n - 1, the binary digits mirrored at the point (van der Corput): float64 (n,) in [0, 1)."""
+    i, out = torch.arange(n, device=device), torch.zeros(n, dtype=torch.float64, device=device)
+    for bit in range(max(1, (n - 1).bit_length())):
+        out += (i >> bit & 1) * 2.0 ** -(bit + 1)
+    return out
 
 
 class _MMR:

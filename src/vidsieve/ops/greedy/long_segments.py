@@ -134,7 +134,7 @@ def _apply(
     tl.store(state_ptr + begin + j, state, mask=inside)
     score = tl.load(score_ptr + begin + j, mask=inside, other=0.0)
     gone = (score == -float("inf")) | (tl.max((picked & (token[:, None] == j[None, :])).to(tl.int32), 0) > 0)
-    score = tl.where(gone, -float("inf"), _score(state, _relevance(r_ptr, begin + j, inside), trade, RULE))
+    score = tl.where(gone, -float("inf"), _score(state, _relevance(r_ptr, begin + j, inside), j, trade, RULE))
     tl.store(score_ptr + begin + j, score, mask=inside)
 
 
@@ -236,7 +236,7 @@ def _long_segments(
         j = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         state = _initial(norm_ptr, state_ptr, begin + j, j < n, RULE)
         tl.store(state_ptr + begin + j, state, mask=j < n)
-        score = _score(state, _relevance(r_ptr, begin + j, j < n), trade, RULE)
+        score = _score(state, _relevance(r_ptr, begin + j, j < n), j, trade, RULE)
         tl.store(score_ptr + begin + j, score, mask=j < n)
         tl.store(order_ptr + begin + j, -1, mask=j < n)
     arrived = team - 1

@@ -33,7 +33,7 @@ def _candidates(
 ):  # fmt: skip
     """Find the M best tokens, in their order; returns how many, and the best score among the others.
 
-    Where no token adds anything any more, the rest of the budget goes by relevance at once; returns 0 then.
+    Where no token adds anything any more, the rest of the budget is spread evenly at once; returns 0 then.
     """
     j = tl.arange(0, BLOCK_ALL)  # (BLOCK_ALL,)
     score = tl.load(score_ptr + begin + j, mask=j < n, other=-float("inf"))
@@ -109,7 +109,7 @@ def _pick_block(
     if RULE == DPP or not HELD:
         tl.debug_barrier()  # what was stored is read from here on, and what was loaded overwritten
     while sure & (count < most):
-        score = tl.where(state < _TAKEN, _score(state, r, trade, RULE), -float("inf"))
+        score = tl.where(state < _TAKEN, _score(state, r, token, trade, RULE), -float("inf"))
         best = _unwhole(tl.max(_whole(score), 0))
         # The first pick of a block has fresh scores everywhere, ties included; a later one must beat the stale bound.
         sure = (count == 0) | (_lowered(best) > bound)

@@ -15,6 +15,11 @@ def first_best(score: Tensor) -> int:
     return int((score >= best - TIE * best.abs()).nonzero()[0])
 
 
+def radical_inverse(i: int) -> float:
+    """The binary digits of i mirrored at the point, in [0, 1): van der Corput, evenly spread at any length."""
+    return int(f"{i:b}"[::-1], 2) / (1 << i.bit_length()) if i else 0.0
+
+
 def _segments(offsets: Tensor, budget: Tensor) -> list[tuple[int, int, int]]:
     bounds = offsets.tolist()
     return [(begin, end, k) for (begin, end), k in zip(pairwise(bounds), budget.tolist(), strict=True) if k]
@@ -29,10 +34,11 @@ def conditional_dpp(problem: GreedyProblem) -> Tensor:
         unit, r = unit_rows(x[begin:end]), relevance[begin:end].double()
         similarity = unit @ unit.mT  # (n, n)
         residual = (unit.norm(dim=-1) > 0).double()  # (n,)
+        fill = torch.tensor([-1 - radical_inverse(i) for i in range(end - begin)], device=x.device).double()
         rows: list[Tensor] = []  # c of eq. 6, one (n,) a pick
         open_ = torch.ones(end - begin, dtype=torch.bool, device=x.device)
         for step in range(k):
-            gain = torch.where(residual > EXHAUSTED, r**2 * residual, r - 2)  # eq. 7
+            gain = torch.where(residual > EXHAUSTED, r**2 * residual, fill)  # eq. 7
             j = first_best(gain.masked_fill(~open_, -math.inf))
             order[begin + j], open_[j] = step, False
             if residual[j] > EXHAUSTED:

@@ -19,10 +19,23 @@ _TIE: tl.constexpr = tl.constexpr(TIE)
 
 
 @triton.jit
-def _score(state, r, trade, RULE: tl.constexpr):
-    """How much each token would add: eq. 7 (state: residual), 9 or 10 (state: similarity to the closest pick)."""
+def _fill(j):
+    """The score of exhausted tokens j of a segment: -1 less the binary digits of j mirrored at the point."""
+    i = j.to(tl.uint32)
+    i = ((i >> 1) & 0x55555555) | ((i & 0x55555555) << 1)
+    i = ((i >> 2) & 0x33333333) | ((i & 0x33333333) << 2)
+    i = ((i >> 4) & 0x0F0F0F0F) | ((i & 0x0F0F0F0F) << 4)
+    i = ((i >> 8) & 0x00FF00FF) | ((i & 0x00FF00FF) << 8)
+    i = (i >> 16) | (i << 16)
+    return -1.0 - (i >> 8).to(tl.float32) * (1.0 / 16777216.0)
+
+
+@triton.jit
+def _score(state, r, j, trade, RULE: tl.constexpr):
+    """How much each token j of a segment would add: eq. 7 (state: residual), 9 or 10 (state: cosine to the closest
+    pick)."""
     if RULE == DPP:
-        return tl.where(state > _EXHAUSTED, r * r * state, r - 2.0)
+        return tl.where(state > _EXHAUSTED, r * r * state, _fill(j))
     elif RULE == MMR:
         return trade * r - (1.0 - trade) * state
     else:
@@ -139,7 +152,7 @@ def _greedy(
     v = tl.arange(0, ROWS)  # (ROWS,)
     first = tl.zeros((ROWS, BLOCK_N), tl.float32)  # rows c
     for step in range(budget):
-        score = tl.where(inside & (order < 0), _score(state, r, trade, RULE), -float("inf"))
+        score = tl.where(inside & (order < 0), _score(state, r, j, trade, RULE), -float("inf"))
         pick = tl.min(tl.where(score >= _lowered(tl.max(score, 0)), j, BLOCK_N), 0)
         here = j == pick
         order = tl.where(here, step, order)
