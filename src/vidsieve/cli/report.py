@@ -119,7 +119,10 @@ def show_eval(found: Any) -> None:
     require("rich", "video")
     from rich.console import Console
 
-    from vidsieve.evaluation.evaluate import table
+    if "network" in found["card"]:
+        from vidsieve.evaluation.natural.runner import table
+    else:
+        from vidsieve.evaluation.evaluate import table
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
     for name, value in found["card"].items():

@@ -1,8 +1,8 @@
-"""Evidence: benchmarks of operations, the synthetic needle suite, the statistics of both, peers' harnesses."""
+"""Evidence: benchmarks of operations, the synthetic needle suite, natural shots, statistics, peers' harnesses."""
 
 from importlib import import_module
 
-__all__ = ["bench", "evaluate", "lmms", "needles"]
+__all__ = ["bench", "evaluate", "lmms", "natural", "needles"]
 
 
 def __getattr__(name: str) -> object:

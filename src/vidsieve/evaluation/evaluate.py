@@ -24,20 +24,14 @@ from vidsieve.engines.hf.loading import load
 from vidsieve.errors import VidsieveError
 from vidsieve.evaluation.card import commit
 from vidsieve.evaluation.card import processor as processor_name
+from vidsieve.evaluation.floors import FLOORS, KEEPS, LOW, Method, check_keeps
 from vidsieve.evaluation.needles import CHANCE, KINDS, PLAN, generate, recall
 from vidsieve.evaluation.needles.runner import Answers, EncodedBatch, Smaller, Suite, larger
 from vidsieve.evaluation.needles.tiny import BUNDLED
 from vidsieve.evaluation.statistics import Bootstrap, holm, sign_test
-from vidsieve.methods.base import check_keep
 
-KEEPS = (0.05, 0.1, 0.25, 0.5)
 MEASURES = ("accuracy", "agreement", "kl", "recall")
 GROUPS = ("all", *KINDS)
-LOW = "lower_resolution"
-
-
-Method = Callable[[float], Any]  # of keep: a `Reducer`, or anything else that can be attached by calling it
-FLOORS: dict[str, Method] = {name: registry.method(name) for name in ("uniform", "random", "fewer_frames")}
 
 
 @dataclass(frozen=True)
@@ -63,10 +57,7 @@ class Plan:
     command: str = ""
 
     def __post_init__(self) -> None:
-        for keep in self.keeps:
-            check_keep(keep)
-            if keep == 1:
-                raise ValueError("keep = 1 is the unreduced model, which is always in the table; expected less")
+        check_keeps(self.keeps)
         for name in ("videos", "batch", "checked"):
             if getattr(self, name) < 1:
                 raise ValueError(f"expected at least one for {name}, got {getattr(self, name)}")

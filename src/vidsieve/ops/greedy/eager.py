@@ -33,7 +33,6 @@ class _Similarities:
         self.segments = torch.arange(b, device=x.device)
         self.held = n <= GRAM_LIMIT
         self.block = min(n, max(ROWS, steps // 4))
-        self.brought = 0  # rows of a segment, at most
         if not self.held:
             self.unit = unit_rows(x)  # (B, n, D)
         elif 4 * steps >= n or x.is_cuda:
@@ -52,13 +51,12 @@ class _Similarities:
         missing = segments[~self.here[segments, at]]  # (A',)
         if len(missing):
             n = score.shape[1]
-            self.brought += self.block
-            likely = None
-            if 2 * self.brought < n:
-                wanted = score.masked_fill(self.here[: len(pick)], -torch.inf).scatter(1, pick, torch.inf)
-                likely = wanted.topk(self.block, dim=1).indices  # (A, m)
-            for piece in split_pieces([n] * len(missing), self.x.shape[2], BLOCK_BYTES):
-                self._bring(missing[piece], likely)
+            wanted = score.masked_fill(self.here[: len(pick)], -torch.inf).scatter(1, pick, torch.inf)
+            likely = wanted.topk(self.block, dim=1).indices  # (A, m)
+            few = 2 * (self.here[missing].sum(1) + self.block) < n
+            for begun, rows in ((missing[few], likely), (missing[~few], None)):
+                for piece in split_pieces([n] * len(begun), self.x.shape[2], BLOCK_BYTES):
+                    self._bring(begun[piece], rows)
         return self.s[segments, at]
 
     def _bring(self, segments: Tensor, rows: Tensor | None) -> None:

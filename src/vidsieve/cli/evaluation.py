@@ -1,0 +1,51 @@
+"""`vidsieve eval`: a suite, and the plan that the options make for it."""
+
+import argparse
+import shlex
+from collections.abc import Callable
+from typing import Any
+
+from vidsieve import registry
+from vidsieve.cli.arguments import Mistake
+
+
+def evaluate(options: argparse.Namespace, note: Callable[[str], None]) -> dict[str, Any]:
+    """The card and the rows of the suite that was asked for."""
+    from vidsieve.evaluation.floors import KEEPS
+
+    names = options.methods or (["vidsieve"] if options.quick else list(registry.methods()))
+    methods = {name: registry.method(name) for name in names}
+    keeps = tuple(options.keeps or ((0.1,) if options.quick else KEEPS))
+    command = "vidsieve " + shlex.join(options.typed)
+    return (_natural if options.suite == "natural" else _needles)(options, methods, keeps, command, note)
+
+
+def _needles(
+    options: argparse.Namespace, methods: dict[str, Any], keeps: tuple[float, ...], command: str, note: Any
+) -> dict[str, Any]:
+    from vidsieve.evaluation import evaluate
+    from vidsieve.evaluation.needles.tiny import BUNDLED
+
+    videos = options.videos or 500
+    plan = evaluate.Plan(
+        model=options.model or str(BUNDLED),
+        split=options.split,
+        videos=min(videos, 64) if options.quick else videos,
+        keeps=keeps,
+        methods=methods,
+        device=options.device,
+        frames=options.frames or 32,
+        command=command,
+    )
+    return evaluate.evaluate(plan, note)
+
+
+def _natural(
+    options: argparse.Namespace, methods: dict[str, Any], keeps: tuple[float, ...], command: str, note: Any
+) -> dict[str, Any]:
+    from vidsieve.evaluation.natural import NaturalPlan, evaluate_natural
+
+    for name in ("model", "videos", "frames"):
+        if getattr(options, name) is not None:
+            raise Mistake(f"--{name} is for --suite needles; the natural suite has no model, and its videos are fixed")
+    return evaluate_natural(NaturalPlan(options.split, keeps, methods, None, options.device, command), note)

@@ -1,0 +1,68 @@
+"""The features that come with the package: what a pretrained network saw in the takes, and its head.
+
+data/card.json says which network, whose clips under which licences, and what projection and rounding cost.
+benchmarks/natural_features.py makes the folder.
+"""
+
+import json
+import lzma
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vidsieve.evaluation.natural.takes import CLIPS, SIDE, TAKES
+
+DATA = Path(__file__).parent / "data"
+LENGTHS = 16  # steps in which a length may double
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Of the takes of one split.
+
+    takes: by name, float32 (frames, SIDE**2, D).  weight, bias: of the network's head, (classes, D), (classes,).
+    """
+
+    takes: dict[str, Tensor]
+    weight: Tensor
+    bias: Tensor
+
+    def take(self, name: str) -> Tensor:
+        return self.takes[name]
+
+
+def card(folder: Path = DATA) -> dict[str, Any]:
+    """What is known of the features."""
+    found: dict[str, Any] = json.loads((folder / "card.json").read_text())
+    return found
+
+
+def of_split(split: str) -> list[str]:
+    """The takes whose clips are of this split, in the order in which the file has them."""
+    return [name for name, take in TAKES.items() if CLIPS[take.clip].split == split]
+
+
+@cache
+def load(split: str, folder: Path = DATA) -> Features:
+    """Read the features of one split: the length of each token, then each direction of all tokens."""
+    about = card(folder)
+    scale = about["splits"][split]
+    steps = torch.tensor(scale["steps"])
+    names = of_split(split)
+    counts = [TAKES[name].count for name in names]
+    stored = _int8(folder / f"{split}.xz").view(1 + len(steps), sum(counts), SIDE**2).float()
+    whole = (stored[1:] * steps[:, None, None] * (stored[0] / LENGTHS).exp2()).permute(1, 2, 0).contiguous()
+    takes, begin = {}, 0
+    for name, count in zip(names, counts, strict=True):
+        takes[name] = whole[begin : begin + count]
+        begin += count
+    weight = torch.tensor(scale["head_steps"])[:, None] * _int8(folder / f"{split}_head.xz").view(-1, len(steps))
+    return Features(takes, weight, torch.tensor(about["head_bias"]))
+
+
+def _int8(path: Path) -> Tensor:
+    return torch.frombuffer(bytearray(lzma.decompress(path.read_bytes())), dtype=torch.int8)
