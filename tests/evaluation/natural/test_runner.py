@@ -9,6 +9,7 @@ import torch
 
 from vidsieve import Prune, Reducer, Reduction, presets, registry
 from vidsieve.cli import main
+from vidsieve.errors import WrongArgument
 from vidsieve.evaluation.floors import FLOORS
 from vidsieve.evaluation.natural import NaturalPlan, evaluate_natural
 from vidsieve.evaluation.natural.features import DATA, card, load, of_split
@@ -41,6 +42,15 @@ def test_projection_and_rounding_keep_the_direction() -> None:
         assert about["errors"]["cosine"]["mean"] < 0.04
         assert about["errors"]["cosine"]["correlation"] > 0.98
         assert about["errors"]["head_kl"]["mean"] < 0.02
+
+
+def test_features_of_other_takes_are_refused(tmp_path: Path) -> None:
+    for path in DATA.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    assert torch.equal(load("dev", tmp_path).take("bunny"), load("dev").take("bunny"))
+    (tmp_path / "test.xz").write_bytes((DATA / "dev.xz").read_bytes())
+    with pytest.raises(WrongArgument, match=r"test\.xz holds \d+ numbers, and 134 frames need"):
+        load("test", tmp_path)
 
 
 def test_splits_share_no_clip() -> None:
@@ -187,6 +197,11 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     written = json.loads(out.read_text())
     assert written["card"]["network"].startswith("EfficientNet-Lite0")
     assert written["card"]["command"] == f"vidsieve {' '.join(arguments)} --out {out}"
+    with pytest.raises(SystemExit):
+        main.main(["eval", "--features", "x"])
+    assert "--features is for --suite natural" in capsys.readouterr().err
+    assert main.main(["eval", "--suite", "natural", "--features", str(tmp_path)]) == 1
+    assert "natural_features.py made, got" in capsys.readouterr().err
     for name in ("--model", "--videos", "--frames"):
         with pytest.raises(SystemExit):
             main.main(["eval", "--suite", "natural", name, "3"])
