@@ -176,7 +176,7 @@ def _add_eval(command: Parser) -> None:
     command.add_argument("--method", type=method, action="append", dest="methods", help="repeatable (all there are)")
     command.add_argument("--frames", type=count, help="needles: of a video, as the model was trained (32)")
     command.add_argument("--quick", action="store_true", help="keep 0.1, the default method and the floors; 64 needles")
-    command.add_argument("--device", help="cpu, cuda, cuda:1, ... (cuda where there is one)")
+    command.add_argument("--device", help="cpu, cuda, cuda:1, ... (cuda where there is one; natural: cpu)")
     command.add_argument("--out", type=file, help="write the card and the rows to this JSON file")
 
 
