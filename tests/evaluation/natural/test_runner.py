@@ -13,7 +13,7 @@ from vidsieve.errors import WrongArgument
 from vidsieve.evaluation.floors import FLOORS
 from vidsieve.evaluation.natural import NaturalPlan, evaluate_natural
 from vidsieve.evaluation.natural.features import DATA, card, load, of_split
-from vidsieve.evaluation.natural.runner import MEASURES, figures, kept_mask
+from vidsieve.evaluation.natural.runner import MEASURES, OBJECTS, figures, kept_mask
 from vidsieve.evaluation.natural.takes import CLIPS, SIDE, SPLITS, TAKES
 from vidsieve.evaluation.natural.videos import PLACES, VIDEOS, build
 
@@ -81,8 +81,9 @@ def test_videos_are_their_shots_one_after_another(split: str) -> None:
             assert thing.tokens.max() < len(video.features)
             begin, end = video.shots[int(thing.name.split()[0])]
             assert ((thing.tokens >= begin * PLACES) & (thing.tokens < end * PLACES)).all()
-            kinds.add(thing.moves)
-    assert kinds == {False, True}
+            kinds.add(thing.kind)
+            assert (thing.kind == "brief") == (end - begin == 1)
+    assert kinds == {*OBJECTS}
 
 
 def test_every_box_is_seen_in_a_take() -> None:
@@ -127,6 +128,7 @@ def test_rows_hold_what_docs_say(found: dict) -> None:
         assert row["tokens"] == round(0.1 * found["card"]["tokens"])
         assert all(row[measure] >= 0 for measure in MEASURES)
         assert row["videos"].keys() == {"montage"}
+        assert all(found <= there and there > 0 for found, there in (row[kind] for kind in OBJECTS))
         assert row["videos"]["montage"]["cov"] == row["cov"]
         assert row["bars"].keys() == {"share", "cov", "c99", "static", "moving", "reconstruction", "qkl"}
     assert not rows["cdpruner"].keys() & {*MEASURES, "bars"}

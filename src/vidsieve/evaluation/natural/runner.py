@@ -29,7 +29,7 @@ from vidsieve.methods.base import Reducer
 from vidsieve.types.tokens import VideoTokens
 
 MEASURES = ("share", "empty", "cov", "worst", "c99", "reconstruction", "qkl")
-OBJECTS = ("static", "moving")
+OBJECTS = ("static", "moving", "brief")
 
 
 @dataclass(frozen=True)
@@ -114,14 +114,16 @@ def figures(video: Video, mask: Tensor, bank: Features) -> dict[str, Any]:
         shots["reconstruction"].append(metrics.reconstruction(x, kept))
         shots["qkl"].append(metrics.classes(x, index, bank.weight, bank.bias))
     seen = metrics.found(mask, [thing.tokens for thing in video.objects])
-    moves = [thing.moves for thing in video.objects]
+    kinds: list[str] = [thing.kind for thing in video.objects]
+    objects = {
+        kind: [sum(s for s, k in zip(seen, kinds, strict=True) if k == kind), kinds.count(kind)] for kind in OBJECTS
+    }
     return {
         "share": metrics.share(frames, video.shots),
         "empty": metrics.empty(frames),
         "worst": max(shots["cov"]),
         **{name: sum(values) / len(values) for name, values in shots.items()},
-        "static": [sum(s and not m for s, m in zip(seen, moves, strict=True)), moves.count(False)],
-        "moving": [sum(s and m for s, m in zip(seen, moves, strict=True)), moves.count(True)],
+        **objects,
     }
 
 
@@ -189,7 +191,7 @@ def table(found: dict[str, Any]) -> Any:
     """The rows, as a rich table."""
     from rich.table import Table
 
-    names = ("share", "least", "empty", "cov", "worst", "c99", "rec", "qkl", "static", "moving", "bars missed")
+    names = ("share", "least", "empty", "cov", "worst", "c99", "rec", "qkl", *OBJECTS, "bars missed")
     out = Table("method", "keep", *names, box=None)
     for row in found["rows"]:
         if row["refused"] is not None:
