@@ -158,7 +158,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("clips", type=Path, help="folder of the files")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder (that of the package)")
-    parser.add_argument("--rank", type=int, default=256, help="directions that are kept (256)")
+    parser.add_argument("--rank", type=int, default=512, help="directions that are kept (512)")
     parser.add_argument("--step", type=float, default=0.045, help="of rounding, at least (0.045)")
     options = parser.parse_args()
     model = network()

@@ -26,6 +26,8 @@ def _needles(
     from vidsieve.evaluation import evaluate
     from vidsieve.evaluation.needles.tiny import BUNDLED
 
+    if options.features is not None:
+        raise Mistake("--features is for --suite natural; the needle suite renders its videos, see --model")
     videos = options.videos or 500
     plan = evaluate.Plan(
         model=options.model or str(BUNDLED),
@@ -44,8 +46,10 @@ def _natural(
     options: argparse.Namespace, methods: dict[str, Any], keeps: tuple[float, ...], command: str, note: Any
 ) -> dict[str, Any]:
     from vidsieve.evaluation.natural import NaturalPlan, evaluate_natural
+    from vidsieve.evaluation.natural.features import DATA
 
     for name in ("model", "videos", "frames"):
         if getattr(options, name) is not None:
             raise Mistake(f"--{name} is for --suite needles; the natural suite has no model, and its videos are fixed")
-    return evaluate_natural(NaturalPlan(options.split, keeps, methods, None, options.device, command), note)
+    features = options.features or DATA
+    return evaluate_natural(NaturalPlan(options.split, keeps, methods, None, options.device, features, command), note)

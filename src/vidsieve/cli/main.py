@@ -166,6 +166,8 @@ def _add_eval(command: Parser) -> None:
     about = "needles: questions to a small model; natural: what is left of natural shots, without a model (needles)"
     command.add_argument("--suite", choices=("needles", "natural"), default="needles", help=about)
     command.add_argument("--model", "-m", help="needles: a checkpoint trained on the suite (the bundled one)")
+    about = "natural: a folder that benchmarks/natural_features.py made (the one that comes with the package)"
+    command.add_argument("--features", type=Path, help=about)
     command.add_argument(
         "--split", choices=("dev", "test"), default="dev", help="dev to choose by, test to report (dev)"
     )
@@ -173,8 +175,8 @@ def _add_eval(command: Parser) -> None:
     command.add_argument("--keep", type=fraction, action="append", dest="keeps", help="repeatable (0.05 0.1 0.25 0.5)")
     command.add_argument("--method", type=method, action="append", dest="methods", help="repeatable (all there are)")
     command.add_argument("--frames", type=count, help="needles: of a video, as the model was trained (32)")
-    command.add_argument("--quick", action="store_true", help="keep 0.1, the default method, the floors; of needles 64")
-    command.add_argument("--device", help="cpu, cuda, cuda:1, ... (cuda where there is one)")
+    command.add_argument("--quick", action="store_true", help="keep 0.1, the default method and the floors; 64 needles")
+    command.add_argument("--device", help="cpu, cuda, cuda:1, ... (cuda where there is one; natural: cpu)")
     command.add_argument("--out", type=file, help="write the card and the rows to this JSON file")
 
 

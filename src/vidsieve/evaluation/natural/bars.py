@@ -7,7 +7,7 @@ QKL = {0.1: 1.5}
 
 
 def bars(row: dict[str, Any], uniform: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The bars of a row, by name: what it has, the limit, and whether it is met. None at keep ratios without bars.
+    """The bars of a row, by name: what it has, the limit, and whether it is met; none at other ratios.
 
     share: no shot of two or more frames below half of what its length would bring.  cov, c99, qkl: at most so much
     times that of uniform.  static: as many found as by uniform.  moving: at most one fewer.  reconstruction: less.

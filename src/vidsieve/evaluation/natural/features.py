@@ -6,6 +6,7 @@ benchmarks/natural_features.py makes the folder.
 
 import json
 import lzma
+import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vidsieve.errors import WrongArgument
 from vidsieve.evaluation.natural.takes import CLIPS, SIDE, TAKES
 
 DATA = Path(__file__).parent / "data"
@@ -36,8 +38,11 @@ class Features:
 
 
 def card(folder: Path = DATA) -> dict[str, Any]:
-    """What is known of the features."""
-    found: dict[str, Any] = json.loads((folder / "card.json").read_text())
+    """What is known of the features. Raises `WrongArgument` where the folder holds none."""
+    path = folder / "card.json"
+    if not path.is_file():
+        raise WrongArgument(f"expected a folder that benchmarks/natural_features.py made, got {folder}: no card.json")
+    found: dict[str, Any] = json.loads(path.read_text())
     return found
 
 
@@ -48,13 +53,23 @@ def of_split(split: str) -> list[str]:
 
 @cache
 def load(split: str, folder: Path = DATA) -> Features:
-    """Read the features of one split: the length of each token, then each direction of all tokens."""
+    """Read the features of one split: the length of each token, then each direction of all tokens.
+
+    Raises `WrongArgument` where they are of other takes than those there are now.
+    """
     about = card(folder)
     scale = about["splits"][split]
     steps = torch.tensor(scale["steps"])
     names = of_split(split)
     counts = [TAKES[name].count for name in names]
-    stored = _int8(folder / f"{split}.xz").view(1 + len(steps), sum(counts), SIDE**2).float()
+    flat = _int8(folder / f"{split}.xz")
+    shape = (1 + len(steps), sum(counts), SIDE**2)
+    if len(flat) != math.prod(shape):
+        raise WrongArgument(
+            f"{folder / split}.xz holds {len(flat)} numbers, and {shape[1]} frames need {math.prod(shape)}: it was "
+            "made for other takes; make it again with benchmarks/natural_features.py"
+        )
+    stored = flat.view(shape).float()
     whole = (stored[1:] * steps[:, None, None] * (stored[0] / LENGTHS).exp2()).permute(1, 2, 0).contiguous()
     takes, begin = {}, 0
     for name, count in zip(names, counts, strict=True):

@@ -9,6 +9,7 @@ moves. What needs a question, or acts inside a language model, is refused.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -21,14 +22,14 @@ from vidsieve.evaluation.card import processor as processor_name
 from vidsieve.evaluation.floors import FLOORS, KEEPS, LOW, Method, check_keeps
 from vidsieve.evaluation.natural import metrics
 from vidsieve.evaluation.natural.bars import bars
-from vidsieve.evaluation.natural.features import Features, card, load
+from vidsieve.evaluation.natural.features import DATA, Features, card, load
 from vidsieve.evaluation.natural.takes import CLIPS, SIDE
 from vidsieve.evaluation.natural.videos import PLACES, VIDEOS, Video, build
 from vidsieve.methods.base import Reducer
 from vidsieve.types.tokens import VideoTokens
 
 MEASURES = ("share", "empty", "cov", "worst", "c99", "reconstruction", "qkl")
-OBJECTS = ("static", "moving")
+OBJECTS = ("static", "moving", "brief")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class NaturalPlan:
 
     methods: names and what makes them, of a keep ratio.  videos: names of videos of the split; all of them if None.
     device: where methods run; measures are taken on the CPU.
+    features: a folder made by benchmarks/natural_features.py, in place of the one that comes with the package.
     """
 
     split: Literal["dev", "test"] = "dev"
@@ -44,6 +46,7 @@ class NaturalPlan:
     methods: Mapping[str, Method] = field(default_factory=lambda: dict(registry.methods()))
     videos: tuple[str, ...] | None = None
     device: str | None = None
+    features: Path = DATA
     command: str = ""
 
     def __post_init__(self) -> None:
@@ -57,7 +60,7 @@ class NaturalPlan:
 @torch.no_grad()
 def evaluate_natural(plan: NaturalPlan, tell: Callable[[str], None] = lambda what: None) -> dict[str, Any]:
     """The card and the rows, as JSON knows them. `tell` hears of the progress."""
-    bank = load(plan.split)
+    bank = load(plan.split, plan.features)
     names = plan.videos or tuple(VIDEOS[plan.split])
     rows = [
         _Row(name, keep, method)
@@ -111,14 +114,16 @@ def figures(video: Video, mask: Tensor, bank: Features) -> dict[str, Any]:
         shots["reconstruction"].append(metrics.reconstruction(x, kept))
         shots["qkl"].append(metrics.classes(x, index, bank.weight, bank.bias))
     seen = metrics.found(mask, [thing.tokens for thing in video.objects])
-    moves = [thing.moves for thing in video.objects]
+    kinds: list[str] = [thing.kind for thing in video.objects]
+    objects = {
+        kind: [sum(s for s, k in zip(seen, kinds, strict=True) if k == kind), kinds.count(kind)] for kind in OBJECTS
+    }
     return {
         "share": metrics.share(frames, video.shots),
         "empty": metrics.empty(frames),
         "worst": max(shots["cov"]),
         **{name: sum(values) / len(values) for name, values in shots.items()},
-        "static": [sum(s and not m for s, m in zip(seen, moves, strict=True)), moves.count(False)],
-        "moving": [sum(s and m for s, m in zip(seen, moves, strict=True)), moves.count(True)],
+        **objects,
     }
 
 
@@ -165,7 +170,7 @@ class _Row:
 
 def _card(plan: NaturalPlan, names: tuple[str, ...], tokens: int) -> dict[str, Any]:
     """Where the figures come from."""
-    about = card()
+    about = card(plan.features)
     return {
         "suite": "natural shots put together, without a language model (docs/natural.md)",
         "command": plan.command,
@@ -186,7 +191,7 @@ def table(found: dict[str, Any]) -> Any:
     """The rows, as a rich table."""
     from rich.table import Table
 
-    names = ("share", "least", "empty", "cov", "worst", "c99", "rec", "qkl", "static", "moving", "bars missed")
+    names = ("share", "least", "empty", "cov", "worst", "c99", "rec", "qkl", *OBJECTS, "bars missed")
     out = Table("method", "keep", *names, box=None)
     for row in found["rows"]:
         if row["refused"] is not None:

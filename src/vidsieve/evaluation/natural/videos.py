@@ -81,10 +81,14 @@ VIDEOS = {"dev": DEV, "test": TEST}
 
 @dataclass(frozen=True, eq=False)
 class Object:
-    """What is to be seen in one shot. moves: in the picture, by itself or with the camera.  tokens: int64 (n,)."""
+    """What is to be seen in one shot.
+
+    kind: static; moving, in the picture, by itself or with the camera; brief, in a shot of one frame, so neither.
+    tokens: int64 (n,).
+    """
 
     name: str
-    moves: bool
+    kind: Literal["static", "moving", "brief"]
     tokens: Tensor
 
 
@@ -123,6 +127,7 @@ def _objects(shot: Shot, begin: int, number: int) -> list[Object]:
     for box in CLIPS[take.clip].boxes:
         cells = [(begin + i) * PLACES + cell for i, frame in enumerate(shot.frames) for cell in take.cells(box, frame)]
         if cells:
-            moves = shot.count > 1 and (box.moves or take.camera_moves)
-            found.append(Object(f"{number} {shot.take}: {box.name}", moves, torch.tensor(cells)))
+            moves = box.moves or take.camera_moves
+            kind: Literal["static", "moving", "brief"] = "brief" if shot.count == 1 else "moving" if moves else "static"
+            found.append(Object(f"{number} {shot.take}: {box.name}", kind, torch.tensor(cells)))
     return found
