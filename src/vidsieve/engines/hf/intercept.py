@@ -1,4 +1,4 @@
-"""The one way in which vidsieve changes what an object of someone else's does: hooked or replaced, and put back."""
+"""Hook or replace parts of objects of other libraries, and undo it. vidsieve changes such objects here only."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -14,8 +14,8 @@ class Interceptions(ExitStack):
             hooks.before(model, look)
             hooks.wrap(model, "_prefill", prefill)
 
-    Each says how it is undone where it is made. `close` undoes all, the last first; doing so twice is harmless.
-    `pop_all` hands them over to live on, once all are made.
+    Each method registers how it is undone. `close` undoes all of them, the last first; doing so twice is harmless.
+    `pop_all` returns them all, to be closed later.
     """
 
     def before(self, module: nn.Module, hook: Callable[..., Any]) -> None:
@@ -23,19 +23,19 @@ class Interceptions(ExitStack):
         self.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
 
     def after(self, module: nn.Module, hook: Callable[..., Any]) -> None:
-        """Call `hook(module, args, kwargs, output)` after each call of `module`, one that fails too: output None."""
+        """Call `hook(module, args, kwargs, output)` after each call of `module`, also one that fails: output None."""
         self.callback(module.register_forward_hook(hook, with_kwargs=True, always_call=True).remove)
 
     def put(self, owner: Any, name: str, value: Any) -> None:
-        """Let `owner` have `value` in place of its attribute `name`."""
+        """Set the attribute `name` of the instance `owner` to `value`."""
         own = owner.__dict__
         self.callback(own.__setitem__ if name in own else own.pop, name, own.get(name))
         own[name] = value
 
     def wrap(self, owner: Any, name: str, wrapper: Callable[..., Any], default: Any = None) -> None:
-        """Call `wrapper` in place of the function `name` of `owner`, which it gets first; nothing where there is none.
+        """Replace the function `name` of `owner` by `wrapper`, which gets the function first; do nothing without one.
 
-        default: the function where `owner` has none of this name.
+        default: the function if `owner` has none of this name.
         """
         inner = getattr(owner, name, default)
         if inner is not None:
