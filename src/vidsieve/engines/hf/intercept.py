@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import wraps
 from typing import Any
 
 from torch import nn
@@ -38,5 +39,11 @@ class Interceptions(ExitStack):
         default: the function where `owner` has none of this name.
         """
         inner = getattr(owner, name, default)
-        if inner is not None:
-            self.put(owner, name, lambda *args, **kwargs: wrapper(inner, *args, **kwargs))
+        if inner is None:
+            return
+
+        @wraps(inner)  # transformers reads signatures: `generate` gives `get_video_features` the arguments it names
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return wrapper(inner, *args, **kwargs)
+
+        self.put(owner, name, call)
