@@ -32,12 +32,12 @@ class Level(IntEnum):
 class Generated:
     """What `generate` knows of the calls to come.
 
-    described: what says where the videos of encoded features are.  videos: how many of these there are.
+    described: what says where the encoded videos are.  encoded: the tokens of each.
     proposed: how many candidate tokens the next call is to judge.
     """
 
     described: Mapping[str, Any] = field(default_factory=dict)
-    videos: int = 0
+    encoded: tuple[int, ...] = ()
     proposed: int = 0
 
 

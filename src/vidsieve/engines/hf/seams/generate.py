@@ -56,7 +56,7 @@ class GenerateSeam:
         # generate() runs the vision tower itself, and the body never sees what described the videos.
         described = prompt.description(arguments)
         arguments = inner(arguments)
-        self._states.tell(described=described, videos=prompt.encodings(arguments))
+        self._states.tell(described=described, encoded=prompt.encodings(arguments))
         return arguments
 
     def _candidates(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -89,8 +89,8 @@ class InputSeam:
             embeds = kwargs["inputs_embeds"]  # (B, L, D)
             token = torch.tensor(self._target.token, device=embeds.device)
             placeholder = (embeds == body.get_input_embeddings()(token)).all(-1)
-        encoded, once = prompt.encodings(kwargs), generated.videos
-        described, copies = (generated.described, encoded // once) if encoded and once else ({}, 1)
+        copies = prompt.copies_of(generated.encoded, kwargs)
+        described = generated.described if copies else {}
         host_inputs = prompt.read(self._adapter, ids, placeholder, kwargs, described, answer, generated.proposed)
         if host_inputs.placeholder is not None and not host_inputs.placeholder.any():
             warnings.warn(
@@ -98,7 +98,7 @@ class InputSeam:
                 "nothing tells which they are, and none is dropped; pass input_ids and pixels instead",
                 stacklevel=2,
             )
-        return host_inputs, copies
+        return host_inputs, copies or 1
 
     def _find(self, host_inputs: prompt.HostInputs, copies: int) -> prompt.PromptLayout:
         model = self._target.model
