@@ -29,9 +29,8 @@ class Interceptions(ExitStack):
 
     def put(self, owner: Any, name: str, value: Any) -> None:
         """Let `owner` have `value` in place of its attribute `name`."""
-        own = owner.__dict__
-        self.callback(own.__setitem__ if name in own else own.pop, name, own.get(name))
-        own[name] = value
+        self._restore(owner.__dict__, name)
+        owner.__dict__[name] = value
 
     def wrap(self, owner: Any, name: str, wrapper: Callable[..., Any], default: Any = None) -> None:
         """Call `wrapper` in place of the function `name` of `owner`, which it gets first; nothing where there is none.
@@ -47,3 +46,14 @@ class Interceptions(ExitStack):
             return wrapper(inner, *args, **kwargs)
 
         self.put(owner, name, call)
+
+    def attention(self, name: str, function: Callable[..., Any]) -> None:
+        """Let `function` be the attention that configs call `name`: of all models, so take a name of your own."""
+        from transformers import AttentionInterface  # loaded with any model
+
+        self._restore(AttentionInterface._global_mapping, name)
+        AttentionInterface.register(name, function)
+
+    def _restore(self, owned: dict[str, Any], name: str) -> None:
+        """Restore, at the end, what `owned` has by this `name` now."""
+        self.callback(owned.__setitem__ if name in owned else owned.pop, name, owned.get(name))
