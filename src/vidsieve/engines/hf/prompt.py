@@ -175,7 +175,7 @@ def find(
         placed = np.equal(host_inputs.ids, getattr(config, adapter.token))  # type: ignore[arg-type]  # one of the two is
     video = _video_mask(adapter, placed, arguments)
     columns = [np.flatnonzero(row) for row in video]  # for every row, where a video has its tokens
-    for row, at in enumerate(columns):
+    for row, at in enumerate(columns if copies > 1 else ()):
         if not np.array_equal(at, columns[row - row % copies]):
             raise UnsupportedCall(
                 f"expected {copies} equal rows for each prompt, as generate makes them, but row {row} has videos "

@@ -77,7 +77,7 @@ class InputSeam:
         if answer is not None and answer.shape != given.shape[:2]:
             answer = None  # of a model whose labels are no tokens of its prompt
         copies = prompt.copies_of(state.generated.encoded, kwargs)
-        if not copies:  # a call of its own, of which a generation around it knows nothing
+        if state.generated.encoded and not copies:  # a call of its own, of which a generation around it knows nothing
             state.generated = Generated(proposed=state.generated.proposed)
         host_inputs = self._read(body, ids, kwargs, answer, state.generated)
         if shows:
