@@ -17,7 +17,7 @@ from vidsieve import Reduction
 from vidsieve.engines.hf.loading import load, prepare
 from vidsieve.evaluation.needles import PLAN, Batch, generate
 from vidsieve.evaluation.needles.clip import as_frames, write_clip
-from vidsieve.evaluation.needles.packed import Packed, _attend_frames, fast, patchify
+from vidsieve.evaluation.needles.packed import FRAMES, TAIL, Packed, _attend_frames, fast, noted, patchify
 from vidsieve.evaluation.needles.questions import TEMPLATES, WORDS
 from vidsieve.evaluation.needles.tiny import BUNDLED, UNKNOWN, build
 from vidsieve.types.tokens import Prompt, VideoTokens
@@ -98,13 +98,25 @@ def test_patches_are_those_of_the_processor(tiny: tuple[Any, Any], batch: Batch)
 
 
 def test_fast_leaves_the_model_as_it_was(tiny: tuple[Any, Any]) -> None:
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
     _, model = tiny
     configs = model.model.visual.config, model.model.language_model.config
     before = [config._attn_implementation for config in configs]
     with pytest.raises(KeyboardInterrupt), fast(model):
         raise KeyboardInterrupt
+    assert not {FRAMES, TAIL} & set(ALL_ATTENTION_FUNCTIONS.valid_keys())
     assert [config._attn_implementation for config in configs] == before
     assert "forward" not in vars(model.model.visual.patch_embed)
+
+
+def test_attention_is_noted_only_while_it_is_asked_for(tiny: tuple[Any, Any]) -> None:
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    with fast(tiny[1]):
+        with noted(tiny[1]):
+            assert ALL_ATTENTION_FUNCTIONS[FRAMES] is not _attend_frames
+        assert ALL_ATTENTION_FUNCTIONS[FRAMES] is _attend_frames
 
 
 def test_every_word_of_the_suite_is_one_token(tiny: tuple[Any, Any], batch: Batch) -> None:

@@ -32,12 +32,12 @@ class Level(IntEnum):
 class Generated:
     """What `generate` passes on to its calls of the model.
 
-    described: the arguments that describe the videos of encoded features.  videos: how many encoded videos or frames.
-    proposed: how many candidate tokens the next call verifies (assisted decoding).
+    described: the arguments that describe the videos of encoded features.  encoded: the tokens of each encoded video or
+    frame.  proposed: how many candidate tokens the next call verifies (assisted decoding).
     """
 
     described: Mapping[str, Any] = field(default_factory=dict)
-    videos: int = 0
+    encoded: tuple[int, ...] = ()
     proposed: int = 0
 
 

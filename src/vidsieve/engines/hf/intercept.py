@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import wraps
 from typing import Any
 
 from torch import nn
@@ -28,9 +29,8 @@ class Interceptions(ExitStack):
 
     def put(self, owner: Any, name: str, value: Any) -> None:
         """Set the attribute `name` of the instance `owner` to `value`."""
-        own = owner.__dict__
-        self.callback(own.__setitem__ if name in own else own.pop, name, own.get(name))
-        own[name] = value
+        self._restore(owner.__dict__, name)
+        owner.__dict__[name] = value
 
     def wrap(self, owner: Any, name: str, wrapper: Callable[..., Any], default: Any = None) -> None:
         """Replace the function `name` of `owner` by `wrapper`, which gets the function first; do nothing without one.
@@ -38,5 +38,22 @@ class Interceptions(ExitStack):
         default: the function if `owner` has none of this name.
         """
         inner = getattr(owner, name, default)
-        if inner is not None:
-            self.put(owner, name, lambda *args, **kwargs: wrapper(inner, *args, **kwargs))
+        if inner is None:
+            return
+
+        @wraps(inner)  # transformers reads signatures: `generate` gives `get_video_features` the arguments it names
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return wrapper(inner, *args, **kwargs)
+
+        self.put(owner, name, call)
+
+    def attention(self, name: str, function: Callable[..., Any]) -> None:
+        """Let `function` be the attention that configs call `name`: of all models, so take a name of your own."""
+        from transformers import AttentionInterface  # loaded with any model
+
+        self._restore(AttentionInterface._global_mapping, name)
+        AttentionInterface.register(name, function)
+
+    def _restore(self, owned: dict[str, Any], name: str) -> None:
+        """Restore, at the end, what `owned` has by this `name` now."""
+        self.callback(owned.__setitem__ if name in owned else owned.pop, name, owned.get(name))

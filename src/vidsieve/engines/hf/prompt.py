@@ -176,6 +176,12 @@ def find(
         placed = np.equal(host_inputs.ids, getattr(config, adapter.token))  # type: ignore[arg-type]  # one of the two is
     video = _video_mask(adapter, placed, arguments)
     columns = [np.flatnonzero(row) for row in video]  # for every row, where a video has its tokens
+    for row, at in enumerate(columns if copies > 1 else ()):
+        if not np.array_equal(at, columns[row - row % copies]):
+            raise UnsupportedCall(
+                f"expected {copies} equal rows for each prompt, as generate makes them, but row {row} has videos "
+                "elsewhere; pass pixels in place of mm_encoder_outputs to a call of your own"
+            )
     cut = {"grid": _by_grid, "clips": _by_clip, "runs": _by_run}[adapter.layout]
     spans = tuple(cut(adapter, config, columns[::copies], arguments)) if any(map(len, columns)) else ()
     if not spans:
@@ -209,10 +215,25 @@ def description(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def encodings(arguments: Mapping[str, Any]) -> int:
-    """Count the encoded videos or frames that the body gets instead of pixels (transformers >= 5.18)."""
+def encodings(arguments: Mapping[str, Any]) -> tuple[int, ...]:
+    """Count the tokens of each encoded video or frame that the body gets instead of pixels (transformers >= 5.18)."""
     encoded = (arguments.get("mm_encoder_outputs") or {}).get("video")
-    return 0 if encoded is None else len(encoded.pooler_output)
+    if encoded is None:
+        return ()
+    tokens = encoded.pooler_output
+    return (tokens.shape[1],) * len(tokens) if isinstance(tokens, Tensor) else tuple(map(len, tokens))
+
+
+def copies_of(encoded: tuple[int, ...], arguments: Mapping[str, Any]) -> int:
+    """How many rows of a call share each video of a generation, which has `encoded` them; 0 where it shows others.
+
+    A logits processor may call the model too, while it generates. Such a call says itself what it shows.
+    """
+    shown = encodings(arguments)
+    if not encoded or arguments.get("video_grid_thw") is not None:
+        return 0
+    copies = len(shown) // len(encoded)
+    return copies if sorted(shown) == sorted(encoded * copies) else 0
 
 
 def _not_padding(placeholder: Array, attention_mask: object) -> Array:

@@ -42,7 +42,7 @@ class AttentionSeam:
                 f"PromptAttention at layer {at} reads the attention of layer {at - 1}, which is linear and has none; "
                 "stage after a layer of full attention"
             )
-        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface  # loaded with any model
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS  # loaded with any model
 
         plain = attention.config
         eager = sys.modules[type(attention).__module__].eager_attention_forward
@@ -55,8 +55,7 @@ class AttentionSeam:
             return inner(WithConfig(module, plain), query, key, value, mask, **kwargs)
 
         name = f"vidsieve-{id(attend)}"
-        AttentionInterface.register(name, attend)
-        hooks.callback(AttentionInterface._global_mapping.pop, name)
+        hooks.attention(name, attend)
         named = copy.copy(plain)
         named._attn_implementation_internal = name
         hooks.put(attention, "config", named)

@@ -75,29 +75,31 @@ class InputSeam:
         answer = state.answer
         if answer is not None and answer.shape != given.shape[:2]:
             answer = None  # of a model whose labels are no tokens of its prompt
-        host_inputs, copies = self._read(body, ids, kwargs, answer, state.generated)
+        copies = prompt.copies_of(state.generated.encoded, kwargs)
+        if state.generated.encoded and not copies:  # a call of its own, of which a generation around it knows nothing
+            state.generated = Generated(proposed=state.generated.proposed)
+        host_inputs = self._read(body, ids, kwargs, answer, state.generated)
         if shows:
-            state.host_inputs, state.copies = host_inputs, copies
+            state.host_inputs, state.copies = host_inputs, copies or 1
 
     def _read(
         self, body: Any, ids: Tensor | None, kwargs: Arguments, answer: Tensor | None, generated: Generated
-    ) -> tuple[prompt.HostInputs, int]:
-        """Copy to the host what says where the videos are, and count the rows that share each video."""
+    ) -> prompt.HostInputs:
+        """Copy to the host what says where the videos are, while the device is busy."""
         placeholder = None
         if ids is None:
             embeds = kwargs["inputs_embeds"]  # (B, L, D)
             token = torch.tensor(self._target.token, device=embeds.device)
             placeholder = (embeds == body.get_input_embeddings()(token)).all(-1)
-        encoded, once = prompt.encodings(kwargs), generated.videos
-        described, copies = (generated.described, encoded // once) if encoded and once else ({}, 1)
-        host_inputs = prompt.read(self._adapter, ids, placeholder, kwargs, described, answer, generated.proposed)
+        described, proposed = generated.described, generated.proposed
+        host_inputs = prompt.read(self._adapter, ids, placeholder, kwargs, described, answer, proposed)
         if host_inputs.placeholder is not None and not host_inputs.placeholder.any():
             warnings.warn(
                 "inputs_embeds without a video placeholder: if video features were already merged into them, "
                 "nothing tells which they are, and none is dropped; pass input_ids and pixels instead",
                 stacklevel=2,
             )
-        return host_inputs, copies
+        return host_inputs
 
     def _find(self, host_inputs: prompt.HostInputs, copies: int) -> prompt.PromptLayout:
         model = self._target.model
