@@ -155,27 +155,28 @@ for name in [name for name in sys.modules if name.partition(".")[0] == "vidsieve
 sys.modules["vidsieve"] = None  # an import of it fails from here on
 import numpy, torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
-folder, frames, question = sys.argv[1:]
+folder, frames, *questions = sys.argv[1:]
 processor, model = AutoProcessor.from_pretrained(folder), AutoModelForImageTextToText.from_pretrained(folder)
 video = torch.from_numpy(numpy.load(frames))
-content = [{"type": "video"}, {"type": "text", "text": question}]
-text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 metadata = {"total_num_frames": 32, "fps": 2.0, "duration": 16.0, "frames_indices": list(range(32))}
-inputs = processor(
-    text=[text], videos=[video], video_metadata=[metadata], do_sample_frames=False, return_tensors="pt"
-)
-out = model.generate(**inputs, max_new_tokens=4)[0, inputs["input_ids"].shape[1]:]
-print(processor.tokenizer.decode(out, skip_special_tokens=True).strip())
+for question in questions:
+    content = [{"type": "video"}, {"type": "text", "text": question}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    inputs = processor(
+        text=[text], videos=[video], video_metadata=[metadata], do_sample_frames=False, return_tensors="pt"
+    )
+    out = model.generate(**inputs, max_new_tokens=4)[0, inputs["input_ids"].shape[1]:]
+    print(processor.tokenizer.decode(out, skip_special_tokens=True).strip())
 """
 
 
 def test_the_bundled_model_answers_where_this_library_is_not(tmp_path: Path) -> None:
     encoded = generate("test", [11])
     numpy.save(tmp_path / "frames.npy", encoded.frames[0].numpy())
-    for number in range(2):
-        command = [sys.executable, "-c", PLAIN, str(BUNDLED), str(tmp_path / "frames.npy")]
-        run = subprocess.run([*command, encoded.questions.text(0, number)], capture_output=True, text=True, check=False)
-        assert run.stdout.strip() == encoded.questions.reply(0, number), run.stderr[-1000:]
+    command = [sys.executable, "-c", PLAIN, str(BUNDLED), str(tmp_path / "frames.npy")]
+    asked = [encoded.questions.text(0, number) for number in range(2)]
+    run = subprocess.run([*command, *asked], capture_output=True, text=True, check=False)
+    assert run.stdout.splitlines() == [encoded.questions.reply(0, number) for number in range(2)], run.stderr[-1000:]
 
 
 def test_a_reducer_finds_the_suite_s_tokens(tiny: tuple[Any, Any], batch: Batch) -> None:
