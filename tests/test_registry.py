@@ -1,8 +1,9 @@
 """The table of methods: what is in it, what may be put into it, and what its names make of a model."""
 
-from collections.abc import Iterator
-from types import SimpleNamespace
-from typing import Any
+import subprocess
+import sys
+from pathlib import Path
+from textwrap import dedent
 
 import pytest
 import torch
@@ -13,14 +14,11 @@ from vidsieve.methods import presets
 
 
 @pytest.fixture
-def table(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, registry.Method]]:
-    """A table of this test's own; what other packages register is asked for anew, in it and after it."""
+def table(monkeypatch: pytest.MonkeyPatch) -> dict[str, registry.Method]:
+    """A table of this test's own."""
     own = dict(registry.methods())
-    with monkeypatch.context() as patch:
-        patch.setattr(registry, "_methods", own)
-        registry._load_others.cache_clear()
-        yield own
-    registry._load_others.cache_clear()
+    monkeypatch.setattr(registry, "REGISTERED", own)
+    return own
 
 
 def mine(keep: float) -> Reducer:
@@ -28,14 +26,20 @@ def mine(keep: float) -> Reducer:
     return Prune(keep)
 
 
-def enter(monkeypatch: pytest.MonkeyPatch, name: str, load: Any) -> None:
-    """Let one other package be installed, with an entry point of this name."""
-
-    def entry_points(group: str) -> list[SimpleNamespace]:
-        assert group == "vidsieve.methods"
-        return [SimpleNamespace(name=name, value=f"other.package:{name}", load=load)]
-
-    monkeypatch.setattr(registry, "entry_points", entry_points)
+def install(folder: Path, package: str, registered: str) -> str:
+    """Install a package there, with an entry point "theirs", that registers a method by another name or by that."""
+    code = f"""
+        from vidsieve import Prune, registry
+        print("imported")
+        @registry.register_method("{registered}")
+        def theirs(keep): return Prune(keep)"""
+    folder.mkdir()
+    (folder / f"{package}.py").write_text(dedent(code))
+    (folder / f"{package}-1.dist-info").mkdir()
+    (folder / f"{package}-1.dist-info" / "entry_points.txt").write_text(
+        f"[vidsieve.methods]\ntheirs = {package}:theirs\n"
+    )
+    return str(folder)
 
 
 @pytest.mark.parametrize("name", registry.methods())
@@ -74,29 +78,27 @@ def test_a_name_is_taken_once_but_by_the_same_function_again(table: dict[str, re
     assert registry.method("mine").default_keep == 0.5
 
 
-def test_an_entry_point_of_another_package_is_loaded_once(
-    table: dict[str, registry.Method], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loaded: list[object] = []
-
-    def load() -> None:
-        loaded.append(registry.register_method("theirs")(mine))
-
-    enter(monkeypatch, "theirs", load)
-    assert registry.method("theirs")(0.2) == Prune(0.2)
-    assert "theirs" in registry.methods()
-    assert loaded == [mine]
-
-
-def test_an_entry_point_that_registers_nothing_of_its_name_is_refused(
-    table: dict[str, registry.Method], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    enter(monkeypatch, "theirs", lambda: registry.register_method("others")(mine))
-    with pytest.raises(
-        VidsieveError,
-        match=r"'theirs' = 'other\.package:theirs' of vidsieve\.methods registers no .*@register_method\('theirs'\)",
-    ):
-        registry.methods()
+def test_what_another_package_registers_is_found_and_what_it_does_not_is_refused(tmp_path: Path) -> None:
+    code = f"""
+        import sys
+        from vidsieve import Prune, registry
+        from vidsieve.errors import VidsieveError
+        sys.path.insert(0, {install(tmp_path / "wrong", "wrong_package", "others")!r})
+        try:
+            registry.methods()
+        except VidsieveError as error:
+            print(error)
+        sys.path[0] = {install(tmp_path / "right", "right_package", "theirs")!r}
+        print(registry.method("theirs")(0.2) == Prune(0.2), "theirs" in registry.methods())"""
+    run = subprocess.run([sys.executable, "-c", dedent(code)], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines() == [
+        "imported",
+        "the entry point 'theirs' = 'wrong_package:theirs' of vidsieve.methods registers no method of that name; "
+        "decorate its function: @register_method('theirs')",
+        "imported",
+        "True True",
+    ]
 
 
 def test_an_unknown_name_names_those_there_are() -> None:

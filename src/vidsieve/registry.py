@@ -60,7 +60,9 @@ class Method:
         return {name: getattr(self, name) for name in names}
 
 
-_methods: dict[str, Method] = {}
+# What is registered by now, by its name; `methods` is it and what other packages register. A test may patch it, so that
+# what it registers goes when it ends.
+REGISTERED: dict[str, Method] = {}
 
 
 def register_method(
@@ -78,7 +80,7 @@ def register_method(
 
     def put(make: Make) -> Make:
         method = Method(name or make.__name__, make, keep_of, default_keep, inside, grows)
-        taken = _methods.get(method.name)
+        taken = REGISTERED.get(method.name)
         if taken is not None and (taken.make.__module__, taken.make.__qualname__) != (
             make.__module__,
             make.__qualname__,
@@ -87,7 +89,7 @@ def register_method(
                 f"there is a method {method.name!r} already, of {taken.make.__module__}; register this one by another "
                 "name: @register_method('name')"
             )
-        _methods[method.name] = method
+        REGISTERED[method.name] = method
         return make
 
     return put
@@ -98,7 +100,7 @@ def _load_others() -> None:
     """Import what other packages register, once."""
     for entry in entry_points(group=GROUP):
         entry.load()
-        if entry.name not in _methods:
+        if entry.name not in REGISTERED:
             raise VidsieveError(
                 f"the entry point {entry.name!r} = {entry.value!r} of {GROUP} registers no method of that name; "
                 f"decorate its function: @register_method({entry.name!r})"
@@ -108,7 +110,7 @@ def _load_others() -> None:
 def methods(inside: bool | None = None) -> Mapping[str, Method]:
     """Every method by its name; only those that act inside the language model, or only the others, if that is given."""
     _load_others()
-    return {name: method for name, method in _methods.items() if inside is None or method.inside == inside}
+    return {name: method for name, method in REGISTERED.items() if inside is None or method.inside == inside}
 
 
 def method(name: str) -> Method:

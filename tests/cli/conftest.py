@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a drawn clip.mp4 and a random model/."""
+    """A folder with a drawn clip.mp4 and a random model/, which takes longer to make than most tests here take."""
     from tests import synthetic_clip  # draws with extras that a test may be skipped without
 
     folder = tmp_path_factory.mktemp("cli")

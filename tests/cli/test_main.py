@@ -142,21 +142,20 @@ def test_errors_are_json_for_those_who_asked(capsys: pytest.CaptureFixture[str])
 def test_nothing_of_other_libraries_reaches_the_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def methods(options: object) -> list:
-        """Nothing."""
+    def methods() -> dict[str, registry.Method]:
         logging.getLogger("torchao").warning("no extension")
         logging.getLogger("torch.utils._pytree").warning("deprecated")
         with warnings.catch_warnings():
             warnings.simplefilter("default")
             exec("import warnings; warnings.warn('theirs')", {"__name__": "theirs.module"})
             exec("import warnings; warnings.warn('ours', stacklevel=2)", {"__name__": "vidsieve.module"})
-        return []
+        return {}
 
     heard: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: heard.append(record.getMessage())
     logging.getLogger().addHandler(handler)
-    monkeypatch.setattr(main, "_methods", methods)
+    monkeypatch.setattr(registry, "methods", methods)
     before = warnings.showwarning, logging.root.manager.disable
     try:
         assert main.main(["methods"]) == 0

@@ -1,7 +1,6 @@
 """How a graph is captured, with a stand-in for the device: in which memory, when it is too large, when it fails."""
 
 import inspect
-import threading
 from contextlib import nullcontext
 from typing import Any
 
@@ -84,10 +83,3 @@ def test_a_capture_that_fails_ends(monkeypatch: pytest.MonkeyPatch) -> None:
         graph.capture(ask, torch.device("cuda:0"), None)
     assert cuda.calls[-1] == "end"
     assert not graph._capturing.locked()
-
-
-def test_before_torch_2_12_nothing_is_captured_beside_other_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    for version, threads, may in ("2.11.0+cu130", 2, False), ("2.11.0", 1, True), ("2.13.0a0+git", 2, True):
-        monkeypatch.setattr(torch, "__version__", version)
-        monkeypatch.setattr(threading, "active_count", lambda threads=threads: threads)
-        assert graph._undisturbed() == may

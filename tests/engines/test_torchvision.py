@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +22,18 @@ def python(folder: Path, code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def other_torchvision(folder: Path, fits: bool) -> Path:
+    """Make `folder` one to import another torchvision from, whose compiled half loads beside this torch or does not."""
+    (folder / "torchvision").mkdir(parents=True)
+    (folder / "torchvision" / "__init__.py").touch()
+    compiled = folder / "torchvision" / f"_C{EXTENSION_SUFFIXES[0]}"
+    if fits:
+        compiled.symlink_to(torch._C.__file__)  # any library that loads
+    else:
+        compiled.write_bytes(b"no library")
+    return folder
 
 
 def test_plain_transformers_finds_a_torchvision_that_imports(tmp_path: Path) -> None:
@@ -47,14 +60,15 @@ def test_after_an_import_that_failed_it_still_can_be_made_to(tmp_path: Path) -> 
 
 
 def test_a_torchvision_that_fits_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "vidsieve_torchvision.pth").write_text("")
-    monkeypatch.setattr(torchvision, "_fits", lambda: True)
-    monkeypatch.setattr(torchvision, "_library", None)
-    torchvision.define()
-    assert torchvision._library is None
-    assert torchvision.state() == "fine"
-    assert torchvision.install(tmp_path) is None
-    assert not list(tmp_path.iterdir())
+    other, packages = other_torchvision(tmp_path / "other", fits=True), tmp_path / "packages"
+    packages.mkdir()
+    code = f"import sys\nsys.path.insert(0, {str(other)!r})\nimport torch, vidsieve.engines.torchvision as ours\n"
+    code += "ours.define()\nprint(ours.state(), hasattr(torch.ops.torchvision, 'nms'))"
+    assert python(packages, code) == "fine False\n"
+    (packages / "vidsieve_torchvision.pth").touch()
+    monkeypatch.syspath_prepend(other)
+    assert torchvision.install(packages) is None
+    assert not list(packages.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -70,10 +84,11 @@ def test_env_tells_of_a_torchvision_that_does_not_fit(
     hooked: bool,
     state: str,
     says: str,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(torchvision, "_fits", lambda: False)
+    monkeypatch.syspath_prepend(other_torchvision(tmp_path, fits=False))
     monkeypatch.setattr(torch.version, "cuda", cuda)
     finders = [finder for finder in sys.meta_path if getattr(finder, "__name__", "") != torchvision.HOOK]
     if hooked:

@@ -307,7 +307,7 @@ def test_the_command(
     assert written["card"]["command"].startswith("vidsieve eval -m ")
     assert "no benchmark of video language models" in written["card"]["suite"]
     assert [row["keep"] for row in written["rows"]] == [1, *[0.25] * 5]
-    monkeypatch.setitem(registry._methods, "idle", registry.Method("idle", lambda keep: Idle()))
+    monkeypatch.setitem(registry.REGISTERED, "idle", registry.Method("idle", lambda keep: Idle()))
     assert main.main([*arguments, "--method", "idle"]) == 0
     out, err = capsys.readouterr()
     assert "refused: idle at 0.25: the last layer saw all 144 video tokens" in out

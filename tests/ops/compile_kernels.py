@@ -1,4 +1,4 @@
-"""Compile every kernel for the architecture on the command line (80, 90, ...), without a GPU; print their names."""
+"""Compile every kernel for the architectures on the command line (80, 90, ...), without a GPU; print their names."""
 
 import sys
 from typing import Any
@@ -50,11 +50,10 @@ def compile_kernel(kernel: Any, architecture: int, warps: int = 4, **constants: 
     }
     source = ASTSource(kernel, types, constants)
     triton.compile(source, target=GPUTarget("cuda", architecture, 32), options={"num_warps": warps})
-    print(kernel.__name__)
+    print(kernel.__name__, architecture)
 
 
-if __name__ == "__main__":
-    sm = int(sys.argv[1])
+def compile_kernels(sm: int) -> None:
     compile_kernel(measurement._unit_kernel, sm, D=3584, BLOCK_D=4096, warps=8)
     compile_kernel(measurement._measure_kernel, sm, D=3584, PERSISTENCE=True, COSINE=True, BLOCK_N=1, BLOCK_D=512)
     compile_kernel(partition._apportion_kernel, sm, WEIGHED=True, BLOCK=64, STEP=16, warps=1)
@@ -104,3 +103,8 @@ if __name__ == "__main__":
     compile_kernel(merge._begin_kernel, sm, BLOCK=4096, warps=8)
     compile_kernel(merge._follow_runs_kernel, sm, BLOCK=128)
     compile_kernel(merge._mean_kernel, sm, D=3584, WEIGHTED=True, BLOCK_D=1024)
+
+
+if __name__ == "__main__":
+    for architecture in sys.argv[1:]:
+        compile_kernels(int(architecture))

@@ -21,13 +21,14 @@ from vidsieve.methods.selection import (
     Random,
     TopRelevance,
 )
+from vidsieve.types.reduction import Reduction
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
 
 def test_a_reducer_runs_on_kernels_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VIDSIEVE_OPS", "triton")
-    tokens = VideoTokens(video_like(4, 12, 24, seed=0, dtype=torch.float32).to(DEVICE), (12,) * 4)
+    tokens = VideoTokens(video_like(4, 5, 24, seed=0, dtype=torch.float32).to(DEVICE), (5,) * 4)
     prompt = Prompt(independent(3, 24, 1, torch.float32).to(DEVICE))
     method = Prune(0.25, SceneCuts(), MarginalGain(), PromptSimilarity(), ConditionalDPP(), NearestKept())
     with ops.spy() as calls:
@@ -81,33 +82,37 @@ TOGETHER = {
     "the default": Prune(0.2),
     "uneven last segment": Prune(0.3, Uniform(4), MarginalGain(), Novelty(), MMR()),
     "whole": Prune(0.1, Whole(), Proportional(), Flat(), MaxMin(), NearestKept()),
-    "sketched": Prune(0.2, Whole(), Proportional(), PromptSimilarity(), LowRankDPP(16, above=32)),
-    "evenly": Prune(0.3, Within(25), MarginalGain(), Novelty(), EvenlySpaced()),
+    "sketched": Prune(0.2, Whole(), Proportional(), PromptSimilarity(), LowRankDPP(8, above=12)),
+    "evenly": Prune(0.3, Within(11), MarginalGain(), Novelty(), EvenlySpaced()),
     "most relevant": Prune(0.3, Whole(), Proportional(), PromptSimilarity(), TopRelevance()),
-    "hybrid": Prune(0.3, SceneCuts(), MarginalGain(), PromptSimilarity(), Hybrid(16)),
-    "hybrid of others": Prune(0.3, SceneCuts(), MarginalGain(), Novelty(), Hybrid(16, MaxMin(), ConditionalDPP())),
+    "hybrid": Prune(0.3, SceneCuts(), MarginalGain(), PromptSimilarity(), Hybrid(7)),
+    "hybrid of others": Prune(0.3, SceneCuts(), MarginalGain(), Novelty(), Hybrid(7, MaxMin(), ConditionalDPP())),
 }
+# With and without a question, with and without persistence. Only what is measured reads features where they lay: once
+# videos are stacked, they lie together.
+MEASURED = ("per frame", "scenes", "whole", "the default")
 
 
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize(
-    ("apart", "questions"), [(False, (3, 3)), (True, (1, 4))], ids=["neighbours", "apart, other questions"]
+    ("method", "apart", "questions"),
+    [*((name, False, (3, 3)) for name in TOGETHER), *((name, True, (1, 4)) for name in MEASURED)],
+    ids=[*(f"{name}-neighbours" for name in TOGETHER), *(f"{name}-apart, other questions" for name in MEASURED)],
 )
-@pytest.mark.parametrize("method", TOGETHER)
 def test_videos_of_one_layout_go_together_and_each_is_what_it_is_alone(
     method: str, apart: bool, questions: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VIDSIEVE_OPS", "triton")
     reducer = TOGETHER[method]
-    features = torch.stack([video_like(5, 12, 24, seed=s, dtype=torch.float32, cuts=(2 + s,)) for s in range(2)])
-    features = features.to(DEVICE).repeat(1, 1 + apart, 1)[:, :60]
+    features = torch.stack([video_like(5, 5, 24, seed=s, dtype=torch.float32, cuts=(2 + s,)) for s in range(2)])
+    features = features.to(DEVICE).repeat(1, 1 + apart, 1)[:, :25]
     prompts = [Prompt(independent(m, 24, 90 + m, torch.float32).to(DEVICE)) for m in questions]
-    videos = [VideoTokens.from_grid(x, 5, 3, 4) for x in features]
+    videos = [VideoTokens.from_grid(x, 5, 1, 5) for x in features]
     with ops.spy() as calls:
         found = reducer.reduce_each(videos, prompts)
     assert calls.count(("compact", "triton")) == 1
     for ours, x, prompt in zip(found, features, prompts, strict=True):
-        true = reducer.reduce(VideoTokens.from_grid(x, 5, 3, 4), prompt)
+        true = reducer.reduce(VideoTokens.from_grid(x, 5, 1, 5), prompt)
         assert torch.equal(ours.kept, true.kept)
         assert torch.equal(ours.assigned_to, true.assigned_to)
         assert torch.equal(ours.offsets, true.offsets)  # type: ignore[arg-type]
@@ -117,9 +122,10 @@ def test_videos_of_one_layout_go_together_and_each_is_what_it_is_alone(
 
 def test_videos_that_cannot_go_together_go_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VIDSIEVE_OPS", "triton")
-    x = video_like(4, 9, 24, seed=0, dtype=torch.float32).to(DEVICE)
+    x = video_like(4, 3, 24, seed=0, dtype=torch.float32).to(DEVICE)
     prompt = Prompt(independent(3, 24, 9, torch.float32).to(DEVICE))
-    longer, shorter = VideoTokens(x, (9,) * 4), VideoTokens(x[:18], (9,) * 2)
+    longer, shorter = VideoTokens(x, (3,) * 4), VideoTokens(x[:6], (3,) * 2)
+    alone: dict[tuple[Prune, int], Reduction] = {}
     cases: list[tuple[Prune, list[VideoTokens], list[Prompt | None] | None]] = [
         (Prune(0.2), [longer, shorter], None),
         (Prune(0.2), [longer, longer], [prompt, None]),
@@ -129,9 +135,10 @@ def test_videos_that_cannot_go_together_go_one_by_one(monkeypatch: pytest.Monkey
         (Prune(0.2), [longer, longer], [prompt, Prompt(torch.zeros(1, 8, device=DEVICE))]),
     ]
     for method, videos, prompts in cases:
-        found = method.reduce_each(videos, prompts)
-        alone = [method.reduce(VideoTokens(v.features, v.frames), prompt) for v in videos]
-        assert all(torch.equal(a.kept, b.kept) for a, b in zip(found, alone, strict=True))
+        for video, found in zip(videos, method.reduce_each(videos, prompts), strict=True):
+            if (method, len(video)) not in alone:
+                alone[method, len(video)] = method.reduce(VideoTokens(video.features, video.frames))
+            assert torch.equal(found.kept, alone[method, len(video)].kept)
     assert Prune(0.2).reduce_each([]) == []
     with pytest.raises(ValueError, match="argument 2 is shorter"):
         Prune(0.2).reduce_each([longer, longer], [prompt])
@@ -139,14 +146,14 @@ def test_videos_that_cannot_go_together_go_one_by_one(monkeypatch: pytest.Monkey
 
 def test_many_videos_go_together_in_groups_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VIDSIEVE_OPS", "triton")
-    features = [video_like(4, 9, 24, seed=s, dtype=torch.float32).to(DEVICE) for s in range(5)]
+    features = [video_like(4, 3, 24, seed=s, dtype=torch.float32).to(DEVICE) for s in range(5)]
     prompts = [Prompt(independent(1 + s, 24, 90 + s, torch.float32).to(DEVICE)) for s in range(5)]
     method = Prune(0.2, PerFrame(), Proportional(), PromptSimilarity(), TopRelevance())
-    alone = [method.reduce(VideoTokens(x, (9,) * 4), p).kept for x, p in zip(features, prompts, strict=True)]
+    alone = [method.reduce(VideoTokens(x, (3,) * 4), p).kept for x, p in zip(features, prompts, strict=True)]
     for most, groups in ((2, 3), (5, 1), (0, 5)):
         monkeypatch.setattr("vidsieve.methods.prune.TOGETHER_BYTES", most * features[0].nbytes)
         with ops.spy() as calls:
-            found = method.reduce_each([VideoTokens(x, (9,) * 4) for x in features], prompts)
+            found = method.reduce_each([VideoTokens(x, (3,) * 4) for x in features], prompts)
         assert calls.count(("compact", "triton")) == groups
         assert all(torch.equal(a.kept, b) for a, b in zip(found, alone, strict=True))
 
@@ -154,10 +161,10 @@ def test_many_videos_go_together_in_groups_of_bounded_size(monkeypatch: pytest.M
 @pytest.mark.skipif(DEVICE == "cuda", reason="there `Reduction.check` says so, see the captured graph below")
 def test_one_bad_video_of_several_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VIDSIEVE_OPS", "triton")
-    good, bad = (video_like(4, 9, 24, seed=s, dtype=torch.float32) for s in range(2))
+    good, bad = (video_like(4, 3, 24, seed=s, dtype=torch.float32) for s in range(2))
     bad[7, 3] = float("nan")
-    with pytest.raises(NonFiniteFeatures, match="1 of 72"):
-        Prune(0.2).reduce_each([VideoTokens(good, (9,) * 4), VideoTokens(bad, (9,) * 4)])
+    with pytest.raises(NonFiniteFeatures, match="1 of 24"):
+        Prune(0.2).reduce_each([VideoTokens(good, (3,) * 4), VideoTokens(bad, (3,) * 4)])
 
 
 @pytest.mark.gpu
@@ -184,22 +191,23 @@ def test_a_captured_graph_reduces_several_videos_and_knows_the_bad_one() -> None
         out[1].check()
 
 
-@pytest.mark.parametrize("layout", ["rows apart", "columns apart", "transposed"])
-def test_inputs_need_not_be_contiguous(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    x = degenerate(90, "video-like").float().to(DEVICE)
-    other = {
+def test_inputs_need_not_be_contiguous(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = degenerate(45, "video-like").float().to(DEVICE)
+    layouts = {
         "rows apart": torch.stack([x, x.flip(0)], 1)[:, 0],
         "columns apart": torch.stack([x, -x], 2)[:, :, 0],
         "transposed": x.mT.contiguous().mT,
-    }[layout]
-    assert not other.is_contiguous()
+    }
     method = Prune(0.3, SceneCuts(), MarginalGain(), PromptSimilarity(), ConditionalDPP(), NearestKept())
-    frames, prompt = (10,) * 9, Prompt(independent(3, 24, 1, torch.float32).to(DEVICE))
+    frames, prompt = (5,) * 9, Prompt(independent(3, 24, 1, torch.float32).to(DEVICE))
     monkeypatch.setenv("VIDSIEVE_OPS", "triton")
-    ours, true = (method.reduce(VideoTokens(y, frames), prompt) for y in (other, x))
-    assert torch.equal(ours.kept, true.kept)
-    assert torch.equal(ours.assigned_to, true.assigned_to)
-    assert torch.equal(ours.apply(other), true.apply(x))
+    true = method.reduce(VideoTokens(x, frames), prompt)
+    for name, other in layouts.items():
+        assert not other.is_contiguous(), name
+        ours = method.reduce(VideoTokens(other, frames), prompt)
+        assert torch.equal(ours.kept, true.kept), name
+        assert torch.equal(ours.assigned_to, true.assigned_to), name
+        assert torch.equal(ours.apply(other), true.apply(x)), name
 
 
 @pytest.mark.gpu

@@ -120,20 +120,21 @@ def test_a_film_of_another_kind_is_refused(films: object, tmp_path: Path) -> Non
 )
 def test_what_no_font_can_write_is_escaped(name: str, written: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drawing, "FONTS", ())
-    assert drawing._written(name, (0, 0, 0), 15)[0] == written
-    overlay([0]).sheet(name)
+    assert overlay([0]).sheet(name) == overlay([0]).sheet(written) != overlay([0]).sheet()
 
 
 def test_a_font_that_can_write_a_name_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Knowing:
-        def getmask(self, letter: str) -> bytes:
-            return letter.encode() if letter != "\U0010fffe" else b""
+    matplotlib = pytest.importorskip("matplotlib")
+    from PIL import ImageDraw, ImageFont
 
-    monkeypatch.setattr(drawing, "FONTS", ("absent.ttf", "knowing.ttf"))
-    monkeypatch.setattr(drawing, "_installed", lambda name, size: Knowing() if name == "knowing.ttf" else None)
-    text, _, font = drawing._written("\u89c6\u9891.mp4", (0, 0, 0), 15)
-    assert text == "\u89c6\u9891.mp4"
-    assert isinstance(font, Knowing)
+    font, name = f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", "\u0432\u0438\u0434\u0435\u043e.mp4"
+    monkeypatch.setattr(drawing, "FONTS", ())
+    assert overlay([0]).sheet(name) == overlay([0]).sheet(name.encode("unicode_escape").decode())
+    monkeypatch.setattr(drawing, "FONTS", ("absent.ttf", font))
+    expected = overlay([0]).sheet()
+    place = drawing.MARGIN, drawing.MARGIN + 28
+    ImageDraw.Draw(expected).text(place, name, drawing.FAINT, ImageFont.truetype(font, 15))
+    assert overlay([0]).sheet(name) == expected
 
 
 def test_keep_nothing_and_keep_everything_can_be_drawn(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The command line. `main` knows the commands, `run` and `demo` are two of them."""
+"""The command line. `main` has the commands, `run` and `demo` are two of them."""
 
 from importlib import import_module
 

@@ -1,4 +1,4 @@
-"""What may stand after an option on the command line, and what is said of the rest."""
+"""Parse and check the values of command line options."""
 
 import argparse
 from collections.abc import Callable
@@ -19,14 +19,14 @@ class Mistake(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises `Mistake` where argparse would end the process, so that one place decides how it is told."""
+    """Raises `Mistake` where argparse would end the process, so that `main` prints all errors."""
 
     def error(self, message: str) -> NoReturn:
         raise Mistake(message, self.format_usage())
 
 
 class Version(argparse.Action):
-    """Prints the version, looked up only when asked for."""
+    """Prints the version, which is looked up only then."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         from importlib.metadata import version
@@ -36,7 +36,7 @@ class Version(argparse.Action):
 
 
 def fraction(text: str) -> float:
-    """A share above 0, at most 1; also in percent."""
+    """Parse a share above 0, at most 1; also in percent."""
     try:
         value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
@@ -66,12 +66,12 @@ def question(text: str) -> str:
 
 
 def folder(text: str) -> Path:
-    """Where files are written to; there already, or to be made."""
+    """Check that files can be written to a folder, which exists or can be made."""
     return Path(_checked(writable.folder, text))
 
 
 def file(text: str) -> Path:
-    """A file that is written, or written anew."""
+    """Check that a file can be written or replaced."""
     return Path(_checked(writable.file, text))
 
 

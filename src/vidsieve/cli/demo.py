@@ -1,7 +1,7 @@
-"""A clip with a question, and a model that can answer it, all of it offline: what `vidsieve demo` runs on.
+"""Provide a clip, a question and a model for `vidsieve demo`, all offline.
 
 The clip is a video of the synthetic needle suite, and the model is vidsieve-tiny, which was trained on other videos of
-that suite (docs/needles.md) and comes with the package. It is a Qwen2.5-VL in every way but its size.
+that suite (docs/needles.md) and comes with the package. It is a small Qwen2.5-VL.
 """
 
 import os
@@ -25,7 +25,7 @@ def render_clip(path: str | os.PathLike[str]) -> Path:
 
 
 def question() -> tuple[str, str]:
-    """What is asked about the clip, and the right answer."""
+    """Get the question about the clip, and the right answer."""
     asked = generate(SPLIT, [NUMBER]).questions
     return asked.text(0, QUESTION), asked.reply(0, QUESTION)
 

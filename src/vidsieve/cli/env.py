@@ -1,4 +1,4 @@
-"""What `vidsieve env` tells: what is installed, what would run, and what stands in the way."""
+"""Collect what `vidsieve env` prints: what is installed, what can run, and what prevents the rest."""
 
 import importlib.util
 import os
@@ -15,7 +15,7 @@ from vidsieve.errors import MissingExtra, UnsupportedVersion
 
 
 def environment() -> dict[str, Any]:
-    """What is installed and what would run, as JSON knows it."""
+    """Collect what is installed and what can run, as JSON values."""
     found = versions()
     models, tested, fault = _models(found["transformers"])
     return {
@@ -38,7 +38,7 @@ def environment() -> dict[str, Any]:
 
 
 def _models(transformers: str | None) -> tuple[list[str] | None, list[str], str | None]:
-    """The model types that are served, the releases of transformers that were tested, the fault of this one."""
+    """Get the supported model types, the tested releases of transformers, and the fault of the installed one."""
     if transformers is None:
         return None, [], None
     try:
@@ -60,7 +60,7 @@ PACKAGES = ("vidsieve", "torch", "transformers", "torchvision", "av", "pillow", 
 
 
 def versions() -> dict[str, str | None]:
-    """Of this Python and of every package that matters; None for one that is not installed."""
+    """Get the versions of Python and of the packages; None for one that is not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

@@ -2,12 +2,12 @@
 
     vidsieve run CLIP --question "What happens?" --model Qwen/Qwen2.5-VL-7B-Instruct --keep 10% --out out
     vidsieve show out           draw it again
-    vidsieve demo               the same, offline, on a generated clip and the model that comes with the package
+    vidsieve demo               the same, offline, on a generated clip and the model of the package
     vidsieve batch CLIPS        reduced features of many clips, on one machine or a cluster
-    vidsieve methods            what --method takes
-    vidsieve env                what is installed, and what would run
-    vidsieve bench ops          milliseconds and memory of a reduction, beside today's loops
-    vidsieve eval               what each method loses on the synthetic needle suite, or on natural shots
+    vidsieve methods            the methods for --method
+    vidsieve env                what is installed, and what can run
+    vidsieve bench ops          milliseconds and memory of a reduction, beside the loops in use today
+    vidsieve eval               what each method loses on a synthetic suite, or on natural shots
 
 Exit codes: 0 done; 1 it failed, and standard error says why in one line; 2 a mistake in the command; 130 interrupted.
 With --json, standard output is one JSON document and nothing else, {"error": {"type": ..., "message": ...}} where it
@@ -34,11 +34,11 @@ from vidsieve.cli.quiet import quiet
 from vidsieve.errors import VidsieveError
 
 LINE_EVERY = 30.0  # seconds between lines of progress in a log
-Found = Any  # what a command found out, as JSON knows it
+Found = Any  # the result of a command, as JSON values
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code."""
+    """Run one command, and return the exit code."""
     typed = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if not typed:
@@ -53,24 +53,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             options.show(found)
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever read has read enough; a second failure at exit would be noise
+    except BrokenPipeError:  # the reader has stopped; a second failure at exit would be noise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Mistake as mistake:
-        _tell(mistake, typed, mistake.usage)
+        _print_error(mistake, typed, mistake.usage)
         raise SystemExit(2) from None
     except KeyboardInterrupt as stop:
-        _tell(KeyboardInterrupt("; ".join(("interrupted", *map(str, stop.args)))), typed)
+        _print_error(KeyboardInterrupt("; ".join(("interrupted", *map(str, stop.args)))), typed)
         return 130
     except (VidsieveError, OSError, ValueError, RuntimeError, MemoryError) as error:
         if os.environ.get("VIDSIEVE_TRACEBACK"):
             raise
-        _tell(error, typed)
+        _print_error(error, typed)
         return 1
     return 0
 
 
-def _tell(error: BaseException, typed: Sequence[str], usage: str = "") -> None:
-    """Say in one line why it ended, for programs too where they asked."""
+def _print_error(error: BaseException, typed: Sequence[str], usage: str = "") -> None:
+    """Print an error as one line, and with --json as a document too."""
     message = " ".join(str(error).split()) or type(error).__name__
     begin = "vidsieve: " if isinstance(error, KeyboardInterrupt) else f"{usage}vidsieve: error: "
     print(f"{begin}{message}", file=sys.stderr)
@@ -89,7 +89,7 @@ def _parser() -> Parser:
     how.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="(auto; float32 on cpu)")
 
     film = Parser(add_help=False)
-    film.add_argument("--film", action="store_true", help="draw overlay.mp4 too: the clip beside what is left of it")
+    film.add_argument("--film", action="store_true", help="draw overlay.mp4 too: the clip beside its kept patches")
     film.add_argument("--gif", action="store_true", help="draw overlay.gif too, the same, smaller")
 
     parser = Parser(prog="vidsieve", description="Drop the video tokens a video language model does not need.")
@@ -139,10 +139,10 @@ def _add_batch(command: Parser) -> None:
     command.add_argument(
         "--out", type=folder, required=True, help="folder for the table and the features; resumes there"
     )
-    about = "what methods that look at the question are given, for every clip"
+    about = "the question for every clip, for methods that look at it"
     command.add_argument("--question", "-q", type=question, help=about)
     command.add_argument("--frames", type=count, default=64, help="frames to sample, evenly (64)")
-    command.add_argument("--strict", action="store_true", help="a clip that is cut short or damaged is one that fails")
+    command.add_argument("--strict", action="store_true", help="a clip that is cut short or damaged fails")
     command.add_argument("--workers", type=count, help="copies of the model (one a GPU, or one for four processors)")
     command.add_argument("--address", help="of a Ray cluster (this machine)")
 
@@ -182,9 +182,9 @@ def _add_eval(command: Parser) -> None:
 
 @contextmanager
 def _notes(logged: bool = False) -> Iterator[Callable[[str], None]]:
-    """A line on standard error, if that is a terminal, that says what is being done and goes when it is done.
+    """Show the current step on standard error, if that is a terminal, until it is done.
 
-    logged: where it is no terminal, a line now and then.
+    logged: without a terminal, print a line every half minute.
     """
     if not sys.stderr.isatty():
         said = -math.inf
@@ -235,7 +235,7 @@ def _run(options: argparse.Namespace) -> Found:
 
 
 def _demo(options: argparse.Namespace) -> Found:
-    """Try it offline: render a clip, and ask the small model that comes with the package about it."""
+    """Try vidsieve offline: render a clip, and ask the small model of the package about it."""
     from vidsieve.cli import demo
     from vidsieve.cli import run as pipeline
 
@@ -278,12 +278,12 @@ def _redraw(options: argparse.Namespace) -> Found:
 
 
 def _films(options: argparse.Namespace) -> list[str]:
-    """The moving pictures that were asked for, by kind."""
+    """List the requested moving pictures, by kind."""
     return [kind for kind, wanted in (("mp4", options.film), ("gif", options.gif)) if wanted]
 
 
 def _batch(options: argparse.Namespace) -> Found:
-    """Encode and reduce many clips and keep the features; a job that was stopped goes on where it was."""
+    """Encode and reduce many clips and store the features; the same command resumes a stopped job."""
     from vidsieve.encoded import batch
 
     model = str(Path(options.model).resolve()) if Path(options.model).is_dir() else options.model
@@ -305,13 +305,13 @@ def _batch(options: argparse.Namespace) -> Found:
 
 
 def _keep(options: argparse.Namespace) -> float:
-    """What was asked for, else what the method is known for."""
+    """Get the requested keep, else the default of the method."""
 
     return registry.method(options.method).default_keep if options.keep is None else float(options.keep)
 
 
 def _bench(options: argparse.Namespace) -> Found:
-    """Time whole reductions beside the loops people run today; correctness first."""
+    """Time reductions beside the loops in use today, after checking that they are correct."""
     import torch
 
     from vidsieve.evaluation import bench
@@ -332,8 +332,8 @@ def _bench(options: argparse.Namespace) -> Found:
     dtype = getattr(torch, options.dtype)
     load = bench.Load(options.frames, options.tokens, options.dim, device, dtype, options.relevance == "flat")
     command = "vidsieve " + shlex.join(options.typed)
-    tell, save = lambda case: print(case, file=sys.stderr), lambda found: _save(found, options.out)
-    return bench.bench(load, cases, options.rounds, tell, command, save)
+    show, save = lambda case: print(case, file=sys.stderr), lambda found: _save(found, options.out)
+    return bench.bench(load, cases, options.rounds, show, command, save)
 
 
 def _eval(options: argparse.Namespace) -> Found:
@@ -347,7 +347,7 @@ def _eval(options: argparse.Namespace) -> Found:
 
 
 def _save(found: Found, path: Path | None) -> None:
-    """The card and the rows as JSON, where a file was asked for."""
+    """Write the card and the rows as JSON, if a file was requested."""
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(found, indent=1) + "\n")
@@ -359,7 +359,7 @@ def _methods(options: argparse.Namespace) -> Found:
 
 
 def _env(options: argparse.Namespace) -> Found:
-    """Show what is installed and what would run, for troubleshooting."""
+    """Show what is installed and what can run, for troubleshooting."""
     from vidsieve.cli.env import environment
 
     return environment()

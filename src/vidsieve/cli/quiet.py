@@ -1,4 +1,4 @@
-"""What the command line lets onto the terminal: its own words, and of other libraries their errors alone."""
+"""Keep the messages of other libraries off the terminal, errors excepted."""
 
 import logging
 import os
@@ -11,7 +11,7 @@ from typing import Any
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep other libraries' chatter off the terminal; a warning of ours is one line."""
+    """Silence the messages of other libraries in the block; print a warning of vidsieve as one line."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -26,7 +26,7 @@ def quiet() -> Iterator[None]:
 
 
 def _show(message: Warning | str, *_: Any, **__: Any) -> None:
-    """Print a warning that was raised in vidsieve, wherever `stacklevel` says that it belongs."""
+    """Print a warning that was raised in vidsieve, whatever its `stacklevel`; drop others."""
     frame = sys._getframe(1)
     while frame.f_back and frame.f_globals.get("__name__") in ("warnings", "_py_warnings"):
         frame = frame.f_back

@@ -1,4 +1,4 @@
-"""What the commands found, printed for people. Nothing here is loaded before there is something to print."""
+"""Print the results of the commands as text. Libraries for it are imported only when there is a result."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 from vidsieve.checks import pip_install, require
 
-MOST = 10  # of a list that is told of one by one
+MOST = 10  # entries of a list that are printed
 
 TORCHVISION = {
     None: "is not installed",
@@ -18,7 +18,7 @@ TORCHVISION = {
 
 
 def show_result(result: dict[str, Any]) -> None:
-    """Tokens, answers and times with and without the method; last of all, where the picture is."""
+    """Print tokens, answers and times with and without the method, and last the paths of the pictures."""
     require("rich", "video")
     from rich.console import Console
     from rich.table import Table
@@ -40,29 +40,29 @@ def show_result(result: dict[str, Any]) -> None:
         console.print(f"{left}; {100 * result['cost']:.1f} % of the prefill's FLOPs")
     console.print()
 
-    whole = result["stages_ms_unreduced"]
+    unreduced = result["stages_ms_unreduced"]
     of = "cost" if result.get("keep_of") == "FLOPs" else "keep"
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("")
-    for title in (("every token",) if whole else ()) + (f"{result['method']}, {of} {result['keep']:g}",):
+    for title in (("every token",) if unreduced else ()) + (f"{result['method']}, {of} {result['keep']:g}",):
         table.add_column(title, justify="right")
     stages = result["stages_ms"]
-    add = _adder(table, bool(whole))
+    add = _adder(table, bool(unreduced))
     add("prompt tokens", str(result["prompt_before"]), str(result["prompt_after"]))
     for name in ("decode", "process"):
         add(name, _ms(stages[name]), _ms(stages[name]))
-    add("vision + prefill", _ms(whole["vision_prefill"]) if whole else "", _ms(stages["vision_prefill"]))
+    add("vision + prefill", _ms(unreduced["vision_prefill"]) if unreduced else "", _ms(stages["vision_prefill"]))
     for name in sorted(
         stages.keys() - {"decode", "process", "vision_prefill", "generate", "draw"}, key=list(stages).index
     ):
         add(f"  of which {name}", "", _ms(stages[name]))
-    add("generate", _ms(whole["generate"]) if whole else "", _ms(stages["generate"]))
+    add("generate", _ms(unreduced["generate"]) if unreduced else "", _ms(stages["generate"]))
     if "draw" in stages:
         add("draw", "", _ms(stages["draw"]))
     console.print(table)
 
     console.print(f"\n[dim]question[/]     {Text(result['question']).markup}")
-    if whole:
+    if unreduced:
         console.print(f"[dim]every token[/]  {Text(result['answer_unreduced']).markup}")
     console.print(f"[dim]reduced[/]      {Text(result['answer']).markup}")
     if "note" in result:
@@ -74,10 +74,10 @@ def show_result(result: dict[str, Any]) -> None:
 
 
 def _adder(table: Any, compared: bool) -> Any:
-    """Adds a row; its middle cell only where the run was compared with an unreduced one."""
+    """Make a function that adds a row to `table`, with a cell for the unreduced run if `compared`."""
 
-    def add(name: str, whole: str, reduced: str) -> None:
-        table.add_row(name, *((whole,) if compared else ()), reduced)
+    def add(name: str, unreduced: str, reduced: str) -> None:
+        table.add_row(name, *((unreduced,) if compared else ()), reduced)
 
     return add
 

@@ -1,9 +1,9 @@
-"""One question about one clip, answered with all its video tokens and with the few that a method keeps.
+"""Answer one question about one clip, with all its video tokens and with the few that a method keeps.
 
     result = run(Request("clip.mp4", "What happens?", "Qwen/Qwen2.5-VL-7B-Instruct"), out="out")
 
-What runs is what one would write by hand: decode, the model's own processor, `model.generate`, once with the method
-attached and once without. `result` is a plain dictionary and says everything that is needed to draw it again.
+It runs what one would write by hand: decode, the model's own processor, `model.generate`, once with the method attached
+and once without. `result` is a plain dictionary, with everything that is needed to draw it again.
 """
 
 import json
@@ -31,7 +31,7 @@ from vidsieve.video.overlay import Overlay
 
 @dataclass(frozen=True)
 class Request:
-    """What `vidsieve run` is asked. device, dtype: None, what fits this machine and the checkpoint.
+    """The arguments of `vidsieve run`. device, dtype: None for those that fit this machine and the checkpoint.
 
     strict: refuse a clip that is cut short or damaged.
     """
@@ -55,7 +55,7 @@ def run(
     out: str | os.PathLike[str] | None = None,
     films: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The result of `request`. `note` hears what is being done, once the clip is decoded.
+    """Answer `request` with and without the method. note: called with the current step, once the clip is decoded.
 
     out: a folder for result.json and its picture.  films: as `draw` takes them.
     """
@@ -85,8 +85,8 @@ def run(
     result |= {"answer": answer, "stages_ms": stages | trace.stages_ms | reduced}
     if request.compare:
         note("answering with every token")
-        result["answer_unreduced"], whole = _answer(model, processor, inputs, request.max_new_tokens)
-        result["stages_ms_unreduced"] = {**stages, **whole}
+        result["answer_unreduced"], unreduced = _answer(model, processor, inputs, request.max_new_tokens)
+        result["stages_ms_unreduced"] = {**stages, **unreduced}
     if out is not None:
         note("drawing")
         write(result, out)  # whatever becomes of the picture
@@ -100,7 +100,7 @@ def run(
 def _described(
     request: Request, method: registry.Method, reducer: str, frames: Frames, model: Any, prompt: int, trace: Trace
 ) -> dict[str, Any]:
-    """The result but for answers and times, which are None. prompt: tokens of the prompt, unreduced."""
+    """Make the result, with None for answers and times. prompt: tokens of the unreduced prompt."""
     video = trace.videos[0]
     return {
         "clip": str(Path(request.clip).resolve()) if is_path(os.fspath(request.clip)) else request.clip,
@@ -140,7 +140,7 @@ def _described(
 
 
 class _FirstToken:
-    """A streamer that only notes when the first new token came; before it, `generate` hands over the prompt."""
+    """A streamer that notes the time of the first new token; before it, `generate` passes the prompt."""
 
     def __init__(self) -> None:
         self.handed = 0
@@ -156,7 +156,7 @@ class _FirstToken:
 
 
 def _answer(model: Any, processor: Any, inputs: Any, max_new_tokens: int) -> tuple[str, dict[str, float]]:
-    """The answer, and milliseconds to its first token (vision tower, reduction, prefill) and from there to its last."""
+    """Generate the answer; with milliseconds to its first token (vision, reduction, prefill) and on to its last."""
     first = _FirstToken()
     start = time.perf_counter()
     output = model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, streamer=first)
@@ -173,7 +173,7 @@ def _clocked(stages: dict[str, float], name: str) -> Iterator[None]:
 
 
 def overlay(result: dict[str, Any], frames: Frames | None = None) -> Overlay:
-    """The picture of a result. Reads the clip again unless `frames` are given."""
+    """Make the overlay of a result. Reads the clip again unless `frames` are given."""
     sample = result["frames"]
     frames = frames or read_video(result["clip"], index=sample["index"], size=tuple(sample["size"]))
     bounds = [begin for begin, _ in result["segments"] or ()]
@@ -184,7 +184,7 @@ def overlay(result: dict[str, Any], frames: Frames | None = None) -> Overlay:
 def draw(
     result: dict[str, Any], folder: str | os.PathLike[str], frames: Frames | None = None, films: Sequence[str] = ()
 ) -> dict[str, str]:
-    """overlay.png in `folder`, and what `films` asks for of "mp4" and "gif": their paths by kind.
+    """Draw overlay.png in `folder`, and the `films` "mp4" and "gif": returns the paths by kind.
 
     Reads the clip again unless `frames` are given.
     """
@@ -197,7 +197,7 @@ def draw(
 
 
 def write(result: dict[str, Any], folder: str | os.PathLike[str]) -> Path:
-    """result.json in `folder`."""
+    """Write result.json to `folder`."""
     path = Path(folder) / "result.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
@@ -205,9 +205,9 @@ def write(result: dict[str, Any], folder: str | os.PathLike[str]) -> Path:
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A result, from result.json or the folder it lies in. A clip that has moved is looked for beside it.
+    """Read a result from result.json or its folder. A clip that has moved is looked for beside it.
 
-    Raises `VidsieveError` for what is no result.
+    Raises `VidsieveError` for anything else.
     """
     path = Path(path) / "result.json" if Path(path).is_dir() else Path(path)
     if not path.is_file():
@@ -225,19 +225,21 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _fault(result: Any) -> str | None:
-    """What a picture cannot be drawn of, in what should be a result."""
+    """Describe why a value is not a result that can be drawn; None if it is."""
     needed = {"clip", "model", "model_type", "method", "keep", "kept", "tokens", "grid", "segments", "frames"}
     missing = sorted(needed - result.keys()) if isinstance(result, dict) else sorted(needed)
     if missing:
         return f"it has no {', '.join(missing)}"
-    wrong = (f"expected {told}, got {describe(value)}" for told, value, fits in _expected(result) if not fits)
+    wrong = (
+        f"expected {requirement}, got {describe(value)}" for requirement, value, fits in _expected(result) if not fits
+    )
     return next(wrong, None)
 
 
 def _expected(result: dict[str, Any]) -> Iterator[tuple[str, Any, bool]]:
-    """What is expected of a result, what it holds, and whether that fits. Each supposes that those before it fit."""
+    """Yield a requirement, the value and whether it fits, for each part of a result. Each assumes those before it."""
 
-    def whole(value: Any, least: int, length: int | None = None) -> bool:
+    def are_integers(value: Any, least: int, length: int | None = None) -> bool:
         fits = isinstance(value, list) and all(type(n) is int and n >= least for n in value)
         return fits and length in (None, len(value))
 
@@ -248,12 +250,16 @@ def _expected(result: dict[str, Any]) -> Iterator[tuple[str, Any, bool]]:
     frames = result["frames"]
     yield "frames with index and size", frames, isinstance(frames, dict) and {"index", "size"} <= frames.keys()
     index, size = frames["index"], frames["size"]
-    yield "index as whole numbers, one a frame", index, index != [] and whole(index, 0)
-    yield "size as [height, width]", size, whole(size, 1, 2)
-    yield "tokens as whole numbers above 0", tokens, tokens != [] and whole(tokens, 1)
+    yield "index as whole numbers, one a frame", index, index != [] and are_integers(index, 0)
+    yield "size as [height, width]", size, are_integers(size, 1, 2)
+    yield "tokens as whole numbers above 0", tokens, tokens != [] and are_integers(tokens, 1)
     yield f"tokens of at most {len(index)} frames", tokens, len(tokens) <= len(index)
-    yield "grid as [rows, columns] or null", grid, grid is None or whole(grid, 1, 2)
+    yield "grid as [rows, columns] or null", grid, grid is None or are_integers(grid, 1, 2)
     yield f"grid of {describe(tokens)} tokens", grid, grid is None or set(tokens) == {grid[0] * grid[1]}
-    yield f"kept as whole numbers below {sum(tokens)}", kept, whole(kept, 0) and max(kept, default=0) < sum(tokens)
-    pairs = segments is None or (isinstance(segments, list) and all(whole(pair, 0, 2) for pair in segments))
+    yield (
+        f"kept as whole numbers below {sum(tokens)}",
+        kept,
+        are_integers(kept, 0) and max(kept, default=0) < sum(tokens),
+    )
+    pairs = segments is None or (isinstance(segments, list) and all(are_integers(pair, 0, 2) for pair in segments))
     yield "segments as pairs of whole numbers or null", segments, pairs

@@ -1,4 +1,4 @@
-"""Videos encoded once and asked later: what is stored of one (`stored`), and jobs of many (`batch`)."""
+"""Encode videos once and use them later: the stored tensors of one (`stored`), and jobs of many (`batch`)."""
 
 from vidsieve.encoded import batch, stored
 

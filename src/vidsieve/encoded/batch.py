@@ -1,14 +1,13 @@
-"""Many clips, each decoded, encoded and reduced once, and kept on disk for whatever comes later. docs/batch.md.
+"""Decode, encode and reduce many clips once each, and store the result on disk. docs/batch.md.
 
     found = run("clips/", Job("Qwen/Qwen2.5-VL-7B-Instruct", "out"))
 
-What is stored of a clip is the prompt as the decoder would receive it, reduced: no vision tower, no video and no second
-selection is needed to go on from there. One file a clip, `out/features/*.safetensors`, written under another name and
-then renamed: a file that is there is whole, and its clip is done. `out/clips.parquet` is made of these files, one row a
-clip, and of the clips that failed.
+The stored prompt is what the decoder would receive, reduced: to use it needs no vision tower, no video and no second
+selection. There is one file per clip, `out/features/*.safetensors`, written under another name and then renamed. So a
+file that exists is complete, and its clip is done. `out/clips.parquet` has one row for each of these files, and one for
+each clip that failed.
 
-Ray Data carries the work to the processors of one machine or of many. `EncodeClips` is all that it carries, and can be
-put into a pipeline of one's own.
+Ray Data distributes the work over one machine or many. It runs `EncodeClips`, which other pipelines can use too.
 """
 
 import hashlib
@@ -38,12 +37,12 @@ from vidsieve.video.decode import read_video
 QUESTION = "What happens in this video?"
 CLIPS_A_TASK = 8  # few enough to share evenly, enough that the next clip decodes while this one is encoded
 THREADS = 4  # processors a worker asks for, where there are as many
-ATTEMPTS = 2  # a worker may die for reasons of its own; twice on one clip is the clip's doing
+ATTEMPTS = 2  # a worker may die for other reasons; if two die on one clip, the clip is the cause
 LINE_EVERY = 30.0  # seconds between lines of progress in a log
 
 
 def refused(method: str) -> str | None:
-    """Why a method cannot make features to store; None where it can."""
+    """Say why a method cannot make features to store; None if it can."""
     if not registry.method(method).inside:
         return None
     before = ", ".join(registry.methods(inside=False))
@@ -52,10 +51,12 @@ def refused(method: str) -> str | None:
 
 @dataclass(frozen=True)
 class Job:
-    """What becomes of every clip, and where it is kept. device, dtype: None, what fits the machine and the checkpoint.
+    """The settings of a batch job: model, method, and the folder `out` for the features.
 
-    question: what methods that look at the question are given; part of the stored prompt with every method.
+    device, dtype: None for those that fit the machine and the checkpoint.
+    question: for methods that look at the question, and part of the stored prompt with every method.
     strict: a clip that is cut short or damaged fails.
+    Raises `VidsieveError` for a method that reduces inside the model, `WrongArgument` for a blank question.
     """
 
     model: str
@@ -78,14 +79,14 @@ class Job:
         return Path(self.out) / "features"
 
     def file(self, clip: str, question: str) -> Path:
-        """Where the features of a clip are kept: its name for people, then a digest of its path and question."""
+        """Name the features file of a clip: by the clip's name, then a digest of its path and question."""
         digest = hashlib.sha256(f"{clip}\0{question}".encode()).hexdigest()[:16]
         return self.features / f"{Path(clip).stem[:40]}-{digest}.safetensors"
 
     def claim(self) -> None:
-        """Make the folder `out` this job's.
+        """Write the settings of this job to the folder `out`.
 
-        Raises `VidsieveError` where it cannot be written, or is another's: their features do not mix.
+        Raises `VidsieveError` if it cannot be written or belongs to a job with other settings.
         """
         settings = {
             "model": self.model,
@@ -111,7 +112,7 @@ class Job:
                 )
 
     def sweep(self, note: Callable[[str], None]) -> None:
-        """Take away what a run that was killed left half done, and put aside what is damaged: both are to be done."""
+        """Delete the partial files of a killed run, and rename damaged ones, so that their clips are encoded again."""
         for left in (*self.features.glob("*.part"), *self.features.glob("*.trying")):
             left.unlink(missing_ok=True)
         for file in self.features.glob("*.safetensors"):
@@ -123,13 +124,13 @@ class Job:
 
 
 class EncodeClips:
-    """For `ray.data.Dataset.map_batches`: clips in, rows out, features on disk.
+    """Encodes batches of clips for `ray.data.Dataset.map_batches`: clips in, rows out, features on disk.
 
         pool = ray.data.ActorPoolStrategy(size=4)
         dataset.map_batches(EncodeClips, fn_constructor_args=(job,), batch_size=8, num_gpus=1, compute=pool)
 
-    A batch has a column "clip" of paths and may have a column "question". What comes back is a table of `schema()`. A
-    clip whose features are there is not encoded again, and one that fails, however it fails, is a row with its error.
+    A batch has a column "clip" of paths and may have a column "question". Returns a table of `schema()`. A clip whose
+    features exist is not encoded again, and one that fails for any reason is a row with its error.
     """
 
     def __init__(self, job: Job) -> None:
@@ -146,9 +147,9 @@ class EncodeClips:
         return pyarrow.Table.from_pylist(rows, schema=schema())
 
     def rows(self, work: Iterable[tuple[str, str]]) -> Iterator[Row]:
-        """A row for each (clip, question). While one is encoded the next is decoded."""
+        """Encode each (clip, question), and yield its row. While one is encoded the next is decoded."""
         tasks = [_Task(clip, question, self.job.file(clip, question)) for clip, question in work]
-        # A worker that died had two clips in hand. Which of them it died of shows when they are taken one by one.
+        # A worker that died was processing two clips. Taken one by one, they show which of them was the cause.
         alone = any(task.mark.exists() for task in tasks)
         with ThreadPoolExecutor(1) as pool:
             following: Future[Frames | None] | None = None
@@ -158,7 +159,7 @@ class EncodeClips:
                 yield self._row(task, decoding)
 
     def _decode(self, task: "_Task") -> Frames | None:
-        """The frames of a clip; None where it is done."""
+        """Read the frames of a clip; None if it is done."""
         check_question(task.question)  # a column of them may lack one
         if task.file.exists():
             return None
@@ -184,7 +185,7 @@ class EncodeClips:
 
 @dataclass(frozen=True)
 class _Task:
-    """A clip, a question, and the file that says that both are done."""
+    """A clip, a question, and the features file, which exists once the clip is done."""
 
     clip: str
     question: str
@@ -192,7 +193,7 @@ class _Task:
 
     @property
     def mark(self) -> Path:
-        """There while a worker has the clip in hand; one that died of it cannot take it away."""
+        """A file that exists while a worker processes the clip, and after one died on it."""
         return self.file.with_suffix(".trying")
 
     def attempt(self) -> None:
@@ -209,12 +210,12 @@ def run(
     workers: int | None = None,
     note: Callable[[str], None] = lambda what: None,
 ) -> dict[str, Any]:
-    """Encode the clips of `source` that are not done, and write the table. Returns what became of them, by number.
+    """Encode the clips of `source` that are not done, and write the table. Returns counts and lists of the clips.
 
-    address: of a Ray cluster, None for this machine (or what RAY_ADDRESS says).  workers: copies of the model; one a
-    GPU by default, or one for every four processors where there is none.
-    Raises `VidsieveError` where nothing could be done at all. A clip that fails is no error: `failed` lists it, as
-    `ignored` does what is in the folder and no clip.
+    address: of a Ray cluster, None for RAY_ADDRESS or this machine.  workers: copies of the model; by default one per
+    GPU, or without a GPU one per four processors.
+    Raises `VidsieveError` if no clip could be encoded. A clip that fails is no error: `failed` lists it, and `ignored`
+    lists the other files of the folder.
     """
     ray = require("ray", "ray")
     require("ray.data", "ray")
@@ -264,7 +265,7 @@ def run(
 
 @contextmanager
 def _counted(job: Job, clips: Sequence[str]) -> Iterator[None]:
-    """Has Ctrl-C say how much is done."""
+    """Add to a KeyboardInterrupt how many clips are stored."""
     try:
         yield
     except KeyboardInterrupt:
@@ -275,7 +276,7 @@ def _counted(job: Job, clips: Sequence[str]) -> Iterator[None]:
 
 
 def _is_name(path: str) -> bool:
-    """Whether Ray and Parquet can carry a path: they take text, and a file system may hold what is none."""
+    """Whether a path is text, which Ray and Parquet need and a file system does not."""
     return not any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in path)
 
 
@@ -285,7 +286,7 @@ def _nameless(clip: str, job: Job) -> Row:
 
 
 def write_table(job: Job, failed: Sequence[Row] = ()) -> Path:
-    """clips.parquet: a row for each features file, sorted by its name, and for each clip that `failed`."""
+    """Write clips.parquet: a row for each features file, sorted by name, and for each clip that `failed`."""
     parquet = require("pyarrow.parquet", "ray")
     arrow = require("pyarrow", "ray")
     path = Path(job.out) / "clips.parquet"
@@ -301,7 +302,7 @@ def write_table(job: Job, failed: Sequence[Row] = ()) -> Path:
 
 @contextmanager
 def _cluster(ray: Any, address: str | None) -> Iterator[None]:
-    """A connection to Ray, which is left as it was if there is one."""
+    """Connect to Ray for the block; a connection that exists is used and kept."""
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors come as exceptions too
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -310,7 +311,7 @@ def _cluster(ray: Any, address: str | None) -> Iterator[None]:
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"  # without it Ray joins what was last started here
     _knock(address)
-    with redirect_stdout(sys.stderr), ExitStack() as stack:  # Ray tells of dead workers there, up to its very end
+    with redirect_stdout(sys.stderr), ExitStack() as stack:  # Ray prints dead workers there, until it has shut down
         stack.callback(ray.shutdown)
         try:
             ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
@@ -320,7 +321,7 @@ def _cluster(ray: Any, address: str | None) -> Iterator[None]:
 
 
 def _knock(address: str) -> None:
-    """Raise where nobody listens at host:port; Ray itself would try for many minutes."""
+    """Raise `VidsieveError` if nothing listens at host:port; Ray itself would try for many minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdecimal():
         try:
@@ -330,7 +331,10 @@ def _knock(address: str) -> None:
 
 
 def _dataset(ray: Any, clips: Sequence[str], job: Job, workers: int | None) -> Any:
-    """The clips, mapped by as many workers as the cluster has room for."""
+    """Make the dataset of encoded clips, by as many workers as the cluster has room for.
+
+    Raises `VidsieveError` for more workers than that.
+    """
     resources = ray.cluster_resources()
     gpus, processors = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
     device = job.device or ("cuda" if gpus else "cpu")
@@ -354,7 +358,7 @@ def _dataset(ray: Any, clips: Sequence[str], job: Job, workers: int | None) -> A
 
 
 def _batches(ray: Any, dataset: Any) -> Iterator[list[Row]]:
-    """The rows of each task, as it ends."""
+    """Yield the rows of each task as it ends. Raises `VidsieveError` if Ray fails."""
     try:
         for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             yield table.select(["clip", "error"]).to_pylist()
@@ -365,7 +369,7 @@ def _batches(ray: Any, dataset: Any) -> Iterator[list[Row]]:
 
 
 class _Progress:
-    """Says how far a job is: on a terminal all the time, through `note`; in a log a line now and then."""
+    """Reports the progress of a job: on a terminal through `note`, in a log by a line every half minute."""
 
     def __init__(self, total: int, note: Callable[[str], None]) -> None:
         self.total, self.note = total, note
@@ -385,7 +389,7 @@ class _Progress:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """All of `data` in `path`, or nothing: a reader, and a run that resumes, never see half a file."""
+    """Write `data` to `path` completely or not at all, so that nobody reads half a file."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     with part.open("wb") as file:
         file.write(data)

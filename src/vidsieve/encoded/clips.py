@@ -1,4 +1,4 @@
-"""Which clips a folder or a list names, and what in the folder is none."""
+"""Find the clips in a folder or a list, and the other files in the folder."""
 
 import os
 from pathlib import Path
@@ -10,10 +10,11 @@ SUFFIXES = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".o
 
 
 def find(source: str | os.PathLike[str]) -> list[str]:
-    """The clips of a folder, its folders included, or of a text file that names one a line: absolute paths, addresses.
+    """Find the clips of a folder and its subfolders, or of a text file with one a line: absolute paths, addresses.
 
-    In a text file, empty lines and lines that begin with # are passed over, and relative paths begin where one is;
-    what it names need not exist (the clip becomes a row with its error). Raises `VidsieveError` where there is no clip.
+    In a text file, empty lines and lines that begin with # are skipped, and relative paths begin in the working
+    directory; clips need not exist (one that does not becomes a row with its error). Raises `VidsieveError` without a
+    clip.
     """
     path = Path(source)
     if path.is_dir():
@@ -37,13 +38,13 @@ def find(source: str | os.PathLike[str]) -> list[str]:
 
 
 def ignored(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> dict[str, str]:
-    """What `find` passes over in a folder, by its path in there, and why; but for what lies in `out`, which is ours."""
-    path, ours = Path(source), Path(out).resolve()
+    """List the files that `find` skips in a folder, by path, and why; without those in `out`."""
+    path, output = Path(source), Path(out).resolve()
     if not path.is_dir():
         return {}
     passed = {}
     for one in sorted(path.rglob("*")):
-        if ours in (parent.resolve() for parent in one.parents) or one.is_dir():
+        if output in (parent.resolve() for parent in one.parents) or one.is_dir():
             continue
         if one.suffix.lower() not in SUFFIXES:
             passed[str(one.relative_to(path))] = "its name does not end as a video's does"

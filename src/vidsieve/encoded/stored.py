@@ -1,4 +1,4 @@
-"""One clip as the decoder would receive it, reduced, as tensors to keep; and the way back. docs/batch.md.
+"""Store the reduced prompt of one clip as tensors, and restore the decoder's arguments from them. docs/batch.md.
 
 tensors, row = encode(processor, model, reducer, frames, question)      # what vidsieve batch stores of a clip
 model.generate(**restore(model, tensors), max_new_tokens=32)            # without the video or a vision tower
@@ -28,12 +28,12 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class EncodedVideo:
-    """A prompt of one video and one question as the decoder receives it, reduced: M tokens, V of them visual.
+    """The reduced prompt of one video and one question, as the decoder receives it: M tokens, V of them visual.
 
-    features: (V, D), in the model's type: of the K kept, and of one more where a model ends a video with a token of its
-    own.  kept: int64 (K,), indices among the video's N tokens.  visual_index: int64 (V,), of each among the M.
-    ids: int64 (M,).  suffix_start: where in M the text after the video begins.  position_ids: (M,) or (R, M), as the
-    decoder wants them.  others: what else it takes, by name: (M,) for a token, (layers, V, D) for a visual token
+    features: (V, D), in the model's type: of the K kept tokens, and of one more if a model ends a video with a token of
+    its own.  kept: int64 (K,), indices among the video's N tokens.  visual_index: int64 (V,), of each among the M.
+    ids: int64 (M,).  suffix_start: index among the M of the text after the video.  position_ids: (M,) or (R, M), as the
+    decoder takes them.  others: its other arguments, by name: (M,) per token, (layers, V, D) per visual token
     (Qwen3-VL's deepstack).
     """
 
@@ -47,19 +47,22 @@ class EncodedVideo:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> Self:
-        """Read `tensors`, named as in a file."""
+        """Make it of `tensors`, named as in a file."""
         others = {name: x for name, x in tensors.items() if name not in _STORED}
         own = {field: tensors[name] for name, field in _STORED.items()}
         return cls(**own | {"suffix_start": int(tensors["end"])}, others=others)  # type: ignore[arg-type]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Give all on the CPU, named as in a file."""
+        """Get all tensors on the CPU, named as in a file."""
         own = {name: getattr(self, field) for name, field in _STORED.items()}
         own["end"] = torch.tensor(self.suffix_start)
         return {name: x.cpu().contiguous() for name, x in (own | dict(self.others)).items()}
 
-    def asked(self, tail: Tensor, per_token: Iterable[str]) -> Self:
-        """Put token ids `tail`, int64 (n,), after the video; per_token: those of `others` that have a row a token."""
+    def with_suffix(self, tail: Tensor, per_token: Iterable[str]) -> Self:
+        """Replace the text after the video by token ids `tail`, int64 (n,).
+
+        per_token: names of `others` that have a row for each token.
+        """
         head = self.suffix_start
         following = self.position_ids[..., head : head + 1] + torch.arange(len(tail))
         longer = {
@@ -89,9 +92,9 @@ _STORED = {  # names in a file: the fields
 def encode(
     processor: Any, model: Any, reducer: Reducer, frames: Frames, question: str
 ) -> tuple[dict[str, Tensor], Row]:
-    """Give the tensors of an `EncodedVideo`, on the CPU and named as in a file, and the layout of the video.
+    """Encode and reduce `frames`: the tensors of an `EncodedVideo`, on the CPU and named as in a file, and the row.
 
-    Raises `VidsieveError` where the model was shown no video token.
+    Raises `VidsieveError` if the prompt has no video token.
     """
     inputs = prepare(processor, frames, question).to(model.device, model.dtype)
     with (attachment := attach(model, reducer)) as trace:
@@ -131,9 +134,10 @@ def encode(
 
 
 def restore(model: Any, tensors: Mapping[str, Tensor], tail: Tensor | None = None) -> dict[str, Any]:
-    """Give what `model.get_decoder()` takes for stored tensors. `model` needs its embeddings and no vision tower.
+    """Restore the arguments of `model.get_decoder()` from stored tensors. The vision tower is not needed.
 
-    tail: int64 (n,), token ids to follow the video in place of the stored ones: another question.
+    tail: int64 (n,), token ids after the video instead of the stored ones: another question.
+    Raises `WrongArgument` for tensors or a tail that are none.
     """
     adapter = adapter_for(model)
     if not isinstance(tensors, Mapping):
@@ -145,7 +149,7 @@ def restore(model: Any, tensors: Mapping[str, Tensor], tail: Tensor | None = Non
         )
     encoded = EncodedVideo.of(tensors)
     if tail is not None:
-        encoded = encoded.asked(tail, adapter.per_token)
+        encoded = encoded.with_suffix(tail, adapter.per_token)
     embedding, others = model.get_input_embeddings(), encoded.others
     embeds = embedding(encoded.ids.to(embedding.weight.device))  # (M, D)
     device = embeds.device
@@ -164,7 +168,7 @@ class _Given(Exception):
 
 
 def _given_to_decoder(attachment: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The decoder's arguments for a prompt, as the attached reducer leaves them. The decoder itself does not run."""
+    """Get the decoder's arguments for a prompt, reduced by the attached reducer. The decoder does not run."""
     given: dict[str, Any] = {}
 
     def stop(decoder: Any, args: tuple[Any, ...], arguments: dict[str, Any]) -> None:
@@ -183,13 +187,13 @@ def _given_to_decoder(attachment: Any, inputs: Mapping[str, Any]) -> dict[str, A
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Row]:
-    """The tensors of one features file, and its row."""
-    row = read_row(path)  # which says what is wrong
+    """Read the tensors of one features file, and its row. Raises `VidsieveError` as `read_row` does."""
+    row = read_row(path)  # first, for its error messages
     return require("safetensors.torch", "hf").load_file(path), row
 
 
 def read_row(path: str | os.PathLike[str]) -> Row:
-    """The row of one features file; its tensors are not read. Raises `VidsieveError` for one that is not whole."""
+    """Read the row of one features file, not its tensors. Raises `VidsieveError` if it is missing or damaged."""
     safetensors = require("safetensors", "hf")
     if not Path(path).is_file():
         raise VidsieveError(
@@ -205,7 +209,7 @@ def read_row(path: str | os.PathLike[str]) -> Row:
 
 
 def schema() -> Any:
-    """The columns of a row, for pyarrow. docs/batch.md says what each is."""
+    """Make the pyarrow schema of a row. docs/batch.md explains the columns."""
     arrow = require("pyarrow", "ray")
     numbers, text, integer, number = arrow.list_(arrow.int32()), arrow.string(), arrow.int64(), arrow.float64()
     return arrow.schema(

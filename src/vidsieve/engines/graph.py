@@ -68,7 +68,7 @@ class ReductionGraph:
         if (
             len(videos) == 1
             and isinstance(reducer, PlannedReducer)
-            and _suits(videos[0])
+            and suits(videos[0])
             and reducer.replayable(videos[0])
         ):
             plan = self._replayed(reducer, videos[0], prompts[0] if "similarity" in reducer.requires else None)
@@ -103,8 +103,11 @@ class ReductionGraph:
                 return self._captured.replay(video, prompt)
 
 
-def _suits(video: VideoTokens) -> bool:
-    """Whether kernels would reduce a video, outside of any graph, and not for long."""
+def suits(video: VideoTokens) -> bool:
+    """Say whether a reduction of `video` can be captured and is worth it, whatever the method.
+
+    It is where kernels reduce it, on a GPU, outside of any other graph, and not for long.
+    """
     x = video.features
     return (
         x.is_cuda

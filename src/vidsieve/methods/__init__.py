@@ -1,10 +1,12 @@
-"""What decides which tokens stay, without a model: a method is one expression of these parts.
+"""Decide which tokens stay, without a model: a method is one expression of these parts.
 
 base         what a `Reducer` is; read it first
-prune        `Prune`: segment, budget, weigh, select, in this order, each a part from the file of its name
-measure      the one pass over the features, for all parts of a method
+prune        `Prune`: segment, budget, relevance, select, each a part from the file of its name
+             (segment, budget, relevance, selection)
+measure      one pass over the features, for all parts of a method
 merge        what becomes of the tokens that do not stay
-compose      `Chain`, one reducer after another, and `Staged`, at layers of the language model
+compose      `Chain`, one reducer after another, and `Staged`, reducers at layers of the language model
+framefusion  the interface of the guide
 presets      published methods, one paper a file
 """
 

@@ -1,4 +1,4 @@
-"""Reducers one after another: before the language model (`Chain`), or at its layers (`Staged`)."""
+"""Combine reducers: one after another before the language model (`Chain`), or at its layers (`Staged`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from vidsieve.types.tokens import Prompt, VideoTokens
 
 @dataclass(frozen=True, init=False)
 class Chain(Reducer):
-    """Reducers one after another, each on what the one before it left; every `keep` counts from the original video."""
+    """Applies reducers one after another, each to the remaining tokens; every `keep` counts from the original video.
+
+    Raises `ValueError` without a reducer, or for an argument that is not one.
+    """
 
     reducers: tuple[Reducer, ...]
 
@@ -37,15 +40,16 @@ class Chain(Reducer):
 
 @dataclass(frozen=True, init=False)
 class Staged(Attachable):
-    """A reducer at each of several layers of the language model: `Staged({0: TemporalMerge(0.6), 0.5: Prune(0.3)})`.
+    """Reduces at several layers of the language model: `Staged({0: TemporalMerge(0.6), 0.5: Prune(0.3)})`.
 
-    stages: where a reducer takes its share of what the one before it left, as layers are entered. A layer is a number,
-    or a fraction of the depth, so that one configuration serves 28, 36 and 80 layers: the layer nearest to it, and 1
-    at least, for 0 alone is before the language model.
+    stages: a reducer for each layer, applied to the remaining tokens as they enter the layer. A layer is a number or a
+    fraction of the depth, so that one configuration serves 28, 36 and 80 layers. A fraction is rounded to the nearest
+    layer, but at least to 1, because only 0 is before the language model.
     Every `keep` counts from the original video.
-    cost: the share of the decoder's prefill FLOPs to spend, counted from its real layers (telemetry/flops.py). The keep
-    of the last stage is then whatever meets it, at most its own; `BudgetError` says so where nothing can. Where less is
-    left than `cost` would pay for, less is spent.
+    cost: the share of the decoder's prefill FLOPs to spend, counted from its real layers (telemetry/flops.py). It sets
+    the keep of the last stage, to at most its own; fewer FLOPs are spent if that is below `cost`. `BudgetError` is
+    raised in the call if `cost` cannot be met.
+    Raises `ValueError` for stages that are not reducers at layers.
     """
 
     stages: Mapping[int | float, Reducer]
@@ -58,8 +62,8 @@ class Staged(Attachable):
             raise ValueError("Staged needs at least one stage, as {layer: reducer}")
         for layer, reducer in stages.items():
             end = math.nextafter(1, 0) if isinstance(layer, float) else math.inf
-            told = "a stage is at a layer, 0 or more, or at a fraction of the depth in [0, 1)"
-            check_number(told, layer, 0, end)
+            requirement = "a stage is at a layer, 0 or more, or at a fraction of the depth in [0, 1)"
+            check_number(requirement, layer, 0, end)
             if not isinstance(reducer, Reducer):
                 raise ValueError(f"expected a reducer at layer {layer}, got {reducer!r}")
         if cost is not None:
@@ -68,7 +72,11 @@ class Staged(Attachable):
         object.__setattr__(self, "cost", cost)
 
     def layers(self, depth: int) -> dict[int, Reducer]:
-        """The stages of a model of `depth` layers, first to last."""
+        """Get the stages of a model of `depth` layers, by layer, first to last.
+
+        Raises `ValueError` for a layer that the model lacks, two stages at one layer, and a `cost` that the last stage
+        cannot meet.
+        """
         found: dict[int, Reducer] = {}
         for place, reducer in self.stages.items():
             layer = max(1, min(round(place * depth), depth - 1)) if isinstance(place, float) and place else int(place)

@@ -1,12 +1,12 @@
-"""The interface of the guide, over the parts of this library.
+"""Offer the interface of the guide, made of the parts of this library.
 
     with vidsieve.FrameFusion(cost=0.3)(model) as trace:
         model.generate(**inputs)
 
-The guide is the user's guide that this library began as an answer to: it set out the interface of
+The guide is the user's guide that this library was written in answer to. It defined the interface of
 `FrameFusion(cost, ...)` and its parts (a conditional DPP in each segment, a greedy selection for long ones, low rank,
-merging, pruning in stages). docs/method.md has a table from its names to ours; `FrameFusion(...).method` is what it
-stands for.
+merging, pruning in stages). docs/method.md has a table of its names; `FrameFusion(...).method` is the equivalent
+expression.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from vidsieve.methods.selection import MMR, ConditionalDPP, Hybrid
 
 
 class FrameFusion(nn.Module, Attachable):
-    """Merge look-alike tokens of neighbouring frames at layers 0 and 1, select among the rest by segment at layer 2.
+    """Merge similar tokens of neighbouring frames at layers 0 and 1, select among the others by segment at layer 2.
 
     cost: share of the decoder's prefill FLOPs to spend; sets how many the selection keeps.
     similarity_lower_bound: least cosine at which a token joins the one before it.
     ratio_lower_bound: a layer merges only where at least this share of its video tokens would join.
-    segment_threshold: a scene begins where neighbouring frames resemble each other less (`SceneCuts`).
-    use_ultra_fast_mode: exact selection for shorter segments only, up to 256 tokens rather than 512.
-    greedy_threshold: another length than those two, whatever the mode; longer segments are selected by MMR.
+    segment_threshold: a scene begins where neighbouring frames are less similar than this (`SceneCuts`).
+    use_ultra_fast_mode: exact selection for segments of up to 256 tokens instead of 512.
+    greedy_threshold: exact selection for segments of up to this many tokens, whatever the mode; longer ones by MMR.
 
-    Raises `ValueError` for what is out of range.
+    Raises `ValueError` for arguments out of range.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""Measure a video's tokens, once. What a segmenter requires comes before the cuts, everything else after them.
+"""Measure the tokens of a video once: what the segmenter requires before the cuts, everything else after them.
 
-A video that was reduced before is cut, and its persistence taken, as it came: what a merge leaves of a still scene is
-what changed in it, which by itself would look like a cut in every frame.
+The segments and the persistence of a reduced video are those of the original video. After a merge, a still scene
+contains mainly the tokens that changed, and on these alone every frame would look like a cut.
 """
 
 from collections.abc import Set
@@ -28,7 +28,7 @@ def measure(
     """Measure what is required of `tokens`, in one pass over their features.
 
     requires: of "norm", "persistence", "similarity" (to `prompt`) and "products" (within `segments`).
-    before: what `measure_before_cut` measured; it is all that is required, unless the video was reduced before.
+    before: measured by `measure_before_cut`; for an unreduced video it is returned if it measured anything.
     """
     provenance = tokens.provenance
     if provenance is None and before.norm is not None:
@@ -51,10 +51,10 @@ def measure(
 def measure_before_cut(
     tokens: VideoTokens, segmenter: Segmenter, requires: Set[str], prompt: Prompt | None = None
 ) -> TokenStatistics:
-    """Measure what `segmenter` requires of the video as it came, and with it whatever the same pass can give.
+    """Measure what `segmenter` requires of the original video, and what the same pass can measure for other parts.
 
-    requires: what all parts require. Nothing is measured where the segmenter requires nothing of the features, nor what
-    an earlier reduction of the video handed on.
+    requires: what all parts require. Nothing is measured if the segmenter requires nothing of the features, nor what an
+    earlier reduction of the video measured.
     """
     needed = requires_of(segmenter)
     if tokens.provenance is None:
@@ -65,7 +65,7 @@ def measure_before_cut(
 
 
 def _measure_original(provenance: Provenance, needed: Set[str]) -> TokenStatistics:
-    """What is needed of the video as it came, of which some may be known."""
+    """Measure what is needed of the original video, less what an earlier reduction measured."""
     persistence = provenance.statistics.persistence
     if persistence is None:
         return measure(provenance.original, needed) if needed else UNMEASURED
@@ -76,13 +76,13 @@ def _measure_original(provenance: Provenance, needed: Set[str]) -> TokenStatisti
 def cut(
     tokens: VideoTokens, segmenter: Segmenter, before: TokenStatistics = UNMEASURED
 ) -> tuple[Segments, OriginalStatistics]:
-    """Cut `tokens` into segments, those of a reduced video where the video as it came is cut.
+    """Cut `tokens` into segments; a reduced video is cut where the original video is.
 
-    before: what `measure_before_cut` measured.  Returned with what later reductions of the same video go by.
+    before: measured by `measure_before_cut`.  Returned with the statistics for later reductions of the same video.
     """
     known = OriginalStatistics() if tokens.provenance is None else tokens.provenance.statistics
     segments = known.segments_by(segmenter)
-    if segments is None:  # one reduction after another asks for the same
+    if segments is None:  # a later reduction reuses them
         segments = segmenter(tokens.original, before)
         known = OriginalStatistics(known.persistence, (*known.segments, (segmenter, segments)))
     if tokens.original_index is None:

@@ -1,4 +1,4 @@
-"""What becomes of the tokens that do not stay: dropped, folded into one that does, or merged along time.
+"""Merge tokens that do not stay into kept ones: the most similar one, or the one before it in time.
 
 A `Merger` is the last decision of `Prune`; `TemporalMerge` is a method of its own.
 """
@@ -31,34 +31,37 @@ from vidsieve.types.tokens import Prompt, VideoTokens
 
 
 class Merger(Protocol):
-    """Finds a kept token for tokens that a reduction dropped."""
+    """Assigns tokens that a reduction dropped to kept tokens."""
 
     def __call__(self, tokens: VideoTokens, segments: Segments, reduction: Reduction) -> Reduction: ...
 
 
 @dataclass(frozen=True)
 class NearestKept:
-    """Every token is folded into the most similar kept token of its segment; a kept token becomes the mean of all it
-    absorbed, each with the weight of the tokens it stands for (method.md, eq. 11-12). A segment that kept none drops
-    its tokens."""
+    """Assigns every token to the most similar kept token of its segment.
+
+    A kept token becomes the mean of all tokens assigned to it, each weighted by the original tokens that it represents
+    (method.md, eq. 11-12). A segment that kept none drops its tokens.
+    """
 
     def __call__(self, tokens: VideoTokens, segments: Segments, reduction: Reduction) -> Reduction:
-        source = ops.nearest_kept(tokens.features, segments.offsets, reduction.kept)
-        return replace(reduction, assigned_to=source, merges=True, next_member=None)
+        assigned_to = ops.nearest_kept(tokens.features, segments.offsets, reduction.kept)
+        return replace(reduction, assigned_to=assigned_to, merges=True, next_member=None)
 
 
 @dataclass(frozen=True)
 class TemporalMerge(PlannedReducer):
-    """A token joins the one before it at the same place where the two are alike; what joined becomes one mean.
+    """Merges runs of similar tokens at the same place in successive frames into their first token.
 
-    The token before is that of the nearest earlier frame in which the place still has one, never across a segment
-    border. The first of a run stays, and becomes the mean of the run, each token weighing as many as it stands for.
-    method.md, eq. 14-15. FrameFusion (Fu et al., ICCV 2025, arXiv 2501.01986), whose merges cross cuts.
+    A token is compared with the one in the nearest earlier frame of its segment that still has a token at its place.
+    The first token of a run stays and becomes the mean of the run, each token weighted by the original tokens that it
+    represents. method.md, eq. 14-15. FrameFusion (Fu et al., ICCV 2025, arXiv 2501.01986), whose merges cross cuts.
 
     threshold: least cosine at which a token joins; 0.6 if `keep` is not given either.
-    keep: instead of the threshold, exactly round(keep * N) tokens stay and the most alike join, without asking the
-    device anything. Where all pairs together are not enough, whole runs are dropped, later ones first.
-    least: with the threshold, leave the video as it is where fewer than this share of its tokens would join.
+    keep: instead of the threshold, exactly round(keep * N) tokens stay and the most similar ones join, without a wait
+    for the device. If that is fewer than there are runs, complete runs are dropped, later ones first.
+    least: with the threshold, merge nothing if fewer than this share of the tokens would join.
+    Raises `ValueError` for both threshold and keep, and for values out of range.
     """
 
     captures: ClassVar[bool] = True
@@ -91,7 +94,7 @@ class TemporalMerge(PlannedReducer):
         return self.finalize(tokens, self.plan(tokens))
 
     def _keeps(self, tokens: VideoTokens) -> int:
-        """How many tokens stay, if `keep` says so; else how many could."""
+        """Count the tokens that `keep` leaves; all of them without it."""
         return kept_count(1.0 if self.keep is None else self.keep, tokens.original_count)
 
     def _keeps_all(self, tokens: VideoTokens) -> bool:
@@ -113,33 +116,45 @@ class TemporalMerge(PlannedReducer):
                     tokens.features, stats.required("norm"), segments.offsets, frames, tokens.original_index
                 )
             )
-            if self.threshold is not None:  # where there is none before, the cosine is below any
-                kept, count, row, source, link = ops.merge_runs(cosine, neighbour, self.threshold, len(frames))
-                found = {"kept": kept, "assigned_to": source, "row": row, "next_member": link, "count": count}
+            if self.threshold is not None:  # without a token before it, the cosine is -2
+                kept, count, row, assigned_to, next_member = ops.merge_runs(
+                    cosine, neighbour, self.threshold, len(frames)
+                )
+                found = {
+                    "kept": kept,
+                    "assigned_to": assigned_to,
+                    "row": row,
+                    "next_member": next_member,
+                    "count": count,
+                }
             else:
                 n, total = len(tokens), self._keeps(tokens)
                 bounds = torch.arange(2, device=cosine.device) * n
                 budget = torch.full((1,), total, device=cosine.device)
                 kept, row = ops.compact(ops.top(-cosine, bounds, budget), bounds, budget, n, total)
-                source, link = ops.follow_runs(row, neighbour, len(frames))
-                found = {"kept": kept, "assigned_to": source, "row": row, "next_member": link}
+                assigned_to, next_member = ops.follow_runs(row, neighbour, len(frames))
+                found = {"kept": kept, "assigned_to": assigned_to, "row": row, "next_member": next_member}
         found["nonfinite"] = stats.required("nonfinite")
         return Plan(found, OriginalStatistics(stats.persistence, original.segments))
 
     def finalize(self, tokens: VideoTokens, plan: Plan) -> Reduction:
-        found, original, bad = plan.tensors, plan.original_statistics, pending_nonfinite(plan.tensors["nonfinite"])
+        found, original, nonfinite = (
+            plan.tensors,
+            plan.original_statistics,
+            pending_nonfinite(plan.tensors["nonfinite"]),
+        )
         n, kept = len(tokens), found["kept"]
         if "count" in found:
             kept = kept[: int(found["count"])]  # waits for the device, with nothing left to do
             if n - len(kept) < max(1, self.least * n):
-                return Reduction.identity(n, tokens.features.device, bad, original)
-        link, row = found["next_member"], found["row"]
+                return Reduction.identity(n, tokens.features.device, nonfinite, original)
+        next_member, row = found["next_member"], found["row"]
         return Reduction(
             kept,
             found["assigned_to"],
             merges=True,
-            next_member=link,
+            next_member=next_member,
             row=row,
-            nonfinite=bad,
+            nonfinite=nonfinite,
             original_statistics=original,
         )

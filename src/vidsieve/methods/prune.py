@@ -1,4 +1,4 @@
-"""Prune: segment, budget, weigh, select. Everything in `Prune.pick` is one decision after another."""
+"""Prune: segment, budget, relevance, select. `Prune.pick` makes these decisions one after another."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ from vidsieve.types.segments import Segments
 from vidsieve.types.statistics import ORIGINAL_QUANTITIES, QUANTITIES, OriginalStatistics
 from vidsieve.types.tokens import Prompt, VideoTokens
 
-TOGETHER_BYTES = 1 << 30  # of features that are reduced together, which bounds what that takes beyond them
+TOGETHER_BYTES = 1 << 30  # of features that are reduced at once, which bounds the memory besides them
 
 
 class Picks(NamedTuple):
-    """What `Prune` decided: K of N tokens, within S segments.
+    """The decisions of `Prune`: K of N tokens, within S segments.
 
     order: int32 (N,), the step at which each token was picked in its segment, -1 if it was not.  kept: int64 (K,),
     sorted.  assigned_to: int64 (N,), the row of each token among those, -1 if dropped.  budget: int64 (S,).  nonfinite:
-    int32 (N,), as in `TokenStatistics`.  original_statistics: what is known by now of the video as it came.
+    int32 (N,), as in `TokenStatistics`.  original_statistics: measured so far of the original video.
     """
 
     order: Tensor
@@ -55,10 +55,12 @@ class Picks(NamedTuple):
 
 @dataclass(frozen=True)
 class Prune(PlannedReducer):
-    """Segment, budget, weigh, select: the four decisions of a pruning method, in the order they are taken.
+    """Makes the four decisions of a pruning method: segment, budget, relevance, select.
 
     keep: fraction of the video tokens that stays; exactly round(keep * N) do (at least one).
-    merger: what becomes of the tokens that do not stay; None drops them.
+    segmenter: cuts the video into S segments.  budget: says how many tokens each keeps.  relevance: weighs the tokens.
+    selector: picks them.  merger: merges the others into them; None drops the others.
+    Raises `ValueError` for a keep outside (0, 1], or a part that cannot be one.
     """
 
     batches: ClassVar[bool] = True
@@ -88,7 +90,7 @@ class Prune(PlannedReducer):
         return self._merged(tokens, picks.segments, self.finalize(tokens, self._plan_of(picks)))
 
     def pick(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Picks:
-        """Take the four decisions: N tokens in, K of them picked. Never waits for the device."""
+        """Make the four decisions: of N tokens, pick K. Does not wait for the device where kernels run."""
         total = tokens.videos * self._keeps(tokens)
         with timed("segment"):
             before = measure_before_cut(tokens, self.segmenter, self.requires, prompt)
@@ -103,9 +105,9 @@ class Prune(PlannedReducer):
             problem = SelectionProblem(tokens, stats, segments, budget, relevance, total)
             order = self.selector(problem)  # (N,) step, -1 if not picked
             bounds = segments.offsets, budget, segments.longest
-            kept, source = ops.compact(order, *bounds, total, tokens.videos)
+            kept, assigned_to = ops.compact(order, *bounds, total, tokens.videos)
         original = OriginalStatistics(stats.persistence, original.segments)
-        return Picks(order, kept, source, segments, budget, stats.required("nonfinite"), original)
+        return Picks(order, kept, assigned_to, segments, budget, stats.required("nonfinite"), original)
 
     def plan(self, tokens: VideoTokens, prompt: Prompt | None = None) -> Plan:
         return self._plan_of(self.pick(tokens, prompt))
@@ -149,15 +151,17 @@ class Prune(PlannedReducer):
         offsets = offsets - offsets[:, :1]
         rows = (picks.budget, picks.kept, picks.assigned_to, picks.nonfinite)
         reductions = []
-        for video, bounds, budget, kept, source, bad in zip(
+        for video, bounds, budget, kept, assigned_to, nonfinite in zip(
             videos, offsets, *(x.view(len(videos), -1) for x in rows), strict=True
         ):
-            reduction = Reduction(kept, source, offsets=bounds, budget=budget, nonfinite=pending_nonfinite(bad))
+            reduction = Reduction(
+                kept, assigned_to, offsets=bounds, budget=budget, nonfinite=pending_nonfinite(nonfinite)
+            )
             reductions.append(self._merged(video, Segments(bounds, picks.segments.longest), reduction))
         return reductions
 
     def _takes_together(self, videos: Sequence[VideoTokens]) -> bool:
-        """Whether the videos are of one layout, as they came, and every part of the method takes several at once."""
+        """Whether the videos have one layout and are unreduced, and every part of the method takes several at once."""
         if len(videos) < 2 or any(video.provenance is not None for video in videos):
             return False
         first = videos[0]
@@ -171,7 +175,7 @@ class Prune(PlannedReducer):
         )
 
     def _keeps(self, tokens: VideoTokens) -> int:
-        """How many tokens stay of each video."""
+        """Count the tokens that stay of each video."""
         return min(kept_count(self.keep, tokens.original_count), tokens.tokens_per_video)
 
     def _merged(self, tokens: VideoTokens, segments: Segments, reduction: Reduction) -> Reduction:

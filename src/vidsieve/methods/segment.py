@@ -1,7 +1,7 @@
-"""Where a video falls into segments: contiguous runs of whole frames, found without asking the device.
+"""Cut a video into segments: contiguous runs of complete frames, without a wait for the device.
 
-A segmenter maps `VideoTokens`, and what it requires of their features, to `Segments`. The number of segments is a
-host-side bound; a segment may be empty, so that cuts found on the device need no look from the host.
+A segmenter maps `VideoTokens`, and the statistics that it requires, to `Segments`. The number of segments is a bound
+known on the host; segments may be empty, so that the host need not read cuts that were found on the device.
 """
 
 from dataclasses import dataclass
@@ -17,19 +17,19 @@ from vidsieve.types.tokens import VideoTokens
 
 
 class Segmenter(Protocol):
-    """Cuts a video, as it came, into segments. It may declare `requires`, of "persistence" and "norm"."""
+    """Cuts an unreduced video into segments. It may declare `requires`, of "persistence" and "norm"."""
 
     def __call__(self, tokens: VideoTokens, stats: TokenStatistics) -> Segments: ...
 
 
 def _longest(tokens: VideoTokens, frames: int | None) -> int:
-    """A bound on the tokens of segments of at most so many frames."""
+    """Bound the tokens of a segment of at most `frames` frames; None for any number."""
     return tokens.tokens_per_video if frames is None else min(tokens.tokens_per_video, max(tokens.frames) * frames)
 
 
 @dataclass(frozen=True)
 class Whole:
-    """The whole video is one segment."""
+    """Makes the complete video one segment."""
 
     batches: ClassVar[bool] = True
     captures: ClassVar[bool] = True
@@ -43,7 +43,7 @@ class Whole:
 
 @dataclass(frozen=True)
 class Uniform:
-    """A segment every `frames` frames; the last may be shorter."""
+    """Begins a segment every `frames` frames; the last may be shorter. Raises `ValueError` for less than 1."""
 
     batches: ClassVar[bool] = True
     captures: ClassVar[bool] = True
@@ -64,10 +64,10 @@ class Uniform:
 
 @dataclass(frozen=True)
 class Within:
-    """Runs of whole frames of at most `tokens` tokens, the fewest that are enough: segments for the sake of cost alone.
+    """Makes the fewest segments of at most `tokens` tokens, all runs of complete frames, to bound the cost.
 
-    A selection by diversity needs no cuts, it sees for itself what is alike; but what it costs grows with the square of
-    a segment. A frame of more tokens is a segment.
+    A selection by diversity needs no cuts, because it avoids similar tokens anyway, but its cost grows with the square
+    of the length of a segment. A frame with more tokens is a segment.
     """
 
     batches: ClassVar[bool] = True
@@ -86,7 +86,7 @@ class Within:
 
 @dataclass(frozen=True)
 class PerFrame:
-    """Every frame is a segment."""
+    """Makes every frame a segment."""
 
     batches: ClassVar[bool] = True
     captures: ClassVar[bool] = True
@@ -97,13 +97,13 @@ class PerFrame:
 
 @dataclass(frozen=True)
 class SceneCuts:
-    """Cut where a frame stops resembling the one before it, and split long scenes evenly.
+    """Cuts where a frame is unlike the one before it, and splits long scenes evenly.
 
     threshold: a frame begins a scene when the mean persistence of its tokens (their centred cosine to the same place in
     the previous frame, method.md eq. 1) falls below this. After centring, unrelated frames score about 0 in any
     feature space, so one threshold serves all models.
     max_frames: longer scenes are split evenly into segments of at most this many frames, which bounds the cost of the
-    selection; None leaves them whole.
+    selection; None does not split them.
     """
 
     requires: ClassVar[frozenset[str]] = frozenset({"persistence"})

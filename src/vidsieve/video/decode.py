@@ -1,8 +1,8 @@
-"""A video file becomes `Frames`: sampled evenly, at a rate, or by frame number, and resized while it decodes.
+"""Read `Frames` of a video file: sampled evenly, at a rate, or by frame number, and resized while it decodes.
 
     frames = read_video("clip.mp4", num_frames=64)
 
-The file is gone through twice. The first pass reads packets without decoding them: their time stamps, sorted, say which
+The file is read twice. The first pass reads packets without decoding them: their time stamps, sorted, say which
 frame is the i-th one, whatever the container claims (variable frame rate, B-frames, a start other than zero, no frame
 count). The second pass seeks from key frame to key frame and decodes only what leads to a sampled frame. Where stamps
 cannot tell frames apart, or the decoder does not give what they promise, every frame is decoded and counted instead.
@@ -63,21 +63,21 @@ def read_video(
     progress: bool = False,
     strict: bool = False,
 ) -> Frames:
-    """Frames of a video, RGB uint8 (T, H, W, 3), as a player shows them: upright, in square pixels, all of one size.
+    """Read frames of a video, RGB uint8 (T, H, W, 3), as a player shows them: upright, in square pixels, of one size.
 
-    path: of a file; or a file:// or http(s):// address, which is read two or three times. Its first video stream.
+    path: of a file; or a file:// or http(s):// address, which is read two or three times. Reads its first video stream.
     At most one of
-      num_frames: that many, evenly from the first frame to the last; all of them where there are fewer (default 64).
+      num_frames: that many, evenly from the first frame to the last; all of them if there are fewer (default 64).
       fps: the frame on screen at 0, 1/fps, 2/fps, ... seconds; no frame twice.
-      index: exactly these frame numbers, in this order. Frames that damage has lost have none, where one comes upon it.
+      index: exactly these frame numbers, in this order. Frames lost to damage have no number if decoding detects it.
     size: (height, width); or the longest side in pixels, in proportion and never enlarged; or None, as shown. Frames
       of another size than the file's first are scaled to it, as ffmpeg does.
     progress: a progress bar on standard error for long clips, if that is a terminal.
-    strict: refuse a file that is cut short or damaged, instead of a warning.
+    strict: raise for a file that is cut short or damaged, instead of a warning.
 
     Raises `VideoError`, in one line, for a file that is missing, a directory, empty, not a video, without a picture or
-    without the frame asked for; `MissingExtra` without PyAV; `ValueError` for arguments that make no sense.
-    Warns of a file that is cut short, and of frames that are damaged: what they show is the decoder's guess.
+    without the frame asked for; `MissingExtra` without PyAV; `ValueError` for invalid arguments.
+    Warns if a file is cut short or frames are damaged: what they show is the decoder's guess.
     """
     wanted = _Wanted(num_frames, fps, index, size, progress, strict)
     av = require("av", "video")
@@ -96,7 +96,7 @@ def read_video(
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What `read_video` is asked."""
+    """The arguments of `read_video`, checked."""
 
     num_frames: int | None
     fps: float | None
@@ -121,7 +121,7 @@ class _Wanted:
             check_number("expected a size of whole pixels, at least 1", side, 1, integer=True)
 
     def numbers(self, found: Index, name: str) -> list[int]:
-        """The frame numbers wanted."""
+        """Choose the frame numbers to decode. Raises `VideoError` for one that the file lacks."""
         total = len(found)
         if self.index is not None:
             numbers = [_whole(number) for number in self.index]
@@ -148,7 +148,7 @@ def _whole(number: Any) -> int:
 
 @contextmanager
 def _one_line(place: str, name: str) -> Iterator[None]:
-    """What the decoder raises, as `VideoError`."""
+    """Raise what the decoder raises as a `VideoError` of one line."""
     import av
 
     try:
@@ -197,7 +197,7 @@ def _read(place: str, name: str, found: Index, wanted: _Wanted) -> Frames:
 
 
 def _decode(decoder: "_Decoder", numbers: Sequence[int], size: Size, advance: Callable[[], None]) -> tuple[Tensor, int]:
-    """The frames `numbers` (T, H, W, 3), in the only memory of that size, and how many of them are damaged."""
+    """Decode the frames `numbers` into one array (T, H, W, 3), and count those that are damaged."""
     import numpy as np
 
     height, width = _scaled(*decoder.shown, size)
@@ -220,14 +220,14 @@ class _Decoder:
 
     def __init__(self, container: Any, stream: Any, found: Index, name: str) -> None:
         self.container, self.stream, self.found, self.name = container, stream, found, name
-        self.pictures = pictures(container, stream, found.whole)
+        self.pictures = pictures(container, stream, found.intact)
         self.number = -1
         self.frame: Any = None
         self._step()
         self.shown = _shown(self.frame, float(stream.sample_aspect_ratio or 1), name)
 
     def advance_to(self, target: int) -> Any:
-        """Frame `target`, which is not before the one that was last asked for."""
+        """Decode frame `target`, which is not before the previous one."""
         key = self.found.key_before(target)
         if key > 0 and self.found.keys[key][0] > self.number + 1:
             self._seek(*self.found.keys[key])
@@ -242,7 +242,7 @@ class _Decoder:
             self.container.seek(stamp, stream=self.stream)
         except FFmpegError as error:
             raise self._miscounted(number) from error
-        self.pictures = pictures(self.container, self.stream, self.found.whole)
+        self.pictures = pictures(self.container, self.stream, self.found.intact)
         for frame in self.pictures:
             # Those before the key frame lack what they are made from; where stamps change with a seek, it never comes.
             if frame.pts is None or frame.pts >= self.found.pts[number]:
@@ -263,7 +263,7 @@ class _Decoder:
 
 
 def _shown(frame: Any, aspect: float, name: str) -> tuple[int, int]:
-    """Height and width of a picture that is upright and whose pixels, `aspect` times as wide as high, are square."""
+    """Compute height and width of a frame once upright and in square pixels; its are `aspect` times as wide as high."""
     if not 1 / STRETCH <= aspect <= STRETCH:
         raise VideoError(f"{name}: says its pixels are {aspect:.3g} times as wide as high, which is a damaged header")
     height, width = frame.height, max(1, round(frame.width * aspect))
@@ -278,7 +278,7 @@ def _scaled(height: int, width: int, size: Size) -> tuple[int, int]:
 
 
 def _orientation(frame: Any, name: str) -> tuple[bool, bool, bool]:
-    """Whether a stored picture is to be transposed, then mirrored left to right, then upside down.
+    """Find whether to transpose a stored picture, then to mirror it left to right, then upside down.
 
     By the display matrix [a b; c d] of its row vectors, as players read it: what they are scaled by is ignored.
     """
@@ -300,7 +300,7 @@ def _orientation(frame: Any, name: str) -> tuple[bool, bool, bool]:
 
 
 def _fill(place: Any, frame: Any, name: str) -> None:
-    """Write one frame, upright and resized, into `place` (H, W, 3)."""
+    """Write one frame, upright and resized, to `place` (H, W, 3)."""
     transposed, mirrored, upturned = _orientation(frame, name)
     stored = place.swapaxes(0, 1) if transposed else place
     rgb = frame.reformat(stored.shape[1], stored.shape[0], format="rgb24", interpolation="AREA").to_ndarray()
@@ -310,7 +310,7 @@ def _fill(place: Any, frame: Any, name: str) -> None:
 
 @contextmanager
 def _progress_bar(show: bool, total: int) -> Iterator[Callable[[], None]]:
-    """Yields what to call after each of `total` frames."""
+    """Show a progress bar; yields the function to call after each of `total` frames."""
     if not (show and sys.stderr.isatty()):
         yield lambda: None
         return

@@ -1,7 +1,7 @@
-"""What a video file holds: which stream, which frames, and when each is shown.
+"""Index a video file: which stream, which frames, and when each is shown.
 
 Frames are numbered in the order in which they come out of the decoder. `by_packets` reads that from packets, without
-decoding them, where they leave no doubt; `by_decoding` counts what the decoder gives out.
+decoding them, if they leave no doubt; `by_decoding` counts the frames that the decoder returns.
 """
 
 import os
@@ -30,7 +30,7 @@ class Index:
     pts: sorted time stamps, one a frame, where `keys` is not empty.  seconds: of each frame, from the first.
     duration: to the end of the last.  truncated: the file ends before its video does.
     keys: (frame number, time stamp to seek to) of each key frame; empty where stamps do not say which frame is which.
-    packets: how many there are; most give one frame.  whole: each can be decoded.
+    packets: how many there are; most give one frame.  intact: whether every packet can be decoded.
     """
 
     seconds: Sequence[float]
@@ -39,7 +39,7 @@ class Index:
     pts: Sequence[int] = ()
     keys: Sequence[tuple[int, int]] = ()
     packets: int = 0
-    whole: bool = True
+    intact: bool = True
 
     def __len__(self) -> int:
         return len(self.seconds)
@@ -50,14 +50,14 @@ class Index:
 
 
 def is_path(name: str) -> bool:
-    """Whether the decoder finds a video by its path: no address, nor standard input."""
+    """Whether a name is the path of a file, not an address or standard input."""
     scheme, slashes, _ = name.partition("://")
     address = bool(slashes) and (scheme.lower() in ("http", "https", "file") or not os.path.exists(name))
     return not address and name != "-"
 
 
 def locate(name: str) -> str:
-    """What the decoder is to open. Raises `VideoError` for what it would only report as a number."""
+    """Get what the decoder opens for a name. Raises `VideoError` in words for errors that FFmpeg reports as numbers."""
     if not name:
         raise VideoError("expected the path of a video file, got an empty name")
     if name == "-":
@@ -95,7 +95,7 @@ def _check_file(name: str, path: str) -> None:
 
 
 def lacks_its_index(place: str) -> bool:
-    """Whether what lies at `place` is an MP4 or MOV file that ends before the box that lists its frames does."""
+    """Whether `place` is an MP4 or MOV file that ends before the box that lists its frames does."""
     if not place.startswith("file:"):
         return False
     with open(place.removeprefix("file:"), "rb") as file:
@@ -113,13 +113,13 @@ def lacks_its_index(place: str) -> bool:
 
 
 def opened(place: str) -> Any:
-    """The container at `place`, as `locate` gives it."""
+    """Open the container at `place`, which is from `locate`."""
     timeout = None if place.startswith("file:") else PATIENCE
     return require("av", "video").open(place, timeout=timeout, metadata_errors="replace")  # tags of any encoding
 
 
 def video_stream(container: Any, name: str) -> Any:
-    """The first video stream that is not a cover picture."""
+    """Find the first video stream that is not a cover picture. Raises `VideoError` without one."""
     from av.stream import Disposition
 
     covers = 0
@@ -134,7 +134,7 @@ def video_stream(container: Any, name: str) -> Any:
 
 
 def packets(container: Any, stream: Any) -> Iterator[Any]:
-    """The packets of a stream as far as the file goes, less the one that its end cuts in two."""
+    """Read the packets of a stream up to the end of the file, without one that the end cuts in two."""
     from av.error import InvalidDataError
 
     cut = None
@@ -149,23 +149,23 @@ def packets(container: Any, stream: Any) -> Iterator[Any]:
                 yield packet
 
 
-def pictures(container: Any, stream: Any, whole: bool) -> Iterator[Any]:
-    """Decoded frames in display order.
+def pictures(container: Any, stream: Any, intact: bool) -> Iterator[Any]:
+    """Decode frames in display order.
 
-    Where a packet cannot be decoded: with `whole`, raises PyAV's `InvalidDataError`; else passes over it, as players
+    intact: raise PyAV's `InvalidDataError` for a packet that cannot be decoded; else skip it, as players
     do. Threads that each decode a frame lose others beside it, at the end of a file without an error.
     """
     from av.error import InvalidDataError
 
     if not stream.codec_context.is_open:
-        stream.thread_type = "AUTO" if whole else "SLICE"
+        stream.thread_type = "AUTO" if intact else "SLICE"
     for packet in chain(packets(container, stream), (None,)):  # None has the decoder hand out what it still holds
-        with suppress(*(() if whole else (InvalidDataError,))):
+        with suppress(*(() if intact else (InvalidDataError,))):
             yield from stream.decode(packet)
 
 
 def by_packets(place: str, name: str) -> Index:
-    """The index from packets alone; without `keys` where they do not say for sure which frames will come of them."""
+    """Make the index from packets; without `keys` if they do not determine the frames that the decoder returns."""
     with opened(place) as container:
         stream = video_stream(container, name)
         listed, truncated = _listed(container, stream)
@@ -206,7 +206,7 @@ def by_packets(place: str, name: str) -> Index:
 
 @dataclass(frozen=True)
 class _Packet:
-    """What is kept of a packet, without the bytes."""
+    """A packet without its bytes."""
 
     pts: int | None
     dts: int | None
@@ -216,7 +216,7 @@ class _Packet:
 
 
 def _listed(container: Any, stream: Any) -> tuple[list[_Packet], bool]:
-    """The packets of `stream` that are shown, less the one that the end cuts in two, and whether the file is cut."""
+    """List the packets of `stream` that are shown, without one cut in two at the end; and whether the file is cut."""
     from av.error import InvalidDataError
 
     listed: list[_Packet] = []
@@ -241,14 +241,14 @@ def _listed(container: Any, stream: Any) -> tuple[list[_Packet], bool]:
 
 
 def _promised(container: Any) -> float:
-    """When the last of its streams ends by the header, in seconds; 0 for formats whose header does not know."""
+    """Get the end of the last stream by the header, in seconds; 0 for formats whose header does not say."""
     if container.duration is None or not container.format.name.startswith(("matroska", "mov")):
         return 0.0
     return float(container.duration / 1e6)
 
 
 def by_decoding(place: str, name: str, found: Index) -> Index:
-    """The index of what the decoder gives out, with as many threads as that allows. `found`: that of the packets."""
+    """Make the index of the frames that the decoder returns. found: the index of the packets."""
     from av.error import InvalidDataError
 
     try:
@@ -258,11 +258,10 @@ def by_decoding(place: str, name: str, found: Index) -> Index:
     return counted if len(counted) >= found.packets else _counted(place, name, found, False)
 
 
-def _counted(place: str, name: str, found: Index, whole: bool) -> Index:
-    """The index of what the decoder gives out.
+def _counted(place: str, name: str, found: Index, intact: bool) -> Index:
+    """Count the frames that the decoder returns, and find when each is shown.
 
-    Where its stamps go back (parts of recordings that were joined) or are missing, a frame follows the one before it
-    after that one's duration.
+    If time stamps go back (joined recordings) or are missing, a frame follows the previous one after its duration.
     """
     seconds: list[float] = []
     with opened(place) as container:
@@ -271,10 +270,10 @@ def _counted(place: str, name: str, found: Index, whole: bool) -> Index:
         stamped = container.format.name != "avi"
         last: float | None = None
         stays = 1 / rate
-        for frame in pictures(container, stream, whole):
+        for frame in pictures(container, stream, intact):
             stamp = frame.pts * tick if stamped and frame.pts is not None else None
             step = stays if stamp is None or last is None or stamp < last else stamp - last
             seconds.append(seconds[-1] + step if seconds else 0.0)
             last = stamp
             stays = frame.duration * tick if stamped and frame.duration else 1 / rate
-    return Index(seconds, seconds[-1] + stays if seconds else 0.0, found.truncated, whole=whole)
+    return Index(seconds, seconds[-1] + stays if seconds else 0.0, found.truncated, intact=intact)

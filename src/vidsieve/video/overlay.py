@@ -1,11 +1,11 @@
-"""The same `Reduction` drawn over the same `Frames`: what the language model still sees, bright; what it does not, dim.
+"""Draw a reduction over its frames: kept patches are bright, dropped ones dim.
 
     picture = Overlay(frames, kept, tokens=(192,) * 16, grid=(12, 16))
     picture.sheet().save("overlay.png")     # every token frame, with its time, its share of the budget, its segment
-    picture.save_video("overlay.mp4")       # the clip beside what is left of it; at most 240 frames
+    picture.save_video("overlay.mp4")       # the clip beside its kept patches; at most 240 frames
     picture.save_gif("overlay.gif")
 
-The grid is laid over the whole frame; where a processor crops the frame first, it is that much off.
+The grid covers the complete frame; if a processor crops frames first, it is off by the crop.
 """
 
 import colorsys
@@ -43,11 +43,11 @@ CHART = 76  # pixels, height of the chart of tokens kept
 
 @dataclass(frozen=True, eq=False)
 class Overlay:
-    """A reduction of one video, to be drawn.
+    """Draws a reduction of one video.
 
     frames: T frames.  kept: int64 (K,) indices among the video's N tokens.  tokens: how many each token frame has, T'
     of them, summing to N; models that join neighbouring frames have fewer token frames than frames.
-    grid: (rows, columns) of a token frame; None where they form none, then a whole frame is as bright as its share.
+    grid: (rows, columns) of a token frame; None if there is none, then a frame is as bright as its kept share.
     segments: (S + 1,) token offsets of the segments.
     """
 
@@ -93,12 +93,12 @@ class Overlay:
         return -(-len(self.frames) // len(self.tokens))
 
     def mask(self, patch: int) -> Tensor:
-        """Kept tokens of token frame `patch`: bool (rows, columns)."""
+        """Get the kept tokens of token frame `patch`: bool (rows, columns), or (1, 1) without a grid."""
         mask = self._kept_mask[self._bounds[patch] : self._bounds[patch + 1]]
         return mask.view(self.grid) if self.grid else mask.any()[None, None]
 
     def draw(self, frame: int, size: tuple[int, int] | None = None) -> Any:
-        """Frame `frame` of the sample as a PIL image of (width, height), dropped patches dim."""
+        """Draw frame `frame` of the sample as a PIL image of (width, height), dropped patches dim."""
         Image = _pil().Image
         image = Image.fromarray(self.frames.pixels[frame].numpy())
         if size is not None:
@@ -115,7 +115,7 @@ class Overlay:
 
     @staticmethod
     def _outline(image: Any, mask: Tensor, colour: tuple[int, int, int]) -> None:
-        """A line in `colour` along every border between a kept patch and a dropped one."""
+        """Draw a line in `colour` along every border between a kept patch and a dropped one."""
         pen = _pil().ImageDraw.Draw(image)
         rows, columns = mask.shape
         framed = torch.nn.functional.pad(mask, (1, 1, 1, 1))
@@ -128,7 +128,7 @@ class Overlay:
             pen.line((x, row * image.height / rows, x, (row + 1) * image.height / rows), colour, width)
 
     def sheet(self, caption: str = "") -> Any:
-        """The contact sheet, a PIL image: a panel for every token frame (at most 64, evenly), a chart below."""
+        """Draw the contact sheet, a PIL image: a panel for every token frame (at most 64, evenly), a chart below."""
         pil = _pil()
         total = len(self.tokens)
         shown = [round(i * (total - 1) / max(min(total, MOST_PANELS) - 1, 1)) for i in range(min(total, MOST_PANELS))]
@@ -165,7 +165,7 @@ class Overlay:
         return text + (f" in {segments} segments" if len(self.segments) > 2 else "")
 
     def _chart(self, pen: Any, box: tuple[int, int, int, int], cursor: int | None = None) -> None:
-        """Tokens kept in each token frame as bars in the colour of their segment; `cursor`, the one that is on."""
+        """Draw bars of the tokens kept in each token frame, in the colour of its segment; `cursor`: the current one."""
         left, top, right, bottom = box
         most = max(self.counts) or 1
         slot = (right - left) / len(self.counts)
@@ -189,7 +189,7 @@ class Overlay:
         return [i * (total - 1) // max(count - 1, 1) for i in range(count)]
 
     def film(self, width: int = 448) -> Iterator[Any]:
-        """For each frame of the sample, 240 of them at most, one PIL image: it, what is left of it, the chart below."""
+        """Draw a PIL image for each frame of the sample, at most 240: the frame, its kept patches, the chart below."""
         pil = _pil()
         height = round(width * self.frames.pixels.shape[1] / self.frames.pixels.shape[2])
         full = pil.Image.new("RGB", _even(2 * width + 3 * GAP, height + CHART + 112), PAPER)
@@ -200,14 +200,14 @@ class Overlay:
             pen = pil.ImageDraw.Draw(image)
             patch = frame // self._joined
             pen.text((image.width - GAP, GAP), _clock(self.frames.seconds[frame]), INK, _font(17), anchor="ra")
-            whole = pil.Image.fromarray(self.frames.pixels[frame].numpy())
-            image.paste(whole.resize((width, height), pil.Image.Resampling.LANCZOS), (GAP, 44))
+            picture = pil.Image.fromarray(self.frames.pixels[frame].numpy())
+            image.paste(picture.resize((width, height), pil.Image.Resampling.LANCZOS), (GAP, 44))
             image.paste(self.draw(frame, (width, height)), (2 * GAP + width, 44))
             self._chart(pen, (GAP, height + 74, image.width - GAP, height + 74 + CHART), patch)
             yield image
 
     def save_video(self, path: str | os.PathLike[str]) -> None:
-        """The film as H.264 in MP4, as fast as the clip itself."""
+        """Write the film as H.264 in MP4, at the speed of the clip."""
         av = require("av", "video")
         with av.open(os.fspath(path), "w") as container:
             stream = container.add_stream("libx264", rate=self._rate, options={"crf": "20"})
@@ -219,7 +219,7 @@ class Overlay:
             container.mux(stream.encode())
 
     def save_gif(self, path: str | os.PathLike[str]) -> None:
-        """The film as a GIF, smaller."""
+        """Write the film as a GIF, smaller."""
         images = [image.quantize(128) for image in self.film(width=300)]
         images[0].save(path, save_all=True, append_images=images[1:], duration=round(1000 / self._rate), loop=0)
 
@@ -230,7 +230,10 @@ class Overlay:
         return Fraction(min(max(rate, 1.0), 30.0)).limit_denominator(1000)
 
     def save(self, folder: str | os.PathLike[str], caption: str = "", films: Sequence[str] = ()) -> dict[str, Path]:
-        """overlay.png in `folder`, and of `films` "mp4" and "gif": their paths by kind."""
+        """Write overlay.png to `folder`, and of `films` "mp4" and "gif": returns the paths by kind.
+
+        Raises `ValueError` for other films.
+        """
         savers = {"mp4": self.save_video, "gif": self.save_gif}
         if isinstance(films, str) or not set(films) <= savers.keys():
             raise ValueError(f'expected films to be a list of "mp4" and "gif", got {films!r}')
@@ -254,7 +257,7 @@ def _font(size: int) -> Any:
 
 
 def _written(text: str, colour: tuple[int, int, int], size: int) -> tuple[str, tuple[int, int, int], Any]:
-    """Text, its colour and a font that can write it. What no font here can write is escaped, as \\u4e2d."""
+    """Find a font that can write `text`. Characters that no installed font has are escaped, as \\u4e2d."""
     fonts = [_font(size), *(font for name in FONTS if (font := _installed(name, size)))]
     best = min(fonts, key=lambda font: sum(not _has(font, letter) for letter in text))
     shown = (letter if _has(best, letter) else letter.encode("unicode_escape").decode("ascii") for letter in text)
@@ -263,7 +266,7 @@ def _written(text: str, colour: tuple[int, int, int], size: int) -> tuple[str, t
 
 @cache
 def _installed(name: str, size: int) -> Any:
-    """A font by the name of its file, None where there is none."""
+    """Load a font by the name of its file, None if it is not installed."""
     try:
         return _pil().ImageFont.truetype(name, size)
     except OSError:
@@ -271,14 +274,14 @@ def _installed(name: str, size: int) -> Any:
 
 
 def _has(font: Any, letter: str) -> bool:
-    """Whether a font can write a letter; what it cannot, it draws as it draws all that does not exist."""
+    """Whether a font has a letter; it draws all letters that it lacks alike."""
     if not letter.isprintable():
         return False
     return letter == " " or bytes(font.getmask(letter)) != bytes(font.getmask("\U0010fffe"))
 
 
 def _colour(segment: int) -> tuple[int, int, int]:
-    """Neighbouring segments get hues far apart."""
+    """Get the colour of a segment; neighbouring segments get hues far apart."""
     red, green, blue = colorsys.hls_to_rgb((0.12 + segment * 0.618034) % 1, 0.62, 0.85)
     return round(255 * red), round(255 * green), round(255 * blue)
 
@@ -294,5 +297,5 @@ def _clock(seconds: float) -> str:
 
 
 def _even(width: int, height: int) -> tuple[int, int]:
-    """H.264 wants even sides."""
+    """Round sides up to even numbers, which H.264 needs."""
     return width + width % 2, height + height % 2

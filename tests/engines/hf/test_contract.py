@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from tests.engines.hf import tiny
 from tests.engines.hf.reducers import Loudest
 from tests.engines.hf.truth import STEPS, truth
 from vidsieve import Prune, Staged
-from vidsieve.engines.hf import Adapter, attach, contract, families
+from vidsieve.engines.hf import Adapter, adapter_for, attach, contract, register
 from vidsieve.engines.hf.contract import CACHE
 from vidsieve.errors import UnsupportedVersion
 
@@ -73,11 +74,13 @@ def test_layers_are_looked_at_only_where_they_are_hooked() -> None:
         attach(model, INSIDE)
 
 
-def test_an_adapter_says_what_follows_the_sequence_and_what_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_adapter_says_what_follows_the_sequence_and_what_does_not() -> None:
     model = tiny.fresh("qwen2_5_vl")
     renamed(model.get_decoder(), "use_cache", "new_name")
-    monkeypatch.setitem(families._ADAPTERS, "qwen2_5_vl", Adapter(("qwen2_5_vl",), unchanged=("new_name",)))
-    attach(model, Loudest()).remove()
+    with ExitStack() as after:
+        after.callback(register, adapter_for(model))
+        register(Adapter(("qwen2_5_vl",), unchanged=("new_name",)))
+        attach(model, Loudest()).remove()
 
 
 @pytest.mark.parametrize(

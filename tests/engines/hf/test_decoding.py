@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from torch import Tensor
 
 from tests.engines.hf import by_hand, tiny
 from tests.engines.hf.reducers import Loudest, NearestToQuestion
@@ -141,3 +143,60 @@ def test_outputs_of_a_plain_call(family: str) -> None:
     torch.testing.assert_close(values[0][0, -1], expected, atol=1e-4, rtol=0)
     torch.testing.assert_close(last.logits[0, -1], expected, atol=1e-4, rtol=0)
     assert {state.shape[1] for state in hidden} == {trace.kv_length}
+
+
+takes_encoded_videos = pytest.mark.skipif(
+    not hasattr(transformers.GenerationMixin, "_prepare_multimodal_encoder_kwargs_for_generation"),
+    reason="transformers before 5.18 passes no encoded videos",
+)
+
+
+def encoded(model: Any, inputs: tiny.Inputs) -> dict[str, Any]:
+    """`inputs` with encoded videos in place of pixels, which what describes them stays beside."""
+    pixels, others = "pixel_values_videos", ("video_grid_thw", "video_merge_sizes")
+    described = {name: inputs[name] for name in (pixels, *others) if name in inputs}
+    videos = model.base_model.get_video_features(**described, return_dict=True)
+    return {**{name: x for name, x in inputs.items() if name != pixels}, "mm_encoder_outputs": {"video": videos}}
+
+
+def within(model: Any, inputs: tiny.Inputs, call: dict[str, Any]) -> Tensor:
+    """The logits of a `call` that is made while one token is generated for `inputs`."""
+    logits: list[Tensor] = []
+
+    def process(ids: Tensor, scores: Tensor) -> Tensor:
+        logits.append(model(**call).logits)
+        return scores
+
+    model.generate(**inputs, max_new_tokens=1, logits_processor=transformers.LogitsProcessorList([process]))
+    return logits[0]
+
+
+def unlike_rows(family: str) -> tiny.Inputs:
+    """Two prompts of one video each, the second of which is padded."""
+    return tiny.batch(tiny.prompt(family, seed=1, text=9), tiny.prompt(family, seed=2))
+
+
+@takes_encoded_videos
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "video_llama_3"])
+@torch.no_grad()
+def test_a_call_within_a_generation_has_videos_of_its_own(family: str) -> None:
+    model = tiny.model(family)
+    for videos, inputs in ((2, tiny.prompt(family, seed=3)), (1, unlike_rows(family))):
+        with attach(model, Loudest()) as trace:
+            alone = model(**inputs).logits
+            inside = within(model, tiny.prompt(family, videos=videos), encoded(model, inputs))
+        assert [video.kept for video in trace.calls[0].videos] == [video.kept for video in trace.calls[2].videos]
+        torch.testing.assert_close(inside, alone)
+
+
+@takes_encoded_videos
+@torch.no_grad()
+def test_a_call_within_a_generation_that_does_not_describe_its_videos_is_refused() -> None:
+    model = tiny.model("llava_onevision")
+    for videos, inputs, message in (
+        (2, tiny.prompt("llava_onevision", seed=3), "no pixel_values_videos"),
+        (1, unlike_rows("llava_onevision"), "row 1 has videos elsewhere"),
+    ):
+        call = encoded(model, inputs)
+        with attach(model, Loudest()), pytest.raises(UnsupportedCall, match=message):
+            within(model, tiny.prompt("llava_onevision", videos=videos), call)

@@ -17,7 +17,7 @@ from vidsieve import Reduction
 from vidsieve.engines.hf.loading import load, prepare
 from vidsieve.evaluation.needles import PLAN, Batch, generate
 from vidsieve.evaluation.needles.clip import as_frames, write_clip
-from vidsieve.evaluation.needles.packed import Packed, _attend_frames, fast, patchify
+from vidsieve.evaluation.needles.packed import FRAMES, TAIL, Packed, _attend_frames, fast, noted, patchify
 from vidsieve.evaluation.needles.questions import TEMPLATES, WORDS
 from vidsieve.evaluation.needles.tiny import BUNDLED, UNKNOWN, build
 from vidsieve.types.tokens import Prompt, VideoTokens
@@ -98,13 +98,25 @@ def test_patches_are_those_of_the_processor(tiny: tuple[Any, Any], batch: Batch)
 
 
 def test_fast_leaves_the_model_as_it_was(tiny: tuple[Any, Any]) -> None:
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
     _, model = tiny
     configs = model.model.visual.config, model.model.language_model.config
     before = [config._attn_implementation for config in configs]
     with pytest.raises(KeyboardInterrupt), fast(model):
         raise KeyboardInterrupt
+    assert not {FRAMES, TAIL} & set(ALL_ATTENTION_FUNCTIONS.valid_keys())
     assert [config._attn_implementation for config in configs] == before
     assert "forward" not in vars(model.model.visual.patch_embed)
+
+
+def test_attention_is_noted_only_while_it_is_asked_for(tiny: tuple[Any, Any]) -> None:
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    with fast(tiny[1]):
+        with noted(tiny[1]):
+            assert ALL_ATTENTION_FUNCTIONS[FRAMES] is not _attend_frames
+        assert ALL_ATTENTION_FUNCTIONS[FRAMES] is _attend_frames
 
 
 def test_every_word_of_the_suite_is_one_token(tiny: tuple[Any, Any], batch: Batch) -> None:
@@ -143,27 +155,28 @@ for name in [name for name in sys.modules if name.partition(".")[0] == "vidsieve
 sys.modules["vidsieve"] = None  # an import of it fails from here on
 import numpy, torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
-folder, frames, question = sys.argv[1:]
+folder, frames, *questions = sys.argv[1:]
 processor, model = AutoProcessor.from_pretrained(folder), AutoModelForImageTextToText.from_pretrained(folder)
 video = torch.from_numpy(numpy.load(frames))
-content = [{"type": "video"}, {"type": "text", "text": question}]
-text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 metadata = {"total_num_frames": 32, "fps": 2.0, "duration": 16.0, "frames_indices": list(range(32))}
-inputs = processor(
-    text=[text], videos=[video], video_metadata=[metadata], do_sample_frames=False, return_tensors="pt"
-)
-out = model.generate(**inputs, max_new_tokens=4)[0, inputs["input_ids"].shape[1]:]
-print(processor.tokenizer.decode(out, skip_special_tokens=True).strip())
+for question in questions:
+    content = [{"type": "video"}, {"type": "text", "text": question}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    inputs = processor(
+        text=[text], videos=[video], video_metadata=[metadata], do_sample_frames=False, return_tensors="pt"
+    )
+    out = model.generate(**inputs, max_new_tokens=4)[0, inputs["input_ids"].shape[1]:]
+    print(processor.tokenizer.decode(out, skip_special_tokens=True).strip())
 """
 
 
 def test_the_bundled_model_answers_where_this_library_is_not(tmp_path: Path) -> None:
     encoded = generate("test", [11])
     numpy.save(tmp_path / "frames.npy", encoded.frames[0].numpy())
-    for number in range(2):
-        command = [sys.executable, "-c", PLAIN, str(BUNDLED), str(tmp_path / "frames.npy")]
-        run = subprocess.run([*command, encoded.questions.text(0, number)], capture_output=True, text=True, check=False)
-        assert run.stdout.strip() == encoded.questions.reply(0, number), run.stderr[-1000:]
+    command = [sys.executable, "-c", PLAIN, str(BUNDLED), str(tmp_path / "frames.npy")]
+    asked = [encoded.questions.text(0, number) for number in range(2)]
+    run = subprocess.run([*command, *asked], capture_output=True, text=True, check=False)
+    assert run.stdout.splitlines() == [encoded.questions.reply(0, number) for number in range(2)], run.stderr[-1000:]
 
 
 def test_a_reducer_finds_the_suite_s_tokens(tiny: tuple[Any, Any], batch: Batch) -> None:

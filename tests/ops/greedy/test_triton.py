@@ -94,8 +94,11 @@ def test_duplicates_wait_for_all_that_is_new(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.usefixtures("path", "poisoned")
-@pytest.mark.parametrize("layout", ["65", "ragged 1-63-130", "segments without budget"])
-def test_mmr_and_max_min_equal_the_reference(layout: str) -> None:
+@pytest.mark.parametrize(
+    ("layout", "thresholds"),  # of which some segments are longer, none is, or one is as long
+    [("65", (64, 65)), ("ragged 1-63-130", (20, 63, 200)), ("segments without budget", (20, 30))],
+)
+def test_mmr_and_max_min_equal_the_reference(layout: str, thresholds: tuple[int, ...]) -> None:
     bounds, picks = LAYOUTS[layout]
     offsets, budget = torch.tensor(bounds, device=DEVICE), torch.tensor(picks, device=DEVICE)
     x = degenerate(bounds[-1], "video-like").float().to(DEVICE)
@@ -104,7 +107,7 @@ def test_mmr_and_max_min_equal_the_reference(layout: str) -> None:
     order = triton.mmr(asked, 0.5)
     assert torch.equal(order, reference.mmr(asked, 0.5))
     assert torch.equal(triton.max_min(asked), reference.max_min(asked))
-    for threshold in (20, 63, 64, 200):  # some segments are short, one as long as that, or all
+    for threshold in thresholds:
         order = triton.hybrid(asked, 0.5, threshold)
         true = reference.hybrid(asked, 0.5, threshold)
         assert torch.equal(order >= 0, true >= 0)

@@ -1,4 +1,4 @@
-"""What was given to be attached: the model itself, and a method that was made. Everything else is refused by name."""
+"""Check what `attach` is given: a model, and a method that was made. Everything else is refused, with what it is."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,8 +13,8 @@ from vidsieve.methods.compose import Staged
 from vidsieve.methods.framefusion import FrameFusion
 
 
-def whole_model(model: Any) -> Any:
-    """The model, out of what PEFT wraps around it. Raises `WrongArgument` or `UnsupportedModel` for what is none."""
+def unwrap_model(model: Any) -> Any:
+    """Get the model out of a PEFT wrapper. Raises `WrongArgument` or `UnsupportedModel` for what is not a model."""
     if hasattr(model, "get_base_model"):  # PEFT
         model = model.get_base_model()
     if isinstance(model, Attachable):
@@ -30,20 +30,23 @@ def whole_model(model: Any) -> Any:
 
 
 def named(method: Any, keep: float | None, options: Mapping[str, Any]) -> Any:
-    """The method of this name, made; anything but a name is made already, and takes neither `keep` nor `options`."""
+    """Make the method of this name. Anything but a name is returned as it is.
+
+    Raises `WrongArgument` for `keep` or `options` without a name.
+    """
     if isinstance(method, str):
         return registry.method(method)(keep, **options)
     if keep is not None or options:
-        told = ", ".join((*(["keep"] if keep is not None else []), *options))
+        names = ", ".join((*(["keep"] if keep is not None else []), *options))
         raise WrongArgument(
-            f"{told} goes with the name of a method, as attach(model, 'vidsieve', keep=0.1); "
+            f"{names} goes with the name of a method, as attach(model, 'vidsieve', keep=0.1); "
             f"{describe(method)} is made, so make it with what it is to have"
         )
     return method
 
 
 def method(reducer: Any) -> Reducer | Staged:
-    """The reducer, or stages, of a method. Raises `WrongArgument` for what is none, as a preset that was not called."""
+    """Get the reducer or the stages of a method. Raises `WrongArgument` for what is neither, as an uncalled preset."""
     if isinstance(reducer, FrameFusion):
         return reducer.method
     if isinstance(reducer, Reducer | Staged):

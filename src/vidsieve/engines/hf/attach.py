@@ -1,14 +1,14 @@
-"""Attach a reducer to a model, and detach it: what installs and removes. What runs in the model's calls is in seams/.
+"""Attach a reducer to a model, and detach it. The hooks that run in the calls of the model are in seams/.
 
-    whole model   is asked for labels and rows, and gives a row for each token that is left, or all   seams/output.py
-    body          has the token ids, and what describes the videos                                    seams/input.py
-    decoder       has embeddings, positions, mask: each video is reduced, what stays is gathered      seams/input.py
-    layers        for `Staged` only: the same again where a stage says so                             seams/layers.py
-    generate      what it does between the model's calls                                              seams/generate.py
+    model      receives labels and `logits_to_keep`, returns a row per remaining token or per column   seams/output.py
+    body       receives token ids and the arguments that describe the videos                           seams/input.py
+    decoder    receives embeddings, positions, mask: videos are reduced, kept tokens gathered          seams/input.py
+    layers     with `Staged` only: the same at the layer of each stage                                 seams/layers.py
+    generate   runs code between the calls of the model                                                seams/generate.py
 
-What one knows, the next is handed in a `ForwardState` (forward.py). Only the decoder's own arguments change. The
-prompt, its mask and its positions as `generate` counts them stay whole, so kept tokens keep their positions and
-`out[:, prompt_length:]` still is the answer. What the cache holds of the prompt is remembered on the cache (cache.py).
+A `ForwardState` (forward.py) is handed from one to the next. Only the arguments of the decoder change. The prompt, its
+mask and its positions, as `generate` counts them, are not shortened, so kept tokens keep their positions and
+`out[:, prompt_length:]` is the answer. Which tokens of the prompt the cache lacks is stored on the cache (cache.py).
 """
 
 import threading
@@ -30,7 +30,9 @@ from vidsieve.methods.base import Attachable
 from vidsieve.methods.compose import Staged
 from vidsieve.telemetry.trace import Trace
 
-_HANDLE = "_vidsieve_attachment"  # the attribute by which a model's body has its attachment, which may be lost else
+_HANDLE = (
+    "_vidsieve_attachment"  # the attribute of a model's body that holds its attachment, for `detach` without a handle
+)
 _attaching = threading.Lock()
 
 
@@ -42,7 +44,7 @@ def attach(
     outputs: Outputs = None,
     **options: Any,
 ) -> "Attachment":
-    """Let `method` reduce the videos that `model`, a Hugging Face video LLM, is shown from now on.
+    """Attach `method` to `model`, a Hugging Face video LLM: from now on it reduces the videos in its prompts.
 
         with attach(model, "vidsieve", keep=0.1) as trace:
             model.generate(**inputs)
@@ -50,22 +52,19 @@ def attach(
 
     method: a reducer or stages, or the name of one in the table (registry.py), made of `keep` (its own default if
     None) and its `options`.
-    outputs: "left", a forward pass returns a row for each token that is left; or "prompt", one for each of the prompt,
-    as trainers and scores that count columns expect. None is "left", but a training pass that drops tokens and was
-    given neither `labels` nor `logits_to_keep` raises `UnsupportedCall` (docs/attached.md).
-    A model wrapped by PEFT may be passed as it is. Raises `UnsupportedModel` where no adapter knows the model,
-    `AlreadyAttached` where a reducer is attached, `UnsupportedCall` where the model is compiled: a compiled model does
-    not look at its hooks again, so attach first.
+    outputs: "left", a forward pass returns a row for each remaining token; or "prompt", one for each token of the
+    prompt, as trainers and scores that count columns expect. None is "left", but a training pass that drops tokens and
+    gets neither `labels` nor `logits_to_keep` raises `UnsupportedCall` (docs/attached.md).
+    A model wrapped by PEFT may be passed as it is. Raises `UnsupportedModel` if no adapter serves the model,
+    `AlreadyAttached` if a reducer is attached, `UnsupportedCall` if the model is compiled: a compiled model ignores
+    hooks that are added later, so attach first.
     """
     return Attachment(model, arguments.named(method, keep, options), outputs=outputs)
 
 
 def detach(model: Any) -> bool:
-    """Remove what is attached to `model`, as the `remove()` of its handle does, which may be lost.
-
-    Whether there was anything; that there was nothing is no error.
-    """
-    model = arguments.whole_model(model)
+    """Detach what is attached to `model`, as `remove()` of its handle does. Returns whether something was attached."""
+    model = arguments.unwrap_model(model)
     adapter_for(model)
     handle: Attachment | None = model.base_model.__dict__.get(_HANDLE)
     if handle is None:
@@ -75,10 +74,10 @@ def detach(model: Any) -> bool:
 
 
 class Attachment:
-    """A reducer, or a `Staged`, on a model until `remove()` or the end of its `with` block; `trace` records it."""
+    """Keeps a reducer or a `Staged` attached until `remove()` or the end of the `with` block; `trace` records it."""
 
     def __init__(self, model: Any, reducer: Attachable, *, outputs: Outputs = None) -> None:
-        model, reducer = arguments.whole_model(model), arguments.method(reducer)
+        model, reducer = arguments.unwrap_model(model), arguments.method(reducer)
         arguments.check_outputs(outputs)
         self.model, self.reducer, self.trace = model, reducer, Trace()
         self.target = Target.of(model)
@@ -103,7 +102,7 @@ class Attachment:
             self._hooks = hooks.pop_all()
 
     def _turn_on(self, hooks: Interceptions, at_layers: bool) -> None:
-        """Note that a reducer is attached. Raises `AlreadyAttached` where one is, by whatever handle."""
+        """Mark the model as attached. Raises `AlreadyAttached` if it is, by any handle."""
         attach_state = self.target.attach_state
         with _attaching:
             if attach_state.on:

@@ -1,10 +1,10 @@
-"""What a key-value cache remembers of the tokens it never got.
+"""Store on a key-value cache which tokens of its prompt it lacks.
 
 A reduced prompt leaves a cache shorter than the prompt. `generate` keeps counting in the prompt's own, *logical*
 length; attention needs the *physical* one. A cache that took in a reduced prompt therefore answers both: its class is
 swapped for a subclass whose `get_seq_length` is logical and whose `get_query_offset`, which masks are built from, is
-physical. Where tokens left at several layers, each of those begins a run of layers with a length of its own. The memory
-travels with the cache, so that threads and conversations cannot mix theirs up.
+physical. With stages at several layers, each of those begins a run of layers with a length of its own. This is stored
+on the cache itself, so that threads and conversations cannot mix it up.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from vidsieve.errors import UnsupportedCall
 
 
 class AttachState:
-    """Whether a reducer is attached to a model, and whether to its layers; one a model, shared by copies of caches."""
+    """Whether a reducer is attached to a model, and whether to its layers. Shared by the caches of the model."""
 
     on = False
     at_layers = False
@@ -34,8 +34,8 @@ class AttachState:
 class ReducedPrefix:
     """The reduced beginning of a sequence.
 
-    logical: how many tokens it had.  mask: int64 (B, M), one on each token that is left, zero on padding.
-    has_padding: whether the mask has a zero.  attached: whether hooks are there to put the mask to use.
+    logical: how many tokens it had.  mask: int64 (B, M), one on each remaining token, zero on padding.
+    has_padding: whether the mask has a zero.  attached: whether hooks are attached that use the mask.
     """
 
     logical: int
@@ -48,17 +48,17 @@ class ReducedPrefix:
         return self.logical - self.mask.shape[1]
 
     def physical(self, mask: Tensor) -> Tensor:
-        """A logical mask (B, logical + n) as the cache needs it: (B, M + n)."""
+        """Shorten a logical mask (B, logical + n) to the tokens of the cache: (B, M + n)."""
         return torch.cat([self.mask.to(mask.device, mask.dtype), mask[:, self.logical :]], 1)
 
     def filled(self, length: int, batch: int) -> Tensor:
-        """The mask (batch, length) of a sequence that goes on without padding."""
+        """Make the mask (batch, length) of this prefix followed by tokens without padding."""
         mask = self.mask.new_ones(batch, self.logical + length - self.mask.shape[1])
         return self.physical(mask)
 
 
 class _Reduced:
-    """Mixed into the class of a cache that took in a reduced prompt."""
+    """The mixin of the class of a cache that holds a reduced prompt."""
 
     vidsieve_prefixes: dict[int, ReducedPrefix]
 
@@ -126,12 +126,12 @@ _reduced_classes: dict[type[Any], type[Any]] = {}
 
 
 def prefixes_of(cache: Any) -> dict[int, ReducedPrefix]:
-    """What `cache` remembers: the first layer of each run of layers, and the beginning that those share."""
+    """Get the reduced prefixes stored on `cache`, each by the first layer of the run of layers that shares it."""
     return getattr(cache, "vidsieve_prefixes", {})
 
 
 def prefix_of(cache: Any, layer: int = 0) -> ReducedPrefix | None:
-    """What `cache` remembers at `layer`, None where nothing was removed."""
+    """Get the reduced prefix that `cache` has at `layer`, None if nothing was removed there."""
     found = None
     begins = -1
     for first, prefix in prefixes_of(cache).items():  # a plain loop, which torch.compile follows
@@ -141,7 +141,10 @@ def prefix_of(cache: Any, layer: int = 0) -> ReducedPrefix | None:
 
 
 def remember(cache: Any, prefix: ReducedPrefix, layer: int = 0) -> None:
-    """Let `cache` (a transformers `Cache`) know that from `layer` on its beginning is `prefix`."""
+    """Store on `cache`, a transformers `Cache`, that its layers from `layer` on begin with `prefix`.
+
+    Raises `UnsupportedCall` for a cache of another class.
+    """
     if not isinstance(cache, Cache):
         raise UnsupportedCall(f"expected {contract.CACHE} to be a transformers Cache, got {type(cache).__name__}")
     cache.vidsieve_prefixes = {**prefixes_of(cache), layer: prefix}
@@ -153,9 +156,9 @@ def remember(cache: Any, prefix: ReducedPrefix, layer: int = 0) -> None:
 
 
 def restore(cache: Any, prefixes: dict[int, ReducedPrefix], held: Sequence[int]) -> None:
-    """Make `cache` what it was before a pass that failed: what it remembered, and the tokens it held in each layer.
+    """Restore `cache` after a pass that failed: its prefixes, and the number of tokens held in each layer.
 
-    A layer of another kind than transformers' dynamic one, of full attention, cannot be brought back.
+    Only the dynamic layers of transformers, of full attention, can be restored.
     """
     if isinstance(cache, _Reduced):
         cache.vidsieve_prefixes = dict(prefixes)
@@ -166,7 +169,7 @@ def restore(cache: Any, prefixes: dict[int, ReducedPrefix], held: Sequence[int])
 
 
 def physical_length(cache: Any, layer: int = 0) -> int:
-    """Tokens that `cache` holds at `layer`. Waits for the device where a static cache counts there."""
+    """Count the tokens that `cache` holds at `layer`. Waits for the device if the cache is static."""
     if cache is None or not (layer == 0 or _counts(cache, layer)):
         return 0
     prefix = prefix_of(cache, layer)
@@ -174,7 +177,10 @@ def physical_length(cache: Any, layer: int = 0) -> int:
 
 
 def continued(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The decoder's arguments with the mask that a cache of a reduced prompt needs."""
+    """Give the decoder's arguments the mask that a cache of a reduced prompt needs.
+
+    Raises `UnsupportedCall` if their mask does not cover the conversation.
+    """
     cache: Any = contract.cache_of(kwargs)
     mask, prefix = kwargs.get("attention_mask"), prefix_of(cache)
     if prefix is None or not (mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)):
@@ -192,7 +198,7 @@ def continued(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_length(mask: Tensor, expected: int) -> None:
-    """Raise unless `mask` (B, L) is of so many tokens."""
+    """Raise `UnsupportedCall` unless `mask` (B, L) covers `expected` tokens."""
     if mask.shape[1] != expected:
         raise UnsupportedCall(
             f"expected an attention_mask over all {expected} tokens of the conversation, dropped ones included, "
@@ -201,14 +207,14 @@ def check_length(mask: Tensor, expected: int) -> None:
 
 
 def held_mask(prefix: ReducedPrefix | None, mask: Tensor | None, held: int, batch: int, device: torch.device) -> Tensor:
-    """The mask (batch, held) of all that a cache holds which began with `prefix`; mask: logical, None for all ones."""
+    """Make the mask (batch, held) of a cache that begins with `prefix`; mask: the logical one, None for all ones."""
     if prefix is not None:
         return prefix.filled(held, batch) if mask is None else prefix.physical(mask)[:, :held]
     return torch.ones(batch, held, dtype=torch.long, device=device) if mask is None else mask[:, :held]
 
 
 def layer_bytes(cache: Any) -> tuple[int, ...]:
-    """Bytes that each layer of `cache` holds: keys and values, or the states of linear attention."""
+    """Count the bytes that each layer of `cache` holds: keys and values, or the states of linear attention."""
     return tuple(sum(x.nbytes for x in _tensors(vars(layer)) if x.ndim > 2) for layer in cache.layers)
 
 
@@ -225,7 +231,7 @@ def _counts(cache: Any, layer: int) -> bool:
 
 
 def _counting(cache: Any, layer: int) -> int:
-    """`layer`, or where it is 0 and does not count, the first that does: as transformers asks."""
+    """Get `layer`, or instead of a layer 0 that does not count, the first that does, as transformers does."""
     if layer == 0 and not _counts(cache, 0):
         return next((i for i in range(len(cache.layers)) if _counts(cache, i)), 0)
     return layer

@@ -1,7 +1,7 @@
-"""What vidsieve relies on in transformers, and what differs between its releases: all of it is here.
+"""Check what vidsieve relies on in transformers. All differences between its releases are handled here.
 
-`attach` has every model checked. A release that renamed or added an argument which a reduced sequence would have to
-follow is refused by name, not tried. What differs, and the release that made it:
+`attach` checks every model. A release that renamed or added an argument that might follow the sequence is refused, with
+the name of the argument. The differences, by the release that introduced them:
 
     5.15   `Cache.crop` takes a number of tokens to remove. A negative one means that in every release (cache.py).
     5.17   Qwen2-VL's rotary positions (3, B, L, d) are one (B, L, d): both are read from the right.
@@ -28,7 +28,7 @@ if not hasattr(_transformers.Cache, "get_query_offset"):
         f"install it with: {pip_install('hf', '-U')}"
     )
 
-from transformers import masking_utils  # noqa: E402  # after a missing or old transformers was told of
+from transformers import masking_utils  # noqa: E402  # after a missing or old transformers was refused
 
 TESTED = ("5.14.1", "5.17.0", "5.24.0")  # releases that all tests of hooks ran on
 
@@ -63,12 +63,12 @@ _CACHE_METHODS = {
 
 
 def cache_of(arguments: Mapping[str, Any]) -> Any:
-    """The cache among the arguments of a decoder or of one of its layers; None without one."""
+    """Get the cache from the arguments of a decoder or of one of its layers; None without one."""
     return arguments.get(CACHE)
 
 
 def with_new_names(arguments: dict[str, Any]) -> dict[str, Any]:
-    """`arguments` as transformers passes them, where the caller used a name it renamed and still accepts."""
+    """Rename those `arguments` whose old name transformers still accepts to what it passes on."""
     if CACHE == _OLD_CACHE or _OLD_CACHE not in arguments:
         return arguments
     renamed = {name: value for name, value in arguments.items() if name != _OLD_CACHE}
@@ -76,12 +76,12 @@ def with_new_names(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def by_name(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """All arguments of a call of `module` by their names."""
+    """Collect all arguments of a call of `module` by their names."""
     return {**dict(zip(_parameters(module.forward), args, strict=False)), **kwargs} if args else kwargs
 
 
 def check(model: Any, adapter: "Adapter", layers: bool) -> None:
-    """Raise `UnsupportedVersion` unless `model` takes the arguments that are known here, and no others.
+    """Raise `UnsupportedVersion` unless `model` takes the arguments listed here, and no others.
 
     layers: whether the layers of the decoder will be hooked, too.
     """
@@ -106,7 +106,7 @@ def check(model: Any, adapter: "Adapter", layers: bool) -> None:
 
 
 def check_library() -> None:
-    """Raise `UnsupportedVersion` unless mask builders and caches are as they are called here. Needs no model."""
+    """Raise `UnsupportedVersion` unless mask builders and caches take the arguments listed here. Needs no model."""
     for builder in (masking_utils.create_causal_mask, masking_utils.create_masks_for_generate):
         _require(builder, builder, _BUILDER)
         _refuse_others(builder, builder, _BUILDER | _BUILDER_OPTIONS)
@@ -118,12 +118,12 @@ def check_library() -> None:
 
 
 def _compiled_from(module: nn.Module) -> nn.Module:
-    """The module that `torch.compile` wrapped, or the module itself."""
+    """Get the module that `torch.compile` wrapped, or the module itself."""
     return cast(nn.Module, getattr(module, "_orig_mod", module))
 
 
 def _forward(module: nn.Module) -> Callable[..., Any]:
-    """The forward that names its arguments: a subclass may pass on whatever it gets."""
+    """Find the `forward` that names its arguments; a subclass may take `*args, **kwargs` and pass them on."""
     anything = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     for kind in type(module).__mro__:
         forward = vars(kind).get("forward")

@@ -1,4 +1,4 @@
-"""FLOPs of a prefill that is reduced on its way, and the `keep` of the last stage that meets a share of the whole."""
+"""Count the FLOPs of a reduced prefill, and set the `keep` of the last stage to meet a share of the full prefill."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,17 +10,17 @@ from vidsieve.telemetry import flops
 
 
 def full(costs: Sequence[flops.LayerCost], sequence: SequenceState, row: int) -> float:
-    """FLOPs of the whole `row` of a prompt, nothing reduced."""
+    """Count the FLOPs of `row` of a prompt without any reduction."""
     return flops.total(costs, sequence.prompt.counts[row], [sequence.start] * len(costs))
 
 
 def spent(costs: Sequence[flops.LayerCost], sequence: SequenceState, row: int, layers: int) -> float:
-    """FLOPs of `row` in the first `layers`, on what those were given."""
+    """Count the FLOPs that the first `layers` took for `row`, as reduced."""
     return sum(_took(costs[i], sequence, row, i) for i in range(layers))
 
 
 def totals(costs: Sequence[flops.LayerCost], sequence: SequenceState) -> tuple[float, float] | None:
-    """FLOPs of all rows, nothing reduced and as it was; None where the layers' costs are not known."""
+    """Count the FLOPs of all rows, unreduced and as reduced; None if the costs of the layers are not known."""
     if not costs:
         return None
     rows = range(len(sequence.counts))
@@ -37,9 +37,9 @@ def affordable(
     row: int,
     count: int,
 ) -> Reducer:
-    """`reducer`, of the last stage, at `layer`, with the keep that meets `share` of the whole prefill of `row`.
+    """Give `reducer`, the last stage, at `layer`, the keep that meets `share` of the full prefill of `row`.
 
-    count: tokens of the row that enter the stage.  Raises `BudgetError` where what comes before takes more.
+    count: tokens of the row that enter the stage.  Raises `BudgetError` if the layers before it and the text take more.
     """
     budget = share * full(costs, sequence, row)
     before = spent(costs, sequence, row, layer)

@@ -1,4 +1,4 @@
-"""What vidsieve has to know of a model family: an `Adapter`, which is data. docs/adding_a_model.md adds one.
+"""Describe each model family by an `Adapter`, which is data. docs/adding_a_model.md adds one.
 
 Everything else is the same for every Hugging Face video LLM: `model.base_model` receives token ids with one placeholder
 a video token, writes the video features over the placeholders, and calls `model.get_decoder()` with `inputs_embeds`.
@@ -18,18 +18,18 @@ class Adapter:
     """How one model family lays video tokens out in a prompt.
 
     model_types: the `config.model_type` values this adapter serves.
-    layout: what tells how many frames a video has, and how many tokens a frame.
+    layout: how the number of frames of a video, and of tokens in each, is determined.
         "grid"   the `video_grid_thw` argument (T, H, W in patches) and the vision tower's spatial merge size.
-        "clips"  one block of equally many tokens a video; the frames are counted in `pixel_values_videos`.
+        "clips"  one block per video, all of one length; `pixel_values_videos` has the number of frames.
         "runs"   every unbroken run of placeholders is one frame; the runs of a prompt are one video.
     token: the config attribute that holds the id of the placeholder.
-    trailing: tokens at the end of each video that are no patches, and so are always kept ("clips").
+    trailing: tokens at the end of each video that are not patches, and so are always kept ("clips").
     square: whether a frame's tokens, where a square number, form a square grid ("clips", "runs").
     frame_tokens: config attribute with the tokens of a frame; runs of any other length are images ("runs").
     gap: fewest tokens between two frames; runs closer together are the tiles of one image ("runs").
     per_token: decoder arguments (B, L, ...) that follow the sequence, besides embeddings, positions and mask.
     unchanged: decoder arguments that do not follow the sequence, besides those that transformers' own decoders take.
-    per_visual: decoder arguments that are lists of (V, D), a row for each of the V true places of `visual_pos_masks`.
+    per_visual: decoder arguments that are lists of (V, D), a row for each of the V true columns of `visual_pos_masks`.
     """
 
     model_types: tuple[str, ...]
@@ -55,7 +55,7 @@ def register(adapter: Adapter) -> None:
 
 for _adapter in (
     Adapter(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "video_llama_3")),
-    # The frames of a GLM video wear the image placeholder; `mm_token_type_ids` tells them from images.
+    # The frames of a GLM video use the image placeholder; `mm_token_type_ids` distinguishes them from images.
     Adapter(("glm4v", "glm4v_moe", "glm46v"), token="image_token_id"),
     Adapter(("llava_onevision",), layout="clips", trailing=1, square=True),
     Adapter(("llava_next_video",), layout="clips", square=True),
@@ -63,19 +63,19 @@ for _adapter in (
     Adapter(("video_llava",), layout="clips"),
     # One image tile is indistinguishable from one frame; an image of several tiles is one longer run.
     Adapter(("internvl",), layout="runs", token="image_token_id", frame_tokens="image_seq_length", square=True),
-    # At most four tokens part the tiles of an image; a time stamp and two markers part frames.
+    # Between tiles of an image are at most four tokens; between frames a time stamp and two markers.
     Adapter(("smolvlm",), layout="runs", token="image_token_id", gap=5, square=True),
 ):
     register(_adapter)
 
 
 def model_types() -> tuple[str, ...]:
-    """The model types that have an adapter, sorted."""
+    """List the model types that have an adapter, sorted."""
     return tuple(sorted(_ADAPTERS))
 
 
 def adapter_for(model: nn.Module) -> Adapter:
-    """The adapter that serves `model`. Raises `UnsupportedModel` where none does."""
+    """Find the adapter of `model`. Raises `UnsupportedModel` if there is none."""
     config: Any = getattr(model, "config", None)
     model_type = getattr(config, "model_type", None)
     if model_type in _ADAPTERS:

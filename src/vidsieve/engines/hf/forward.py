@@ -1,4 +1,4 @@
-"""The state of a forward pass: born in the first hook of a call, handed from seam to seam, gone after the last."""
+"""The state of a forward pass: made in the first hook of a call, passed from seam to seam, deleted after the last."""
 
 import threading
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from vidsieve.engines.hf.columns import Columns
 from vidsieve.engines.hf.outputs import Rows
 from vidsieve.engines.hf.prompt import HostInputs, PromptLayout
 from vidsieve.engines.hf.sequence import SequenceSelection, VideoReduction, moved
-from vidsieve.engines.hf.tracked import Finite, SequenceUpdate, TrackedVideo
+from vidsieve.engines.hf.tracked import NonFiniteCheck, SequenceUpdate, TrackedVideo
 from vidsieve.errors import UnsupportedCall
 from vidsieve.telemetry.timing import StageTimer
 
@@ -21,7 +21,7 @@ KEY = "vidsieve_state"  # the keyword argument in which the decoder hands its la
 
 
 class Level(IntEnum):
-    """The modules that are hooked: each calls the next."""
+    """The hooked modules, each of which calls the next."""
 
     MODEL = 0
     BODY = 1
@@ -30,14 +30,14 @@ class Level(IntEnum):
 
 @dataclass(frozen=True, eq=False)
 class Generated:
-    """What `generate` knows of the calls to come.
+    """What `generate` passes on to its calls of the model.
 
-    described: what says where the videos of encoded features are.  videos: how many of these there are.
-    proposed: how many candidate tokens the next call is to judge.
+    described: the arguments that describe the videos of encoded features.  encoded: the tokens of each encoded video or
+    frame.  proposed: how many candidate tokens the next call verifies (assisted decoding).
     """
 
     described: Mapping[str, Any] = field(default_factory=dict)
-    videos: int = 0
+    encoded: tuple[int, ...] = ()
     proposed: int = 0
 
 
@@ -46,21 +46,22 @@ _NOTHING = Generated()
 
 @dataclass(eq=False)
 class SequenceState:
-    """The sequence of one call on its way through the decoder.
+    """The sequence of one call, as the decoder processes it.
 
     mask: the logical mask (B, logical length) of all tokens so far, None for all ones.
-    start, length: logical, of the cache and of what is added.  held: tokens in the cache's first layer.
-    prefixes: what the cache remembered before.
-    Where the sequence just goes on, that is all. For a prompt with videos,
-    past: tokens that the cache holds in each layer.  prompt: as it came.  videos: as they shrink.  queries: for each
-    kind of query, its columns in each row, as the sequence is.  first: what the decoder's input is of the prompt, None
-    for all of it.  begins: how a cache of it begins.  counts: tokens in each row of the input.  padded: whether there
-    is any padding, in the prompt or the cache.  entered: the columns of each video in the input.  timer: of all but
-    the reductions: each video has its own.
-    Of its layers, each by the first layer it holds for,
-    updates: the sequence from a stage on.  done: the stages that have been, also those that removed nothing.
-    attended: by row and kind of query, what a stage is told of the attention in the layer before, (L,).
-    read_masks: int64 (B, L), what that attention sees.  masks, orders: what layers are given, made once a run of them.
+    start, length: logical, of the cache and of the new tokens.  held: tokens in the first layer of the cache.
+    prefixes: those that the cache had before the call.
+    The other fields are set for a prompt with videos.
+    past: tokens that the cache holds in each layer.  prompt: unreduced.  videos: as reduced so far.  queries: for each
+    kind of query, its columns in each row of the current sequence.  first: the decoder's input among the tokens of the
+    prompt, None for all of them.  begins: the prefix of a cache of that input.  counts: tokens in each row of the
+    input.  padded: whether the prompt or the cache has padding.  entered: the columns of each video in the input.
+    timer: of everything but the reductions; each video has its own.
+    By layer, which is the first one that the value holds for:
+    updates: the sequence after a stage.  done: the stages that have run, also those that removed nothing.
+    attended: by row and kind of query, the attention (L,) that the layer before a stage puts on each token.
+    read_masks: int64 (B, L), the tokens visible to that attention.  masks, position_ids: arguments of the layers, made
+    once for each run of layers.
     """
 
     mask: Tensor | None
@@ -83,11 +84,11 @@ class SequenceState:
     attended: dict[int, dict[int, dict[str, Tensor]]] = field(default_factory=dict, init=False)
     read_masks: dict[int, Tensor] = field(default_factory=dict, init=False)
     masks: dict[int, Any] = field(default_factory=dict, init=False)
-    orders: dict[int, Tensor] = field(default_factory=dict, init=False)
-    finite: Finite = field(default_factory=Finite, init=False)
+    position_ids: dict[int, Tensor] = field(default_factory=dict, init=False)
+    nonfinite_check: NonFiniteCheck = field(default_factory=NonFiniteCheck, init=False)
 
     def move(self, reductions: Sequence[VideoReduction], step: SequenceSelection) -> None:
-        """Follow what is left of the videos, and what is asked, to their new places."""
+        """Move the columns of videos and queries to their places in the reduced sequence."""
         for video, one in zip(self.videos, reductions, strict=True):
             video.at = moved(video.at, one.row, reductions, step, one)
         self.queries = {
@@ -96,67 +97,67 @@ class SequenceState:
         }
 
     def update_at(self, layer: int) -> SequenceUpdate | None:
-        """The sequence that `layer` sees, None where it is the decoder's input."""
+        """Get the sequence that `layer` processes, None if it is the decoder's input."""
         begins = max((first for first in self.updates if first <= layer), default=None)
         return None if begins is None else self.updates[begins]
 
     @property
     def last(self) -> SequenceUpdate | None:
-        """The sequence that the last layer sees, None where it is the decoder's input."""
+        """The sequence that the last layer processes, None if it is the decoder's input."""
         return self.updates[max(self.updates)] if self.updates else None
 
     def present(self, layer: int) -> SequenceSelection | None:
-        """Where the sequence that `layer` sees last changed: the stage's, or the decoder's input; None for neither."""
+        """Get the last selection before `layer`: a stage's, else that of the decoder's input; None for neither."""
         update = self.update_at(layer)
         return self.first if update is None else update.kept
 
     def run(self, layer: int) -> int:
-        """The first of the layers up to `layer` that share its cache length and its mask."""
+        """Find the first of the layers up to `layer` that share its cache length and its mask."""
         return max((first for first in (*self.prefixes, *self.updates) if first <= layer), default=0)
 
     def valid(self, layer: int) -> Tensor | None:
-        """What is no padding of the prompt as it enters the stage at `layer`: int64 (B, L); None where nothing is."""
+        """Get 0 on padding, else 1, of what enters the stage at `layer`: int64 (B, L); None without padding."""
         present = self.present(layer)
         if present is not None:
             return present.valid if self.padded else None
         return self.mask[:, -self.length :].bool().long() if self.padded and self.mask is not None else None
 
     def reduced_prefix(self, mask: Tensor, has_padding: bool, attached: AttachState) -> ReducedPrefix:
-        """How a cache begins that this sequence is added to: all that is settled of it, up to the last video.
+        """Make the prefix of a cache that this sequence is added to. It ends with the last video.
 
-        mask: int64 (B, past + M), of all that the cache then holds.
+        mask: int64 (B, past + M), of all tokens that the cache then holds.
         """
         suffix = self.prompt.stable_suffix
-        settled = self.start + self.length - suffix
-        return ReducedPrefix(settled, mask[:, : mask.shape[1] - suffix], has_padding, attached)
+        logical = self.start + self.length - suffix
+        return ReducedPrefix(logical, mask[:, : mask.shape[1] - suffix], has_padding, attached)
 
-    def look(self) -> None:
-        """Look for NaN or inf in what the reductions saw, once all have been; `finite.check()` tells."""
-        self.finite.look([record.reduction for video in self.videos for record in video.stages])
+    def check_finite(self) -> None:
+        """Start to look for NaN or inf in all reduced features; `nonfinite_check.check()` raises."""
+        self.nonfinite_check.start([record.reduction for video in self.videos for record in video.stages])
 
     def rows(self) -> Rows:
-        """What the last layer's output is of the prompt."""
+        """Get the rows of the last layer's output."""
         steps = (self.first, None if self.last is None else self.last.kept)
         return Rows(self.prompt.not_padding, self.prompt.stable_suffix, [step for step in steps if step is not None])
 
 
 @dataclass(eq=False)
 class ForwardState:
-    """What the seams know of one call: each reads what those before it left.
+    """The state of one call. Each seam reads what earlier seams of the call set.
 
-    outermost: what was called.  innermost: how deep the call came.  generated: by `generate`, around the call.
-    Of the whole model, answer: bool (B, L), true on the training targets among `labels`; None without labels.
-    asked: `logits_to_keep`, None for all.
-    Of its body, host_inputs: what tells where videos are, until the decoder asks.  copies: rows that share each video.
-    Of the decoder, sequence: while it runs on a prompt with videos.
-    Of the output, rows: what its rows are of the prompt.  spread: whether there is one for each column.
+    outermost: the module that was called.  innermost: the innermost module called so far.  generated: by `generate`.
+    Set for the model, answer: bool (B, L), true on the training targets among `labels`; None without labels.
+    logits_to_keep: None for all.
+    Set for its body, host_inputs: says where videos are, until the decoder reads it.  copies: rows that share a video.
+    Set for the decoder, sequence: while it runs on a prompt with videos.
+    Set for the output, rows: which columns of the prompt they belong to.  spread: whether every column has one.
     """
 
     outermost: Level
     innermost: Level
     generated: Generated
     answer: Tensor | None = None
-    asked: Any = None
+    logits_to_keep: Any = None
     host_inputs: HostInputs | None = None
     copies: int = 1
     sequence: SequenceState | None = None
@@ -165,9 +166,9 @@ class ForwardState:
 
 
 class ForwardStates:
-    """The state of the call that each thread is in: the one place where states begin and end.
+    """Makes, holds and deletes the state of the current call of each thread.
 
-    An interrupt (KeyboardInterrupt) runs no hook; what it leaves is dropped by the next call of its thread.
+    An interrupt (KeyboardInterrupt) runs no hook; the next call of the thread drops the state that it leaves.
     """
 
     def __init__(self) -> None:
@@ -175,41 +176,41 @@ class ForwardStates:
 
     @property
     def current(self) -> ForwardState | None:
-        """The state of the call that this thread is in."""
+        """The state of this thread's current call, None outside of a call."""
         state: ForwardState | None = self._threads.__dict__.get("state")
         return state
 
     def enter(self, level: Level) -> ForwardState:
-        """The state of a call that comes to `level`: a new one where that is what was called."""
+        """Get the state of a call that reaches `level`; makes it if `level` is what was called."""
         here = self._threads.__dict__
         state: ForwardState | None = here.get("state")
         if state is None or state.innermost >= level:
             generated: Generated = here.get("generated", _NOTHING)
             if generated.proposed:
-                here["generated"] = replace(generated, proposed=0)  # they are of one call
+                here["generated"] = replace(generated, proposed=0)  # they belong to one call
             state = here["state"] = ForwardState(level, level, generated)
         state.innermost = level
         return state
 
     def leave(self, level: Level) -> ForwardState | None:
-        """The state of a call that is done with `level`, for the last time where that is what was called."""
+        """Get the state of a call that leaves `level`; deletes it if `level` is what was called."""
         here = self._threads.__dict__
         state: ForwardState | None = here.get("state")
         if state is not None and state.outermost == level:
             del here["state"]
         return state
 
-    def tell(self, **what: Any) -> None:
-        """Hand the calls to come what `generate` knows, by the names of `Generated`."""
+    def set_generated(self, **what: Any) -> None:
+        """Set fields of the `Generated` of later calls in this thread."""
         here = self._threads.__dict__
         here["generated"] = replace(here.get("generated", _NOTHING), **what)
 
-    def forget(self) -> None:
-        """Forget what this thread was told, at the end of a generation."""
+    def clear_generated(self) -> None:
+        """Delete the `Generated` of this thread, at the end of a generation."""
         self._threads.__dict__.pop("generated", None)
 
     def clear(self) -> None:
-        """Forget the calls of all threads."""
+        """Delete the states of all threads."""
         self._threads = threading.local()
 
     def __reduce_ex__(self, protocol: object) -> Any:  # every hook holds these

@@ -1,4 +1,4 @@
-"""Where a model is to be found: a folder, the cache, or the Hugging Face Hub; and in one line why it is not."""
+"""Find a model in a folder, the cache or the Hugging Face Hub, or say in one line why it is not there."""
 
 import re
 from pathlib import Path
@@ -7,11 +7,11 @@ from typing import Any
 from vidsieve.checks import require
 from vidsieve.errors import VidsieveError
 
-SECONDS = 5.0  # for the Hub to say that it is there; without this it is asked six times, for half a minute
+SECONDS = 5.0  # for the Hub to answer; without a limit its library retries for half a minute
 
 
 def find(name: str) -> dict[str, Any]:
-    """What `from_pretrained` wants to know beside the name. Raises `VidsieveError` where nothing has that name."""
+    """Find the arguments of `from_pretrained` besides the name. Raises `VidsieveError` if nothing has that name."""
     if Path(name).is_dir():
         return {}
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name, re.ASCII):
@@ -20,7 +20,7 @@ def find(name: str) -> dict[str, Any]:
             "expected a folder with a checkpoint, or a name on the Hugging Face Hub such as Qwen/Qwen2.5-VL-7B-Instruct"
         )
     hub = require("huggingface_hub", "hf")
-    reason = "HF_HUB_OFFLINE forbids to ask the Hugging Face Hub" if hub.is_offline_mode() else _asked(hub, name)
+    reason = "HF_HUB_OFFLINE forbids to ask the Hugging Face Hub" if hub.is_offline_mode() else _unavailable(hub, name)
     if reason is None:
         return {}
     if isinstance(hub.try_to_load_from_cache(name, "config.json"), str):
@@ -28,8 +28,8 @@ def find(name: str) -> dict[str, Any]:
     raise VidsieveError(f"model {name!r}: no such folder, no copy of it in the cache, and {reason}")
 
 
-def _asked(hub: Any, name: str) -> str | None:
-    """None where the Hub has the model, else why it cannot be had from there."""
+def _unavailable(hub: Any, name: str) -> str | None:
+    """Say why the model cannot be loaded from the Hub; None if it can."""
     import httpx  # which the Hub's own library brings
 
     try:

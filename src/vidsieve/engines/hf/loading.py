@@ -1,4 +1,4 @@
-"""Load a checkpoint, and make of frames and a question what it wants."""
+"""Load a checkpoint, and prepare its inputs from frames and a question."""
 
 import os
 from collections.abc import Iterator
@@ -19,10 +19,10 @@ MICRO = 10**6  # a second in microseconds
 
 
 def load(name: str, device: str | None = None, dtype: str | None = None, bar: bool = True) -> tuple[Any, Any]:
-    """Processor and model of a checkpoint folder or Hub id. bar: whether transformers shows how far it has loaded.
+    """Load processor and model of a checkpoint folder or Hub id. bar: whether to show the progress bar of transformers.
 
-    Raises `UnsupportedModel` before any weight is read, `VidsieveError` where nothing can be loaded by that name or
-    the device cannot be used.
+    Raises `UnsupportedModel` before any weight is read, `VidsieveError` if nothing can be loaded by that name or the
+    device cannot be used.
     """
     require("transformers", "hf")
     make_importable()
@@ -44,9 +44,9 @@ def load(name: str, device: str | None = None, dtype: str | None = None, bar: bo
 
 
 def check(name: str) -> dict[str, Any]:
-    """Raise as `load` does for a model that cannot be found or is not supported. Reads its configuration alone.
+    """Raise as `load` does for a model that cannot be found or is not supported. Reads its configuration only.
 
-    What `from_pretrained` wants to know beside the name.
+    Returns the arguments of `from_pretrained` besides the name.
     """
     require("transformers", "hf")
     where = hub.find(os.fspath(name))
@@ -72,16 +72,16 @@ def _loading(name: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Described:
-    """A model of which only the configuration is known."""
+    """A model with nothing but its configuration."""
 
     config: Any
 
 
 def prepare(processor: Any, frames: Frames, question: str) -> Any:
-    """What `model.generate` wants: the processor's tensors for one video and one question, frames as sampled.
+    """Make the inputs of `model.generate`: the processor's tensors for one video and one question, frames as sampled.
 
-    Its times are the frames' own. What needs more frames than there are is given the last one again: a processor whose
-    patches span several, a model that takes a lone frame for an image.
+    Time stamps are those of the frames. The last frame is repeated for a processor whose patches span several frames
+    and for a model that would take a single frame for an image.
     """
     if not isinstance(frames, Frames):
         raise WrongArgument(f'expected Frames, got {describe(frames)}; read them first: read_video("clip.mp4")')
@@ -122,7 +122,7 @@ def prepare(processor: Any, frames: Frames, question: str) -> Any:
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """Have transformers load weights without a progress bar; a download keeps its own."""
+    """Hide the progress bar of loading weights; downloads keep theirs."""
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging as theirs
 

@@ -1,4 +1,4 @@
-"""What the rows of an output are of the prompt: the tokens that are left, or a row for every column."""
+"""Map the rows of an output to columns of the prompt: a row per remaining token, or a row per column."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ from vidsieve.errors import UnsupportedCall
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """The rows of an output (B, M, D), of a prompt (B, L).
+    """The rows of an output (B, M, D) for a prompt (B, L).
 
-    not_padding: bool (B, L), the tokens that are no padding.  stable_suffix: how many of the last columns stay in every
-    row.  steps: what was left of the prompt, and what of that; empty where nothing was removed.
+    not_padding: bool (B, L), true on tokens.  stable_suffix: how many of the last columns are kept in every row.
+    steps: the selections made of the prompt, one after another; empty if nothing was removed.
     """
 
     not_padding: Array
@@ -28,21 +28,21 @@ class Rows:
 
     @classmethod
     def none(cls) -> "Rows":
-        """Of no prompt."""
+        """Make the rows of no prompt."""
         return cls(np.zeros((0, 0), dtype=bool))
 
     @cached_property
     def columns(self) -> Tensor:
-        """The prompt's column that each row is of: int64 (B, M), -1 on padding."""
+        """The column of the prompt for each row: int64 (B, M), -1 on padding."""
         device = self.steps[0].index.device if self.steps else torch.device("cpu")
         columns = torch.arange(self.not_padding.shape[1], device=device).expand(self.not_padding.shape)
         columns = columns.masked_fill(torch.from_numpy(~self.not_padding).to(device), -1)
         return reduce(lambda x, step: step.labels(x, -1), self.steps, columns)
 
     def targets(self, labels: Tensor, spread: bool) -> Tensor:
-        """Training targets (B, L) of the rows, (B, M), or where these are `spread`, (B, L): -100 on what is gone.
+        """Select the targets (B, M) of the rows from `labels` (B, L); if `spread`, (B, L) with -100 on dropped tokens.
 
-        Labels of another shape are of something else, and stay as they are.
+        Labels of another shape do not belong to the prompt and are returned unchanged.
         """
         if not self.steps or labels.shape != self.not_padding.shape:
             return labels
@@ -52,7 +52,7 @@ class Rows:
 
     @cached_property
     def _last(self) -> tuple[Tensor, Tensor]:
-        """For each column the row of the last token left up to there, and whether it is gone: (B, L) int64 and bool."""
+        """For each column, the row of the last remaining token up to it, and whether it was dropped: (B, L) each."""
         kept = reduce(SequenceSelection.then, self.steps)
         shape = self.not_padding.shape
         column = torch.arange(shape[1], device=kept.index.device).expand(shape).contiguous()
@@ -66,23 +66,27 @@ class Rows:
         return self._last[1]
 
     def spread(self, x: Tensor) -> Tensor:
-        """`x` (B, M, D) with a row for every column of the prompt, (B, L, D): of the last token left up to there."""
+        """Expand x (B, M, D) to every column, (B, L, D): a column has the row of the last remaining token up to it."""
         row = self._last[0].to(x.device)[..., None]
         return x.gather(1, row.expand(*row.shape[:2], x.shape[2]))
 
-    def is_at_the_end(self, asked: Any) -> bool:
-        """Whether `asked`, the `logits_to_keep` of a call, is about rows that are at the end of the output too.
+    def is_at_the_end(self, logits_to_keep: Any) -> bool:
+        """Whether the rows that `logits_to_keep` asks for are the last rows of the output too.
 
-        What is left ends as the prompt does; before its stable suffix comes the last token left before it.
+        The output ends with the stable suffix of the prompt, and the row before that is the last remaining token.
         """
-        return isinstance(asked, int) and 0 < asked <= self.stable_suffix + 1
+        return isinstance(logits_to_keep, int) and 0 < logits_to_keep <= self.stable_suffix + 1
 
-    def check(self, asked: Any) -> None:
-        """Raise `UnsupportedCall` where `asked`, the `logits_to_keep` of a call, is about tokens that are gone."""
-        if asked is None or not self.steps or self.is_at_the_end(asked):
+    def check(self, logits_to_keep: Any) -> None:
+        """Raise `UnsupportedCall` if `logits_to_keep` asks for tokens that were dropped."""
+        if logits_to_keep is None or not self.steps or self.is_at_the_end(logits_to_keep):
             return
         gone = self.gone
-        which = slice(-asked, None) if isinstance(asked, int) else torch.as_tensor(asked, device=gone.device)
+        which = (
+            slice(-logits_to_keep, None)
+            if isinstance(logits_to_keep, int)
+            else torch.as_tensor(logits_to_keep, device=gone.device)
+        )
         if count := int(gone[:, which].sum()):
             raise UnsupportedCall(
                 f"logits_to_keep counts the columns of the prompt, and {count} of the tokens it asks for were dropped; "

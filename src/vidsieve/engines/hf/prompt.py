@@ -1,7 +1,7 @@
-"""Where a prompt's videos are, how they fall into frames, and which tokens ask the question.
+"""Find the videos of a prompt, their frames, and the tokens of the question.
 
-Everything here happens on the host, on copies of the token ids and of what describes them: B rows of L tokens. They are
-read as numpy arrays, whose operations take a few microseconds where torch's take ten: the device waits meanwhile.
+Everything here runs on the host, on copies of the token ids and of the arguments that describe the videos: B rows of L
+tokens. They are numpy arrays, whose operations take a few microseconds where torch's take ten: the device waits.
 """
 
 import math
@@ -23,8 +23,8 @@ from vidsieve.errors import UnsupportedCall
 
 Array = npt.NDArray[Any]
 _DESCRIBING = ("video_grid_thw", "video_merge_sizes", "video_compression_mask")
-_READ = (*_DESCRIBING, "attention_mask")  # of the body's arguments, what is looked at
-_SHOWING = ("pixel_values_videos", "mm_encoder_outputs")  # those that make a placeholder more than a word
+_READ = (*_DESCRIBING, "attention_mask")  # arguments of the body that are read
+_SHOWING = ("pixel_values_videos", "mm_encoder_outputs")  # arguments with which a placeholder is a video, not text
 _SHOWING_IMAGES = ("pixel_values", "image_hidden_states")  # and where a video's frames are passed as images
 
 
@@ -32,7 +32,8 @@ _SHOWING_IMAGES = ("pixel_values", "image_hidden_states")  # and where a video's
 class VideoSpan:
     """The place of one video in a batch of prompts.
 
-    row: the prompt.  at: int64 (N,), the columns of its tokens.  frames: tokens in each frame.  grid: of a frame.
+    row: the prompt.  at: int64 (N,), the columns of its tokens.  frames: tokens in each frame.  grid: (rows, columns)
+    of the tokens of a frame, None if they form none.
     """
 
     row: int
@@ -43,11 +44,11 @@ class VideoSpan:
 
 @dataclass(frozen=True, eq=False)
 class PromptLayout:
-    """What a batch of prompts holds.
+    """The videos and questions in a batch of prompts.
 
-    not_padding: bool (B, L), the tokens that are no padding.  spans: of its videos, row after row.
-    questions: for each row, int64 (M,) columns of the question.  prompt_ends: for each row, the column where the prompt
-    ends and the answer begins that is being trained; L without an answer, 0 where that is all there is after the video.
+    not_padding: bool (B, L), true on tokens.  spans: of its videos, row after row.
+    questions: for each row, int64 (M,) columns of the question.  prompt_ends: for each row, the column where the answer
+    begins that is being trained; L without an answer, 0 if the answer is all the text after the video.
     """
 
     not_padding: Array
@@ -57,12 +58,12 @@ class PromptLayout:
 
     @classmethod
     def none(cls) -> "PromptLayout":
-        """Of no prompt."""
+        """Make the layout of no prompt."""
         return cls(np.zeros((0, 0), dtype=bool))
 
     @cached_property
     def unpadded(self) -> bool:
-        """Whether nothing is padding."""
+        """Whether there is no padding."""
         return bool(self.not_padding.all())
 
     @cached_property
@@ -72,7 +73,7 @@ class PromptLayout:
 
     @cached_property
     def holes(self) -> tuple[int, ...]:
-        """Padding after the first token of each row. It stays where it is."""
+        """Padding after the first token of each row, which is kept in place."""
         return tuple((np.logical_or.accumulate(self.not_padding, 1) & ~self.not_padding).sum(1).tolist())
 
     @property
@@ -84,28 +85,28 @@ class PromptLayout:
 
     @cached_property
     def stable_suffix(self) -> int:
-        """How many of the last columns stay in every row, whatever is dropped."""
+        """How many of the last columns are kept in every row, whatever is dropped: those after the last video."""
         return int(self.not_padding.shape[1]) - 1 - max((int(span.at[-1]) for span in self.spans), default=-1)
 
     def columns(self, known: Array, device: torch.device) -> Columns:
-        """`known` columns (n,) of a row, on `device`; does not wait for it."""
+        """Make `Columns` on `device` of columns (n,) on the host, without waiting for the device."""
         begin, n = int(known[0]), len(known)
         consecutive = int(known[-1]) - begin == n - 1
         return Columns(begin, n, device, None if consecutive else torch.from_numpy(known).to(device, non_blocking=True))
 
     def valid_on(self, device: torch.device) -> Tensor | None:
-        """0 on padding, else 1: int64 (B, L) on `device`; None without padding."""
+        """Copy to `device` 0 for padding, else 1: int64 (B, L); None without padding."""
         return None if self.unpadded else torch.from_numpy(self.not_padding).to(device, torch.int64, non_blocking=True)
 
 
 @dataclass(frozen=True, eq=False)
 class HostInputs:
-    """What tells where videos are, on the host.
+    """Copies on the host of the inputs that say where videos are.
 
-    ids: (B, L), None where only the placeholders are known.  placeholder: bool (B, L), true where the adapter's token
-    is; None where `ids` say so.  answer: bool (B, L), true on the tokens of a training target.  arguments: those of the
-    body that say more about videos.  proposed: how many of the last columns are candidates for an answer, no prompt.
-    positions: (B or 1, L), those that were given and that tell where a sample begins.
+    ids: (B, L), None if only the placeholders are known.  placeholder: bool (B, L), true on the adapter's token; None
+    if `ids` say it.  answer: bool (B, L), true on the tokens of a training target.  arguments: those of the body that
+    describe the videos.  proposed: how many of the last columns are candidate tokens (assisted decoding).
+    positions: (B or 1, L) of the call, which show where a sample begins; None without any.
     """
 
     ids: Array | None
@@ -117,7 +118,7 @@ class HostInputs:
 
 
 def shows(adapter: Adapter, arguments: Mapping[str, Any]) -> bool:
-    """Whether a call with these arguments can hold a video. If not, a placeholder is a word that someone quoted."""
+    """Whether a call with these arguments can have a video. If not, a placeholder is quoted text."""
     images = adapter.token == "image_token_id"
     for name in _SHOWING + _SHOWING_IMAGES * images:
         shown = arguments.get(name)
@@ -137,15 +138,15 @@ def read(
     answer: Tensor | None = None,
     proposed: int = 0,
 ) -> HostInputs:
-    """Copies of these on the host, with one wait for all of them.
+    """Copy these to the host, with one wait for all of them.
 
-    `described` is the `description` of videos that the body gets encoded.
+    described: the `description` of videos that the body gets encoded.
     """
     arguments = {**described, **{name: value for name, value in arguments.items() if value is not None}}
     names = (*_READ, "mm_token_type_ids") if adapter.token == "image_token_id" else _READ
     known = [name for name in names if isinstance(arguments.get(name), Tensor) and arguments[name].ndim <= 2]
     positions = arguments.get("position_ids")
-    if isinstance(positions, Tensor) and positions.ndim == 3:  # three tell no samples apart, in transformers either
+    if isinstance(positions, Tensor) and positions.ndim == 3:  # three do not separate samples, in transformers either
         positions = positions[0] if len(positions) == 4 else None
     given = ids, placeholder, answer, positions, *(arguments[name] for name in known)
     copies = [None if x is None else x.to("cpu", non_blocking=x.is_cuda) for x in given]
@@ -162,19 +163,25 @@ def find(
     host_inputs: HostInputs,
     copies: int = 1,
     end_of_turn: frozenset[int] = frozenset(),
-    marks: frozenset[int] = frozenset(),  # other ids that mark something, and ask nothing
+    marks: frozenset[int] = frozenset(),  # other special ids, which are not part of a question
 ) -> PromptLayout:
-    """The videos and questions of a batch.
+    """Find the videos and questions of a batch.
 
-    What describes encoded videos is of the first of every `copies` rows; the others, beams and returned sequences, are
-    the same.
-    Raises `UnsupportedCall` where the placeholders do not fit the arguments that describe the videos.
+    copies: rows for the same prompt (beams, returned sequences), of which encoded videos are described once.
+    Raises `UnsupportedCall` if the placeholders do not fit the arguments that describe the videos, or for packed
+    samples.
     """
     placed, arguments = host_inputs.placeholder, host_inputs.arguments
     if placed is None:
         placed = np.equal(host_inputs.ids, getattr(config, adapter.token))  # type: ignore[arg-type]  # one of the two is
     video = _video_mask(adapter, placed, arguments)
     columns = [np.flatnonzero(row) for row in video]  # for every row, where a video has its tokens
+    for row, at in enumerate(columns if copies > 1 else ()):
+        if not np.array_equal(at, columns[row - row % copies]):
+            raise UnsupportedCall(
+                f"expected {copies} equal rows for each prompt, as generate makes them, but row {row} has videos "
+                "elsewhere; pass pixels in place of mm_encoder_outputs to a call of your own"
+            )
     cut = {"grid": _by_grid, "clips": _by_clip, "runs": _by_run}[adapter.layout]
     spans = tuple(cut(adapter, config, columns[::copies], arguments)) if any(map(len, columns)) else ()
     if not spans:
@@ -195,27 +202,42 @@ def find(
 
 
 def marks_of(config: Any) -> frozenset[int]:
-    """The ids that a model's configuration calls by a name: they mark something."""
+    """Collect the special token ids that the configuration of a model names."""
     named = vars(config).items()
     return frozenset(mark for name, mark in named if name.endswith("_token_id") and isinstance(mark, int))
 
 
 def description(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the `arguments` that describe videos; of pixels, the shape alone."""
+    """Select the `arguments` that describe videos; of pixels, only the shape."""
     found = {name: arguments[name] for name in _DESCRIBING if arguments.get(name) is not None}
     if (pixels := arguments.get("pixel_values_videos")) is not None:
         found["pixel_values_videos"] = pixels.to("meta")
     return found
 
 
-def encodings(arguments: Mapping[str, Any]) -> int:
-    """How many encoded videos or frames the body gets in place of pixels (transformers >= 5.18)."""
+def encodings(arguments: Mapping[str, Any]) -> tuple[int, ...]:
+    """Count the tokens of each encoded video or frame that the body gets instead of pixels (transformers >= 5.18)."""
     encoded = (arguments.get("mm_encoder_outputs") or {}).get("video")
-    return 0 if encoded is None else len(encoded.pooler_output)
+    if encoded is None:
+        return ()
+    tokens = encoded.pooler_output
+    return (tokens.shape[1],) * len(tokens) if isinstance(tokens, Tensor) else tuple(map(len, tokens))
+
+
+def copies_of(encoded: tuple[int, ...], arguments: Mapping[str, Any]) -> int:
+    """How many rows of a call share each video of a generation, which has `encoded` them; 0 where it shows others.
+
+    A logits processor may call the model too, while it generates. Such a call says itself what it shows.
+    """
+    shown = encodings(arguments)
+    if not encoded or arguments.get("video_grid_thw") is not None:
+        return 0
+    copies = len(shown) // len(encoded)
+    return copies if sorted(shown) == sorted(encoded * copies) else 0
 
 
 def _not_padding(placeholder: Array, attention_mask: object) -> Array:
-    """Which of the tokens are no padding: bool (B, L)."""
+    """Find which columns are not padding: bool (B, L)."""
     if isinstance(attention_mask, np.ndarray) and attention_mask.ndim == 2:
         not_padding: Array = attention_mask[:, -placeholder.shape[1] :] != 0
         return not_padding
@@ -223,7 +245,7 @@ def _not_padding(placeholder: Array, attention_mask: object) -> Array:
 
 
 def _refuse_packed(not_padding: Array, positions: Array | None, masked: bool) -> None:
-    """Raise `UnsupportedCall` if the positions (B or 1, L) of a row begin anew: without a mask, at any step but 1."""
+    """Raise `UnsupportedCall` if positions (B or 1, L) of a row restart: without a mask, at any step other than 1."""
     if positions is None or positions.shape[-1] != not_padding.shape[1]:
         return
     for row, (given, tokens) in enumerate(zip(np.broadcast_to(positions, not_padding.shape), not_padding, strict=True)):
@@ -237,7 +259,7 @@ def _refuse_packed(not_padding: Array, positions: Array | None, masked: bool) ->
 
 
 def _video_mask(adapter: Adapter, placeholder: Array, arguments: Mapping[str, Any]) -> Array:
-    """The placeholders that belong to videos, where images may wear the same one: bool (B, L)."""
+    """Find the placeholders of videos, if images may use the same id: bool (B, L)."""
     if adapter.token != "image_token_id":
         return placeholder
     kinds = arguments.get("mm_token_type_ids")  # 0 text, 1 image, 2 video
@@ -328,7 +350,7 @@ def _square(adapter: Adapter, size: int) -> tuple[int, int] | None:
 
 
 def _prompt_end(not_padding: Array, answered: Array | None, after_video: int) -> int:
-    """See `PromptLayout.prompt_ends`."""
+    """Find the column where the prompt ends: see `PromptLayout.prompt_ends`."""
     if answered is None or not answered[after_video:].any():
         return len(not_padding)
     end = after_video + int(answered[after_video:].argmax())
@@ -339,15 +361,15 @@ def _question(
     ids: Array | None,  # (L,)
     placed: Array,  # (L,) bool, placeholders of videos, or of images if those are the same
     not_padding: Array,  # (L,) bool
-    answered: Array | None,  # (L,) bool, what is the answer already
+    answered: Array | None,  # (L,) bool, true on the answer
     after_video: int,  # the column after the last token of a video
     image: int,  # the placeholder of images
     end_of_turn: frozenset[int],
-    marks: frozenset[int],  # ids that mark something, and ask nothing
+    marks: frozenset[int],  # special ids, which are not part of a question
 ) -> Array:
-    """Columns of the question: the text after the last visual token up to the end of the turn, else all text.
+    """Find the columns of the question: text after the last visual token up to the end of the turn, else all text.
 
-    What a chat template appends without closing the turn first is indistinguishable from the question, and included.
+    Text that a chat template appends without closing the turn cannot be distinguished from the question: included.
     """
 
     def asked(begin: int, ends: frozenset[int]) -> list[int]:

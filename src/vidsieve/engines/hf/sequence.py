@@ -1,7 +1,7 @@
-"""Taking the kept tokens out of everything the decoder is given, so that each keeps its own position.
+"""Select the kept tokens from all arguments of the decoder, each with its original position.
 
-B rows of L tokens become B rows of M, the kept ones right-aligned; a row that kept fewer is padded on the left. Padding
-after a row's first token stays where it is, so that what follows the videos is as far from the end as it was.
+B rows of L tokens become B rows of M, the kept ones right-aligned; a row with fewer of them is padded on the left.
+Padding after the first token of a row is kept, so that the text after the videos has the same distance from the end.
 """
 
 from collections.abc import Sequence
@@ -20,17 +20,17 @@ from vidsieve.errors import UnsupportedCall
 from vidsieve.types.reduction import Reduction
 from vidsieve.types.tokens import Provenance
 
-# What `reduce_arguments` treats itself.
+# Arguments that `reduce_arguments` handles by name.
 _SEQUENCE = {"input_ids", "inputs_embeds", "attention_mask", "position_ids"}
 
 
 @dataclass(frozen=True, eq=False)
 class SequenceSelection:
-    """Which tokens of B rows of L stay.
+    """The tokens of B rows of L that are kept.
 
-    index: int64 (B, M), the column each new place takes its token from.  valid: int64 (B, M), 0 on padding, else 1.
-    padded: whether there is any.  slots: the new place of each column that stays, int64 (B, L); of one selection after
-    another, those of each in turn.
+    index: int64 (B, M), the old column of each new one.  valid: int64 (B, M), 0 on padding, else 1.
+    padded: whether there is padding.  slots: the new column of each kept one, int64 (B, L); one for each of several
+    selections that followed one another.
     """
 
     index: Tensor
@@ -40,32 +40,32 @@ class SequenceSelection:
 
     @classmethod
     def of(cls, left: Tensor, counts: Sequence[int], begin: int = 0, length: int = 0) -> "SequenceSelection":
-        """From `left` (B, N), below 0 where a token goes, so many staying in each row; see `ops.compact_rows`."""
+        """Make it from `left` (B, N), below 0 on dropped tokens, `counts` kept in each row; see `ops.compact_rows`."""
         index, valid, slot = ops.compact_rows(left, max(counts), begin, length)
         return cls(index, valid, len(set(counts)) > 1, (slot,))
 
     @property
     def length(self) -> int:
-        """L."""
+        """Columns before the selection: L."""
         return self.slots[0].shape[1]
 
     def then(self, later: "SequenceSelection") -> "SequenceSelection":
-        """This followed by `later`, which saw the M tokens this one left."""
+        """Compose this selection with `later`, which was made of the M tokens kept here."""
         return SequenceSelection(self.index.gather(1, later.index), later.valid, later.padded, self.slots + later.slots)
 
     def places(self, row: int, columns: Tensor) -> Tensor:
-        """Where the kept tokens at `columns` (n,) of a row went: (n,)."""
+        """Find the new columns of the kept tokens at `columns` (n,) of a row: (n,)."""
         for slot in self.slots:
             columns = slot[row].index_select(0, columns)
         return columns
 
     def gather(self, x: Tensor) -> Tensor:
-        """`x` (B, L, ...) at the kept tokens: (B, M, ...)."""
+        """Gather x (B, L, ...) at the kept tokens: (B, M, ...)."""
         index = self.index.to(x.device)
         return x.gather(1, index.view(*index.shape, *[1] * (x.ndim - 2)).expand(*index.shape, *x.shape[2:]))
 
     def positions(self, x: Tensor) -> Tensor:
-        """Position ids (..., B or 1, L) at the kept tokens, zero on padding: (..., B, M)."""
+        """Gather position ids (..., B or 1, L) at the kept tokens, zero on padding: (..., B, M)."""
         index = self.index.to(x.device)
         if len(index) == x.shape[-2] == 1:
             return x.index_select(-1, index[0])
@@ -74,21 +74,21 @@ class SequenceSelection:
         return taken * self.valid.to(x.device) if self.padded else taken
 
     def rotations(self, x: Tensor) -> Tensor:
-        """Cosines or sines of positions (..., B or 1, L, d) at the kept tokens: (..., B, M, d)."""
+        """Gather cosines or sines of positions (..., B or 1, L, d) at the kept tokens: (..., B, M, d)."""
         index = self.index.to(x.device)[..., None]  # (B, M, 1)
         rows = x.expand(*x.shape[:-3], len(index), *x.shape[-2:])
         return rows.gather(-2, index.expand(*rows.shape[:-2], index.shape[1], rows.shape[-1]))
 
     def labels(self, x: Tensor, ignored: int = -100) -> Tensor:
-        """Training targets (B, L) at the kept tokens, `ignored` on padding: (B, M)."""
+        """Gather training targets (B, L) at the kept tokens, `ignored` on padding: (B, M)."""
         return self.gather(x).masked_fill(self.valid.to(x.device) == 0, ignored)
 
 
 @dataclass(frozen=True, eq=False)
 class VideoReduction:
-    """One video's reduction, where its tokens are.
+    """The reduction of one video, and the place of its tokens.
 
-    row: the prompt.  at: the columns of the N tokens.  origin: where they come from, None where from the prompt itself.
+    row: the prompt.  at: the columns of the N tokens.  origin: their provenance, None if they are of the prompt itself.
     """
 
     row: int
@@ -97,16 +97,16 @@ class VideoReduction:
     origin: Provenance | None = None
 
     @cached_property
-    def left(self) -> Tensor:
-        """The columns of the tokens that stay: (K,)."""
+    def kept_columns(self) -> Tensor:
+        """The columns of the kept tokens: (K,)."""
         return self.at.among(self.reduction.kept)
 
     def merged(self, x: Tensor) -> Tensor:
-        """`x` (N, D), a row for each of the tokens, with the mean of all that was absorbed for each that stays."""
+        """Reduce x (N, D), a row per token, to the kept tokens: the mean of all tokens merged into each, (K, D)."""
         return _on(self.reduction, x.device).apply(x, self._count(x.device))
 
     def among(self, x: Tensor, index: Tensor) -> Tensor:
-        """`x` (L, D), all of the prompt, at `index` (M,), what stays of it: the means are among the others."""
+        """Gather x (L, D) of the prompt at `index` (M,), with the means of merged tokens at the kept tokens: (M, D)."""
         reduction = _on(self.reduction, x.device)
         source, kept, link = reduction.assigned_to, reduction.kept, reduction.next_member
         problem = ops.MergeProblem(x, source, kept, self._count(x.device), link)
@@ -117,14 +117,14 @@ class VideoReduction:
         return None if count is None else count.to(device)
 
 
-def left_by(
+def select_remaining(
     reductions: Sequence[VideoReduction],
     valid: Tensor | None,
     length: int,
     counts: Sequence[int],
     holes: Sequence[int] = (),
 ) -> SequenceSelection:
-    """What `reductions` leave of rows of `length`, so many tokens in each.
+    """Select the tokens that `reductions` keep of rows of `length`, `counts` in each row.
 
     valid: int64 (B, L), 0 on padding, else 1; None without padding.  holes: padding after the first token of each row.
     """
@@ -153,21 +153,21 @@ def moved(
     kept: SequenceSelection,
     own: VideoReduction | None = None,
 ) -> Columns:
-    """Where `columns` of a row went, of which those are left that `own` says, or all.
+    """Find the new columns of `columns` of a row, of which `own` says which are kept; None for all.
 
-    What follows the columns stays, padding too, so the host knows: as far from the end as they were, less what was
-    dropped from there on.
+    Everything after them is kept, padding too, so the host knows their distance from the end: the old one, less the
+    tokens dropped from there on.
     """
     gone = sum(len(f.at) - len(f.reduction) for f in reductions if f.row == row and f.at.begin >= columns.begin)
     begin = kept.index.shape[1] - (kept.length - columns.begin - gone)
     length = len(columns) if own is None else len(own.reduction)
     if columns.as_slice is not None:
         return Columns(begin, length, columns.device)
-    return Columns(begin, length, columns.device, kept.places(row, columns.at if own is None else own.left))
+    return Columns(begin, length, columns.device, kept.places(row, columns.at if own is None else own.kept_columns))
 
 
 def reduced(x: Tensor, reductions: Sequence[VideoReduction], kept: SequenceSelection) -> Tensor:
-    """`x` (B, L, D) reduced to (B, M, D): gathered, and averaged where a reduction merges."""
+    """Reduce x (B, L, D) to (B, M, D): gather, and average where a reduction merges."""
     merging = [one for one in reductions if one.reduction.merges]
     if len(x) == len(merging) == 1 and merging[0].at.as_slice is not None:
         return merging[0].among(x[0], kept.index[0].to(x.device))[None]
@@ -187,7 +187,7 @@ def reduce_arguments(
     before: Tensor | None,  # (B, P) mask of what the cache already holds, if it holds anything
     start: int,  # logical position of the first token
 ) -> dict[str, Any]:
-    """The decoder's `arguments` for the kept tokens only.
+    """Reduce the decoder's `arguments` to the kept tokens.
 
     Raises `UnsupportedCall` for an argument that follows the sequence and that the adapter does not name.
     """
@@ -236,7 +236,7 @@ def reduce_arguments(
 def reduced_visual(
     x: Tensor, visual: Tensor, reductions: Sequence[VideoReduction], kept: SequenceSelection
 ) -> tuple[Tensor, Tensor]:
-    """`visual` (B, L) at the kept tokens, (B, M), and the rows of `x` (V, D), one a true place, reduced alike."""
+    """Reduce `visual` (B, L) to the kept tokens, (B, M), and x (V, D), a row for each true column, in the same way."""
     visual = visual.to(x.device)
     rank = (visual.flatten().cumsum(0) - 1).view_as(visual)  # (B, L) row of x
     now = kept.gather(visual)
@@ -245,13 +245,13 @@ def reduced_visual(
     rank_now = (now.flatten().cumsum(0) - 1).view_as(now)  # (B, M) row of what is left of x
     for one in reductions:
         if one.reduction.merges:
-            places = rank_now[one.row, kept.places(one.row, one.left).to(x.device)]
+            places = rank_now[one.row, kept.places(one.row, one.kept_columns).to(x.device)]
             out.index_copy_(0, places, one.merged(x[one.at.take(rank[one.row])]))
     return now, out
 
 
 def _on(reduction: Reduction, device: torch.device) -> Reduction:
-    """`reduction` for tensors on `device`: a model spread over devices keeps its deepstack rows elsewhere."""
+    """Copy `reduction` to `device`: a model spread over devices may have its deepstack rows on another one."""
     if reduction.kept.device == device:
         return reduction
     link = None if reduction.next_member is None else reduction.next_member.to(device)

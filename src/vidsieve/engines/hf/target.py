@@ -20,9 +20,9 @@ _looking = threading.Lock()
 class Target:
     """One model while a reducer is attached.
 
-    model: the whole.  body: what writes video features over placeholders.  decoder: what the body calls then.
-    adapter: of its family.  token: the id of the placeholder.  costs: of each of the decoder's layers, () where it has
-    none that are known.  attach_state: on while attached.  states: of the calls it is in.
+    model: with its head.  body: writes video features over placeholders.  decoder: called by the body after that.
+    adapter: of its family.  token: the id of the placeholder.  costs: of each layer of the decoder, () if not known.
+    attach_state: on while attached.  states: of its current calls.
     """
 
     model: Any

@@ -1,4 +1,4 @@
-"""What is left of a prompt on its way through the layers: of each video, and of the sequence from one stage on."""
+"""Track which tokens remain from layer to layer: of each video, and of the sequence after each stage."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -23,10 +23,10 @@ from vidsieve.types.tokens import Prompt, Provenance, VideoTokens
 
 @dataclass(eq=False)
 class TrackedVideo:
-    """One video of a pass, as it shrinks.
+    """One video of a call, and its remaining tokens.
 
-    span: where it is in the prompt as it came.  tokens: as they came.  at: the columns of those that are left
-    in the sequence as it is.  stages: what each did.  timer: of its reductions.
+    span: its place in the unreduced prompt.  tokens: before any reduction.  at: the columns of the remaining tokens in
+    the current sequence.  stages: what each did.  timer: of its reductions.
     """
 
     span: VideoSpan
@@ -40,7 +40,7 @@ class TrackedVideo:
 
     @property
     def origin(self) -> Provenance:
-        """Of what is left. Found when a stage asks, for no one does after the last."""
+        """The provenance of the remaining tokens, computed when a stage needs it: after the last stage none does."""
         done, origin = self._origin or (0, Provenance.of(self.tokens))
         for record in self.stages[done:]:
             origin = origin.then(record.reduction)
@@ -49,22 +49,22 @@ class TrackedVideo:
 
     @property
     def entered(self) -> Provenance | None:
-        """Of what entered the language model, None where that is the whole video."""
+        """The provenance of the tokens that entered the language model, None if all did."""
         before = [record.reduction for record in self.stages if record.layer == 0]
         return Provenance.of(self.tokens).then(before[0]) if before else None
 
     @property
     def after(self) -> int:
-        """How many tokens are left."""
+        """How many tokens remain."""
         return self.stages[-1].after if self.stages else len(self.tokens)
 
     def record(self) -> VideoRecord:
-        """What became of it so far."""
+        """Record what the stages did so far."""
         span = self.span
         return VideoRecord(span.row, torch.from_numpy(span.at), span.frames, span.grid, self.timer, tuple(self.stages))
 
     def reduction_since(self, layer: int) -> Reduction:
-        """What the stages from `layer` on did together."""
+        """Compose the reductions of the stages from `layer` on."""
         done = [record.reduction for record in self.stages if record.layer >= layer]
         return reduce(Reduction.then, done) if done else Reduction.identity(self.after, self.at.device)
 
@@ -72,13 +72,16 @@ class TrackedVideo:
     def reduce_each(
         videos: "Sequence[TrackedVideo]", replay: ReductionGraph, prompts: Sequence[Prompt | None]
     ) -> Callable[[], None]:
-        """Reduce whole videos before the language model, those of one layout together. What is returned ends it."""
+        """Start to reduce unreduced videos before the language model, those of one layout together.
+
+        The function returned waits for the reductions and records them.
+        """
         timer = StageTimer(videos[0].at.device)
         with torch.no_grad(), timer:
-            settle = replay.reduce_each([video.tokens for video in videos], prompts)
+            finalize = replay.reduce_each([video.tokens for video in videos], prompts)
 
         def end() -> None:
-            for video, reduction in zip(videos, settle(), strict=True):
+            for video, reduction in zip(videos, finalize(), strict=True):
                 video.timer.shared(timer, len(videos))
                 video.stages.append(StageRecord(0, len(video.tokens), len(reduction), reduction))
                 _warn_if_idle(replay.reducer, len(video.tokens), len(reduction))
@@ -86,40 +89,42 @@ class TrackedVideo:
         return end
 
     def reduce(self, layer: int, reducer: Reducer, tokens: VideoTokens, prompt: Prompt | None) -> Reduction:
-        """Reduce `tokens`, what is left, as they enter `layer`."""
+        """Reduce the remaining `tokens` as they enter `layer`, and record it."""
         with torch.no_grad(), self.timer:
             reduction = reducer.reduce(tokens, prompt)
         self.stages.append(StageRecord(layer, len(tokens), len(reduction), reduction))
         return reduction
 
 
-class Finite:
-    """Whether reductions saw NaN or inf, asked of the device without waiting for it."""
+class NonFiniteCheck:
+    """Checks reductions for NaN or inf, without waiting for the device in between."""
 
     def __init__(self) -> None:
         self._reductions: Sequence[Reduction] = ()
-        self._any_bad: Tensor | None = None
+        self._any_nonfinite: Tensor | None = None
         self._looked: torch.cuda.Event | None = None
 
-    def look(self, reductions: Sequence[Reduction]) -> None:
-        """Ask."""
+    def start(self, reductions: Sequence[Reduction]) -> None:
+        """Start to copy to the host whether any of `reductions` had NaN or inf in its features."""
         self._reductions = reductions
-        bad = [reduction.nonfinite for reduction in reductions if reduction.nonfinite is not None]
-        if bad:
-            aside = stream_for("look", bad[0].device) if bad[0].is_cuda else None
+        nonfinite = [reduction.nonfinite for reduction in reductions if reduction.nonfinite is not None]
+        if nonfinite:
+            aside = stream_for("look", nonfinite[0].device) if nonfinite[0].is_cuda else None
             if aside is not None:
-                aside.wait_stream(torch.cuda.current_stream(bad[0].device))
+                aside.wait_stream(torch.cuda.current_stream(nonfinite[0].device))
             with torch.cuda.stream(aside):  # which the layers need not wait for
-                self._any_bad = (
-                    (bad[0] if len(bad) == 1 else torch.cat(bad)).any().to("cpu", non_blocking=aside is not None)
+                self._any_nonfinite = (
+                    (nonfinite[0] if len(nonfinite) == 1 else torch.cat(nonfinite))
+                    .any()
+                    .to("cpu", non_blocking=aside is not None)
                 )
                 self._looked = None if aside is None else aside.record_event()
 
     def check(self) -> None:
-        """Raise `NonFiniteFeatures` if there were any. By now the device has long been there, and has more to do."""
+        """Raise `NonFiniteFeatures` if any had. Called late, when the device has long computed the answer."""
         if self._looked is not None:
             self._looked.synchronize()
-        if self._any_bad is not None and self._any_bad:
+        if self._any_nonfinite is not None and self._any_nonfinite:
             for reduction in self._reductions:
                 reduction.check()
 
@@ -132,10 +137,10 @@ def _warn_if_idle(reducer: Reducer, before: int, after: int) -> None:
 
 @dataclass(frozen=True, eq=False)
 class SequenceUpdate:
-    """The sequence from one stage on.
+    """The sequence after one stage.
 
-    kept: what is left of the decoder's input.  step, reductions: how it came from the sequence before the stage.
-    counts: tokens left in each row.  rope: the positions' cosines and sines of what is left.
+    kept: its tokens among the decoder's input.  step, reductions: its tokens among the sequence before the stage.
+    counts: tokens in each row.  rope: cosines and sines of their positions.
     """
 
     kept: SequenceSelection
@@ -145,5 +150,5 @@ class SequenceUpdate:
     rope: Any
 
     def replay(self, hidden: Tensor) -> Tensor:
-        """The hidden states (B, L, D) before the stage as they are after it."""
+        """Reduce the hidden states (B, L, D) before the stage to those after it: (B, M, D)."""
         return reduced(hidden, self.reductions, self.step)

@@ -1,9 +1,8 @@
-"""A self-test for a user's own model: reduced by hooks, against reduced by hand.
+"""Verify a model of the user: compare reduction by hooks with reduction by hand.
 
-By hand: one hook-free pass is watched to learn what the decoder is given; the dropped tokens are deleted from that, and
-the answer is decoded by plain, cache-free passes over the whole sequence. Where tokens leave inside the model, each
-layer is called by itself, and its hidden states are sliced before the next. Whatever the hooks, masks, positions and
-caches do has to come out the same.
+By hand: one pass without a reducer records the arguments of the decoder, the dropped tokens are deleted from these, and
+the answer is decoded without hooks and cache, by passes over the complete sequence. For stages inside the model each
+layer is called separately, and its hidden states are sliced before the next. Tokens and logits must be equal.
 """
 
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 
 from vidsieve.checks import describe
-from vidsieve.engines.hf.arguments import whole_model
+from vidsieve.engines.hf.arguments import unwrap_model
 from vidsieve.engines.hf.attach import attach
 from vidsieve.engines.hf.families import adapter_for
 from vidsieve.engines.hf.intercept import Interceptions
@@ -28,10 +27,10 @@ from vidsieve.types.reduction import Reduction
 
 @dataclass(frozen=True, eq=False)
 class Verification:
-    """What `verify` found.
+    """The result of `verify`.
 
     rows: prompts.  steps: tokens generated for each.  same: how many of the rows * steps tokens agree.
-    difference: the largest of any logit.  tolerance: the largest allowed.  trace: of the reduced run.
+    difference: the largest difference of a logit.  tolerance: the largest allowed.  trace: of the reduced run.
     """
 
     rows: int
@@ -64,7 +63,7 @@ def verify(
     The tolerance suits float32; half precision needs a few 1e-2. Raises what attaching or generating raises, and
     `ValueError` for a model in training mode, for padding on the right, or for inputs in which no video was found.
     """
-    adapter_for(whole_model(model))
+    adapter_for(unwrap_model(model))
     if not isinstance(inputs, Mapping):
         raise WrongArgument(f"expected inputs as the processor gives them, {{name: tensor}}, got {describe(inputs)}")
     if missing := [name for name in ("input_ids", "attention_mask") if name not in inputs]:
@@ -98,7 +97,7 @@ def verify(
 
 
 def _watch(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """What the decoder of the plain model is given for the whole prompt."""
+    """Record the arguments of the decoder for the unreduced prompt, without a reducer."""
     seen: list[dict[str, Any]] = []
     with Interceptions() as hooks:
         hooks.before(model.get_decoder(), lambda module, args, kwargs: seen.append(dict(kwargs)))
@@ -109,7 +108,7 @@ def _watch(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
 def _by_hand(
     model: Any, given: dict[str, Any], mask: Tensor, row: int, videos: list[VideoRecord], tokens: Tensor
 ) -> Tensor:
-    """Logits (steps, V) of one prompt, unpadded and reduced by hand, continued by `tokens` (steps,)."""
+    """Compute the logits (steps, V) of one prompt, unpadded and reduced by hand, continued by `tokens` (steps,)."""
     embeds = given["inputs_embeds"][row]  # (L, D)
     positions = given.get("position_ids")
     positions = torch.arange(len(embeds), device=embeds.device) if positions is None else positions
@@ -166,14 +165,14 @@ def _by_hand(
 
 @dataclass
 class _Clip:
-    """The columns of one video's tokens, and how many of the tokens it came with each stands for."""
+    """The columns of the remaining tokens of one video, and how many original tokens each represents."""
 
     at: Tensor
     count: Tensor | None = None
 
 
 def _reduce(clips: list[_Clip], reductions: list[Reduction], streams: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Which of L tokens stay, bool (L,), and `streams` (L, D) without the others; `clips` move along."""
+    """Reduce `streams` (L, D), update the columns in `clips`, and return which of the L tokens are kept: bool (L,)."""
     stays = torch.ones(len(streams[0]), dtype=torch.bool, device=streams[0].device)
     streams = [stream.clone() for stream in streams]
     for clip, reduction in zip(clips, reductions, strict=True):
@@ -201,7 +200,7 @@ def _through_layers(
     stages: dict[int, list[Reduction]],
     clips: list[_Clip],
 ) -> Tensor:
-    """The last hidden states (M, D) of one sequence whose videos are reduced as they enter the layers of `stages`."""
+    """Compute the last hidden states (M, D) of one sequence, whose videos are reduced before the layers of `stages`."""
     clips, hidden = [replace(clip) for clip in clips], embeds
     rope = decoder.rotary_emb(embeds[None], positions[..., None, :])
     for i, layer in enumerate(decoder.layers):

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vidsieve.checks import require
+from vidsieve.engines.hf.intercept import Interceptions
 from vidsieve.evaluation.needles.layout import GRID, Size
 from vidsieve.evaluation.needles.questions import PLAN, TEMPLATES, WORDS
 from vidsieve.evaluation.needles.tiny import MERGE
@@ -65,35 +65,25 @@ def _attend_tail(
 @contextmanager
 def fast(model: Any) -> Iterator[None]:
     """Attend with the two functions, and embed patches by one matrix product, for as long as the context lasts."""
-    require("transformers", "hf")
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(FRAMES, _attend_frames)
-    AttentionInterface.register(TAIL, _attend_tail)
     visual, language = model.model.visual, model.model.language_model
-    embed, configs = visual.patch_embed, (visual.config, language.config)
-    before = [config._attn_implementation for config in configs]
+    embed = visual.patch_embed
 
     def product(patches: Tensor) -> Tensor:
         # The convolution's windows do not overlap; as a convolution it is many times slower on a GPU.
         return F.linear(patches.to(embed.proj.weight.dtype), embed.proj.weight.flatten(1))
 
-    try:
-        embed.forward = product
-        for config, name in zip(configs, (FRAMES, TAIL), strict=True):
-            config._attn_implementation = name
+    with Interceptions() as hooks:
+        hooks.attention(FRAMES, _attend_frames)
+        hooks.attention(TAIL, _attend_tail)
+        hooks.put(visual.config, "_attn_implementation_internal", FRAMES)
+        hooks.put(language.config, "_attn_implementation_internal", TAIL)
+        hooks.put(embed, "forward", product)
         yield
-    finally:
-        del embed.forward
-        for config, name in zip(configs, before, strict=True):
-            config._attn_implementation = name
 
 
 @contextmanager
 def noted(model: Any) -> Iterator[list[Tensor]]:
     """Inside `fast`: the attention that each patch receives in its frame, (frames, patches), layer after layer."""
-    from transformers import AttentionInterface
-
     received: list[Tensor] = []
 
     def attend(module: torch.nn.Module, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
@@ -102,11 +92,9 @@ def noted(model: Any) -> Iterator[list[Tensor]]:
         received.append(torch.softmax(kwargs["scaling"] * (q @ k.mT), dim=3).mean(dim=(1, 2)))
         return _attend_frames(module, query, key, *args, **kwargs)
 
-    AttentionInterface.register(FRAMES, attend)
-    try:
+    with Interceptions() as hooks:
+        hooks.attention(FRAMES, attend)
         yield received
-    finally:
-        AttentionInterface.register(FRAMES, _attend_frames)
 
 
 class Packed:

@@ -1,13 +1,13 @@
-"""Published methods, one paper a file, and the floors that they are compared with; each makes a method of a share.
+"""Published methods, one paper a file, and the baselines that they are compared with.
 
     with vidsieve.presets.vidsieve(keep=0.1)(model) as trace: ...     # or vidsieve.attach(model, "vidsieve", keep=0.1)
 
-They choose what the paper says, with an exact count. What a paper takes from elsewhere is said in each docstring, with
-what stands in for it. Methods of others are written anew from their papers, to be read: what a choice costs here is not
-what it costs in its authors' code.
+Each is a function from a share to a method. They select what the paper says, with an exact count; each docstring says
+what differs from the paper. Methods of others are written anew from their papers, to be read: their speed here is not
+that of their authors' code.
 """
 
-# The order is that of the table (registry.py): ours first, what it is compared with after it.
+# This is the order of the table (registry.py): the default first, then what it is compared with.
 # isort: off
 from vidsieve.methods.presets.default import vidsieve
 from vidsieve.methods.presets.cdpruner import cdpruner

@@ -1,4 +1,4 @@
-"""Pruning by attention, as several papers have it."""
+"""Prune by attention, as several papers do."""
 
 from vidsieve.methods.budget import Proportional
 from vidsieve.methods.prune import Prune
@@ -8,5 +8,5 @@ from vidsieve.methods.selection import TopRelevance
 
 
 def attended(keep: float) -> Prune:
-    """Keep what the last token of the prompt attends to most."""
+    """Keep the tokens that the last token of the prompt attends to most."""
     return Prune(keep, Whole(), Proportional(), PromptAttention("last"), TopRelevance())

@@ -1,4 +1,4 @@
-"""What stands in for the vision tower's attention, which a reducer in front of the language model does not get."""
+"""A substitute for the attention of the vision tower, which a reducer before the language model does not get."""
 
 import math
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ from vidsieve.types.tokens import Prompt, VideoTokens
 
 @dataclass(frozen=True)
 class OwnAttention:
-    """The attention that each token receives within its frame from one head without weights: (N,), sums to 1 a frame.
+    """Scores a token by the attention it receives within its frame from a head without weights: (N,), 1 a frame.
 
     mean_j softmax_i(x_j . x_i / sqrt(D)), the tokens normalised to zero mean and unit variance, as a transformer layer
-    does it at the scale it has learnt. A substitute: the papers take the last layer of the vision tower. Where that is
-    at hand, pass it instead, as `relevance.Given(scores)`.
+    does at the scale that it learnt. A substitute: the papers use the last layer of the vision tower. If you have that,
+    pass it instead, as `relevance.Given(scores)`.
     """
 
     def __call__(self, tokens: VideoTokens, stats: TokenStatistics, prompt: Prompt | None) -> Tensor:
         x = tokens.features.float()
-        # Not `layer_norm`, whose epsilon is a scale: weights would have brought the features to it before.
+        # Not `layer_norm`, whose epsilon sets a scale, to which weights would have brought the features.
         x = F.normalize(x - x.mean(1, keepdim=True), dim=1, eps=1e-30) * math.sqrt(x.shape[1])
         bounds = [0]
         for n in tokens.frames:

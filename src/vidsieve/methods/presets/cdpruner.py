@@ -1,4 +1,4 @@
-"""CDPruner: a determinantal selection, conditioned on the question."""
+"""CDPruner: select by a DPP conditioned on the question."""
 
 from vidsieve.methods.base import Reducer
 from vidsieve.methods.budget import Proportional

@@ -1,4 +1,4 @@
-"""DART: a few pivots, and what resembles them least."""
+"""DART: keep a few pivots, and the tokens least similar to them."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,8 +18,10 @@ from vidsieve.registry import register_method
 
 @dataclass(frozen=True)
 class LeastDuplicate:
-    """The `pivots` tokens of the largest L1 norm; then each of them in turn takes its share of the budget from what is
-    left, the tokens of the smallest cosine to it. Earlier pivots take what does not divide."""
+    """Picks the tokens of the largest L1 norm as pivots, then for each pivot in turn the tokens least similar to it.
+
+    Similarity is the cosine. The pivots share the rest of the budget evenly; the remainder goes to the earlier ones.
+    """
 
     pivots: int = 8
 
@@ -33,7 +35,7 @@ class LeastDuplicate:
         return order
 
     def _pick(self, x: Tensor, k: int) -> Tensor:
-        """The steps at which the tokens x (n, D) are picked, -1 for all but k: int32 (n,)."""
+        """Pick k of the tokens x (n, D): the step of each pick, -1 for the others, int32 (n,)."""
         order = torch.full((len(x),), -1, dtype=torch.int32, device=x.device)
         pivots = x.abs().sum(1).argsort(descending=True, stable=True)[: min(self.pivots, k)]
         order[pivots] = torch.arange(len(pivots), dtype=torch.int32, device=x.device)

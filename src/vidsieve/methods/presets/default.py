@@ -1,4 +1,4 @@
-"""This library's default."""
+"""The default method of this library."""
 
 from vidsieve.methods.base import Reducer
 from vidsieve.methods.budget import MarginalGain

@@ -1,4 +1,4 @@
-"""DivPrune: the most diverse tokens."""
+"""DivPrune: keep the most diverse tokens."""
 
 from vidsieve.methods.base import Reducer
 from vidsieve.methods.budget import Proportional

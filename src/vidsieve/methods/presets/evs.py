@@ -1,4 +1,4 @@
-"""EVS: drop what did not change since the previous frame."""
+"""EVS: drop tokens that did not change since the previous frame."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from vidsieve.types.tokens import Prompt, VideoTokens
 
 @dataclass(frozen=True)
 class Change:
-    """(1 - cos(x_i, x_(i - P))) / 2, the change at a place since the previous frame; 1 in the first frame: (N,)."""
+    """Scores the change at a place since the previous frame, (1 - cos(x_i, x_(i - P))) / 2, 1 in the first: (N,)."""
 
     def __call__(self, tokens: VideoTokens, stats: TokenStatistics, prompt: Prompt | None) -> Tensor:
         if not tokens.regular:

@@ -1,4 +1,4 @@
-"""Fewer frames: the floor that needs no method at all."""
+"""Fewer frames: the baseline that needs no method."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from vidsieve.types.tokens import VideoTokens
 
 @dataclass(frozen=True)
 class WholeFrames:
-    """As many whole frames as the budget pays for, evenly spread; the one after them gets what is left."""
+    """Keeps complete frames, evenly spread, as many as the total allows; the last of them gets the remainder."""
 
     def __call__(self, tokens: VideoTokens, stats: TokenStatistics, segments: Segments, total: int) -> Tensor:
         lengths = segments.lengths

@@ -1,4 +1,4 @@
-"""What the reducers of a fixed size share, that do not fit the four decisions of `Prune`."""
+"""The base of reducers with exact counts that do not fit the four decisions of `Prune`."""
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ from vidsieve.types.tokens import Prompt, VideoTokens
 
 @dataclass(frozen=True)
 class FixedSize(Reducer):
-    """Exactly round(keep * N) tokens stay."""
+    """Keeps exactly round(keep * N) tokens, and at least one. Raises `ValueError` for a keep outside (0, 1]."""
 
     keep: float
 
@@ -42,4 +42,4 @@ class FixedSize(Reducer):
 
     @abstractmethod
     def _reduce(self, tokens: VideoTokens, stats: TokenStatistics, prompt: Prompt | None, total: int) -> Reduction:
-        """`reduce`, of finite tokens of which `total`, fewer than all, stay."""
+        """Reduce finite tokens to `total`, which is fewer than all."""

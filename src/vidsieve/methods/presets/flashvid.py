@@ -1,4 +1,4 @@
-"""FlashVID: tokens that are attended to and differ from each other; the rest in trees that grow from frame to frame."""
+"""FlashVID: keep tokens that are attended to and differ; merge the others in trees from frame to frame."""
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -22,9 +22,10 @@ from vidsieve.types.tokens import Prompt, VideoTokens
 
 @dataclass(frozen=True)
 class FlashVid(FixedSize):
-    """`selected` of each frame's budget is spent by attention and diversity, the rest of the budget on trees.
+    """Selects a part of each frame's budget by attention and diversity, and merges the other tokens in trees.
 
-    attention: what scales the distances, beside how close a token is to the middle of its scene.
+    selected: that part, as a fraction of the budget; the rest of it is for the roots of trees.
+    attention: scales the distances, together with the closeness of a token to the mean of its scene.
     cut: a scene ends where the cosine of neighbouring frames' means falls below this.
     link: a token joins the most similar token of the previous frame above this cosine.
     """
@@ -50,20 +51,20 @@ class FlashVid(FixedSize):
         return replace(rooted(parent, kept, total), offsets=segments.offsets, budget=None)
 
     def _scenes(self, tokens: VideoTokens, bounds: list[int]) -> Tensor:
-        """The scene of each frame: (T,)."""
+        """Number the scene of each frame: int64 (T,)."""
         means = torch.stack([tokens.features[a:b].float().mean(0) for a, b in pairwise(bounds)])
         alike = F.cosine_similarity(means[1:], means[:-1], dim=1, eps=1e-30)
         return F.pad((alike < self.cut).long().cumsum(0), (1, 0))
 
     def _event(self, tokens: VideoTokens, scene: Tensor) -> Tensor:
-        """How much each token has in common with the frames of its scene, in (0, 1]: (N,)."""
+        """Score the similarity of each token to the mean of its scene, in (0, 1]: (N,)."""
         x = tokens.features.float()
         # Added up in a fixed order, so that near-ties fall alike on every run.
         means = torch.segment_reduce(x, "mean", lengths=torch.bincount(scene))
         return min_max(F.cosine_similarity(x, means[scene], dim=1, eps=1e-30))
 
     def _trees(self, unit: Tensor, kept: Tensor, bounds: list[int], scene: list[int], total: int) -> Tensor:
-        """Of each token, the token of the previous frame that it joins, itself if none: int64 (N,)."""
+        """Find the token of the previous frame that each token joins, itself if none: int64 (N,)."""
         n = len(unit)
         parent = torch.arange(n, device=unit.device)
         best = torch.full((n,), -torch.inf, device=unit.device)
@@ -84,7 +85,7 @@ class FlashVid(FixedSize):
 
 
 def diverse(unit: Tensor, weight: Tensor, k: int) -> Tensor:
-    """k of the unit vectors (n, D) that are far apart, distances 1 - cosine times both weights (n,): indices (k,).
+    """Pick k of the unit vectors (n, D) that are far apart, by (1 - cosine) times both weights (n,): indices (k,).
 
     Greedy max-min: first the token that is farthest from its nearest neighbour, then always the one that is farthest
     from those picked.
@@ -102,7 +103,7 @@ def diverse(unit: Tensor, weight: Tensor, k: int) -> Tensor:
 
 
 def rooted(parent: Tensor, kept: Tensor, total: int) -> Reduction:
-    """Every tree averaged into its root; of the roots not `kept` (N,) already, those of the largest trees stay."""
+    """Merge every tree into its root, and keep `total` roots: those `kept` (N,) already, then of the largest trees."""
     root = parent
     while not torch.equal(further := root[root], root):
         root = further

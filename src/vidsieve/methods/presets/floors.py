@@ -1,4 +1,4 @@
-"""The floors: what any method that looks at the video has to beat."""
+"""The baselines that any method has to beat that looks at the video."""
 
 from vidsieve.methods.base import Reducer
 from vidsieve.methods.budget import Proportional
@@ -12,11 +12,11 @@ from vidsieve.registry import register_method
 
 @register_method()
 def uniform(keep: float) -> Reducer:
-    """Every n-th token: the honest floor for any method that looks at the video."""
+    """Every n-th token: the baseline for any method that looks at the video."""
     return Prune(keep, Whole(), Proportional(), Flat(), EvenlySpaced())
 
 
 @register_method()
 def random(keep: float, seed: int = 0) -> Reducer:
-    """A uniformly random subset: the other honest floor."""
+    """A uniformly random subset: the other baseline."""
     return Prune(keep, Whole(), Proportional(), Flat(), RandomSelector(seed))

@@ -1,4 +1,4 @@
-"""HieraVid: merge along time, then select by segment, deeper and deeper."""
+"""HieraVid: merge along time, then select by segment at three depths."""
 
 from vidsieve.methods.base import Reducer, check_keep
 from vidsieve.methods.budget import MarginalGain
@@ -18,7 +18,7 @@ def hieravid(keep: float = 0.3, similarity: float = 0.8) -> Staged:
     Guo et al., "HieraVid: hierarchical token pruning for fast video large language models", arXiv 2604.01881. Its
     hierarchy of segment, frame and layer in the parts of this library: merges within segments at 0, and at 1/4, 1/2 and
     3/4 of the depth a determinantal selection by segment, weighted by the question's attention, of `keep`, half and a
-    quarter of it. Schedule and thresholds are ours, and merges are along time only.
+    quarter of it. Schedule and thresholds are this library's, and merges are along time only.
     """
     check_keep(keep)
     stages: dict[int | float, Reducer] = {0: TemporalMerge(similarity)}

@@ -1,4 +1,4 @@
-"""VidCom2: keep what is far from the middle of the video and of its frame, more of it in frames that stand out."""
+"""VidCom2: keep tokens far from the means of the video and of their frame, more of them in unusual frames."""
 
 from dataclasses import dataclass
 
@@ -22,7 +22,7 @@ TEMPERATURE = 0.01  # of the softmax over frames
 
 
 def closeness(tokens: VideoTokens) -> tuple[Tensor, Tensor]:
-    """How close each token is to the mean of the video, and to that of its frame: (N,) each.
+    """Compute the closeness of each token to the mean of the video, and to that of its frame: (N,) each.
 
     Sum over the widths a of exp(-|u - m|^2 / 2a), u the unit vectors of the half of the features that vary least.
     """
@@ -36,14 +36,14 @@ def closeness(tokens: VideoTokens) -> tuple[Tensor, Tensor]:
 
 
 def frame_mean(x: Tensor, tokens: VideoTokens) -> Tensor:
-    """The mean of x (N, ...) over each frame: (T, ...)."""
+    """Average x (N, ...) over each frame: (T, ...)."""
     sums = x.new_zeros(len(tokens.frames), *x.shape[1:]).index_add_(0, tokens.frame, x)
     return sums / tokens.offsets.diff().view(-1, *[1] * (x.ndim - 1))
 
 
 @dataclass(frozen=True)
 class Outlying:
-    """Minus the closeness to the video and to the frame, together: (N,)."""
+    """Scores a token by minus its closeness to the video plus that to its frame: (N,) in (0, 1]."""
 
     def __call__(self, tokens: VideoTokens, stats: TokenStatistics, prompt: Prompt | None) -> Tensor:
         video, frame = closeness(tokens)
@@ -52,7 +52,7 @@ class Outlying:
 
 @dataclass(frozen=True)
 class Uniqueness:
-    """A frame's share is R (1 + s_t - 1 / T), s the softmax over frames of minus their mean closeness to the video."""
+    """Gives a frame the share R (1 + s_t - 1 / T), s the softmax over frames of minus their closeness to the video."""
 
     def __call__(self, tokens: VideoTokens, stats: TokenStatistics, segments: Segments, total: int) -> Tensor:
         score = -frame_mean(closeness(tokens)[0], tokens)  # (T,)

@@ -1,4 +1,4 @@
-"""VisionZip: the tokens of each frame that are attended to most, and a few more that gather the rest."""
+"""VisionZip: keep the tokens of each frame that are attended to most, and merge the others into a few more."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -21,10 +21,11 @@ from vidsieve.types.tokens import Prompt, VideoTokens
 
 @dataclass(frozen=True)
 class VisionZip(FixedSize):
-    """In each frame `contextual` of the budget is spread evenly over what the dominant tokens leave, and every token
-    that is still left is averaged into the one of these that it resembles most.
+    """Keeps dominant and contextual tokens in each frame, and merges the others into the contextual ones.
 
-    attention: what the dominant tokens have most of.
+    contextual: the fraction of the budget for contextual tokens. They are evenly spaced among the tokens that are not
+    dominant, and every other of these is merged into the most similar of them.
+    attention: its highest scores are the dominant tokens.
     """
 
     part_fields: ClassVar[tuple[str, ...]] = ("attention",)

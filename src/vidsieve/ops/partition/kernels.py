@@ -102,8 +102,8 @@ def _apportion_kernel(
     w = tl.load(weights_ptr + s, mask=s < count, other=0.0).to(tl.float64) if WEIGHED else n
     if WEIGHED:
         gain = tl.maximum(tl.sum(w, 0), 1e-300)
-        share = tl.sum(n * 0.0, 0) + length_share  # float64
-        w = tl.where(share > 0, (1.0 - share) * w / gain + share * n / tl.maximum(tl.sum(n, 0), 1.0), w)
+        part = tl.sum(n * 0.0, 0) + length_share  # float64
+        w = tl.where(part > 0, (1.0 - part) * w / gain + part * n / tl.maximum(tl.sum(n, 0), 1.0), w)
     largest = tl.max(w, 0)
     w = tl.maximum(w / tl.where(largest > 0, largest, 1.0), 1e-9)
     occupied = tl.sum((n > 0).to(tl.int32), 0)

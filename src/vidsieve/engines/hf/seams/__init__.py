@@ -1,1 +1,1 @@
-"""One file for each place in a model where its calls are changed."""
+"""The hooks that run in the calls of a model: one file for each place in it."""

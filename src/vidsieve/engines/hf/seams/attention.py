@@ -1,7 +1,7 @@
-"""Attention in the layer before a stage, read for `PromptAttention` beside whatever kernel computes it.
+"""Read the attention of the layer before a stage for `PromptAttention`, in addition to the layer's own kernel.
 
-It is read through transformers' `AttentionInterface`: the layer's own queries and keys after their rotation, no
-attention matrix beyond a few rows of it.
+A function in transformers' `AttentionInterface` gets the queries and keys of the layer after their rotation. It never
+computes more than a few rows of the attention matrix at a time.
 """
 
 import copy
@@ -23,9 +23,9 @@ from vidsieve.telemetry.timing import timed
 
 
 class AttentionSeam:
-    """The attention of each layer of `decoder` before a stage that wants to read it.
+    """Hooks on the attention of each layer of `decoder` before a stage that reads it.
 
-    read_by: the layers that are read, and the stage of each.
+    read_by: the layers that are read, with the layer of the stage that reads each.
     """
 
     def __init__(self, decoder: Any, stages: Mapping[int, Reducer], hooks: Interceptions) -> None:
@@ -35,14 +35,14 @@ class AttentionSeam:
             self._read(decoder.layers[before], layer, hooks)
 
     def _read(self, layer: Any, at: int, hooks: Interceptions) -> None:
-        """Let the attention of `layer` tell what it sees, for the stage at `at`."""
+        """Hook the attention of `layer`, for the stage at `at`. Raises `UnsupportedCall` for linear attention."""
         attention = getattr(layer, "self_attn", None)
         if attention is None:
             raise UnsupportedCall(
                 f"PromptAttention at layer {at} reads the attention of layer {at - 1}, which is linear and has none; "
                 "stage after a layer of full attention"
             )
-        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface  # loaded with any model
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS  # loaded with any model
 
         plain = attention.config
         eager = sys.modules[type(attention).__module__].eager_attention_forward
@@ -52,11 +52,10 @@ class AttentionSeam:
             if sequence is not None:
                 self._observe(sequence, at, query, key, kwargs.get("scaling"), kwargs.get("softcap"))
             inner = ALL_ATTENTION_FUNCTIONS.get_interface(plain._attn_implementation, eager)
-            return inner(As(module, plain), query, key, value, mask, **kwargs)
+            return inner(WithConfig(module, plain), query, key, value, mask, **kwargs)
 
         name = f"vidsieve-{id(attend)}"
-        AttentionInterface.register(name, attend)
-        hooks.callback(AttentionInterface._global_mapping.pop, name)
+        hooks.attention(name, attend)
         named = copy.copy(plain)
         named._attn_implementation_internal = name
         hooks.put(attention, "config", named)
@@ -71,7 +70,7 @@ class AttentionSeam:
         scaling: float | None,
         softcap: float | None,
     ) -> None:
-        """Note, for the stage at `layer`, the attention that tokens receive in the layer before.
+        """Store, for the stage at `layer`, the attention that tokens receive in the layer before.
 
         query: (B, H, L, d) and key: (B, G, past + L, d) of that layer, rotated.
         """
@@ -95,8 +94,8 @@ class AttentionSeam:
                 }
 
 
-class As:
-    """A module as an attention function sees it, with another config: its own names this file's function."""
+class WithConfig:
+    """A module with another config for an attention function, because its own names the function of this file."""
 
     def __init__(self, module: nn.Module, config: Any) -> None:
         self._module, self.config = module, config
@@ -106,7 +105,7 @@ class As:
 
 
 def kinds(reducer: Any) -> set[str]:
-    """The queries of every `PromptAttention` that a reducer is made of."""
+    """Collect the queries of every `PromptAttention` in a reducer."""
     if isinstance(reducer, PromptAttention):
         return {reducer.queries}
     if isinstance(reducer, tuple):
@@ -117,7 +116,7 @@ def kinds(reducer: Any) -> set[str]:
 
 
 def refuse_attention(first: Any) -> None:
-    """Raise `UnsupportedCall` if `first`, a reducer before the language model, wants to read attention."""
+    """Raise `UnsupportedCall` if `first`, a reducer before the language model, reads attention."""
     if kinds(first):
         raise UnsupportedCall(
             "PromptAttention reads the attention of the layer before, and before the language model there is none; "

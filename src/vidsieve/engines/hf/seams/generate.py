@@ -1,4 +1,4 @@
-"""Around `generate`: what it does between the model's calls that a reduced prompt must be told of, or be told from."""
+"""Wrap what `generate` does between the calls of the model, where a reduced prompt needs it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,9 +16,9 @@ Arguments = dict[str, Any]
 
 
 class GenerateSeam:
-    """Wrappers around `generate` of the model of `target`, and around what it asks that model for.
+    """Wrappers around `generate` of the model of `target`, and around the methods that it calls.
 
-    What calls to come need to know, they tell, until the generation ends.
+    They store what later calls need (`ForwardStates.set_generated`) until the generation ends.
     """
 
     def __init__(self, target: Target, hooks: Interceptions) -> None:
@@ -33,12 +33,12 @@ class GenerateSeam:
         try:
             return inner(*args, **kwargs)
         finally:
-            self._states.forget()
+            self._states.clear_generated()
 
     def _masks(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        # Static caches have their 4D masks prepared ahead of the call, which would not survive a reduction.
+        # Static caches have their 4D masks prepared before the call, for the unreduced length.
         if kwargs["inputs_embeds"].shape[1] > 1:
-            return kwargs["attention_mask"]  # the decoder builds it, once reduced
+            return kwargs["attention_mask"]  # the decoder builds the mask of the reduced prompt
         return inner(*args, **continued(kwargs))
 
     def _prefill(
@@ -53,20 +53,20 @@ class GenerateSeam:
         return inner(ids, generation_config, model_kwargs, **kw)
 
     def _encode(self, inner: Callable[..., Any], arguments: Arguments) -> Any:
-        # generate() runs the vision tower itself, and the body never sees what described the videos.
+        # generate() runs the vision tower itself, and the body does not get the arguments that describe the videos.
         described = prompt.description(arguments)
         arguments = inner(arguments)
-        self._states.tell(described=described, videos=prompt.encodings(arguments))
+        self._states.set_generated(described=described, encoded=prompt.encodings(arguments))
         return arguments
 
     def _candidates(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        # The first call of assisted decoding judges candidates beside the prompt, and they ask nothing.
+        # The first call of assisted decoding has candidates after the prompt, which are not part of the question.
         generator = inner(*args, **kwargs)
         propose = generator.get_candidates
 
         def get_candidates(input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
             proposed, logits = propose(input_ids, *args, **kwargs)
-            self._states.tell(proposed=proposed.shape[1] - input_ids.shape[1])
+            self._states.set_generated(proposed=proposed.shape[1] - input_ids.shape[1])
             return proposed, logits
 
         generator.get_candidates = get_candidates

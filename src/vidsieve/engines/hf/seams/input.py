@@ -1,8 +1,7 @@
-"""Before the language model: the video tokens are dropped between the vision tower and the decoder.
+"""Reduce videos before the language model, between the vision tower and the decoder.
 
-A hook on the model's body sees the token ids, and brings them to the host. A hook on the decoder sees embeddings,
-positions and mask: where are the videos, their frames, the question (prompt.py)? It reduces each video, and gathers
-what stays (sequence.py).
+A hook on the body copies the token ids to the host. A hook on the decoder gets embeddings, positions and mask, finds
+the videos, their frames and the question (prompt.py), reduces each video, and gathers the kept tokens (sequence.py).
 """
 
 import warnings
@@ -32,7 +31,7 @@ from vidsieve.engines.hf.intercept import Interceptions
 from vidsieve.engines.hf.outputs import Rows
 from vidsieve.engines.hf.seams.layers import PACKING, LayersSeam
 from vidsieve.engines.hf.seams.output import OutputSeam
-from vidsieve.engines.hf.sequence import VideoReduction, left_by, reduce_arguments
+from vidsieve.engines.hf.sequence import VideoReduction, reduce_arguments, select_remaining
 from vidsieve.engines.hf.target import Target
 from vidsieve.engines.hf.tracked import TrackedVideo
 from vidsieve.errors import UnsupportedCall
@@ -44,7 +43,7 @@ Arguments = dict[str, Any]
 
 
 class InputSeam:
-    """Hooks on the body and the decoder of `target`: where the videos of a call are, and its prompt without most.
+    """Hooks on the body and the decoder of `target`, which find the videos of a call and reduce them.
 
     replay: the reducer before the language model, None without one.  layers: the stages inside it, None without any.
     """
@@ -76,29 +75,31 @@ class InputSeam:
         answer = state.answer
         if answer is not None and answer.shape != given.shape[:2]:
             answer = None  # of a model whose labels are no tokens of its prompt
-        host_inputs, copies = self._read(body, ids, kwargs, answer, state.generated)
+        copies = prompt.copies_of(state.generated.encoded, kwargs)
+        if state.generated.encoded and not copies:  # a call of its own, of which a generation around it knows nothing
+            state.generated = Generated(proposed=state.generated.proposed)
+        host_inputs = self._read(body, ids, kwargs, answer, state.generated)
         if shows:
-            state.host_inputs, state.copies = host_inputs, copies
+            state.host_inputs, state.copies = host_inputs, copies or 1
 
     def _read(
         self, body: Any, ids: Tensor | None, kwargs: Arguments, answer: Tensor | None, generated: Generated
-    ) -> tuple[prompt.HostInputs, int]:
-        """What says where the videos are, and how many rows share each. The host looks when the device is busy."""
+    ) -> prompt.HostInputs:
+        """Copy to the host what says where the videos are, while the device is busy."""
         placeholder = None
         if ids is None:
             embeds = kwargs["inputs_embeds"]  # (B, L, D)
             token = torch.tensor(self._target.token, device=embeds.device)
             placeholder = (embeds == body.get_input_embeddings()(token)).all(-1)
-        encoded, once = prompt.encodings(kwargs), generated.videos
-        described, copies = (generated.described, encoded // once) if encoded and once else ({}, 1)
-        host_inputs = prompt.read(self._adapter, ids, placeholder, kwargs, described, answer, generated.proposed)
+        described, proposed = generated.described, generated.proposed
+        host_inputs = prompt.read(self._adapter, ids, placeholder, kwargs, described, answer, proposed)
         if host_inputs.placeholder is not None and not host_inputs.placeholder.any():
             warnings.warn(
                 "inputs_embeds without a video placeholder: if video features were already merged into them, "
                 "nothing tells which they are, and none is dropped; pass input_ids and pixels instead",
                 stacklevel=2,
             )
-        return host_inputs, copies
+        return host_inputs
 
     def _find(self, host_inputs: prompt.HostInputs, copies: int) -> prompt.PromptLayout:
         model = self._target.model
@@ -123,7 +124,7 @@ class InputSeam:
     def _reduce(
         self, state: ForwardState, found: prompt.PromptLayout, kwargs: Arguments, timer: StageTimer
     ) -> Arguments:
-        """The decoder's arguments without the dropped tokens, and the memory of them on the cache."""
+        """Reduce the decoder's arguments, and store on the cache which tokens it lacks."""
         embeds, cache, layers = kwargs["inputs_embeds"], contract.cache_of(kwargs), self._layers
         queries = {
             kind: {row: found.columns(at, embeds.device) for row, at in enumerate(rows) if len(at)}
@@ -132,8 +133,8 @@ class InputSeam:
                 ("last", found.lasts if layers is not None and layers.asks_last else ()),
             )
         }
-        videos, settle = self._videos(found, embeds, queries["question"])
-        # The device is busy now, so what the host can say without it is said here.
+        videos, finalize = self._videos(found, embeds, queries["question"])
+        # The device is busy now, so checks that need only the host are made here.
         self._refuse(kwargs)
         sequence = _sequence(kwargs, prompt=found, videos=videos, queries=queries, timer=timer)
         mask, past = sequence.mask, sequence.held
@@ -146,7 +147,7 @@ class InputSeam:
         each = layers is not None and past
         sequence.past = tuple(physical_length(cache, i) if each else past for i in range(len(self._target.costs)))
 
-        settle()
+        finalize()
         counts, reductions = list(found.counts), []
         for video in videos:
             counts[video.span.row] -= len(video.tokens) - video.after
@@ -154,7 +155,7 @@ class InputSeam:
             with timed("gather"):
                 reductions = [VideoReduction(v.span.row, v.at, v.stages[0].reduction) for v in videos]
                 valid = found.valid_on(embeds.device)
-                sequence.first = left_by(reductions, valid, sequence.length, counts, found.holes)
+                sequence.first = select_remaining(reductions, valid, sequence.length, counts, found.holes)
                 config, first = self._target.decoder.config, sequence.first
                 kwargs = reduce_arguments(self._adapter, config, kwargs, reductions, first, before, sequence.start)
         state.sequence, sequence.counts = sequence, tuple(counts)
@@ -167,7 +168,7 @@ class InputSeam:
             if cache is not None:
                 remember(cache, sequence.begins)
         if layers is None:
-            sequence.look()
+            sequence.check_finite()
             return kwargs
         layers.enter(sequence, reductions)
         return {**kwargs, KEY: sequence}
@@ -191,7 +192,10 @@ class InputSeam:
     def _videos(
         self, found: prompt.PromptLayout, embeds: Tensor, questions: dict[int, Columns]
     ) -> tuple[tuple[TrackedVideo, ...], Callable[[], None]]:
-        """Every video of the call, which the second sees reduced on its own if a reducer is before the model."""
+        """Collect the videos of the call, and start to reduce them if there is a reducer before the model.
+
+        Returned with a function that waits for the reductions.
+        """
         embeds = embeds.detach()
         videos = []
         for span in found.spans:
@@ -200,12 +204,12 @@ class InputSeam:
             videos.append(TrackedVideo(span, tokens, at))
         if self._replay is None:
             return tuple(videos), lambda: None
-        asked = {row: Prompt(columns.take(embeds[row])) for row, columns in questions.items()}
-        settle = TrackedVideo.reduce_each(videos, self._replay, [asked.get(span.row) for span in found.spans])
-        return tuple(videos), settle
+        prompts = {row: Prompt(columns.take(embeds[row])) for row, columns in questions.items()}
+        finalize = TrackedVideo.reduce_each(videos, self._replay, [prompts.get(span.row) for span in found.spans])
+        return tuple(videos), finalize
 
     def after_decoder(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: Arguments, output: Any) -> None:
-        """Record a pass that saw video; one that failed leaves nothing behind."""
+        """Record a call with videos; undo the changes of one that failed."""
         state = self._states.leave(Level.DECODER)
         if state is None or state.sequence is None:
             return
@@ -222,13 +226,13 @@ class InputSeam:
                 if cache is not None and sequence.begins is not None:
                     remember(cache, sequence.begins)
             record = self._record(sequence, cache, rows)
-            sequence.finite.check()
+            sequence.nonfinite_check.check()
             failed.pop_all()
         state.rows = rows
         self._trace.add(record)
 
     def _record(self, sequence: SequenceState, cache: Any, rows: Rows) -> CallRecord:
-        """What became of the call, now that the decoder has run."""
+        """Make the record of the call after the decoder has run."""
         present = sequence.length if sequence.first is None else sequence.first.index.shape[1]
         last = sequence.last
         return CallRecord(
@@ -243,7 +247,7 @@ class InputSeam:
 
 
 def _sequence(kwargs: Arguments, **more: Any) -> SequenceState:
-    """The sequence of a call of the decoder with these arguments."""
+    """Make the sequence of a call of the decoder with these arguments. Raises `UnsupportedCall` for a static cache."""
     mask, cache = kwargs.get("attention_mask"), contract.cache_of(kwargs)
     if mask is not None and mask.ndim != 2:
         raise UnsupportedCall(

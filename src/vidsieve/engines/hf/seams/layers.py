@@ -1,10 +1,10 @@
-"""Inside the language model: the video tokens are reduced as they enter some of its layers.
+"""Reduce videos inside the language model, as they enter some of its layers.
 
 A hook on every decoder layer does it, for every family, with no model code copied. At a stage it reduces the hidden
-states; from there on each layer gets the positions of the tokens that are left and a mask of its cache's own length,
-also while decoding. The state of the sequence travels as one more keyword argument from the decoder to its layers,
-which every hook takes out: so threads cannot mix calls up, and a layer that is recomputed for its gradient finds its
-own.
+states. From there on each layer gets the positions of the remaining tokens and a mask of the length of its cache, also
+while decoding. The state of the sequence is passed as an additional keyword argument from the decoder to its layers,
+and removed by their hooks. So threads cannot mix up calls, and a layer that is recomputed for its gradient gets the
+same state.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,8 +18,8 @@ from vidsieve.engines.hf import contract, costs
 from vidsieve.engines.hf.forward import KEY, SequenceState
 from vidsieve.engines.hf.intercept import Interceptions
 from vidsieve.engines.hf.seams.attention import AttentionSeam, kinds
-from vidsieve.engines.hf.seams.masks import adapt, layer_type, order, seen
-from vidsieve.engines.hf.sequence import VideoReduction, left_by, reduced_visual
+from vidsieve.engines.hf.seams.masks import adapt, cache_mask, dense_position_ids, layer_type
+from vidsieve.engines.hf.sequence import VideoReduction, reduced_visual, select_remaining
 from vidsieve.engines.hf.target import Target
 from vidsieve.engines.hf.tracked import SequenceUpdate
 from vidsieve.errors import UnsupportedCall
@@ -32,10 +32,10 @@ PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 
 
 class LayersSeam:
-    """Hooks on the layers of the decoder, which reduce at `stages`.
+    """Hooks on the layers of the decoder, which reduce at `stages`. Raises `UnsupportedCall` for sliding windows.
 
-    share: of the prefill FLOPs of the whole prompt, which the last stage meets; None where it keeps what it says.
-    asks_last: whether a stage reads the attention from the prompt's last token.
+    share: of the prefill FLOPs of the unreduced prompt, which the last stage meets; None to use its own keep.
+    asks_last: whether a stage reads the attention of the prompt's last token.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class LayersSeam:
         hooks.wrap(target.decoder, "_deepstack_process", self._deepstack)
 
     def enter(self, sequence: SequenceState, reductions: Sequence[VideoReduction]) -> None:
-        """Follow what `reductions` left of the prompt to where it is in the decoder's input."""
+        """Move videos and queries to their columns in the decoder's input, which `reductions` shortened."""
         if sequence.first is not None:
             sequence.move(reductions, sequence.first)
         sequence.entered = tuple(video.at for video in sequence.videos)
@@ -71,11 +71,11 @@ class LayersSeam:
             return None
         hidden = self._adapt(sequence, i, args[0], kwargs)
         if sequence.videos and i in self._read_by:
-            kwargs[KEY] = sequence  # on to its attention, which takes it out
+            kwargs[KEY] = sequence  # for its attention, which removes it
         return (hidden, *args[1:]), kwargs
 
     def _adapt(self, sequence: SequenceState, layer: int, hidden: Tensor, arguments: Arguments) -> Tensor:
-        """What `layer` gets in place of `hidden` (B, L, D); its other `arguments` are adapted."""
+        """Reduce `hidden` (B, L, D) if `layer` has a stage, and adapt the other `arguments`."""
         if layer in self._stages and sequence.videos:
             if layer in sequence.updates:  # recomputed for its gradient
                 hidden = sequence.updates[layer].replay(hidden)
@@ -85,12 +85,12 @@ class LayersSeam:
         if update is not None:
             arguments["position_embeddings"] = update.rope
             if arguments.get("position_ids") is not None:
-                arguments["position_ids"] = order(sequence, layer, hidden, contract.cache_of(arguments))
+                arguments["position_ids"] = dense_position_ids(sequence, layer, hidden, contract.cache_of(arguments))
             for name in PACKING:
                 arguments.pop(name, None)
         if layer in self._read_by and sequence.videos and sequence.padded:
             cache = contract.cache_of(arguments)
-            sequence.read_masks[self._read_by[layer]] = seen(sequence, layer, cache, hidden)
+            sequence.read_masks[self._read_by[layer]] = cache_mask(sequence, layer, cache, hidden)
         if update is not None or sequence.run(layer) > 0:
             adapt(sequence, update, self._config, self._attach_state, layer, hidden, arguments)
         return hidden
@@ -115,13 +115,13 @@ class LayersSeam:
             counts[row] -= len(tokens) - len(reductions[-1].reduction)
         sequence.done.add(layer)
         if layer == self._last:
-            sequence.look()
+            sequence.check_finite()
         if all(len(one.reduction) == len(one.at) for one in reductions):
             return hidden
         with sequence.timer, timed("gather"):
             valid = sequence.valid(layer)
             valid = None if valid is None else valid.to(home)
-            step = left_by(reductions, valid, hidden.shape[1], counts, sequence.prompt.holes)
+            step = select_remaining(reductions, valid, hidden.shape[1], counts, sequence.prompt.holes)
             kept = before.kept.then(step) if before else step
             rope = before.rope if before else arguments["position_embeddings"]
             rope = tuple(step.rotations(x) for x in rope)
@@ -131,7 +131,7 @@ class LayersSeam:
             return update.replay(hidden)
 
     def _affordable(self, sequence: SequenceState, layer: int, row: int, count: int) -> Reducer:
-        """The reducer of the stage at `layer`, which so many tokens of `row` enter; the last one meets the budget."""
+        """Get the reducer of the stage at `layer`, which `count` tokens of `row` enter; the last meets the share."""
         reducer = self._stages[layer]
         if self._share is None or layer != self._last:
             return reducer
@@ -146,7 +146,7 @@ class LayersSeam:
 
 
 def _stacked(sequence: SequenceState, last: SequenceUpdate, visual: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """`visual` (B, L) of the decoder's input, and what is to be added to those tokens, (V, D), as they are now."""
+    """Reduce `visual` (B, L) of the decoder's input, and `rows` (V, D) to be added there, to the current sequence."""
     reductions = [
         VideoReduction(video.span.row, at, video.reduction_since(1), video.entered)
         for video, at in zip(sequence.videos, sequence.entered, strict=True)

@@ -1,4 +1,4 @@
-"""What the layers after a stage see: a mask of their own cache's length, and positions without gaps."""
+"""Make the masks and position ids of the layers after a stage, whose caches have lengths of their own."""
 
 from typing import Any
 
@@ -23,35 +23,35 @@ def adapt(
     hidden: Tensor,
     arguments: Arguments,
 ) -> None:
-    """Give `layer`, whose sequence is that of `update`, the mask of what it sees, and let the cache remember it.
+    """Give `layer`, whose sequence is that of `update`, its mask, and store the reduced prefix on the cache.
 
     config: of the decoder.
     """
     cache, given, run = contract.cache_of(arguments), arguments.get("attention_mask"), sequence.run(layer)
     reduces = update is not None or sequence.first is not None
     if layer == run and cache is not None and reduces:
-        mask = seen(sequence, layer, cache, hidden)
+        mask = cache_mask(sequence, layer, cache, hidden)
         remember(cache, sequence.reduced_prefix(mask, sequence.padded, attach_state), layer)
     if layer_type(config, layer) == "linear_attention":
         if update is not None:
             arguments["attention_mask"] = update.kept.valid.to(hidden.device) if sequence.padded else None
         return
     if not reduces and given is None and not sequence.prefixes[run].has_padding:
-        return  # what needs no mask in layer 0 needs none here
+        return  # without a mask in layer 0, none is needed here
     if run not in sequence.masks:
         full = reduces and not sequence.padded
         sequence.masks[run] = create_causal_mask(
             config=config,
             inputs_embeds=hidden,
-            attention_mask=None if full else seen(sequence, layer, cache, hidden),
+            attention_mask=None if full else cache_mask(sequence, layer, cache, hidden),
             layer_idx=layer,
             **{contract.CACHE: cache},
         )
     arguments["attention_mask"] = sequence.masks[run]
 
 
-def seen(sequence: SequenceState, layer: int, cache: Any, hidden: Tensor) -> Tensor:
-    """The mask (B, past + L) of all that this layer's cache holds after the pass over `hidden` (B, L, D): int64."""
+def cache_mask(sequence: SequenceState, layer: int, cache: Any, hidden: Tensor) -> Tensor:
+    """Make the mask of the tokens in the cache of `layer` after a pass over `hidden` (B, L, D): int64 (B, past + L)."""
     past, present = physical_length(cache, layer), sequence.present(layer)
     if present is not None and not past:
         return present.valid
@@ -63,16 +63,16 @@ def seen(sequence: SequenceState, layer: int, cache: Any, hidden: Tensor) -> Ten
     return torch.cat([mask[:, :past].to(present.valid), present.valid], 1).long()
 
 
-def order(sequence: SequenceState, layer: int, hidden: Tensor, cache: Any) -> Tensor:
-    """Position ids (B, M) without gaps: the rotary part is done, and these only tell packed sequences apart."""
+def dense_position_ids(sequence: SequenceState, layer: int, hidden: Tensor, cache: Any) -> Tensor:
+    """Make position ids (B, M) without gaps: the rotation is done, and gaps would be read as packed sequences."""
     run = sequence.run(layer)
-    if run not in sequence.orders:
+    if run not in sequence.position_ids:
         places = torch.arange(hidden.shape[1], device=hidden.device) + physical_length(cache, layer)
-        sequence.orders[run] = places[None].expand(len(hidden), -1)
-    return sequence.orders[run]
+        sequence.position_ids[run] = places[None].expand(len(hidden), -1)
+    return sequence.position_ids[run]
 
 
 def layer_type(config: Any, layer: int) -> str:
-    """What kind of attention a layer has."""
+    """Get the kind of attention of a layer."""
     kinds = getattr(config, "layer_types", None)
     return kinds[layer] if kinds else "full_attention"

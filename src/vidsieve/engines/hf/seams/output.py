@@ -1,4 +1,4 @@
-"""After the language model: what comes back has a row for each token that is left, or for each of the prompt."""
+"""Adapt the outputs of the model: a row for each remaining token, or for each column of the prompt."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +19,7 @@ Outputs = Literal["left", "prompt"] | None
 
 
 class OutputSeam:
-    """Hooks around the whole model: which labels and rows are asked of it, and what its outputs and loss are of."""
+    """Hooks around the model, which read its labels and `logits_to_keep` and adapt its outputs and loss."""
 
     def __init__(self, target: Target, outputs: Outputs, hooks: Interceptions) -> None:
         self._model, self._states, self._outputs = target.model, target.states, outputs
@@ -30,24 +30,24 @@ class OutputSeam:
 
     def _before_model(self, model: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> None:
         state, given = self._states.enter(Level.MODEL), contract.by_name(model, args, kwargs)
-        labels, asked = given.get("labels"), given.get("logits_to_keep")
+        labels, logits_to_keep = given.get("labels"), given.get("logits_to_keep")
         state.answer = None if labels is None else labels != -100
-        state.asked = None if isinstance(asked, int) and asked == 0 else asked
+        state.logits_to_keep = None if isinstance(logits_to_keep, int) and logits_to_keep == 0 else logits_to_keep
         if proposed := state.generated.proposed:
-            judges = isinstance(asked, int) and asked == proposed + 1
-            if not judges and self._model._supports_logits_to_keep():  # of a generation that failed before it came here
+            judges = isinstance(logits_to_keep, int) and logits_to_keep == proposed + 1
+            if not judges and self._model._supports_logits_to_keep():  # left by a generation that failed
                 state.generated = replace(state.generated, proposed=0)
 
     def _after_model(self, model: nn.Module, args: tuple[Any, ...], kwargs: Arguments, output: Any) -> None:
         self._states.leave(Level.MODEL)
 
     def check(self, state: ForwardState, rows: Rows) -> None:
-        """Raise `UnsupportedCall` where rows are missing that the call asks for, or is likely to count on."""
+        """Raise `UnsupportedCall` if rows are missing that the call asks for, or probably relies on."""
         if self._outputs == "prompt":
             return
-        rows.check(state.asked)
-        whole = state.outermost == Level.MODEL and state.answer is None and state.asked is None
-        if self._outputs is None and whole and rows.steps and self._model.training and torch.is_grad_enabled():
+        rows.check(state.logits_to_keep)
+        unlabelled = state.outermost == Level.MODEL and state.answer is None and state.logits_to_keep is None
+        if self._outputs is None and unlabelled and rows.steps and self._model.training and torch.is_grad_enabled():
             raise UnsupportedCall(
                 "a training pass without labels: its logits are of the tokens that are left, and a trainer that "
                 "smooths labels or computes a loss of its own holds them against labels of the whole prompt. Pass "
@@ -56,7 +56,7 @@ class OutputSeam:
             )
 
     def _after_body(self, body: nn.Module, args: tuple[Any, ...], kwargs: Arguments, output: Any) -> Any:
-        """The output with a row for each column of the prompt, where that is wanted."""
+        """Expand the output to a row for each column of the prompt, if that is asked for."""
         state = self._states.leave(Level.BODY)
         rows = None if state is None else state.rows
         if output is None or state is None or rows is None or not rows.steps:
@@ -66,7 +66,7 @@ class OutputSeam:
                 "router_logits are of the tokens that are left, and transformers would weigh them by the mask of the "
                 "whole prompt; call the model with output_router_logits=False, or detach"
             )
-        if rows.is_at_the_end(state.asked) or (state.asked is None and self._outputs != "prompt"):
+        if rows.is_at_the_end(state.logits_to_keep) or (state.logits_to_keep is None and self._outputs != "prompt"):
             return output
         state.spread = True
         hidden = rows.spread(output[0])  # (B, L, D)
