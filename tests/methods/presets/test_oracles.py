@@ -1,5 +1,7 @@
 """Published methods against their published code: transformers' own, or the rule written out again from it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,9 +9,12 @@ from torch import Tensor
 
 from tests.synthetic import video_like
 from vidsieve import VideoTokens
+from vidsieve.methods import presets
+from vidsieve.methods.merge import TemporalMerge
 from vidsieve.methods.presets.evs import evs
 from vidsieve.methods.presets.flashvid import diverse
 from vidsieve.methods.presets.vidcom2 import vidcom2
+from vidsieve.methods.segment import Whole
 
 
 def drawn(kind: str, frames: int, per_frame: int, seed: int) -> Tensor:
@@ -69,9 +74,6 @@ def test_flashvid_weighs_a_distance_by_the_candidate_alone() -> None:
         g = torch.Generator().manual_seed(seed)
         x, weight = torch.randn(16, 8, generator=g).double(), torch.rand(16, generator=g).double()
         assert diverse(F.normalize(x, dim=1), weight, 7).tolist() == calibrated_max_min(x, weight, 7)
-    # 1 is picked for its weight; 0 is nearly the same, and its being attended to half as much makes it no farther.
-    unit = F.normalize(torch.tensor([[1, 0.3, 0], [1, 0, 0], [0, 0, 1], [0.0, 1, 0.2]]), dim=1)
-    assert diverse(unit, torch.tensor([0.5, 1, 0.4, 0.3]), 3).tolist()[-1] != 0
 
 
 def vidcom2_scores(x: Tensor, keep: float) -> tuple[Tensor, Tensor]:
@@ -109,3 +111,67 @@ def test_vidcom2_keeps_what_the_published_code_keeps_where_its_rounded_counts_ad
                 lowest = [closeness[t].topk(int(k), largest=False).indices.sort().values for t, k in enumerate(counts)]
                 assert torch.equal(kept, torch.cat([t * per_frame + i for t, i in enumerate(lowest)]))
     assert equal >= 8
+
+
+def framefusion_step(x: Tensor, cost: float) -> tuple[list[int], bool]:
+    """The first step of FrameFusion's published code on frames x (T, P, D), at its defaults.
+
+    Of each token the one that takes it in, itself if none; and whether the budget ended the merging, and all pruning.
+    """
+    frames, per_frame, _ = x.shape
+    cosine = F.cosine_similarity(x[1:], x[:-1], dim=2).flatten()  # of a token from the second frame on
+    joins = cosine >= 0.6
+    at_budget = int(joins.sum()) / (frames * per_frame) >= 1 - cost
+    if at_budget:
+        joins = torch.zeros_like(joins).index_fill_(0, cosine.topk(int((1 - cost) * frames * per_frame)).indices, True)
+    head = list(range(frames * per_frame))
+    for i in range(per_frame, frames * per_frame):
+        if joins[i - per_frame]:
+            head[i] = head[i - per_frame]
+    return head, at_budget
+
+
+def drifting(drift: float, seed: int) -> Tensor:
+    """8 frames of 16 tokens (T, P, 32), each the one before it and up to `drift` times as much of something new."""
+    g = torch.Generator().manual_seed(seed)
+    frames = [torch.randn(16, 32, generator=g)]
+    for _ in range(7):
+        new = drift * torch.rand(16, 1, generator=g) * torch.randn(16, 32, generator=g)
+        frames.append(F.normalize(frames[-1] + new, dim=1) * 32**0.5)
+    return torch.stack(frames)
+
+
+@pytest.mark.parametrize("drift", [3.0, 6.0])
+def test_framefusion_merges_what_the_published_code_merges_within_the_budget(drift: float) -> None:
+    for seed in range(5):
+        x = drifting(drift, seed)
+        head, at_budget = framefusion_step(x, cost=0.3)
+        assert not at_budget
+        reduction = framefusion_merge().reduce(VideoTokens.from_grid(x.flatten(0, 1), 8, 4, 4))
+        assert reduction.kept[reduction.assigned_to].tolist() == head
+
+
+@pytest.mark.parametrize("drift", [0.1, 0.5, 1.0])
+def test_framefusion_merges_on_where_the_published_code_stops_at_the_budget(drift: float) -> None:
+    for seed in range(5):
+        x = drifting(drift, seed)
+        tokens = VideoTokens.from_grid(x.flatten(0, 1), 8, 4, 4)
+        head, at_budget = framefusion_step(x, cost=0.3)
+        assert at_budget
+        assert len(set(head)) == 39  # of 128, 70 % join
+        assert set(framefusion_merge().reduce(tokens).kept.tolist()) < set(head)
+        stopped = TemporalMerge(keep=39 / 128, segmenter=Whole()).reduce(tokens)  # what to write to stop there
+        assert stopped.kept[stopped.assigned_to].tolist() == head
+
+
+def test_framefusion_leaves_what_the_published_code_merges_last() -> None:
+    x = drifting(60.0, seed=0)
+    head, _ = framefusion_step(x, cost=0.3)
+    assert 0.9 * 128 < len(set(head)) < 128
+    assert len(framefusion_merge().reduce(VideoTokens.from_grid(x.flatten(0, 1), 8, 4, 4))) == 128
+
+
+def framefusion_merge() -> TemporalMerge:
+    merge = presets.framefusion(0.3).stages[0]
+    assert isinstance(merge, TemporalMerge)
+    return replace(merge, segmenter=Whole())  # the published code knows no cuts

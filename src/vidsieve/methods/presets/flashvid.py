@@ -84,11 +84,10 @@ class FlashVid(FixedSize):
 
 
 def diverse(unit: Tensor, weight: Tensor, k: int) -> Tensor:
-    """k of the unit vectors (n, D) that are far apart, distances 1 - cosine times the weight (n,) of who asks: (k,).
+    """k of the unit vectors (n, D) that are far apart, each distance 1 - cosine times the candidate's weight (n,).
 
-    Greedy max-min, by indices: first the token that is farthest from its nearest neighbour, then always the one that is
-    farthest from those picked. Only a candidate's own weight counts, so what was picked with little still keeps off
-    what is like it.
+    Greedy max-min: first the token that is farthest from its nearest neighbour, then always the one that is farthest
+    from those picked. The weight of what it is compared with does not count. Returns indices (k,).
     """
     distance = (1 - unit @ unit.mT).clamp(min=0) * weight  # [i, j]: of i from the candidate j
     nearest = distance.clone().fill_diagonal_(torch.inf).amin(0) if len(unit) > 1 else torch.zeros(1)
