@@ -16,6 +16,16 @@ OFFSETS = {
     "ragged": (0, 1, 13, 44, 60),
     "empty ones": (0, 0, 30, 30, 60, 60),
 }
+# L of a determinantal process over four tokens.
+KERNEL = torch.tensor(
+    [[0.8, 0.3, 0.1, 0.2], [0.3, 0.9, 0.4, 0.1], [0.1, 0.4, 0.7, 0.5], [0.2, 0.1, 0.5, 0.6]], dtype=torch.float64
+)
+
+
+def factors(kernel: Tensor) -> tuple[Tensor, Tensor]:
+    """Features x (n, n) and relevance r (n,) of which diag(r) S diag(r) is `kernel`, S the cosines of x."""
+    x = torch.linalg.cholesky(kernel)
+    return x, x.norm(dim=1)
 
 
 def features(kind: str, seed: int, dtype: torch.dtype) -> Tensor:

@@ -26,7 +26,8 @@ from vidsieve.methods.selection import MMR, ConditionalDPP, Hybrid
 class FrameFusion(nn.Module, Attachable):
     """Merge similar tokens of neighbouring frames at layers 0 and 1, select among the others by segment at layer 2.
 
-    cost: share of the decoder's prefill FLOPs to spend; sets how many the selection keeps.
+    cost: share of the decoder's prefill FLOPs to spend; sets how many the selection keeps. Merging does not stop there:
+        of a video that stands still less is spent.
     similarity_lower_bound: least cosine at which a token joins the one before it.
     ratio_lower_bound: a layer merges only where at least this share of its video tokens would join.
     segment_threshold: a scene begins where neighbouring frames are less similar than this (`SceneCuts`).

@@ -27,6 +27,17 @@ def test_the_guides_class_attaches_and_meets_its_cost(fast: bool) -> None:
     assert [stage.layer for stage in trace.videos[0].stages] == [0, 1, 2]
 
 
+def test_where_merging_alone_goes_below_the_cost_less_is_spent() -> None:
+    model, method = deep(28), FrameFusion(cost=0.3, similarity_lower_bound=-1, segment_threshold=-1)
+    with method(model) as trace, torch.no_grad():
+        model(**tiny.prompt("qwen2_5_vl", frames=64))
+    merged, _, pruned = trace.videos[0].stages
+    assert trace.cost is not None
+    assert trace.cost < 0.9 * 0.3
+    assert merged.after < 0.3 * merged.before
+    assert pruned.before == pruned.after
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("method", registry.methods(inside=True))
 def test_a_preset_verifies_on_a_gpu(method: str) -> None:

@@ -27,8 +27,8 @@ def video(*frames: list[Tensor]) -> VideoTokens:
 
 def test_evs_keeps_the_first_frame_and_then_what_changed_most() -> None:
     tokens = video([A, B], [A, -B], [A + B, -B])
-    half = (1 - 2**-0.5) / 2  # the cosine of A and A + B is 1 / sqrt(2)
-    torch.testing.assert_close(Change()(tokens, UNMEASURED, None), torch.tensor([1, 1, 0, 1, half, 0]))
+    turned = (1 - 2**-0.5) / 4  # the cosine of A and A + B is 1 / sqrt(2)
+    torch.testing.assert_close(Change()(tokens, UNMEASURED, None), torch.tensor([1, 1, 0, 0.5, turned, 0]))
     assert evs(0.5).reduce(tokens).kept.tolist() == [0, 1, 3]
     assert evs(4 / 6).reduce(tokens).kept.tolist() == [0, 1, 3, 4]
     assert evs(1 / 6).reduce(tokens).kept.tolist() == [0]

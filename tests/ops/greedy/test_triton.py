@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.ops.inputs import DEVICE, degenerate, duplicated, problem, regret
+from tests.ops.inputs import DEVICE, KERNEL, degenerate, duplicated, factors, problem, regret
 from tests.synthetic import independent, video_like
 from vidsieve import Prompt, Prune, VideoTokens, ops
 from vidsieve.errors import NonFiniteFeatures
@@ -52,6 +52,15 @@ def test_dpp_has_no_regret_beyond_rounding(layout: str) -> None:
         relevance = torch.rand(len(x), generator=torch.Generator().manual_seed(seed)).to(DEVICE)
         order = triton.conditional_dpp(problem(x, relevance, offsets, budget))
         check(x, offsets, budget, order, relevance)
+
+
+@pytest.mark.usefixtures("path", "poisoned")
+@pytest.mark.parametrize(("k", "expected"), [(1, [1]), (3, [1, 0, 3])])
+def test_a_kernel_worked_out_by_its_determinants(k: int, expected: list[int]) -> None:
+    x, relevance = (of.float().to(DEVICE) for of in factors(KERNEL))
+    offsets, budget = torch.tensor([0, 4], device=DEVICE), torch.tensor([k], device=DEVICE)
+    order = triton.conditional_dpp(problem(x, relevance, offsets, budget))
+    assert [int((order == step).nonzero()) for step in range(k)] == expected
 
 
 @pytest.mark.usefixtures("poisoned")

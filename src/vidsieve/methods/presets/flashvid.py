@@ -85,13 +85,13 @@ class FlashVid(FixedSize):
 
 
 def diverse(unit: Tensor, weight: Tensor, k: int) -> Tensor:
-    """Pick k of the unit vectors (n, D) that are far apart, by (1 - cosine) times both weights (n,): indices (k,).
+    """Pick k of the unit vectors (n, D) that are far apart, by (1 - cosine) times the candidate's weight (n,).
 
     Greedy max-min: first the token that is farthest from its nearest neighbour, then always the one that is farthest
-    from those picked.
+    from those picked. The weight of what it is compared with does not count. Returns indices (k,).
     """
-    distance = (1 - unit @ unit.mT).clamp(min=0) * weight[:, None] * weight
-    nearest = distance.clone().fill_diagonal_(torch.inf).amin(1) if len(unit) > 1 else torch.zeros(1)
+    distance = (1 - unit @ unit.mT).clamp(min=0) * weight  # [i, j]: of i from the candidate j
+    nearest = distance.clone().fill_diagonal_(torch.inf).amin(0) if len(unit) > 1 else torch.zeros(1)
     picks = torch.empty(k, dtype=torch.int64, device=unit.device)
     away = nearest.to(unit.device)
     for step in range(k):
@@ -122,6 +122,8 @@ def flashvid(keep: float) -> Reducer:
     Fan et al., "FlashVID: efficient video large language models via training-free tree-based spatiotemporal token
     merging", ICLR 2026. What differs: the count is exact, so where trees are too many the largest stay (the paper
     clusters them by density); its last step, attention inside the language model, is left out; the attention is a
-    substitute unless it is passed.
+    substitute unless it is passed. The published code cuts every video into at least eight scenes and here scenes end
+    where frames differ; there the weights are the attention times the product with the scene's mean, here both factors
+    are brought to (0, 1] first, so that none is negative.
     """
     return FlashVid(keep)

@@ -66,6 +66,8 @@ def vidcom2(keep: float) -> Reducer:
 
     Liu et al., "Video compression commander: plug-and-play inference acceleration for video large language models",
     EMNLP 2025, arXiv 2505.14454. What differs: shares are apportioned to the exact count, and every frame keeps at
-    least one token where the count allows.
+    least one token where the count allows. The published code rounds each share by itself and cuts it off at the size
+    of the frame, so it may keep more or less than it was asked for: then a frame here keeps one token more or less, or
+    what a full frame could not take. Where its counts add up, the same tokens stay.
     """
     return Prune(keep, PerFrame(), Uniqueness(), Outlying(), TopRelevance())
