@@ -41,9 +41,10 @@ from vidsieve.evaluation.needles.packed import fast
 from vidsieve.evaluation.needles.questions import WORDS
 
 DEV, TEST = 512, 2000  # videos
+FIT = 20000  # videos of which answers are counted, to guess by
 
 
-def guess(size: Size, device: torch.device, fit: int = 20000, count: int = TEST) -> dict[str, float]:
+def guess(size: Size, device: torch.device, fit: int, count: int) -> dict[str, float]:
     """Accuracy of the most frequent answer to each question's exact words, counted on `fit` videos: what words give."""
     many, plan = len(WORDS), PLANS[size.suite]
     kinds = tuple(dict.fromkeys(plan))
@@ -89,7 +90,7 @@ def train(run: Run, minutes: list[float], call: float, out: Path) -> None:
         state.update(phase=state["phase"] + 1, seconds=0.0)
         write(run, out)
         run.keep_state(out / "state.pt")
-    state["results"]["words"] = {size.suite: guess(size, run.device) for size in run.scale.sizes}
+    state["results"]["words"] = {size.suite: guess(size, run.device, FIT, TEST) for size in run.scale.sizes}
     write(run, out)
     write_cards(out)
 

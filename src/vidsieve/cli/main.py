@@ -7,7 +7,7 @@
     vidsieve methods            what --method takes
     vidsieve env                what is installed, and what would run
     vidsieve bench ops          milliseconds and memory of a reduction, beside today's loops
-    vidsieve eval               what each method loses on the synthetic needle suite
+    vidsieve eval               what each method loses on a synthetic needle suite
 
 Exit codes: 0 done; 1 it failed, and standard error says why in one line; 2 a mistake in the command; 130 interrupted.
 With --json, standard output is one JSON document and nothing else, {"error": {"type": ..., "message": ...}} where it
@@ -167,10 +167,12 @@ def _add_eval(command: Parser) -> None:
     command.add_argument(
         "--split", choices=("dev", "test"), default="dev", help="dev to choose by, test to report (dev)"
     )
-    command.add_argument("--videos", type=count, default=500, help="17 questions each (500)")
+    about = "needles: 32 frames; long: 96, shots of very unequal lengths, evidence that stays (needles)"
+    command.add_argument("--suite", choices=("needles", "long"), default="needles", help=about)
+    command.add_argument("--videos", type=count, default=500, help="17 or 20 questions each (500)")
     command.add_argument("--keep", type=fraction, action="append", dest="keeps", help="repeatable (0.05 0.1 0.25 0.5)")
     command.add_argument("--method", type=method, action="append", dest="methods", help="repeatable (all there are)")
-    command.add_argument("--frames", type=count, default=32, help="of a video, as the model was trained (32)")
+    command.add_argument("--frames", type=count, help="of a video (as the model was trained)")
     command.add_argument("--quick", action="store_true", help="64 videos, keep 0.1, the default method and the floors")
     command.add_argument("--device", help="cpu, cuda, cuda:1, ... (cuda where there is one)")
     command.add_argument("--out", type=file, help="write the card and the rows to this JSON file")
@@ -333,7 +335,7 @@ def _bench(options: argparse.Namespace) -> Found:
 
 
 def _eval(options: argparse.Namespace) -> Found:
-    """Accuracy, loyalty and kept evidence of each method on the synthetic needle suite."""
+    """Accuracy, loyalty and kept evidence of each method on a synthetic needle suite."""
     from vidsieve.evaluation import evaluate
     from vidsieve.evaluation.needles.tiny import BUNDLED
 
@@ -347,6 +349,7 @@ def _eval(options: argparse.Namespace) -> Found:
         device=options.device,
         frames=options.frames,
         command="vidsieve " + shlex.join(options.typed),
+        suite=options.suite,
     )
     with _notes(logged=True) as note:
         found = evaluate.evaluate(plan, note)

@@ -15,13 +15,11 @@ from benchmarks import train_tiny
 from benchmarks.tiny_run import KEEPS, Run, Scale, by_kind, drop
 from benchmarks.train_tiny import guess, train
 
-from tests.evaluation.needles.test_packed import TEXT, VISION
+from tests.evaluation.needles.small import LONG, SIZE, TEXT, VISION
 from vidsieve.engines.hf.loading import load
 from vidsieve.evaluation.needles import CHANCES, KINDS, PLAN, Size, generate, recall
 from vidsieve.evaluation.needles.packed import fast
 
-SIZE = Size(frames=8, token=8)
-LONG = Size(frames=32, token=8, suite="long")
 SCALE = Scale(((0.5, (Size(8, 8, plain=True),)), (1.0, (SIZE,))), TEXT, VISION, batch=4)
 BOTH = Scale(((1.0, (SIZE, LONG, LONG)),), TEXT, VISION, batch=8)
 
@@ -71,12 +69,8 @@ def test_both_suites_take_turns_with_every_share_of_the_tokens(monkeypatch: pyte
     monkeypatch.setattr(run, "forward", lambda size, frames, questions, keep: seen.append((size, keep)) or _loss(run))
     run.state["phase"] = 1
     _steps(run, 3 * len(KEEPS))
-    assert {
-        size: [keep for other, keep in seen if other == size][:: 2 if size == LONG else 1] for size in (SIZE, LONG)
-    } == {
-        SIZE: list(KEEPS),
-        LONG: list(KEEPS),
-    }
+    assert [keep for size, keep in seen if size == SIZE] == list(KEEPS)
+    assert [keep for size, keep in seen if size == LONG] == [keep for keep in KEEPS for _ in range(2)]
     assert run.state["videos"] == len(KEEPS) * (8 + 2 + 2)
 
 
@@ -121,10 +115,8 @@ def test_a_run_in_its_second_phase_learns_too() -> None:
 
 
 def test_what_words_alone_give_is_chance() -> None:
-    chance = {
-        SIZE: CHANCES["needles"] | {"cuts": 1 / 2},
-        LONG: CHANCES["long"],
-    }  # so short a video has two scenes at most
+    short = CHANCES["needles"] | {"cuts": 1 / 2}  # two scenes at most
+    chance = {SIZE: short, LONG: CHANCES["long"]}
     for size in chance:
         best = guess(size, torch.device("cpu"), fit=4000, count=1000)
         for kind in CHANCES[size.suite]:
@@ -144,6 +136,7 @@ def test_accuracy_counts_every_kind(keep: float) -> None:
 def test_a_whole_run_in_two_calls_leaves_both_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_tiny, "TEST", 4)
     monkeypatch.setattr(train_tiny, "DEV", 4)
+    monkeypatch.setattr(train_tiny, "FIT", 500)
     minutes = [12 / 60, 1 / 60]  # the first call must end within the first phase, however busy the machine
     run = Run(BOTH, 0, torch.device("cpu"))
     with fast(run.model):

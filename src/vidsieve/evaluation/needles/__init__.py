@@ -27,7 +27,7 @@ from torch import Tensor
 from vidsieve.evaluation.needles import layout, long_layout, long_questions, questions
 from vidsieve.evaluation.needles.draws import Draws
 from vidsieve.evaluation.needles.glyphs import TEXTURES
-from vidsieve.evaluation.needles.layout import LEAST, Layout, Size
+from vidsieve.evaluation.needles.layout import Layout, Size
 from vidsieve.evaluation.needles.questions import CHANCE, CHANCES, KINDS, PLAN, PLANS, Questions, recall
 from vidsieve.evaluation.needles.render import owners, render
 
@@ -38,6 +38,7 @@ __all__ = [
     "LONG",
     "PLAN",
     "PLANS",
+    "SIZES",
     "SPLITS",
     "SUITES",
     "Batch",
@@ -50,8 +51,9 @@ __all__ = [
 ]
 
 SPLITS = tuple(TEXTURES)
-SUITES = tuple(LEAST)
-LONG = Size(96, suite="long")  # the videos of the suite `long`
+LONG = Size(96, suite="long")
+SIZES = {"needles": Size(), "long": LONG}  # of the videos of each suite
+SUITES = tuple(SIZES)
 
 
 @dataclass(frozen=True, eq=False)

@@ -117,9 +117,8 @@ class Answers:
 class Suite:
     """A model, and the ways of asking it."""
 
-    def __init__(
-        self, processor: Any, model: Any, frames: int = 32, plain: bool = False, suite: str = "needles"
-    ) -> None:
+    def __init__(self, processor: Any, model: Any, size: Size = Size()) -> None:
+        """size: of the videos; how large a token is, the model says."""
         tokenizer = processor.tokenizer
         ids = tokenizer.convert_tokens_to_ids(list(WORDS))
         unknown = [word for word, number in zip(WORDS, ids, strict=True) if number in (None, tokenizer.unk_token_id)]
@@ -131,8 +130,8 @@ class Suite:
             )
         video = processor.video_processor
         self.processor, self.model, self.device = processor, model, model.device
-        self.size = Size(frames, video.patch_size * video.merge_size, plain, suite)
-        self.plan = PLANS[suite]
+        self.size = replace(size, token=video.patch_size * video.merge_size)
+        self.plan = PLANS[size.suite]
         self.packed = Packed(processor, self.size, self.device)
         self.step = torch.ones(1, device=self.device)  # seconds a step lasts, as the processor says
         self.merge: int = video.merge_size
