@@ -11,9 +11,9 @@ from tests.evaluation.needles.test_suite import hide_needles, without
 from vidsieve import VideoTokens
 from vidsieve.evaluation import needles
 from vidsieve.evaluation.needles import CHANCES, PLANS, Questions, Size, describe, generate, recall
-from vidsieve.evaluation.needles.glyphs import SHAPES
-from vidsieve.evaluation.needles.layout import BALLS, CARDS, GRID, MOST, REPEATED, Layout
-from vidsieve.evaluation.needles.long_layout import BRIEF, CARD, COPIES, LASTING, MEDIUM, SHOTS, SIGN, THROUGHOUT
+from vidsieve.evaluation.needles.glyphs import DIGIT, SHAPES
+from vidsieve.evaluation.needles.layout import BALLS, CARDS, GRID, MOST, Layout
+from vidsieve.evaluation.needles.long_layout import BRIEF, CARD, COPIES, CROWD, LASTING, MEDIUM, SHOTS, SIGN, THROUGHOUT
 from vidsieve.evaluation.needles.questions import WORDS
 from vidsieve.evaluation.needles.render import owners
 from vidsieve.methods.segment import Within
@@ -48,9 +48,10 @@ def _shown(layout: Layout, shape: Tensor) -> Tensor:
 
 def test_videos_never_change() -> None:
     batch = generate("test", range(2), needles.LONG)
-    assert int(batch.frames.long().sum()) == 0
-    assert batch.questions.text(0, 9) == ""
-    assert [batch.questions.reply(0, question) for question in range(len(PLAN))] == []
+    assert int(batch.frames.long().sum()) == 365_220_899
+    assert batch.questions.text(0, 9) == "In how many scenes is the bolt shown?"
+    replies = "red blue blue yellow green yellow 5 2 2 1 moon moon no yellow cyan 6 left down south first"
+    assert [batch.questions.reply(0, question) for question in range(len(PLAN))] == replies.split()
 
 
 def test_the_suites_share_no_video() -> None:
@@ -232,7 +233,17 @@ def test_the_words_do_not_give_the_answer_away(many: tuple[Layout, Questions]) -
         assert abs(yes.double().mean() - 0.5) < 0.15
 
 
-def test_cards_are_of_two_colours(full: tuple[Layout, Questions]) -> None:
-    colour = full[0].needles.colour[:, SIGN : SIGN + CARDS]
-    assert SIGN + 1 == CARD == 6 + REPEATED * MOST + 1
-    assert (colour[:, 0] != colour[:, 1]).all()
+def test_the_crowd_is_in_busy_shots_and_in_colours_of_its_own(full: tuple[Layout, Questions]) -> None:
+    layout, _ = full
+    needles_, cards = layout.needles, slice(SIGN, SIGN + CARDS)
+    assert SIGN + 1 == CARD
+    colour, there = needles_.colour, needles_.shown > 0
+    assert (colour[:, SIGN] != colour[:, CARD]).all()
+    crowd = slice(cards.stop, cards.stop + CROWD * layout.size.steps // 2)
+    assert (needles_.glyph[:, crowd] >= DIGIT).all()
+    assert (colour[:, crowd, None] != colour[:, None, cards]).all()
+    shot = layout.scene.gather(1, needles_.step[:, crowd])
+    crowded = torch.zeros(len(shot), 6, dtype=torch.int64).scatter_add_(1, shot, there[:, crowd].long())
+    here = torch.stack([(layout.scene == number).any(1) for number in range(6)], dim=1)
+    assert 0.3 < (crowded[here] > 0).double().mean() < 0.7  # half of the shots
+    assert (crowded.sum(1) == crowd.stop - crowd.start).double().mean() > 0.7

@@ -327,10 +327,12 @@ def dress(
     there: Tensor,
     behind: Tensor,
     single: slice = slice(0),
+    crowd: slice = slice(0),
 ) -> Needles:
     """What needles look like that are in these blocks from `step` on for `steps`.
 
     there: bool (B, I), which exist.  behind: colour of the background.  single: numbers of those that take one token.
+    crowd: of those that have the colours that the cards have not.
     """
     items = step.shape[1]
     kind = draws.below(10, items) * (not size.plain)
@@ -343,7 +345,9 @@ def dress(
     hidden[:, cards.start :] = False
     hidden &= not size.plain
     colour = torch.where(hidden, behind, colour)
-    colour[:, cards] = draws.order(len(COLOURS))[:, :CARDS]
+    hues = draws.order(len(COLOURS))
+    colour[:, cards] = hues[:, :CARDS]
+    colour[:, crowd] = hues.gather(1, CARDS + colour[:, crowd] % (len(COLOURS) - CARDS))
     tone = torch.where(hidden, 70, 85 + draws.below(16, items))
     often = draws.below(10, items) * (not size.plain)
     shown = torch.where((often < 7) | (steps > 1), 3, torch.where(often < 9, 1, 2))  # bits

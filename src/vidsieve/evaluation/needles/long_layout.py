@@ -2,7 +2,8 @@
 
 A video has three to six shots, of which the shortest may be one step and the longest nearly all. In some the camera
 pans. Needles last for one step, for some, for a whole shot or for the whole video, and none moves; what moves beside
-them is hardly ever asked about.
+them is hardly ever asked about. Half of the shots are busy: cards of other colours than those that are asked about come
+and go, each of them as unlike the rest as a needle is.
 """
 
 import torch
@@ -35,6 +36,7 @@ FEWEST = 3  # shots
 LENGTHS = 5  # the shots' lengths are about as 1, 2, 4, 8, 16
 BUSY = 3  # grey movers in the shot of the lasting shape, and half as many elsewhere, on average
 PAN = 24  # quarter pixels a frame, the fastest camera
+CROWD = 3  # cards that are not asked about, in every two steps of a video, all of them in busy shots
 BALL = 6  # steps before and after a moment in which a ball is there, at most
 # Numbers of the needles.
 LASTING, THROUGHOUT, BRIEF, MEDIUM = 0, 1, 2, 4
@@ -50,7 +52,8 @@ def plan(draws: Draws, size: Size, split: str) -> Layout:
     shapes = draws.order(len(SHAPES))
     shapes = _no_square(draws, shapes, size.unique + 1)
     copies = torch.stack((draws.below(MOST + 1), 1 + draws.below(FEWEST)), dim=1)
-    digits = draws.below(10, CARDS)
+    crowd = CROWD * size.steps // 2
+    digits = draws.below(10, CARDS + crowd)
     balls = _roll(draws, size, scene)
     shot = scene.gather(1, draws.below(size.steps)[:, None])  # a long one, most likely
     needles = _hide(draws, size, scenes, scene, scene_colour, shapes, copies, digits, balls, shot)
@@ -68,7 +71,7 @@ def plan(draws: Draws, size: Size, split: str) -> Layout:
         **scenery,
         shapes=shapes,
         copies=copies,
-        digits=digits,
+        digits=digits[:, :CARDS],
         needles=needles,
         movers=movers,
         lasting=none,
@@ -189,13 +192,14 @@ class _Board:
         self.placed.append((begin, steps, block, there))
         return during
 
-    def scatter(self, many: int) -> None:
-        """Take `many` places of one step, any that are free."""
+    def scatter(self, many: int, allowed: Tensor) -> None:
+        """Take `many` places of one step, any that are free, or as many as there are. allowed: bool (B, T)."""
         blocks = self.taken.shape[2]
-        free = ~self.taken.flatten(1)
+        free = (~self.taken & allowed[..., None]).flatten(1)
         score = torch.where(free, self.draws.below(LARGE, free.shape[1]), -1)
         order = score.argsort(dim=1, descending=True, stable=True)[:, :many]
         there = free.gather(1, order)
+        self.taken = self.taken | torch.zeros_like(free).scatter(1, order, there).view_as(self.taken)
         for place, free_one in zip(order.T, there.T, strict=True):
             self.placed.append((place // blocks, torch.ones_like(place), place % blocks, free_one))
 
@@ -251,7 +255,9 @@ def _hide(
     for _ in range(MOST - FEWEST):  # once more in a shot where it is shown already, or not
         which = order.gather(1, (draws.below(LARGE) % copies[:, 1])[:, None])
         put(torch.minimum(1 + draws.below(4), length(which)), scene == which, draws.below(2) == 1)
-    board.scatter(size.steps // 4)
+    busy = draws.below(2, SCENES) * (not size.plain) > 0
+    board.scatter(digits.shape[1] - CARDS, busy.gather(1, scene))
+    board.scatter(size.steps // 4, every)
 
     throughout, lasting, sign_at, *others = board.placed
     briefs, card, rest = others[:2], others[2], others[3:]
@@ -260,4 +266,5 @@ def _hide(
     at, steps, block, there = (torch.stack(each, dim=1) for each in zip(*placed, strict=True))
     glyph = glyphs_of(shapes, size.unique, digits, size.steps // 4)
     behind = scene_colour.gather(1, scene.gather(1, at))
-    return dress(draws, size, at, steps, block, glyph, there, behind, single=slice(SHOTS, SHOTS + MOST))
+    single, crowd = slice(SHOTS, SHOTS + MOST), slice(CARD + 1, CARD + 1 + digits.shape[1] - CARDS)
+    return dress(draws, size, at, steps, block, glyph, there, behind, single, crowd)
