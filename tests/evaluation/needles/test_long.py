@@ -99,7 +99,7 @@ def test_every_needle_has_a_place_of_its_own(full: tuple[Layout, Questions], man
             assert torch.equal((owner == item).sum(1), size * shown[:, item]), item
 
 
-@pytest.mark.parametrize("size", [SMALL, Size(frames=64, token=8, suite="long")], ids=str)
+@pytest.mark.parametrize("size", [SMALL, Size(frames=48, token=8, suite="long")], ids=str)
 def test_evidence_is_exactly_where_the_needle_is_drawn(size: Size) -> None:
     numbers = torch.arange(3)
     batch = generate("train", numbers, size)

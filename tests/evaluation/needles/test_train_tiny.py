@@ -138,11 +138,12 @@ def test_a_whole_run_in_two_calls_leaves_both_checkpoints(tmp_path: Path, monkey
     monkeypatch.setattr(train_tiny, "DEV", 4)
     monkeypatch.setattr(train_tiny, "FIT", 500)
     minutes = [12 / 60, 1 / 60]  # the first call must end within the first phase, however busy the machine
-    run = Run(BOTH, 0, torch.device("cpu"))
+    Run(BOTH, 0, torch.device("cpu")).save(tmp_path / "start")
+    run = Run(BOTH, 0, torch.device("cpu"), start=tmp_path / "start")
     with fast(run.model):
         train(run, minutes, 1 / 60, tmp_path)
     assert run.state["phase"] == 0
-    again = Run(BOTH, 0, torch.device("cpu"))
+    again = Run(BOTH, 0, torch.device("cpu"), start=tmp_path / "start")
     again.restore(tmp_path / "state.pt")
     with fast(again.model):
         train(again, minutes, math.inf, tmp_path)
@@ -154,6 +155,7 @@ def test_a_whole_run_in_two_calls_leaves_both_checkpoints(tmp_path: Path, monkey
         card = (tmp_path / phase / "README.md").read_text()
         assert f"vidsieve-tiny, `{phase}`" in card
         assert "Suite `long`" in card
+        assert log["start_sha256"][:16] in card
         _, model = load(str(tmp_path / phase))
         assert model.config.model_type == "qwen2_5_vl"
 
