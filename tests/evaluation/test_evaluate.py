@@ -21,8 +21,8 @@ from vidsieve import Prompt, Reduction, VideoTokens
 from vidsieve.cli import main
 from vidsieve.engines.hf.loading import prepare
 from vidsieve.errors import VidsieveError
-from vidsieve.evaluation.evaluate import GROUPS, MEASURES, Plan, evaluate_model
-from vidsieve.evaluation.needles import PLAN, generate
+from vidsieve.evaluation.evaluate import MEASURES, Plan, evaluate_model
+from vidsieve.evaluation.needles import CHANCES, KINDS, PLAN, PLANS, SIZES, generate
 from vidsieve.evaluation.needles.clip import as_frames
 from vidsieve.evaluation.needles.runner import EncodedBatch, Refused, Smaller, Suite, difference
 from vidsieve.evaluation.needles.tiny import build
@@ -30,6 +30,7 @@ from vidsieve.methods import presets
 from vidsieve.types.statistics import UNMEASURED
 
 METHODS = dict(registry.methods(inside=False))
+GROUPS = ("all", *KINDS)
 FIRST = [PLAN.index(kind) for kind in ("colour", "order", "cuts")]
 
 
@@ -41,7 +42,7 @@ def tiny() -> tuple[Any, Any]:
 
 @pytest.fixture(scope="module")
 def suite(tiny: tuple[Any, Any]) -> Suite:
-    return Suite(*tiny, frames=8)
+    return Suite(*tiny, SIZE)
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,24 @@ def encoded(suite: Suite) -> EncodedBatch:
 def found(tiny: tuple[Any, Any]) -> dict[str, Any]:
     plan = Plan("tiny", videos=5, keeps=(0.25,), methods=METHODS, frames=8, batch=3, checked=2, timed=1)
     return evaluate_model(*tiny, plan)
+
+
+def test_the_suite_is_chosen_by_name(tiny: tuple[Any, Any]) -> None:
+    methods = {"vidsieve": METHODS["vidsieve"], "cdpruner": METHODS["cdpruner"]}
+    plan = Plan("tiny", videos=3, keeps=(0.1,), methods=methods, frames=32, batch=2, checked=1, timed=1, suite="long")
+    found = evaluate_model(*tiny, plan)
+    assert found["card"]["questions"] == 3 * len(PLANS["long"])
+    assert list(found["card"]["chance"]) == ["all", *CHANCES["long"]]
+    rows = {row["method"]: row for row in found["rows"]}
+    assert {name: row["refused"] for name, row in rows.items()} == dict.fromkeys(rows)
+    for row in rows.values():
+        assert list(row["accuracy"]) == ["all", *CHANCES["long"]]
+    assert rows["vidsieve"]["path"] == "packed"
+    assert rows["cdpruner"]["path"] == "attached"
+    assert rows["vidsieve"]["tokens"]["mean"] == round(0.1 * 576)
+    assert replace(plan, frames=None).size == SIZES["long"]
+    with pytest.raises(ValueError, match="a suite among needles, long, got 'hard'"):
+        replace(plan, suite="hard")
 
 
 class Idle(vidsieve.Reducer):

@@ -27,7 +27,7 @@ def _needles(
     from vidsieve.evaluation.needles.tiny import BUNDLED
 
     if options.features is not None:
-        raise Mistake("--features is for --suite natural; the needle suite renders its videos, see --model")
+        raise Mistake("--features is for --suite natural; the synthetic suites render their videos, see --model")
     videos = options.videos or 500
     plan = evaluate.Plan(
         model=options.model or str(BUNDLED),
@@ -36,8 +36,9 @@ def _needles(
         keeps=keeps,
         methods=methods,
         device=options.device,
-        frames=options.frames or 32,
+        frames=options.frames,
         command=command,
+        suite=options.suite,
     )
     return evaluate.evaluate(plan, note)
 
@@ -50,6 +51,6 @@ def _natural(
 
     for name in ("model", "videos", "frames"):
         if getattr(options, name) is not None:
-            raise Mistake(f"--{name} is for --suite needles; the natural suite has no model, and its videos are fixed")
+            raise Mistake(f"--{name} is for synthetic suites; the natural suite has no model, and its videos are fixed")
     features = options.features or DATA
     return evaluate_natural(NaturalPlan(options.split, keeps, methods, None, options.device, features, command), note)

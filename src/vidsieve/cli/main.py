@@ -163,19 +163,19 @@ def _add_bench(command: Parser) -> None:
 
 
 def _add_eval(command: Parser) -> None:
-    about = "needles: questions to a small model; natural: what is left of natural shots, without a model (needles)"
-    command.add_argument("--suite", choices=("needles", "natural"), default="needles", help=about)
-    command.add_argument("--model", "-m", help="needles: a checkpoint trained on the suite (the bundled one)")
+    about = "needles and long: questions about synthetic videos, long ones of several shots; natural: no model (needles)"
+    command.add_argument("--suite", choices=("needles", "long", "natural"), default="needles", help=about)
+    command.add_argument("--model", "-m", help="synthetic: a checkpoint trained on the suites (the bundled one)")
     about = "natural: a folder that benchmarks/natural_features.py made (the one that comes with the package)"
     command.add_argument("--features", type=Path, help=about)
     command.add_argument(
         "--split", choices=("dev", "test"), default="dev", help="dev to choose by, test to report (dev)"
     )
-    command.add_argument("--videos", type=count, help="needles: 17 questions each (500)")
+    command.add_argument("--videos", type=count, help="synthetic: 17 or 20 questions each (500)")
     command.add_argument("--keep", type=fraction, action="append", dest="keeps", help="repeatable (0.05 0.1 0.25 0.5)")
     command.add_argument("--method", type=method, action="append", dest="methods", help="repeatable (all there are)")
-    command.add_argument("--frames", type=count, help="needles: of a video, as the model was trained (32)")
-    command.add_argument("--quick", action="store_true", help="keep 0.1, the default method and the floors; 64 needles")
+    command.add_argument("--frames", type=count, help="synthetic: of a video (as the model was trained)")
+    command.add_argument("--quick", action="store_true", help="keep 0.1, the default method and the floors; 64 videos")
     command.add_argument("--device", help="cpu, cuda, cuda:1, ... (cuda where there is one; natural: cpu)")
     command.add_argument("--out", type=file, help="write the card and the rows to this JSON file")
 
@@ -337,7 +337,7 @@ def _bench(options: argparse.Namespace) -> Found:
 
 
 def _eval(options: argparse.Namespace) -> Found:
-    """What each method loses: answers on the synthetic needle suite, or what is to be seen in natural shots."""
+    """What each method loses: answers on a synthetic suite, or what is to be seen in natural shots."""
     from vidsieve.cli.evaluation import evaluate
 
     with _notes(logged=True) as note:

@@ -1,4 +1,4 @@
-"""What each method loses on the synthetic needle suite, at each keep ratio, for each kind of question.
+"""What each method loses on a synthetic needle suite, at each keep ratio, for each kind of question.
 
     found = evaluate(Plan(str(BUNDLED)))        # a plain dictionary; docs/evaluation.md says what is in it
 
@@ -11,8 +11,9 @@ How a row is run, checked and refused: needles/runner.py.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -25,13 +26,12 @@ from vidsieve.errors import VidsieveError
 from vidsieve.evaluation.card import commit
 from vidsieve.evaluation.card import processor as processor_name
 from vidsieve.evaluation.floors import FLOORS, KEEPS, LOW, Method, check_keeps
-from vidsieve.evaluation.needles import CHANCE, KINDS, PLAN, generate, recall
+from vidsieve.evaluation.needles import CHANCES, SIZES, Size, generate, recall
 from vidsieve.evaluation.needles.runner import Answers, EncodedBatch, Smaller, Suite, larger
 from vidsieve.evaluation.needles.tiny import BUNDLED
 from vidsieve.evaluation.statistics import Bootstrap, holm, sign_test
 
 MEASURES = ("accuracy", "agreement", "kl", "recall")
-GROUPS = ("all", *KINDS)
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Plan:
     """What to evaluate.
 
     model: folder of a checkpoint that was trained on the suite.  methods: names and what makes them, of a keep ratio.
-    frames: of a video.  plain: without clutter and camouflage (`needles.Size`).
+    suite: one of `needles.SUITES`.  frames: of a video; None for the suite's own number.
+    plain: without clutter and camouflage (`needles.Size`).
     checked: videos on which packed answers are compared with the attached model's.  timed: videos that are timed.
     """
 
@@ -49,18 +50,27 @@ class Plan:
     keeps: tuple[float, ...] = KEEPS
     methods: dict[str, Method] = field(default_factory=lambda: dict(registry.methods()))
     device: str | None = None
-    frames: int = 32
+    frames: int | None = None
     plain: bool = False
     batch: int = 64
     checked: int = 4
     timed: int = 8
     command: str = ""
+    suite: str = "needles"
 
     def __post_init__(self) -> None:
         check_keeps(self.keeps)
+        if self.suite not in SIZES:
+            raise ValueError(f"expected a suite among {', '.join(SIZES)}, got {self.suite!r}")
         for name in ("videos", "batch", "checked"):
             if getattr(self, name) < 1:
                 raise ValueError(f"expected at least one for {name}, got {getattr(self, name)}")
+
+    @property
+    def size(self) -> Size:
+        """Of a video."""
+        size = replace(SIZES[self.suite], plain=self.plain)
+        return size if self.frames is None else replace(size, frames=self.frames)
 
 
 def evaluate(plan: Plan, tell: Callable[[str], None] = lambda what: None) -> dict[str, Any]:
@@ -74,7 +84,7 @@ def evaluate_model(
     processor: Any, model: Any, plan: Plan, tell: Callable[[str], None] = lambda what: None
 ) -> dict[str, Any]:
     """`evaluate` for a processor and a model that are loaded already."""
-    suite = Suite(processor, model, plan.frames, plan.plain)
+    suite = Suite(processor, model, plan.size)
     whole = _Row("unreduced", 1.0, None)
     rows = [whole]
     for keep in dict.fromkeys(plan.keeps):
@@ -100,7 +110,7 @@ def evaluate_model(
         if not row.refused:
             tell(f"timing {_place(rows, place)}")
             row.cost = suite.cost(row.method, encoded, plan.timed)
-    return {"card": _card(plan, suite), "rows": _summary(rows, plan.videos)}
+    return {"card": _card(plan, suite), "rows": _summary(rows, plan.videos, suite.plan)}
 
 
 class _Row:
@@ -134,10 +144,10 @@ class _Row:
         self.checked = self.checked or answers.checked
         self.path, self.reducer = answers.path, answers.reducer
 
-    def by_kind(self, measure: str) -> Tensor:
+    def by_kind(self, measure: str, plan: Sequence[str]) -> Tensor:
         """The mean over each kind's questions: (V, kinds), NaN where a video has none that counts."""
         value = torch.cat(self.batches[measure])
-        columns = [[i for i, kind in enumerate(PLAN) if kind == wanted] for wanted in KINDS]
+        columns = [[i for i, kind in enumerate(plan) if kind == wanted] for wanted in dict.fromkeys(plan)]
         return torch.stack([value[:, column].nanmean(1) for column in columns], dim=1)
 
 
@@ -145,11 +155,12 @@ def _place(rows: list[_Row], place: int) -> str:
     return f"{rows[place].name}, keep {rows[place].keep:g} ({place + 1} of {len(rows)})"
 
 
-def _summary(rows: list[_Row], videos: int) -> list[dict[str, Any]]:
-    """Every row as JSON knows it."""
-    bootstrap = Bootstrap(videos)
-    whole = rows[0].by_kind("accuracy")
-    uniform = {row.keep: row.by_kind("accuracy") for row in rows if row.name == "uniform" and not row.refused}
+def _summary(rows: list[_Row], videos: int, plan: Sequence[str]) -> list[dict[str, Any]]:
+    """Every row as JSON knows it. plan: the kinds of the questions."""
+    bootstrap, groups = Bootstrap(videos), ("all", *dict.fromkeys(plan))
+    intervals, compared = partial(_intervals, bootstrap, groups), partial(_compared, bootstrap, groups)
+    whole = rows[0].by_kind("accuracy", plan)
+    uniform = {row.keep: row.by_kind("accuracy", plan) for row in rows if row.name == "uniform" and not row.refused}
     found = []
     for row in rows:
         entry: dict[str, Any] = {"method": row.name, "keep": row.keep, "reducer": row.reducer}
@@ -163,35 +174,37 @@ def _summary(rows: list[_Row], videos: int) -> list[dict[str, Any]]:
                 "layers": list(row.layers),
                 "a_layer": round(sum(row.layers) / len(row.layers), 2),
             }
-            entry |= {name: _intervals(bootstrap, row.by_kind(name)) for name in MEASURES}
-            right = row.by_kind("accuracy")
-            entry["relative"] = _intervals(bootstrap, right, whole)
+            entry |= {name: intervals(row.by_kind(name, plan)) for name in MEASURES}
+            right = row.by_kind("accuracy", plan)
+            entry["relative"] = intervals(right, whole)
             entry["against"] = {}
             if row is not rows[0]:
-                entry["against"]["unreduced"] = _compared(bootstrap, right - whole)
+                entry["against"]["unreduced"] = compared(right - whole)
                 if row.keep in uniform and row.name != "uniform":
-                    entry["against"]["uniform"] = _compared(bootstrap, right - uniform[row.keep])
+                    entry["against"]["uniform"] = compared(right - uniform[row.keep])
             entry |= row.cost
         found.append(entry)
     return found
 
 
-def _intervals(bootstrap: Bootstrap, values: Tensor, base: Tensor | None = None) -> dict[str, Any]:
+def _intervals(
+    bootstrap: Bootstrap, groups: Sequence[str], values: Tensor, base: Tensor | None = None
+) -> dict[str, Any]:
     """Of values (V, kinds), or of their ratio to `base`: all kinds, each with the same weight, and every kind."""
     mean, drawn = (_with_all(part) for part in bootstrap.means(values))
     if base is not None:
         below, drawn_below = (_with_all(part) for part in bootstrap.means(base))
         mean, drawn = mean / below, drawn / drawn_below  # not finite where nothing was right
     return {
-        group: _plain(asdict(bootstrap.interval(mean[column], drawn[:, column]))) for column, group in enumerate(GROUPS)
+        group: _plain(asdict(bootstrap.interval(mean[column], drawn[:, column]))) for column, group in enumerate(groups)
     }
 
 
-def _compared(bootstrap: Bootstrap, difference: Tensor) -> dict[str, Any]:
+def _compared(bootstrap: Bootstrap, groups: Sequence[str], difference: Tensor) -> dict[str, Any]:
     """A paired comparison, difference (V, kinds); the p of the kinds are adjusted for there being several."""
-    found = _intervals(bootstrap, difference)
+    found = _intervals(bootstrap, groups, difference)
     p_all, *p_kinds = sign_test(torch.cat((difference.mean(1, keepdim=True), difference), dim=1))
-    for group, p in zip(GROUPS, (float(p_all), *holm(torch.stack(p_kinds)).tolist()), strict=True):
+    for group, p in zip(groups, (float(p_all), *holm(torch.stack(p_kinds)).tolist()), strict=True):
         found[group]["p"] = round(p, 6)
     return found
 
@@ -208,18 +221,19 @@ def _plain(values: dict[str, float]) -> dict[str, float | None]:
 
 def _card(plan: Plan, suite: Suite) -> dict[str, Any]:
     """Where the figures come from."""
+    chance = CHANCES[plan.suite]
     model, cuda = suite.model, suite.device.type == "cuda"
     return {
-        "suite": "the synthetic needle suite, which is no benchmark of video language models (docs/needles.md)",
+        "suite": f"the synthetic suite {plan.suite}, which is no benchmark of video language models (docs/needles.md)",
         "command": plan.command,
         "model": "vidsieve-tiny, as bundled" if plan.model == str(BUNDLED) else plan.model,
         "parameters": sum(p.numel() for p in model.parameters()),
         "split": plan.split,
         "videos": plan.videos,
-        "questions": plan.videos * len(PLAN),
+        "questions": plan.videos * len(suite.plan),
         "size": repr(suite.size),
         "tokens": suite.size.tokens,
-        "chance": {"all": sum(CHANCE.values()) / len(CHANCE), **CHANCE},
+        "chance": {"all": sum(chance.values()) / len(chance), **chance},
         "device": torch.cuda.get_device_name(suite.device) if cuda else processor_name(),
         "dtype": str(model.dtype).removeprefix("torch."),
         "torch": torch.__version__,

@@ -207,7 +207,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     for name in ("--model", "--videos", "--frames"):
         with pytest.raises(SystemExit):
             main.main(["eval", "--suite", "natural", name, "3"])
-        assert f"{name} is for --suite needles" in capsys.readouterr().err
+        assert f"{name} is for synthetic suites" in capsys.readouterr().err
 
 
 def test_the_figure_is_drawn_from_the_json(found: dict, tmp_path: Path) -> None:

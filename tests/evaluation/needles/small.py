@@ -3,6 +3,7 @@
 from vidsieve.evaluation.needles import Size
 
 SIZE = Size(frames=8, token=8)
+LONG = Size(frames=32, token=8, suite="long")
 TEXT = {
     "hidden_size": 64,
     "intermediate_size": 96,

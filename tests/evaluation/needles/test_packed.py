@@ -12,14 +12,14 @@ import torch
 pytest.importorskip("transformers")
 
 import vidsieve
-from tests.evaluation.needles.small import SIZE, TEXT, VISION
+from tests.evaluation.needles.small import LONG, SIZE, TEXT, VISION
 from vidsieve import Reduction
 from vidsieve.engines.hf.loading import load, prepare
 from vidsieve.evaluation.needles import PLAN, Batch, generate
 from vidsieve.evaluation.needles.clip import as_frames, write_clip
 from vidsieve.evaluation.needles.packed import FRAMES, TAIL, Packed, _attend_frames, fast, noted, patchify
 from vidsieve.evaluation.needles.questions import TEMPLATES, WORDS
-from vidsieve.evaluation.needles.tiny import BUNDLED, UNKNOWN, build
+from vidsieve.evaluation.needles.tiny import BUNDLED, UNKNOWN, build, build_tokenizer
 from vidsieve.types.tokens import Prompt, VideoTokens
 from vidsieve.video.decode import read_video
 
@@ -66,6 +66,26 @@ def test_packed_logits_are_those_of_each_question_alone(tiny: tuple[Any, Any], b
                 with Only(kept[video])(model):
                     alone = model(**inputs).logits[0, -1]
             torch.testing.assert_close(log_probs[video, question], alone, rtol=0, atol=5e-6)
+
+
+@torch.no_grad()
+def test_questions_of_the_other_suite_are_packed_as_well(tiny: tuple[Any, Any]) -> None:
+    processor, model = tiny
+    batch = generate("dev", [0], LONG)
+    packed, questions = Packed(processor, LONG, "cpu"), batch.questions
+    with fast(model):
+        features = packed.features(model, batch.frames)
+        log_probs, _ = packed.logits(model, features, questions.words, questions.answer)
+    for kind in ("some", "across", "order", "when"):
+        question = questions.plan.index(kind)
+        inputs = prepare(processor, as_frames(batch.frames[0]), questions.text(0, question))
+        torch.testing.assert_close(log_probs[0, question], model(**inputs).logits[0, -1], rtol=0, atol=5e-6)
+
+
+def test_the_bundled_model_knows_every_word_of_both_suites() -> None:
+    from transformers import AutoTokenizer
+
+    assert AutoTokenizer.from_pretrained(str(BUNDLED)).get_vocab() == build_tokenizer().get_vocab()
 
 
 @torch.no_grad()

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.evaluation.needles.small import LONG
+from tests.evaluation.needles.small import SIZE as SMALL
 from vidsieve import VideoTokens
 from vidsieve.evaluation.needles import KINDS, PLAN, SPLITS, Questions, Size, describe, generate, recall
 from vidsieve.evaluation.needles.draws import Draws
@@ -16,8 +18,7 @@ from vidsieve.evaluation.needles.questions import WORDS
 from vidsieve.evaluation.needles.render import owners, render
 from vidsieve.methods import presets
 
-SMALL = Size(frames=8, token=8)
-SIZES = (SMALL, Size(frames=16, token=8), Size(frames=32), Size(frames=8, token=16, plain=True))
+SIZES = (SMALL, Size(frames=16, token=8), Size(frames=32), Size(frames=8, token=16, plain=True), LONG)
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +62,13 @@ def test_sizes_that_make_no_sense_are_refused() -> None:
         Size(frames=12)
     with pytest.raises(ValueError, match="multiple of 8 pixels"):
         Size(token=12)
+    with pytest.raises(ValueError, match="at least 32 frames in the suite long, got 24"):
+        Size(frames=24, suite="long")
+    with pytest.raises(ValueError, match="a suite among needles, long, got 'hard'"):
+        Size(suite="hard")
 
 
-def _without(layout: Layout, hide: Callable[[Layout], Layout], split: str, numbers: Tensor) -> Tensor:
+def without(layout: Layout, hide: Callable[[Layout], Layout], split: str, numbers: Tensor) -> Tensor:
     """Where the picture changes when something is not shown: bool (B, N)."""
     key = Draws(numbers, SPLITS.index(split)).key
     size = layout.size
@@ -74,7 +79,7 @@ def _without(layout: Layout, hide: Callable[[Layout], Layout], split: str, numbe
     return change.any(dim=(2, 3, 5, 7)).flatten(1)
 
 
-def _hide_needles(index: Tensor) -> Callable[[Layout], Layout]:
+def hide_needles(index: Tensor) -> Callable[[Layout], Layout]:
     """index: bool (B, I)."""
 
     def hide(layout: Layout) -> Layout:
@@ -92,7 +97,7 @@ def test_evidence_is_exactly_where_the_needle_is_drawn(size: Size) -> None:
     shapes = torch.arange(items) < size.unique
 
     def change(index: Tensor) -> Tensor:
-        return _without(layout, _hide_needles(index), "train", numbers)
+        return without(layout, hide_needles(index), "train", numbers)
 
     for question, kind in enumerate(PLAN):
         evidence = questions.evidence[:, question] > 0
@@ -125,11 +130,11 @@ def test_evidence_of_what_stays_and_what_moves() -> None:
         last[:, :BALLS] = -1
         return replace(layout, movers=replace(layout.movers, last=last))
 
-    change = _without(layout, hide_lasting, "train", numbers)
+    change = without(layout, hide_lasting, "train", numbers)
     lasting = evidence[:, PLAN.index("lasting")]
     assert not (change & ~lasting).any()
     assert (change & lasting).sum() > 0.9 * lasting.sum()  # a ball may pass before it
-    change = _without(layout, hide_balls, "train", numbers)
+    change = without(layout, hide_balls, "train", numbers)
     direction = evidence[:, PLAN.index("direction")]
     assert not (direction & ~change).any()
     assert direction.any(1).all()
@@ -230,8 +235,9 @@ def test_glyphs_can_be_told_apart() -> None:
 
 
 @pytest.mark.gpu
-def test_a_gpu_draws_the_same_videos() -> None:
-    here, there = generate("test", range(8)), generate("test", range(8), device="cuda")
+@pytest.mark.parametrize("size", [Size(), Size(frames=96, suite="long")], ids=str)
+def test_a_gpu_draws_the_same_videos(size: Size) -> None:
+    here, there = generate("test", range(8), size), generate("test", range(8), size, device="cuda")
     assert torch.equal(here.frames, there.frames.cpu())
     assert torch.equal(here.questions.answer, there.questions.answer.cpu())
     assert torch.equal(here.questions.evidence, there.questions.evidence.cpu())

@@ -12,15 +12,16 @@ import torch
 pytest.importorskip("transformers")
 
 from benchmarks import train_tiny
-from benchmarks.train_tiny import Run, Scale, by_kind, drop, guess, train
+from benchmarks.tiny_run import KEEPS, Run, Scale, by_kind, drop
+from benchmarks.train_tiny import guess, train
 
-from tests.evaluation.needles.test_packed import TEXT, VISION
+from tests.evaluation.needles.small import LONG, SIZE, TEXT, VISION
 from vidsieve.engines.hf.loading import load
-from vidsieve.evaluation.needles import CHANCE, KINDS, PLAN, Size, generate, recall
+from vidsieve.evaluation.needles import CHANCES, KINDS, PLAN, Size, generate, recall
 from vidsieve.evaluation.needles.packed import fast
 
-SIZE = Size(frames=8, token=8)
-SCALE = Scale(((0.5, Size(8, 8, plain=True)), (1.0, SIZE)), TEXT, VISION, batch=4)
+SCALE = Scale(((0.5, (Size(8, 8, plain=True),)), (1.0, (SIZE,))), TEXT, VISION, batch=4)
+BOTH = Scale(((1.0, (SIZE, LONG, LONG)),), TEXT, VISION, batch=8)
 
 
 def _steps(run: Run, count: int) -> list[float]:
@@ -54,9 +55,38 @@ def test_two_runs_of_a_seed_are_alike() -> None:
 def test_the_curriculum_ends_with_the_videos_that_count() -> None:
     run = _run()
     assert run.size(0.4) == Size(8, 8, plain=True)
-    assert run.size(0.6) == run.size(1.0) == run.scale.size == SIZE
+    assert run.size(0.6) == run.size(1.0) == SIZE
+    assert run.scale.sizes == (SIZE,)
     run.state["phase"] = 1
     assert run.size(0.0) == SIZE
+
+
+def test_both_suites_take_turns_with_every_share_of_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(BOTH, 0, torch.device("cpu"))
+    assert run.scale.sizes == (SIZE, LONG)
+    assert (run.scale.videos(SIZE), run.scale.videos(LONG)) == (8, 2)  # of four times the tokens
+    seen = []
+    monkeypatch.setattr(run, "forward", lambda size, frames, questions, keep: seen.append((size, keep)) or _loss(run))
+    run.state["phase"] = 1
+    _steps(run, 3 * len(KEEPS))
+    assert [keep for size, keep in seen if size == SIZE] == list(KEEPS)
+    assert [keep for size, keep in seen if size == LONG] == [keep for keep in KEEPS for _ in range(2)]
+    assert run.state["videos"] == len(KEEPS) * (8 + 2 + 2)
+
+
+def _loss(run: Run) -> torch.Tensor:
+    return sum(parameter.sum() for parameter in run.model.parameters()) * 0.0  # type: ignore[return-value]
+
+
+def test_a_run_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
+    first = Run(BOTH, 0, torch.device("cpu"))
+    first.save(tmp_path)
+    again = Run(BOTH, 1, torch.device("cpu"), start=tmp_path)
+    for here, there in zip(first.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(here.to(torch.bfloat16), there.to(torch.bfloat16))
+    losses = _steps(again, 12)
+    assert losses[9] < losses[0] - 0.3  # of `needles`
+    assert losses[10] < losses[1] - 0.3  # of `long`
 
 
 def test_no_video_comes_twice() -> None:
@@ -85,10 +115,12 @@ def test_a_run_in_its_second_phase_learns_too() -> None:
 
 
 def test_what_words_alone_give_is_chance() -> None:
-    best = guess(SIZE, torch.device("cpu"), fit=4000, count=1000)
-    chance = CHANCE | {"cuts": 1 / 2}  # so short a video has two scenes at most
-    for kind in KINDS:
-        assert best[kind] < chance[kind] + 0.07, kind
+    short = CHANCES["needles"] | {"cuts": 1 / 2}  # two scenes at most
+    chance = {SIZE: short, LONG: CHANCES["long"]}
+    for size in chance:
+        best = guess(size, torch.device("cpu"), fit=4000, count=1000)
+        for kind in CHANCES[size.suite]:
+            assert best[kind] < chance[size][kind] + 0.07, kind
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.25, 1.0])
@@ -104,12 +136,14 @@ def test_accuracy_counts_every_kind(keep: float) -> None:
 def test_a_whole_run_in_two_calls_leaves_both_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_tiny, "TEST", 4)
     monkeypatch.setattr(train_tiny, "DEV", 4)
+    monkeypatch.setattr(train_tiny, "FIT", 500)
     minutes = [12 / 60, 1 / 60]  # the first call must end within the first phase, however busy the machine
-    run = _run()
+    Run(BOTH, 0, torch.device("cpu")).save(tmp_path / "start")
+    run = Run(BOTH, 0, torch.device("cpu"), start=tmp_path / "start")
     with fast(run.model):
         train(run, minutes, 1 / 60, tmp_path)
     assert run.state["phase"] == 0
-    again = _run()
+    again = Run(BOTH, 0, torch.device("cpu"), start=tmp_path / "start")
     again.restore(tmp_path / "state.pt")
     with fast(again.model):
         train(again, minutes, math.inf, tmp_path)
@@ -118,12 +152,15 @@ def test_a_whole_run_in_two_calls_leaves_both_checkpoints(tmp_path: Path, monkey
     assert log["history"][0]["step"] == run.state["step"]
     for phase in ("full", "dropped"):
         assert (tmp_path / phase / "model.safetensors").exists()
-        assert f"vidsieve-tiny, `{phase}`" in (tmp_path / phase / "README.md").read_text()
+        card = (tmp_path / phase / "README.md").read_text()
+        assert f"vidsieve-tiny, `{phase}`" in card
+        assert "Suite `long`" in card
+        assert log["start_sha256"][:16] in card
         _, model = load(str(tmp_path / phase))
         assert model.config.model_type == "qwen2_5_vl"
 
 
 def test_means_are_over_kinds_and_not_over_questions() -> None:
-    means = by_kind([1.0 if kind == "order" else 0.0 for kind in PLAN])
+    means = by_kind([1.0 if kind == "order" else 0.0 for kind in PLAN], "needles")
     assert means["order"] == 1.0
     assert means["mean"] == pytest.approx(1 / len(KINDS), abs=1e-4)

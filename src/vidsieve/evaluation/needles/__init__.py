@@ -24,17 +24,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vidsieve.evaluation.needles import layout, long_layout, long_questions, questions
 from vidsieve.evaluation.needles.draws import Draws
 from vidsieve.evaluation.needles.glyphs import TEXTURES
-from vidsieve.evaluation.needles.layout import Layout, Size, plan
-from vidsieve.evaluation.needles.questions import CHANCE, KINDS, PLAN, Questions, ask, recall
+from vidsieve.evaluation.needles.layout import Layout, Size
+from vidsieve.evaluation.needles.questions import CHANCE, CHANCES, KINDS, PLAN, PLANS, Questions, recall
 from vidsieve.evaluation.needles.render import owners, render
 
 __all__ = [
     "CHANCE",
+    "CHANCES",
     "KINDS",
+    "LONG",
     "PLAN",
+    "PLANS",
+    "SIZES",
     "SPLITS",
+    "SUITES",
     "Batch",
     "Layout",
     "Questions",
@@ -45,6 +51,9 @@ __all__ = [
 ]
 
 SPLITS = tuple(TEXTURES)
+LONG = Size(96, suite="long")
+SIZES = {"needles": Size(), "long": LONG}  # of the videos of each suite
+SUITES = tuple(SIZES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,19 +70,24 @@ def generate(
 ) -> Batch:
     """The videos of these numbers, with their questions. Everything is made on `device`.
 
+    size: of a video, and of which suite.
+
     Raises `ValueError` for a split that does not exist.
     """
-    draws, layout, owner = _plan(split, numbers, size, device)
-    questions = ask(draws, layout, owner)
-    return Batch(render(layout, owner, split, draws.key), questions, layout)
+    draws, planned, owner = _plan(split, numbers, size, device)
+    asked = _MAKERS[size.suite][1](draws, planned, owner)
+    return Batch(render(planned, owner, split, draws.key), asked, planned)
 
 
 def describe(
     split: str, numbers: Iterable[int] | Tensor, size: Size = Size(), device: torch.device | str = "cpu"
 ) -> tuple[Layout, Questions]:
     """What `generate` makes, without the frames, which are most of the work."""
-    draws, layout, owner = _plan(split, numbers, size, device)
-    return layout, ask(draws, layout, owner)
+    draws, planned, owner = _plan(split, numbers, size, device)
+    return planned, _MAKERS[size.suite][1](draws, planned, owner)
+
+
+_MAKERS = {"needles": (layout.plan, questions.ask), "long": (long_layout.plan, long_questions.ask)}
 
 
 def _plan(
@@ -83,6 +97,7 @@ def _plan(
         raise ValueError(f"expected a split among {', '.join(SPLITS)}, got {split!r}")
     if not isinstance(numbers, Tensor):
         numbers = torch.tensor(list(numbers), dtype=torch.int64)
-    draws = Draws(numbers.to(device), SPLITS.index(split))
-    layout = plan(draws, size, split)
-    return draws, layout, owners(layout)
+    stream = SUITES.index(size.suite) * len(SPLITS) + SPLITS.index(split)
+    draws = Draws(numbers.to(device), stream)
+    planned = _MAKERS[size.suite][0](draws, size, split)
+    return draws, planned, owners(planned)

@@ -8,6 +8,7 @@ is known exactly.
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vidsieve.evaluation.needles.draws import LARGE, Draws
@@ -18,7 +19,7 @@ BLOCKS = GRID // 2
 SCENES = 6  # at most
 SHORTEST = 2  # steps of a scene, at least
 
-UNIQUE = 5  # shapes that are shown once, at different steps
+UNIQUE = {"needles": 5, "long": 6}  # shapes that are shown once, in `needles` at different steps
 REPEATED = 2  # shapes that are shown 0 to MOST times
 MOST = 5
 CARDS = 2  # digits on cards of different colours
@@ -27,12 +28,14 @@ BALLS = 2  # movers that are asked about
 BLOCKERS = 2  # grey movers that are not
 
 NOTHING = -1
+LEAST = {"needles": 8, "long": 32}  # frames of a video of each suite
 
 
 @dataclass(frozen=True)
 class Size:
-    """Of a video. frames: an even number, at least 8.  token: pixels of a visual token's side, a multiple of 8.
+    """Of a video. frames: a multiple of 8.  token: pixels of a visual token's side, a multiple of 8.
 
+    suite: "needles", this file's, or "long" (`long_layout.py`), whose videos have at least 32 frames.
     plain: to begin learning with. Nothing that is never asked about (noise, grey movers), flat backgrounds, no
     camouflage, every needle on one token and in both frames of its step. The cards show the same digit and the balls go
     the same way, so that reading them can be learned before telling them apart.
@@ -41,10 +44,17 @@ class Size:
     frames: int = 32
     token: int = 16
     plain: bool = False
+    suite: str = "needles"
 
     def __post_init__(self) -> None:
+        if self.suite not in LEAST:
+            raise ValueError(f"expected a suite among {', '.join(LEAST)}, got {self.suite!r}")
         if self.frames < 8 or self.frames % 8:
             raise ValueError(f"expected a multiple of 8 frames (four quarters of whole steps), got {self.frames}")
+        if self.frames < LEAST[self.suite]:
+            raise ValueError(
+                f"expected at least {LEAST[self.suite]} frames in the suite {self.suite}, got {self.frames}"
+            )
         if self.token < 8 or self.token % 8:
             raise ValueError(f"expected tokens of a multiple of 8 pixels, got {self.token}")
 
@@ -65,24 +75,25 @@ class Size:
     @property
     def unique(self) -> int:
         """Shapes shown once: no more than there are steps."""
-        return min(UNIQUE, self.steps)
+        return min(UNIQUE[self.suite], self.steps)
 
     @property
     def lasting(self) -> int:
-        """Position, in the order of a video's shapes, of the one that stays for a whole scene."""
+        """Position, in the order of a video's shapes, of the one that stays for a whole scene (in `needles` alone)."""
         return self.unique + REPEATED
 
 
 @dataclass(frozen=True, eq=False)
 class Needles:
-    """What is shown for one step: unique shapes, copies of the repeated ones, cards, confetti. All (B, I) but `colour`.
+    """Unique shapes, copies of the repeated ones, cards, confetti, in this order: all (B, I).
 
-    step, row, column: where its first token is.  height, width: in tokens, 1 or 2.  glyph: index into `glyphs()`, or
-    NOTHING for confetti.  colour: (B, I), index into `palette()`.  tone: percent of it.  shown: in the first frame of
-    the step (bit 0), in the second (bit 1); 0 where there is no such needle.
+    step, row, column: where its first token is.  steps: how many it lasts.  height, width: in tokens, 1 or 2.  glyph:
+    index into `glyphs()`, or NOTHING for confetti.  colour: index into `palette()`.  tone: percent of it.  shown: in
+    the first frame of a step (bit 0), in the second (bit 1); 0 where there is no such needle.
     """
 
     step: Tensor
+    steps: Tensor
     row: Tensor
     column: Tensor
     height: Tensor
@@ -145,11 +156,7 @@ def plan(draws: Draws, size: Size, split: str) -> Layout:
     shapes = draws.order(len(SHAPES))
     movers = _move(draws, size, scenes, scene)
     lasting = torch.stack((draws.below(LARGE) % scenes, draws.below(BLOCKS * BLOCKS), draws.below(len(COLOURS))), dim=1)
-    start, length = draws.below(size.steps), draws.below(size.steps)
-    none = torch.full_like(start, size.steps)
-    flicker = torch.stack(
-        (draws.below(BLOCKS * BLOCKS), none if size.plain or size.steps <= 4 else start, start + length // 2), dim=1
-    )
+    noise = flicker(draws, size)
     copies = draws.below(MOST + 1, REPEATED)
     digits = draws.below(10, CARDS)
     if size.plain:
@@ -160,19 +167,35 @@ def plan(draws: Draws, size: Size, split: str) -> Layout:
         scenes=scenes,
         scene=scene,
         scene_colour=scene_colour,
-        texture=draws.below(len(TEXTURES[split]), SCENES),
-        shade=44 + draws.below(16, SCENES),
-        contrast=(6 + draws.below(14, SCENES)) * (not size.plain),
-        offset=draws.below(LARGE, SCENES, 2),
-        drift=draws.below(5, SCENES, 2) - 2,
+        **backgrounds(draws, size, split),
         shapes=shapes,
         copies=copies,
         digits=digits,
         needles=needles,
         movers=movers,
         lasting=lasting,
-        flicker=flicker,
+        flicker=noise,
     )
+
+
+def flicker(draws: Draws, size: Size) -> Tensor:
+    """The field of noise: block, first and last step, (B, 3)."""
+    start, length = draws.below(size.steps), draws.below(size.steps)
+    none = torch.full_like(start, size.steps)
+    return torch.stack(
+        (draws.below(BLOCKS * BLOCKS), none if size.plain or size.steps <= 4 else start, start + length // 2), dim=1
+    )
+
+
+def backgrounds(draws: Draws, size: Size, split: str) -> dict[str, Tensor]:
+    """What `Layout` says of each scene's background but its colour, which drifts by half a pixel a frame at most."""
+    return {
+        "texture": draws.below(len(TEXTURES[split]), SCENES),
+        "shade": 44 + draws.below(16, SCENES),
+        "contrast": (6 + draws.below(14, SCENES)) * (not size.plain),
+        "offset": draws.below(LARGE, SCENES, 2),
+        "drift": draws.below(5, SCENES, 2) - 2,
+    }
 
 
 def _cut(draws: Draws, size: Size) -> tuple[Tensor, Tensor]:
@@ -195,7 +218,18 @@ def _move(draws: Draws, size: Size, scenes: Tensor, scene: Tensor) -> Movers:
     where = draws.below(LARGE, many) % scenes[:, None]  # (B, M)
     there = scene[:, None] == where[..., None]  # (B, M, T)
     first = 2 * there.int().argmax(2)
-    length = 2 * there.sum(2)
+    movers = cross(draws, size, first, first + 2 * there.sum(2) - 1)
+    seen = draws.below(2, many) * (not size.plain)
+    movers.last[:, BALLS:] = torch.where(seen > 0, movers.last, -1)[:, BALLS:]
+    return movers
+
+
+def cross(draws: Draws, size: Size, first: Tensor, last: Tensor, lanes: bool = False) -> Movers:
+    """Movers on straight lines, there from frame `first` to `last`, (B, M): balls, then grey ones.
+
+    lanes: each within a row or column of blocks, any of them equally likely.
+    """
+    many, length = first.shape[1], last - first + 1
     room = size.side - diameter(size)
     speed = torch.minimum(size.token // 8 + draws.below(2, many), room // (length - 1))
     way = speed * (length - 1)
@@ -204,7 +238,10 @@ def _move(draws: Draws, size: Size, scenes: Tensor, scene: Tensor) -> Movers:
         heading = heading[:, :1].expand(-1, many)
     backwards, vertical = heading % 2 == 0, heading >= 2
     begin = draws.below(LARGE, many) % (room - way + 1)
-    across = draws.below(LARGE, many) % (room + 1)
+    drawn = draws.below(LARGE, many)
+    across = drawn % (room + 1)
+    if lanes:
+        across = (drawn >> 16) % BLOCKS * 2 * size.token + drawn % (2 * size.token - diameter(size) + 1)
     time = torch.arange(size.frames, device=first.device) - first[..., None]  # (B, M, F)
     gone = speed[..., None] * time
     along = begin[..., None] + torch.where(backwards[..., None], way[..., None] - gone, gone)
@@ -212,9 +249,6 @@ def _move(draws: Draws, size: Size, scenes: Tensor, scene: Tensor) -> Movers:
     x = torch.where(vertical[..., None], across[..., None], along)
     colour = torch.full_like(heading, GREY)
     colour[:, :BALLS] = draws.order(len(COLOURS))[:, :BALLS]
-    last = first + length - 1
-    seen = draws.below(2, many) * (not size.plain)
-    last[:, BALLS:] = torch.where(seen > 0, last, -1)[:, BALLS:]
     return Movers(y, x, first, last, heading, colour)
 
 
@@ -266,31 +300,61 @@ def _hide(
     rest = score.argsort(dim=1, descending=True, stable=True)[:, : REPEATED * MOST + CARDS + CONFETTI]
     place = torch.cat((alone, rest), dim=1)  # (B, I)
 
-    items = place.shape[1]
-    kind = draws.below(10, items) * (not size.plain)
-    height, width = 1 + ((kind == 7) | (kind == 9)).long(), 1 + ((kind == 8) | (kind == 9)).long()
-    block = place % blocks
-    inside = draws.below(2, items, 2)
     step = place // blocks
-    repeated = shapes[:, unique : unique + REPEATED]
-    many = torch.arange(MOST, device=step.device) < copies[..., None]  # (B, REPEATED, MOST)
-    before = unique + REPEATED * MOST
-    noise = torch.full_like(place[:, before + CARDS :], NOTHING)
-    glyph = torch.cat((shapes[:, :unique], repeated.repeat_interleave(MOST, 1), DIGIT + digits, noise), dim=1)
-    colour = draws.below(len(COLOURS), items)
+    there = torch.ones_like(place, dtype=torch.bool)
+    there[:, unique : unique + REPEATED * MOST] = (torch.arange(MOST, device=step.device) < copies[..., None]).flatten(
+        1
+    )
+    glyph = glyphs_of(shapes, unique, digits, CONFETTI)
     behind = scene_colour.gather(1, scene.gather(1, step))
+    return dress(draws, size, step, torch.ones_like(step), place % blocks, glyph, there, behind)
+
+
+def glyphs_of(shapes: Tensor, unique: int, digits: Tensor, confetti: int) -> Tensor:
+    """What each needle shows, in the order of `Needles`: (B, I)."""
+    repeated = shapes[:, unique : unique + REPEATED].repeat_interleave(MOST, 1)
+    glyph = torch.cat((shapes[:, :unique], repeated, DIGIT + digits), dim=1)
+    return F.pad(glyph, (0, confetti), value=NOTHING)
+
+
+def dress(
+    draws: Draws,
+    size: Size,
+    step: Tensor,
+    steps: Tensor,
+    block: Tensor,
+    glyph: Tensor,
+    there: Tensor,
+    behind: Tensor,
+    single: slice = slice(0),
+    crowd: slice = slice(0),
+) -> Needles:
+    """What needles look like that are in these blocks from `step` on for `steps`.
+
+    there: bool (B, I), which exist.  behind: colour of the background.  single: numbers of those that take one token.
+    crowd: of those that have the colours that the cards have not.
+    """
+    items = step.shape[1]
+    kind = draws.below(10, items) * (not size.plain)
+    kind[:, single] = 0
+    height, width = 1 + ((kind == 7) | (kind == 9)).long(), 1 + ((kind == 8) | (kind == 9)).long()
+    inside = draws.below(2, items, 2)
+    cards = slice(size.unique + REPEATED * MOST, size.unique + REPEATED * MOST + CARDS)
+    colour = draws.below(len(COLOURS), items)
     hidden = draws.below(10, items) < 3  # camouflage: in the background's own colour, and darker than others
-    hidden[:, before:] = False
+    hidden[:, cards.start :] = False
     hidden &= not size.plain
     colour = torch.where(hidden, behind, colour)
-    colour[:, before : before + CARDS] = draws.order(len(COLOURS))[:, :CARDS]
+    hues = draws.order(len(COLOURS))
+    colour[:, cards] = hues[:, :CARDS]
+    colour[:, crowd] = hues.gather(1, CARDS + colour[:, crowd] % (len(COLOURS) - CARDS))
     tone = torch.where(hidden, 70, 85 + draws.below(16, items))
     often = draws.below(10, items) * (not size.plain)
-    shown = torch.where(often < 7, 3, torch.where(often < 9, 1, 2))  # bits
-    shown[:, unique:before] = shown[:, unique:before] * many.flatten(1)
-    shown[:, before + CARDS :] = 3 * (not size.plain)
+    shown = torch.where((often < 7) | (steps > 1), 3, torch.where(often < 9, 1, 2))  # bits
+    shown[:, cards.stop :] = 3 * (not size.plain)
     return Needles(
         step=step,
+        steps=steps,
         row=block // BLOCKS * 2 + inside[..., 0] * (height == 1),
         column=block % BLOCKS * 2 + inside[..., 1] * (width == 1),
         height=height,
@@ -298,5 +362,5 @@ def _hide(
         glyph=glyph,
         colour=colour,
         tone=tone,
-        shown=shown,
+        shown=shown * there,
     )

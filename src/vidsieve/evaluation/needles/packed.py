@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vidsieve.engines.hf.intercept import Interceptions
 from vidsieve.evaluation.needles.layout import GRID, Size
-from vidsieve.evaluation.needles.questions import PLAN, TEMPLATES, WORDS
+from vidsieve.evaluation.needles.questions import PLANS, TEMPLATES, WORDS
 from vidsieve.evaluation.needles.tiny import MERGE
 
 FRAMES, TAIL = "vidsieve_frames", "vidsieve_tail"  # names of the attention functions
@@ -108,7 +108,8 @@ class Packed:
         unknown, video = tokenizer.unk_token, tokenizer.convert_tokens_to_ids("<|video_pad|>")
         hole = tokenizer.convert_tokens_to_ids(unknown)
         ids = []
-        for kind in PLAN:
+        plan = PLANS[size.suite]
+        for kind in plan:
             content = [{"type": "video"}, {"type": "text", "text": TEMPLATES[kind].replace("{}", unknown)}]
             text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
             ids.append(tokenizer(text)["input_ids"])
@@ -137,7 +138,7 @@ class Packed:
         self.place = tuple(
             self._there(each).expand(3, -1)[:, None] for each in (torch.arange(start), place, tail)
         )  # (3, 1, n) each
-        slot = torch.arange(len(PLAN)).repeat_interleave(lengths)
+        slot = torch.arange(len(plan)).repeat_interleave(lengths)
         self.mask = self._there((slot[:, None] == slot) & torch.ones(len(flat), len(flat), dtype=torch.bool).tril())
         side = torch.arange(MERGE * GRID)
         self.patch_place = self._there(

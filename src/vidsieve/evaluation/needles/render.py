@@ -29,15 +29,14 @@ def owners(layout: Layout) -> Tensor:
     scene, place = layout.lasting.T[:2, :, None]
     stays = (layout.scene == scene)[..., None, None] & (block == place[..., None, None])
     owner = torch.where(stays, items, owner)
-    spare = size.tokens  # a place for tokens of needles that are not there
-    flat = torch.cat((owner.flatten(1), torch.zeros_like(owner[:, :1, 0, 0])), dim=1)
-    number = torch.arange(items, device=device).expand(batch, -1)
-    for down in (0, 1):
-        for right in (0, 1):
-            place = (needles.step * GRID + needles.row + down) * GRID + needles.column + right
-            there = (needles.shown > 0) & (down < needles.height) & (right < needles.width)
-            flat = flat.scatter(1, torch.where(there, place, spare), number)
-    return flat[:, :spare].view_as(owner)
+    for item in range(items):
+        begin, row, column = (each[:, item, None] for each in (needles.step, needles.row, needles.column))
+        during = (step >= begin) & (step < begin + needles.steps[:, item, None]) & (needles.shown[:, item, None] > 0)
+        down = (cell >= row) & (cell < row + needles.height[:, item, None])
+        right = (cell >= column) & (cell < column + needles.width[:, item, None])
+        here = during[..., None, None] & down[:, None, :, None] & right[:, None, None]
+        owner = torch.where(here, item, owner)
+    return owner
 
 
 def ball_tokens(layout: Layout, owner: Tensor) -> Tensor:

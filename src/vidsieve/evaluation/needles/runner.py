@@ -30,7 +30,7 @@ from vidsieve.errors import VidsieveError
 from vidsieve.evaluation.needles import Batch
 from vidsieve.evaluation.needles.layout import GRID, Size
 from vidsieve.evaluation.needles.packed import Packed, fast, noted
-from vidsieve.evaluation.needles.questions import PLAN, WORDS, Questions
+from vidsieve.evaluation.needles.questions import PLANS, WORDS, Questions
 from vidsieve.methods.base import Reducer, kept_count
 from vidsieve.types.reduction import Reduction
 from vidsieve.types.statistics import TokenStatistics
@@ -117,7 +117,8 @@ class Answers:
 class Suite:
     """A model, and the ways of asking it."""
 
-    def __init__(self, processor: Any, model: Any, frames: int = 32, plain: bool = False) -> None:
+    def __init__(self, processor: Any, model: Any, size: Size = Size()) -> None:
+        """size: of the videos; how large a token is, the model says."""
         tokenizer = processor.tokenizer
         ids = tokenizer.convert_tokens_to_ids(list(WORDS))
         unknown = [word for word, number in zip(WORDS, ids, strict=True) if number in (None, tokenizer.unk_token_id)]
@@ -129,7 +130,8 @@ class Suite:
             )
         video = processor.video_processor
         self.processor, self.model, self.device = processor, model, model.device
-        self.size = Size(frames, video.patch_size * video.merge_size, plain)
+        self.size = replace(size, token=video.patch_size * video.merge_size)
+        self.plan = PLANS[size.suite]
         self.packed = Packed(processor, self.size, self.device)
         self.step = torch.ones(1, device=self.device)  # seconds a step lasts, as the processor says
         self.merge: int = video.merge_size
@@ -141,7 +143,7 @@ class Suite:
         return EncodedBatch(batch, features, patches.mean(2))
 
     def unreduced(self, encoded: EncodedBatch) -> Answers:
-        every = torch.ones_like(encoded.features[:, :1, 0], dtype=torch.bool).expand(-1, len(PLAN))
+        every = torch.ones_like(encoded.features[:, :1, 0], dtype=torch.bool).expand(-1, len(self.plan))
         log_probs, layers = self._pass(encoded, encoded.features, None)
         kept = every[..., None].expand(-1, -1, self.size.tokens)
         return Answers(log_probs, kept, every * self.size.tokens, layers, "packed")
@@ -204,8 +206,8 @@ class Suite:
             where.append(rows)
             layers = larger(layers, seen)
         log_probs = torch.cat(parts)[torch.cat(where).argsort()]
-        mask = _masks(reductions, self.size.tokens)[:, None].expand(-1, len(PLAN), -1)
-        return Answers(log_probs, mask, counts[:, None].expand(-1, len(PLAN)), layers, "packed")
+        mask = _masks(reductions, self.size.tokens)[:, None].expand(-1, len(self.plan), -1)
+        return Answers(log_probs, mask, counts[:, None].expand(-1, len(self.plan)), layers, "packed")
 
     def _pass(self, encoded: EncodedBatch, features: Tensor, kept: Tensor | None) -> tuple[Tensor, tuple[int, ...]]:
         """Log-probabilities (B, Q, vocabulary) of one packed forward, and the video tokens in each layer."""
@@ -219,7 +221,7 @@ class Suite:
         """Question by question, through the model to which `method` is attached."""
         log_probs, kept = [], []
         layers: tuple[int, ...] = ()
-        for question in range(len(PLAN)):
+        for question in range(len(self.plan)):
             with method(self.model) as trace:
                 some, seen = self._ask(encoded, question, encoded.features, (GRID, GRID))
             log_probs.append(some)
@@ -234,7 +236,7 @@ class Suite:
     def _smaller(self, method: Smaller, encoded: EncodedBatch) -> Answers:
         grid = method.grid(self.size)
         features = self._look(encoded.batch.frames, grid)
-        asked = [self._ask(encoded, question, features, grid) for question in range(len(PLAN))]
+        asked = [self._ask(encoded, question, features, grid) for question in range(len(self.plan))]
         log_probs = torch.stack([log_probs for log_probs, _ in asked], dim=1)
         tokens = torch.full(log_probs.shape[:2], features.shape[1], device=self.device)
         return Answers(log_probs, None, tokens, asked[0][1], "smaller frames", reducer=f"{grid[0]} x {grid[1]} tokens")
@@ -373,6 +375,6 @@ def _masks(reductions: Sequence[Reduction], tokens: int) -> Tensor:
 
 def _some(encoded: EncodedBatch, rows: slice | Tensor) -> EncodedBatch:
     asked = encoded.questions
-    questions = Questions(asked.words[rows], asked.answer[rows], asked.evidence[rows])
+    questions = replace(asked, words=asked.words[rows], answer=asked.answer[rows], evidence=asked.evidence[rows])
     batch = Batch(encoded.batch.frames[rows], questions, encoded.batch.layout)
     return EncodedBatch(batch, encoded.features[rows], encoded.received[rows])
