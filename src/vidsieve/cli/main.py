@@ -163,7 +163,9 @@ def _add_bench(command: Parser) -> None:
 
 
 def _add_eval(command: Parser) -> None:
-    about = "needles and long: questions about synthetic videos, long ones of several shots; natural: no model (needles)"
+    about = (
+        "needles and long: questions about synthetic videos, long ones of several shots; natural: no model (needles)"
+    )
     command.add_argument("--suite", choices=("needles", "long", "natural"), default="needles", help=about)
     command.add_argument("--model", "-m", help="synthetic: a checkpoint trained on the suites (the bundled one)")
     about = "natural: a folder that benchmarks/natural_features.py made (the one that comes with the package)"

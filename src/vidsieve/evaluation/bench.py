@@ -34,6 +34,7 @@ from vidsieve.evaluation import baselines
 from vidsieve.evaluation.card import commit, processor, quantiles, version_of
 from vidsieve.evaluation.regret import regret, relevance64, unit64
 from vidsieve.methods.budget import MarginalGain, Proportional
+from vidsieve.methods.measure import measure
 from vidsieve.methods.prune import Prune
 from vidsieve.methods.relevance import Flat, PromptSimilarity
 from vidsieve.methods.segment import PerFrame, SceneCuts, Uniform, Whole
@@ -50,6 +51,7 @@ FRAME = Prune(0.1, PerFrame(), Proportional(), PromptSimilarity(), ConditionalDP
 WHOLE = replace(FRAME, segmenter=Whole())
 Case = tuple[Prune, float, int]  # method, share of the frames, videos
 CASES: dict[str, Case] = {
+    "default-10": (Prune(0.1), 1, 1),
     "perframe-10": (FRAME, 1, 1),
     "perframe-25": (replace(FRAME, keep=0.25), 1, 1),
     "perframe-50": (replace(FRAME, keep=0.5), 1, 1),
@@ -158,7 +160,10 @@ def _case(
     variants: dict[str, Callable[[int], object]] = {}
     regrets: dict[str, float] = {}
     first = sets[0].chunk(videos)
+    asked_about = isinstance(method.relevance, PromptSimilarity)  # else what it weighs by is a part of the method
     scale = torch.cat([relevance64(x, None if load.flat else question) for x in first])
+    if not asked_about:
+        scale = torch.cat([_weights(method, load.video(x), prompt) for x in first])
     truth = unit64(sets[0]), scale
     trade = method.selector.trade if isinstance(method.selector, MMR) else None
     bounds, budgets = [0], list[int]()
@@ -181,7 +186,7 @@ def _case(
     if "triton" in variants:
         regrets["triton-graph"] = regrets["triton"]
         variants["triton-graph"], peaks["triton-graph"] = _graphed(reduce, sets)
-    if videos == 1 and trade is None:
+    if videos == 1 and trade is None and asked_about:
         for name, loop in _loops(method, None if load.flat else question, bounds, budgets).items():
             regrets[name] = regret(*truth, bounds, _order_of(loop(sets[0]), bounds, len(sets[0])))
             variants[name] = lambda i, loop=loop: sets[i][loop(sets[i])]  # type: ignore[misc]
@@ -216,6 +221,11 @@ def _row(case: str, variant: str, times: list[float] | None, peak: int | None, r
     low, median, high = quantiles(times) if times else (None, None, None)
     return {"case": case, "variant": variant, "median_ms": median, "q20_ms": low, "q80_ms": high,
             "peak_bytes": peak, "regret": regret}  # fmt: skip
+
+
+def _weights(method: Prune, tokens: VideoTokens, prompt: Prompt) -> Tensor:
+    """The relevance that the method gives: float64 (N,)."""
+    return method.relevance(tokens, measure(tokens, method.requires, prompt), prompt).double()
 
 
 def _layout(method: Prune, tokens: VideoTokens, prompt: Prompt) -> tuple[list[int], list[int]]:

@@ -40,6 +40,7 @@ class Plan:
 
     model: folder of a checkpoint that was trained on the suite.  methods: names and what makes them, of a keep ratio.
     suite: one of `needles.SUITES`.  frames: of a video; None for the suite's own number.
+    videos: how many of the split, from number `first` on.
     plain: without clutter and camouflage (`needles.Size`).
     checked: videos on which packed answers are compared with the attached model's.  timed: videos that are timed.
     """
@@ -57,6 +58,7 @@ class Plan:
     timed: int = 8
     command: str = ""
     suite: str = "needles"
+    first: int = 0
 
     def __post_init__(self) -> None:
         check_keeps(self.keeps)
@@ -91,7 +93,7 @@ def evaluate_model(
         rows += [_Row(name, keep, method(keep)) for name, method in {**plan.methods, **FLOORS}.items()]
         rows.append(_Row(LOW, keep, Smaller(keep)))
     for start in range(0, plan.videos, plan.batch):
-        numbers = torch.arange(start, min(start + plan.batch, plan.videos))
+        numbers = plan.first + torch.arange(start, min(start + plan.batch, plan.videos))
         videos = f"videos {start + 1} to {start + len(numbers)} of {plan.videos}"
         tell(f"{videos}: {_place(rows, 0)}")
         encoded = suite.show(generate(plan.split, numbers, suite.size, suite.device))
@@ -230,6 +232,7 @@ def _card(plan: Plan, suite: Suite) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in model.parameters()),
         "split": plan.split,
         "videos": plan.videos,
+        "first": plan.first,
         "questions": plan.videos * len(suite.plan),
         "size": repr(suite.size),
         "tokens": suite.size.tokens,

@@ -24,8 +24,8 @@ from vidsieve.methods.base import (
 from vidsieve.methods.budget import Budget, MarginalGain
 from vidsieve.methods.measure import cut, identity, measure, measure_before_cut
 from vidsieve.methods.merge import Merger
-from vidsieve.methods.relevance import Novelty, Relevance
-from vidsieve.methods.segment import Segmenter, Within
+from vidsieve.methods.relevance import Contrast, Relevance
+from vidsieve.methods.segment import SceneCuts, Segmenter
 from vidsieve.methods.selection import ConditionalDPP, SelectionProblem, Selector
 from vidsieve.telemetry.timing import timed
 from vidsieve.types.reduction import Reduction
@@ -68,9 +68,9 @@ class Prune(PlannedReducer):
     part_fields: ClassVar[tuple[str, ...]] = ("segmenter", "budget", "relevance", "selector")
 
     keep: float
-    segmenter: Segmenter = Within()
+    segmenter: Segmenter = SceneCuts()
     budget: Budget = MarginalGain()
-    relevance: Relevance = Novelty()
+    relevance: Relevance = Contrast()
     selector: Selector = ConditionalDPP()
     merger: Merger | None = None
 

@@ -102,7 +102,7 @@ class Contrast:
     batches: ClassVar[bool] = True
     captures: ClassVar[bool] = True
 
-    floor: float = 0.5
+    floor: float = 0.8
     knee: float = 0.5
 
     def __post_init__(self) -> None:

@@ -1,0 +1,108 @@
+"""The default on the synthetic suites, beside the one before it and other people's methods: three draws of videos.
+
+    python -m benchmarks.eval_seeds --out benchmarks/results/eval_seeds_h200.json
+
+A seed is 128 videos of `test` that no other seed has, the same for every method. A row has the accuracy and the recall
+of each seed, their means by kind of question, the interval of each seed, and the kinds at which some seed is
+significantly below uniform sampling. Suites and seeds run at the same time, each in a process of its own, so times mean
+nothing and none are reported.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import vidsieve
+from vidsieve import registry
+from vidsieve.evaluation.evaluate import Plan, evaluate
+from vidsieve.evaluation.needles.tiny import BUNDLED
+from vidsieve.methods import ConditionalDPP, MarginalGain, Novelty, Prune, Within
+
+KEEPS = (0.25, 0.1, 0.05, 0.02)
+OTHERS = ("divprune", "evs", "vidcom2", "visionzip", "dart", "flashvid")
+SUITES = ("needles", "long")
+MEASURES = ("accuracy", "recall")
+
+
+def previous(keep: float) -> vidsieve.Reducer:
+    """The default until it was tried on natural video."""
+    return Prune(keep, Within(), MarginalGain(0), Novelty(), ConditionalDPP())
+
+
+def one(suite: str, split: str, seed: int, videos: int) -> dict[str, Any]:
+    """All rows of one draw of videos."""
+    methods = {"vidsieve": registry.method("vidsieve"), "previous": previous}
+    methods |= {name: registry.method(name) for name in OTHERS}
+    plan = Plan(str(BUNDLED), split, videos, KEEPS, methods, checked=1, timed=1, suite=suite, first=seed * videos)
+    return evaluate(plan)
+
+
+def combine(seeds: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a method and keep ratio: each seed's figures, their mean, and how they stand against uniform sampling."""
+    rows = []
+    for same in zip(*(seed["rows"] for seed in seeds), strict=True):
+        row: dict[str, Any] = {name: same[0][name] for name in ("method", "keep", "reducer", "refused")}
+        if row["refused"] is None:
+            for measure in MEASURES:
+                of = [seed[measure]["all"]["mean"] for seed in same]
+                if None not in of:
+                    kinds = {kind: mean([seed[measure][kind]["mean"] for seed in same]) for kind in same[0][measure]}
+                    row[measure] = {"mean": mean(of), "seeds": of, "kinds": kinds}
+            row["interval"] = [[seed["accuracy"]["all"][end] for end in ("low", "high")] for seed in same]
+            row["below_uniform"] = sorted(
+                {
+                    kind
+                    for seed in same
+                    for kind, found in seed["against"].get("uniform", {}).items()
+                    if kind != "all" and found["p"] < 0.05 and found["mean"] < 0
+                }
+            )
+        rows.append(row)
+    return rows
+
+
+def mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return round(sum(known) / len(known), 6) if known else None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--split", choices=("dev", "test"), default="test")
+    parser.add_argument("--videos", type=int, default=128, help="of each seed")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--suite", choices=SUITES, help="run one draw in this process")
+    parser.add_argument("--seed", type=int, default=0, help="with --suite")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    if options.suite:
+        found = one(options.suite, options.split, options.seed, options.videos)
+        options.out.write_text(json.dumps(found))
+        return
+    command = "python -m benchmarks.eval_seeds " + shlex.join(sys.argv[1:])
+    with tempfile.TemporaryDirectory() as folder:
+        running = []
+        for suite in SUITES:
+            for seed in range(options.seeds):
+                out = Path(folder) / f"{suite}_{seed}.json"
+                call = [sys.executable, "-m", "benchmarks.eval_seeds", "--suite", suite, "--seed", str(seed)]
+                call += ["--split", options.split, "--videos", str(options.videos), "--out", str(out)]
+                running.append((suite, out, subprocess.Popen(call)))
+        failed = [process.wait() for *_, process in running]  # all of them, before the folder goes
+        if any(failed):
+            raise SystemExit("a draw failed; see above")
+        found = {suite: [json.loads(out.read_text()) for name, out, _ in running if name == suite] for suite in SUITES}
+    card = {**found["needles"][0]["card"], "command": command, "seeds": options.seeds}
+    for name in ("suite", "questions", "size", "tokens", "chance", "first"):
+        card.pop(name, None)
+    report = {"card": card, **{suite: combine(seeds) for suite, seeds in found.items()}}
+    options.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
