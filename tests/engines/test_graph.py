@@ -183,7 +183,7 @@ def test_what_is_known_of_a_video_is_not_asked_again(captures: list[ref[Any]]) -
         [ours] = again.reduce_each([given], [None])()
     with ops.spy() as calls:
         left = given.reduced(ours)
-        Prune(0.2, SceneCuts(max_frames=None)).reduce(left, None)
+        Prune(0.2, SceneCuts(max_tokens=None)).reduce(left, None)
     assert "scene_cuts" not in [operation for operation, _ in calls]
     assert [operation for operation, _ in calls].count("measure") == 1  # of what the merge made
 

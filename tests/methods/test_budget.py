@@ -24,10 +24,10 @@ def test_a_still_scene_gets_little_more_than_its_first_frame() -> None:
     still, busy = MarginalGain(0)(tokens, stats, segments, 40).tolist()
     assert still + busy == 40
     assert busy > 4 * still
-    for floor in (0.25, 0.5, 1.0):  # no segment gets less than this of its proportional share, 20
+    for floor in (0.25, 0.5, 1.0):  # of its share by length, 20, less what every segment gets
         with_floor, _ = MarginalGain(floor)(tokens, stats, segments, 40).tolist()
-        assert 20 * floor <= with_floor <= 20 * floor + (1 - floor) * still + 1
-    with pytest.raises(ValueError, match=r"floor is the share .* got 1.5"):
+        assert with_floor == max(still, round(19 * floor))
+    with pytest.raises(ValueError, match=r"floor is a part .* got 1.5"):
         MarginalGain(1.5)
     assert Proportional()(tokens, stats, segments, 40).tolist() == [20, 20]
 

@@ -34,7 +34,7 @@ def test_a_run_of_any_length_is_one_token(frames: int) -> None:
 
 
 def test_what_it_does_by_default() -> None:
-    assert TemporalMerge() == TemporalMerge(0.6, SceneCuts(0.5, max_frames=None), least=0.0)
+    assert TemporalMerge() == TemporalMerge(0.6, SceneCuts(0.5, max_tokens=None), least=0.0)
     assert len(TemporalMerge().reduce(VideoTokens(torch.ones(20, 2), (1,) * 20))) == 1
 
 

@@ -22,7 +22,7 @@ def bounds(segments: Segments) -> list[int]:
 def test_scene_cuts_finds_cuts_and_splits_long_scenes_evenly() -> None:
     tokens = VideoTokens.from_grid(video_like(20, 8, 64, seed=0, cuts=(3, 12)), 20, 2, 4)
     stats = measure(tokens, {"persistence"})
-    assert bounds(SceneCuts(max_frames=None)(tokens, stats)) == [0, 24, 96, 160]
+    assert bounds(SceneCuts(max_tokens=None)(tokens, stats)) == [0, 24, 96, 160]
     # 3 + 9 + 8 frames in parts of at most 4: 3, 3 + 3 + 3, 4 + 4
     assert bounds(SceneCuts(max_frames=4)(tokens, stats)) == [8 * t for t in (0, 3, 6, 9, 12, 16, 20)]
 
@@ -46,7 +46,7 @@ def test_scene_cuts_finds_the_cuts_of_a_real_clip() -> None:
     frames = read_video(Path(os.environ["VIDSIEVE_CLIPS"]) / "cuts_60s_480p.mp4", num_frames=64, size=(224, 224))
     patches = frames.pixels.float().reshape(64, 14, 16, 14, 16, 3).permute(0, 1, 3, 2, 4, 5).reshape(64 * 196, -1)
     tokens = VideoTokens.from_grid(patches, 64, 14, 14)
-    found = bounds(SceneCuts(max_frames=None)(tokens, measure(tokens, {"persistence"})))[1:-1]
+    found = bounds(SceneCuts(max_tokens=None)(tokens, measure(tokens, {"persistence"})))[1:-1]
     true = [5.0, 10.0, 25.04, 31.04, 43.04, 55.04]
     seconds = torch.tensor(frames.seconds)
     expected = [196 * int((seconds < cut - 1e-3).sum()) for cut in true]

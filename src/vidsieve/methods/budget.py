@@ -48,18 +48,18 @@ class MarginalGain:
     A still scene adds its first frame and little more, however long it lasts (method.md, eq. 2). The idea of a budget
     by marginal gain is that of MMG-Vid (Ma et al. 2025, arXiv 2508.21044); this measure of the gain is ours.
 
-    floor: the share of the budget that goes by length whatever changes, in [0, 1]; eq. 2b. No segment then gets less
-    than that part of its proportional share, so that what stands still is not starved by what moves.
+    floor: the part of its share by length that a segment gets whatever changes in it, in [0, 1], so that what stands
+    still is not starved by what moves; eq. 3.
     """
 
     requires: ClassVar[frozenset[str]] = frozenset({"persistence"})
     batches: ClassVar[bool] = True
     captures: ClassVar[bool] = True
 
-    floor: float = 0.5
+    floor: float = 0.6
 
     def __post_init__(self) -> None:
-        check_number("floor is the share of the budget that goes by length, in [0, 1]", self.floor, 0, 1)
+        check_number("floor is a part of the share by length, in [0, 1]", self.floor, 0, 1)
 
     def __call__(self, tokens: VideoTokens, stats: TokenStatistics, segments: Segments, total: int) -> Tensor:
         gain = ops.novelty(stats.required("persistence"), segments.offsets, tokens.original_index)

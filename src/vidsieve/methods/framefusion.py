@@ -52,7 +52,7 @@ class FrameFusion(nn.Module, Attachable):
             raise ValueError(f"use_ultra_fast_mode is True or False; got {use_ultra_fast_mode!r}")
         if greedy_threshold is None:
             greedy_threshold = 256 if use_ultra_fast_mode else 512
-        cuts = SceneCuts(segment_threshold, max_frames=None)
+        cuts = SceneCuts(segment_threshold, max_tokens=None)
         merge = TemporalMerge(similarity_lower_bound, cuts, least=ratio_lower_bound)
         select = Prune(
             1.0,

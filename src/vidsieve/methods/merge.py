@@ -68,7 +68,7 @@ class TemporalMerge(PlannedReducer):
     part_fields: ClassVar[tuple[str, ...]] = ("segmenter",)
 
     threshold: float | None = None
-    segmenter: Segmenter = SceneCuts(max_frames=None)
+    segmenter: Segmenter = SceneCuts(max_tokens=None)
     keep: float | None = None
     least: float = 0.0
 

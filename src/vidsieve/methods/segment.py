@@ -102,8 +102,8 @@ class SceneCuts:
     threshold: a frame begins a scene when the mean persistence of its tokens (their centred cosine to the same place in
     the previous frame, method.md eq. 1) falls below this. After centring, unrelated frames score about 0 in any
     feature space, so one threshold serves all models.
-    max_frames: longer scenes are split evenly into segments of at most this many frames, which bounds the cost of the
-    selection; None does not split them.
+    max_frames, max_tokens: scenes of more are split evenly into segments of at most so many frames and, of whole
+    frames, tokens. That bounds the cost of the selection, which grows with the square of a segment. None sets no bound.
     """
 
     requires: ClassVar[frozenset[str]] = frozenset({"persistence"})
@@ -111,14 +111,21 @@ class SceneCuts:
     captures: ClassVar[bool] = True
 
     threshold: float = 0.5
-    max_frames: int | None = 8
+    max_frames: int | None = None
+    max_tokens: int | None = 8 * 196
 
     def __post_init__(self) -> None:
         check_number("threshold is a mean of cosines, in [-1, 1]", self.threshold, -1, 1)
         if self.max_frames is not None:
             check_number("max_frames is a whole number, at least 1, or None", self.max_frames, 1, integer=True)
+        if self.max_tokens is not None:
+            check_number("max_tokens is a whole number, at least 1, or None", self.max_tokens, 1, integer=True)
 
     def __call__(self, tokens: VideoTokens, stats: TokenStatistics = UNMEASURED) -> Segments:
         persistence = stats.required("persistence")
-        offsets = ops.scene_cuts(persistence, tokens.offsets, self.threshold, self.max_frames, tokens.videos)
-        return Segments(offsets, _longest(tokens, self.max_frames))
+        frames = self.max_frames
+        if self.max_tokens is not None:
+            within = max(1, self.max_tokens // max(tokens.frames))
+            frames = within if frames is None else min(frames, within)
+        offsets = ops.scene_cuts(persistence, tokens.offsets, self.threshold, frames, tokens.videos)
+        return Segments(offsets, _longest(tokens, frames))

@@ -21,7 +21,7 @@ def attended_video(n: int, mass: list[float]) -> VideoTokens:
 
 
 def test_the_expressions_with_every_default() -> None:
-    merge = TemporalMerge(0.6, SceneCuts(0.5, max_frames=None), least=0.1)
+    merge = TemporalMerge(0.6, SceneCuts(0.5, max_tokens=None), least=0.1)
     select = Prune(1.0, SceneCuts(0.5), MarginalGain(), PromptAttention(), Hybrid(512, ConditionalDPP(), MMR()))
     assert FrameFusion().method == Staged({0: merge, 1: merge, 2: select}, 0.3)
     last = Prune(1.0, Whole(), Proportional(), PromptAttention("last"), TopRelevance())

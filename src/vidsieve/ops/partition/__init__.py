@@ -28,8 +28,8 @@ def novelty(persistence: Tensor, offsets: Tensor, at: Tensor | None = None) -> T
 def apportion(weights: Tensor | None, offsets: Tensor, total: int, floor: float = 0.0, videos: int = 1) -> Tensor:
     """Share `total` picks among segments by weight: int64 (S,), sums to `total`, method.md eq. 3.
 
-    weights (S,) non-negative, or None for a share by length.  floor: in [0, 1], the share of `total` that goes by
-    length whatever the weights are, eq. 2b. No segment gets more picks than it has tokens, and every
+    weights (S,) non-negative, or None for a share by length.  floor: in [0, 1], the part of its share by length that a
+    segment gets whatever its weight is. No segment gets more picks than it has tokens, and every
     non-empty one gets at least one where `total`, of at most offsets[-1], allows.
     """
     return choose(eager.apportion, offsets)(weights, offsets, total, floor, **several(videos))

@@ -34,10 +34,9 @@ def novelty(persistence: Tensor, offsets: Tensor, at: Tensor | None = None) -> T
 def apportion(weights: Tensor | None, offsets: Tensor, total: int, floor: float = 0.0) -> Tensor:
     n = offsets.diff().double()
     w = n if weights is None else weights.double()
-    if weights is not None and floor:
-        w = (1 - floor) * w / w.sum().clamp(min=1e-300) + floor * n / n.sum()
     w = (w / w.max().clamp(min=1e-300)).clamp(min=1e-9)
-    least = torch.where((n > 0).sum() <= total, n.clamp(max=1), 0.0)
+    occupied = (n > 0).sum()
+    least = torch.where(occupied <= total, torch.maximum(n.clamp(max=1), floor * (total - occupied) * n / n.sum()), 0.0)
     # sum_s clip(level * w_s, least_s, n_s) grows piecewise linearly in the level: slope + w_s from least_s / w_s on,
     # - w_s from n_s / w_s on. Walk the sorted breakpoints to where it reaches the total.
     breaks, by = torch.cat([least / w, n / w]).sort()

@@ -84,7 +84,7 @@ def _apportion_kernel(
     out_ptr,  # (S,) int64
     count,
     total,
-    length_share,  # the part of `total` that goes by length, eq. 2b; read if WEIGHED
+    part,  # of its share by length that a segment gets whatever its weight is
     WEIGHED: tl.constexpr,  # else by length
     BLOCK: tl.constexpr,  # a power of two that covers S
     STEP: tl.constexpr,
@@ -100,14 +100,11 @@ def _apportion_kernel(
     end = tl.load(offsets_ptr + s + 1, mask=s < count, other=0)
     n = (end - tl.load(offsets_ptr + s, mask=s < count, other=0)).to(tl.float64)
     w = tl.load(weights_ptr + s, mask=s < count, other=0.0).to(tl.float64) if WEIGHED else n
-    if WEIGHED:
-        gain = tl.maximum(tl.sum(w, 0), 1e-300)
-        part = tl.sum(n * 0.0, 0) + length_share  # float64
-        w = tl.where(part > 0, (1.0 - part) * w / gain + part * n / tl.maximum(tl.sum(n, 0), 1.0), w)
     largest = tl.max(w, 0)
     w = tl.maximum(w / tl.where(largest > 0, largest, 1.0), 1e-9)
     occupied = tl.sum((n > 0).to(tl.int32), 0)
-    floor = tl.where((n > 0) & (occupied <= total), 1.0, 0.0).to(tl.float64)
+    by_length = (total - occupied) * n / tl.maximum(tl.sum(n, 0), 1.0)  # float64
+    floor = tl.where((n > 0) & (occupied <= total), tl.maximum(part * by_length, 1.0), 0.0)
     low = tl.sum(floor * 0.0, 0)
     high = tl.max(n / w, 0)
     level = total / tl.sum(tl.where(n > 0, w, 0.0), 0)

@@ -32,13 +32,11 @@ def novelty(persistence: Tensor, offsets: Tensor, at: Tensor | None = None) -> T
 
 
 def apportion(weights: Tensor | None, offsets: Tensor, total: int, floor: float = 0.0) -> Tensor:
-    """Eq. 2b, then eq. 3: bisection for the level, then largest remainders."""
+    """Eq. 3: bisection for the level, then largest remainders."""
     caps = [b - a for a, b in pairwise(offsets.tolist())]
-    floors = [min(1, n) for n in caps] if total >= sum(n > 0 for n in caps) else [0] * len(caps)
+    occupied = sum(n > 0 for n in caps)
+    floors = [max(min(1, n), floor * (total - occupied) * n / sum(caps)) if total >= occupied else 0 for n in caps]
     raw = [float(w) for w in (caps if weights is None else weights)]
-    if weights is not None and floor:
-        gain, length = sum(raw) or 1.0, sum(caps)
-        raw = [(1 - floor) * w / gain + floor * n / length for w, n in zip(raw, caps, strict=True)]
     largest = max(raw, default=0.0) or 1.0
     w = [max(value / largest, 1e-9) for value in raw]
 
