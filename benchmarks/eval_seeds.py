@@ -1,6 +1,7 @@
 """The default on the synthetic suites, beside the one before it and other people's methods: three draws of videos.
 
     python -m benchmarks.eval_seeds --out benchmarks/results/eval_seeds_h200.json
+    python -m benchmarks.eval_seeds --videos 32 --method divprune --out benchmarks/results/eval_seeds_cpu.json
 
 A seed is 128 videos of `test` that no other seed has, the same for every method. A row has the accuracy and the recall
 of each seed, their means by kind of question, the interval of each seed, and the kinds at which some seed is
@@ -34,10 +35,10 @@ def previous(keep: float) -> vidsieve.Reducer:
     return Prune(keep, Within(), MarginalGain(0), Novelty(), ConditionalDPP())
 
 
-def one(suite: str, split: str, seed: int, videos: int) -> dict[str, Any]:
+def one(suite: str, split: str, seed: int, videos: int, others: tuple[str, ...] = OTHERS) -> dict[str, Any]:
     """All rows of one draw of videos."""
     methods = {"vidsieve": registry.method("vidsieve"), "previous": previous}
-    methods |= {name: registry.method(name) for name in OTHERS}
+    methods |= {name: registry.method(name) for name in others}
     plan = Plan(str(BUNDLED), split, videos, KEEPS, methods, checked=1, timed=1, suite=suite, first=seed * videos)
     return evaluate(plan)
 
@@ -76,12 +77,14 @@ def main() -> None:
     parser.add_argument("--split", choices=("dev", "test"), default="test")
     parser.add_argument("--videos", type=int, default=128, help="of each seed")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--method", action="append", dest="others", help="beside the default; repeatable (six)")
     parser.add_argument("--suite", choices=SUITES, help="run one draw in this process")
     parser.add_argument("--seed", type=int, default=0, help="with --suite")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
+    others = tuple(options.others or OTHERS)
     if options.suite:
-        found = one(options.suite, options.split, options.seed, options.videos)
+        found = one(options.suite, options.split, options.seed, options.videos, others)
         options.out.write_text(json.dumps(found))
         return
     command = "python -m benchmarks.eval_seeds " + shlex.join(sys.argv[1:])
@@ -92,6 +95,7 @@ def main() -> None:
                 out = Path(folder) / f"{suite}_{seed}.json"
                 call = [sys.executable, "-m", "benchmarks.eval_seeds", "--suite", suite, "--seed", str(seed)]
                 call += ["--split", options.split, "--videos", str(options.videos), "--out", str(out)]
+                call += [word for name in others for word in ("--method", name)]
                 running.append((suite, out, subprocess.Popen(call)))
         failed = [process.wait() for *_, process in running]  # all of them, before the folder goes
         if any(failed):
