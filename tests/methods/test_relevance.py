@@ -6,7 +6,7 @@ import torch
 from tests.synthetic import independent
 from vidsieve import Prompt, VideoTokens
 from vidsieve.methods.measure import measure
-from vidsieve.methods.relevance import Given, Novelty, PromptSimilarity, min_max
+from vidsieve.methods.relevance import Contrast, Given, Novelty, PromptSimilarity, min_max
 from vidsieve.types.statistics import UNMEASURED
 
 
@@ -63,3 +63,25 @@ def test_novelty_of_frames_of_different_sizes_looks_ahead_where_it_can() -> None
     weight = Novelty(0.3)(tokens, measure(tokens, {"persistence"}), None)
     assert weight[[0, 3, 7, 8]].tolist() == [1, 1, 1, 1]  # one of each frame
     torch.testing.assert_close(weight[[2, 4, 5, 6]], torch.full((4,), 0.3), atol=1e-4, rtol=0)
+
+
+def test_what_changes_in_a_frame_that_stands_still_weighs_more_and_nothing_else_does() -> None:
+    still = independent(8, 16, 0, torch.float32)  # (P, D)
+    one = torch.stack([still] * 6)
+    one[:, 3] = independent(6, 16, 1, torch.float32)  # one place of eight never stays
+    for x, novel in ((one, 3), (torch.stack([still] * 6), None), (independent(48, 16, 2, torch.float32), None)):
+        tokens = VideoTokens(x.reshape(48, 16), (8,) * 6)
+        weight = Contrast(0.8)(tokens, measure(tokens, {"persistence"}), None).view(6, 8)
+        diagonal = torch.eye(8, dtype=torch.bool)[:6]
+        assert (weight[diagonal] == 1).all()
+        rest = ~diagonal
+        if novel is not None:
+            rest[:, novel] = False
+            assert (weight[:, novel] > 0.95).all()
+            torch.testing.assert_close(weight[rest], torch.full_like(weight[rest], 0.8), atol=1e-4, rtol=0)
+    # A moving camera: everything changes, and what changes by chance a little less is at most a little apart.
+    assert weight[rest].mean() < 0.87
+    with pytest.raises(ValueError, match=r"in \(0, 1\]"):
+        Contrast(0)
+    with pytest.raises(ValueError, match=r"knee is a ratio above 0"):
+        Contrast(0.8, 0)

@@ -1,12 +1,17 @@
 """The published methods and the guide's class on real model classes."""
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 
 from tests.engines.hf import tiny
 from tests.telemetry.test_flops import deep
 from vidsieve import FrameFusion, registry
-from vidsieve.engines.hf import verify
+from vidsieve.engines.hf import load, prepare, verify
+from vidsieve.evaluation.needles.tiny import BUNDLED
+from vidsieve.video import read_video
 
 
 @pytest.mark.parametrize("method", registry.methods(inside=True))
@@ -36,6 +41,23 @@ def test_where_merging_alone_goes_below_the_cost_less_is_spent() -> None:
     assert trace.cost < 0.9 * 0.3
     assert merged.after < 0.3 * merged.before
     assert pruned.before == pruned.after
+
+
+@pytest.mark.skipif("VIDSIEVE_CLIPS" not in os.environ, reason="VIDSIEVE_CLIPS names no folder of real clips")
+def test_every_shot_of_a_real_clip_keeps_tokens() -> None:
+    processor, model = load(str(BUNDLED), "cpu")
+    frames = read_video(Path(os.environ["VIDSIEVE_CLIPS"]) / "cuts_60s_480p.mp4", num_frames=32)
+    inputs = prepare(processor, frames, "How many scenes are there?").to(model.device, model.dtype)
+    with registry.method("vidsieve")(0.1)(model) as trace:
+        model.generate(**inputs, max_new_tokens=1)
+    video = trace.videos[0]
+    step = torch.tensor(video.frames).cumsum(0).tolist()
+    kept = torch.bincount(torch.bucketize(torch.tensor(video.kept), torch.tensor(step), right=True), minlength=16)
+    middle = torch.tensor(frames.seconds).view(len(step), -1).mean(1)  # of each step
+    cuts = torch.tensor([0, 5.0, 10.0, 25.04, 31.04, 43.04, 55.04])
+    shot = torch.bucketize(middle, cuts, right=True) - 1
+    assert sorted(set(shot.tolist())) == list(range(7))
+    assert all(int(kept[shot == s].sum()) for s in range(7))
 
 
 @pytest.mark.gpu
