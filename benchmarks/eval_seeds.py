@@ -1,12 +1,12 @@
 """The default on the synthetic suites, beside the one before it and other people's methods: three draws of videos.
 
-    python -m benchmarks.eval_seeds --out benchmarks/results/eval_seeds_h200.json
-    python -m benchmarks.eval_seeds --videos 32 --method divprune --out benchmarks/results/eval_seeds_cpu.json
+    python -m benchmarks.eval_seeds --out benchmarks/results/seeds_h200.json
+    python -m benchmarks.eval_seeds --videos 32 --method divprune --out benchmarks/results/seeds_cpu.json
 
-A seed is 128 videos of `test` that no other seed has, the same for every method. A row has the accuracy and the recall
-of each seed, their means by kind of question, the interval of each seed, and the kinds at which some seed is
-significantly below uniform sampling. Suites and seeds run at the same time, each in a process of its own, so times mean
-nothing and none are reported.
+A seed is 128 videos (`--videos`) of `test` that no other seed has, the same for every method. A row has the accuracy
+and the recall of each seed, their means by kind of question, the interval of each seed, and the kinds at which some
+seed is significantly below uniform sampling. Suites and seeds run at the same time, each in a process of its own, so
+times mean nothing and none are reported.
 """
 
 import argparse

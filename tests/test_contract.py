@@ -185,6 +185,8 @@ def test_the_smallest_and_the_largest_numbers_of_a_type_are_as_good_as_any_or_re
     for dtype in DTYPES:
         kind = torch.finfo(dtype)
         smallest = round(math.log2(kind.smallest_normal * kind.eps))
+        if method == "merging in time, then pruning":  # what is pruned are means, which need digits of their own
+            smallest += 16
         for power in (smallest, round(math.log2(kind.max)) - 7):
             check_the_scale(method, scaled(power, dtype, device), scaled(0, dtype, device))
 

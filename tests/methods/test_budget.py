@@ -24,7 +24,7 @@ def test_a_still_scene_gets_little_more_than_its_first_frame() -> None:
     still, busy = MarginalGain(0)(tokens, stats, segments, 40).tolist()
     assert still + busy == 40
     assert busy > 4 * still
-    for floor in (0.25, 0.5, 1.0):  # of its share by length, 20, less what every segment gets
+    for floor in (0.25, 0.6, 1.0):  # of its share by length, 20, less what every segment gets
         with_floor, _ = MarginalGain(floor)(tokens, stats, segments, 40).tolist()
         assert with_floor == max(still, round(19 * floor))
     with pytest.raises(ValueError, match=r"floor is a part .* got 1.5"):

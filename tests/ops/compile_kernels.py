@@ -19,7 +19,7 @@ TYPES = {
     "x_ptr": "*bf16", "split_ptr": "*bf16",
     "offsets_ptr": "*i64", "budget_ptr": "*i64", "segment_ptr": "*i64", "rows_ptr": "*i64",
     "kept_ptr": "*i64", "source_ptr": "*i64", "frame_ptr": "*i64", "order_ptr": "*i32",
-    "candidate_ptr": "*i32", "step_ptr": "*i32", "count_ptr": "*i32", "barrier_ptr": "*i32", "bad_ptr": "*i32",
+    "candidate_ptr": "*i32", "step_ptr": "*i32", "count_ptr": "*i32", "barrier_ptr": "*i32", "nonfinite_ptr": "*i32",
     "at_ptr": "*i64", "before_ptr": "*i64", "link_ptr": "*i64", "index_ptr": "*i64",
     "slot_ptr": "*i32", "stays_ptr": "*i1", "valid_ptr": "*i1",
     "query_ptr": "*bf16", "key_ptr": "*bf16", "columns_ptr": "*i64", "seen_ptr": "*i1",
@@ -32,10 +32,11 @@ LONG: dict[str, Any] = FEATURES | {
 
 
 OWN: dict[Any, dict[str, str]] = {  # where a name has another type than elsewhere
-    partition._apportion_kernel: {"out_ptr": "*i64"},
+    partition._apportion_kernel: {"out_ptr": "*i64", "part": "fp32", "rest_of_part": "fp32"},
     partition._scene_cuts_kernel: {"out_ptr": "*i64"},
     compaction._compact_rows_kernel: {"slot_ptr": "*i64", "left_ptr": "*i64", "valid_ptr": "*i64"},
     measurement._transience_kernel: {"floor": "fp32"},
+    measurement._contrast_kernel: {"floor": "fp32", "knee": "fp32"},
     merge._begin_kernel: {"row_ptr": "*i64", "count_ptr": "*i64"},
     merge._follow_runs_kernel: {"row_ptr": "*i64"},
     merge._mean_kernel: {"weight_ptr": "*i64", "out_ptr": "*bf16"},
@@ -94,6 +95,7 @@ def compile_kernels(sm: int) -> None:
     )
     compile_kernel(compaction._compact_rows_kernel, sm, PADDED=True, BLOCK=4096, warps=8)
     compile_kernel(measurement._transience_kernel, sm, BLOCK=1024)
+    compile_kernel(measurement._contrast_kernel, sm, BLOCK=256)
     compile_kernel(merge._temporal_kernel, sm, WHOLE=False, D=3584, BLOCK_S=64, BLOCK_T=64, BLOCK_D=1024)
     heads: dict[str, Any] = {"WIDTH": 128, "PADDED": True, "SOFTCAP": True, "PRECISION": "ieee"}
     tiles: dict[str, Any] = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_D": 128}

@@ -160,7 +160,9 @@ def _case(
     variants: dict[str, Callable[[int], object]] = {}
     regrets: dict[str, float] = {}
     first = sets[0].chunk(videos)
-    asked_about = isinstance(method.relevance, PromptSimilarity)  # else what it weighs by is a part of the method
+    asked_about = isinstance(
+        method.relevance, PromptSimilarity | Flat
+    )  # else what it weighs by is a part of the method
     scale = torch.cat([relevance64(x, None if load.flat else question) for x in first])
     if not asked_about:
         scale = torch.cat([_weights(method, load.video(x), prompt) for x in first])

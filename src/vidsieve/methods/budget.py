@@ -48,8 +48,8 @@ class MarginalGain:
     A still scene adds its first frame and little more, however long it lasts (method.md, eq. 2). The idea of a budget
     by marginal gain is that of MMG-Vid (Ma et al. 2025, arXiv 2508.21044); this measure of the gain is ours.
 
-    floor: the part of its share by length that a segment gets whatever changes in it, in [0, 1], so that what stands
-    still is not starved by what moves; eq. 3.
+    floor: the part of its share by length, of what remains after one token for each, that a segment gets whatever
+    changes in it, in [0, 1]: so what stands still is not starved by what moves; eq. 3.
     """
 
     requires: ClassVar[frozenset[str]] = frozenset({"persistence"})

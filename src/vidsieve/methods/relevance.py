@@ -91,9 +91,9 @@ class Contrast:
     """What changes while its frame stands still weighs 1, what stays as its frame does weighs `floor`.
 
     r = 1 - (1 - floor) * min(1, ratio / knee), where ratio compares how much a token stays at its place (as in
-    `Novelty`) with the mean of its own frame: method.md eq. 4c. Under a moving camera, where everything changes, and in
-    a still scene nothing is called new, so a token that stands still beside no motion loses nothing. One token of every
-    frame weighs 1 in any case, as in `Novelty`. Ours, chosen on the development halves of both suites.
+    `Novelty`) with the mean of its own frame: method.md eq. 4c. Under a moving camera, where everything changes, and
+    in a still scene all weigh nearly alike, so a token that stands still beside no motion loses nothing. One token of
+    every frame weighs 1 in any case, as in `Novelty`. Ours, chosen on the development halves of both suites.
 
     floor: in (0, 1].  knee: the ratio from which a token weighs `floor`, above 0.
     """

@@ -104,6 +104,7 @@ class SceneCuts:
     feature space, so one threshold serves all models.
     max_frames, max_tokens: scenes of more are split evenly into segments of at most so many frames and, of whole
     frames, tokens. That bounds the cost of the selection, which grows with the square of a segment. None sets no bound.
+    A frame of more tokens than that is a segment.
     """
 
     requires: ClassVar[frozenset[str]] = frozenset({"persistence"})

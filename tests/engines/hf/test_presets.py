@@ -57,7 +57,9 @@ def test_every_shot_of_a_real_clip_keeps_tokens() -> None:
     cuts = torch.tensor([0, 5.0, 10.0, 25.04, 31.04, 43.04, 55.04])
     shot = torch.bucketize(middle, cuts, right=True) - 1
     assert sorted(set(shot.tolist())) == list(range(7))
-    assert all(int(kept[shot == s].sum()) for s in range(7))
+    for s in range(7):  # no more than half of its share may go, nor all
+        of = shot == s
+        assert int(kept[of].sum()) >= max(1, 0.5 * float(of.float().mean()) * int(kept.sum()) - 1)
 
 
 @pytest.mark.gpu

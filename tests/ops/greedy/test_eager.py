@@ -107,3 +107,16 @@ def test_long_segments_compute_rows_as_they_go(monkeypatch: pytest.MonkeyPatch) 
     expected = reference.conditional_dpp(asked)
     assert torch.equal(eager.conditional_dpp(asked), expected)
     assert torch.equal(eager.max_min(asked), reference.max_min(asked))
+
+
+def test_what_is_beyond_the_rank_is_spread_evenly() -> None:
+    assert eager.radical_inverse(4096, torch.device("cpu")).tolist() == [
+        reference.radical_inverse(i) for i in range(4096)
+    ]
+    for n, budget in ((64, 9), (64, 32), (600, 100)):
+        x = torch.ones(n, 8)
+        offsets, picks = torch.tensor([0, n]), torch.tensor([budget])
+        order = eager.conditional_dpp(problem(x, torch.linspace(1, 0.1, n), offsets, picks))
+        kept = (order >= 0).nonzero()[:, 0]
+        assert len(kept) == budget
+        assert int(kept.diff().max()) <= 4 * n / budget

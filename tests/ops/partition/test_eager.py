@@ -30,7 +30,7 @@ def test_apportion_equals_the_reference_and_always_sums() -> None:
         for total in {1, count, int(lengths.sum()) // 3, int(lengths.sum())}:
             if total > lengths.sum():
                 continue
-            floor = (0.0, 0.5, 1.0)[trial % 3]
+            floor = (0.0, 0.6, 1.0)[trial % 3]
             budget = eager.apportion(weights, offsets, total, floor)
             assert torch.equal(budget, reference.apportion(weights, offsets, total, floor))
             assert budget.sum() == total
@@ -38,3 +38,28 @@ def test_apportion_equals_the_reference_and_always_sums() -> None:
             assert (budget >= 0).all()
             if total >= (lengths > 0).sum():
                 assert (budget[lengths > 0] >= 1).all()
+
+
+@pytest.mark.parametrize("default", [torch.float32, torch.float16, torch.bfloat16])
+def test_floors_of_thousands_of_picks_are_those_of_the_reference_whatever_the_default_dtype(
+    default: torch.dtype,
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 20_000, (12,), generator=generator)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    weights = torch.rand(12, generator=generator).double()
+    torch.set_default_dtype(default)
+    try:
+        for total in range(20_001, 100_000, 9_973):
+            ours, true = (m.apportion(weights, offsets, total, 0.6) for m in (eager, reference))
+            assert torch.equal(ours, true)
+            least = 0.6 * (total - 12) * lengths.double() / lengths.sum()
+            assert (ours >= least.floor()).all()
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_no_tokens_get_no_budget() -> None:
+    offsets = torch.zeros(2, dtype=torch.int64)
+    for module in (eager, reference):
+        assert module.apportion(torch.zeros(1), offsets, 0, 0.6).tolist() == [0]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vidsieve.errors import WrongArgument
-from vidsieve.evaluation.natural.takes import CLIPS, SIDE, TAKES
+from vidsieve.evaluation.natural.takes import CLIPS, SIDE, SPLITS, TAKES
 
 DATA = Path(__file__).parent / "data"
 LENGTHS = 16  # steps in which a length may double
@@ -42,7 +42,10 @@ def card(folder: Path = DATA) -> dict[str, Any]:
     path = folder / "card.json"
     if not path.is_file():
         raise WrongArgument(f"expected a folder that benchmarks/natural_features.py made, got {folder}: no card.json")
-    found: dict[str, Any] = json.loads(path.read_text())
+    found: Any = json.loads(path.read_text())
+    wanted = {"network", "rank", "splits", "head_bias"}
+    if not isinstance(found, dict) or not wanted <= found.keys() or not set(SPLITS) <= set(found["splits"]):
+        raise WrongArgument(f"{path} is no card of benchmarks/natural_features.py; make the folder again with it")
     return found
 
 
@@ -62,12 +65,12 @@ def load(split: str, folder: Path = DATA) -> Features:
     steps = torch.tensor(scale["steps"])
     names = of_split(split)
     counts = [TAKES[name].count for name in names]
-    flat = _int8(folder / f"{split}.xz")
     shape = (1 + len(steps), sum(counts), SIDE**2)
+    flat = _int8(folder / f"{split}.xz", math.prod(shape))
     if len(flat) != math.prod(shape):
         raise WrongArgument(
-            f"{folder / split}.xz holds {len(flat)} numbers, and {shape[1]} frames need {math.prod(shape)}: it was "
-            "made for other takes; make it again with benchmarks/natural_features.py"
+            f"{folder / split}.xz holds {len(flat)} numbers or more, and {shape[1]} frames need {math.prod(shape)}: it "
+            "was made for other takes; make it again with benchmarks/natural_features.py"
         )
     stored = flat.view(shape).float()
     whole = (stored[1:] * steps[:, None, None] * (stored[0] / LENGTHS).exp2()).permute(1, 2, 0).contiguous()
@@ -75,9 +78,19 @@ def load(split: str, folder: Path = DATA) -> Features:
     for name, count in zip(names, counts, strict=True):
         takes[name] = whole[begin : begin + count]
         begin += count
-    weight = torch.tensor(scale["head_steps"])[:, None] * _int8(folder / f"{split}_head.xz").view(-1, len(steps))
-    return Features(takes, weight, torch.tensor(about["head_bias"]))
+    bias, classes = torch.tensor(about["head_bias"]), torch.tensor(scale["head_steps"])
+    head = _int8(folder / f"{split}_head.xz", len(classes) * len(steps))
+    if len(head) != len(classes) * len(steps) or bias.shape != classes.shape:
+        raise WrongArgument(f"{folder / split}_head.xz and the card are not of one head; make the folder again")
+    return Features(takes, classes[:, None] * head.view(len(classes), -1), bias)
 
 
-def _int8(path: Path) -> Tensor:
-    return torch.frombuffer(bytearray(lzma.decompress(path.read_bytes())), dtype=torch.int8)
+def _int8(path: Path, count: int) -> Tensor:
+    """The numbers in a file that should hold `count`; of one that holds more, one more than that."""
+    try:
+        stored = lzma.LZMADecompressor().decompress(path.read_bytes(), max_length=count + 1)
+    except lzma.LZMAError as error:
+        raise WrongArgument(
+            f"{path} cannot be read ({error}); make it again with benchmarks/natural_features.py"
+        ) from None
+    return torch.frombuffer(bytearray(stored), dtype=torch.int8) if stored else torch.empty(0, dtype=torch.int8)

@@ -11,9 +11,9 @@ from vidsieve.registry import register_method
 
 @register_method()
 def vidsieve(keep: float) -> Reducer:
-    """Determinantal selection in each scene, no scene below half of its share: this library's default.
+    """Determinantal selection in each scene, budgets by marginal gain above a floor: this library's default.
 
-    Budgets by marginal gain and by length in equal parts, so that what stands still is not starved; what changes in a
+    The floor, a part of each scene's share by length, keeps what stands still from being starved; what changes in a
     frame that stands still weighs a little more. Not conditioned on the question: raw prompt similarity in the language
     model's input space is known to be weak. Chosen on the development halves of the synthetic and the natural suites
     (docs/evaluation.md).

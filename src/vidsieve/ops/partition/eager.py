@@ -36,7 +36,9 @@ def apportion(weights: Tensor | None, offsets: Tensor, total: int, floor: float 
     w = n if weights is None else weights.double()
     w = (w / w.max().clamp(min=1e-300)).clamp(min=1e-9)
     occupied = (n > 0).sum()
-    least = torch.where(occupied <= total, torch.maximum(n.clamp(max=1), floor * (total - occupied) * n / n.sum()), 0.0)
+    # In float64 from the first product on: a Python number times integers would take torch's default dtype.
+    by_length = (total - occupied).double() * n / n.sum().clamp(min=1)
+    least = torch.where(occupied <= total, torch.maximum(n.clamp(max=1), floor * by_length), 0.0)
     # sum_s clip(level * w_s, least_s, n_s) grows piecewise linearly in the level: slope + w_s from least_s / w_s on,
     # - w_s from n_s / w_s on. Walk the sorted breakpoints to where it reaches the total.
     breaks, by = torch.cat([least / w, n / w]).sort()

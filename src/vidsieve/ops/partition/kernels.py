@@ -84,7 +84,8 @@ def _apportion_kernel(
     out_ptr,  # (S,) int64
     count,
     total,
-    part,  # of its share by length that a segment gets whatever its weight is
+    part,  # of its share by length that a segment gets whatever its weight is: float32,
+    rest_of_part,  # and what float32 leaves of it
     WEIGHED: tl.constexpr,  # else by length
     BLOCK: tl.constexpr,  # a power of two that covers S
     STEP: tl.constexpr,
@@ -104,7 +105,7 @@ def _apportion_kernel(
     w = tl.maximum(w / tl.where(largest > 0, largest, 1.0), 1e-9)
     occupied = tl.sum((n > 0).to(tl.int32), 0)
     by_length = (total - occupied) * n / tl.maximum(tl.sum(n, 0), 1.0)  # float64
-    floor = tl.where((n > 0) & (occupied <= total), tl.maximum(part * by_length, 1.0), 0.0)
+    floor = tl.where((n > 0) & (occupied <= total), tl.maximum(part * by_length + rest_of_part * by_length, 1.0), 0.0)
     low = tl.sum(floor * 0.0, 0)
     high = tl.max(n / w, 0)
     level = total / tl.sum(tl.where(n > 0, w, 0.0), 0)

@@ -35,7 +35,8 @@ def apportion(weights: Tensor | None, offsets: Tensor, total: int, floor: float 
     """Eq. 3: bisection for the level, then largest remainders."""
     caps = [b - a for a, b in pairwise(offsets.tolist())]
     occupied = sum(n > 0 for n in caps)
-    floors = [max(min(1, n), floor * (total - occupied) * n / sum(caps)) if total >= occupied else 0 for n in caps]
+    by_length = [(total - occupied) * n / max(1, sum(caps)) for n in caps]
+    floors = [max(min(1, n), floor * x) if total >= occupied else 0 for n, x in zip(caps, by_length, strict=True)]
     raw = [float(w) for w in (caps if weights is None else weights)]
     largest = max(raw, default=0.0) or 1.0
     w = [max(value / largest, 1e-9) for value in raw]
@@ -43,7 +44,7 @@ def apportion(weights: Tensor | None, offsets: Tensor, total: int, floor: float 
     def share(level: float) -> list[float]:
         return [min(max(level * a, low), n) for a, low, n in zip(w, floors, caps, strict=True)]
 
-    low, high = 0.0, max(n / a for n, a in zip(caps, w, strict=True))
+    low, high = 0.0, max((n / a for n, a in zip(caps, w, strict=True)), default=0.0)
     for _ in range(400):
         middle = (low + high) / 2
         low, high = (middle, high) if sum(share(middle)) < total else (low, middle)

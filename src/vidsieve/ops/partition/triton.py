@@ -1,5 +1,8 @@
 """Cuts and budgets, by kernels."""
 
+import struct
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -32,6 +35,13 @@ def novelty(persistence: Tensor, offsets: Tensor, at: Tensor | None = None) -> T
     return out
 
 
+@cache
+def _in_two(value: float) -> tuple[float, float]:
+    """A number as the sum of two that float32 holds, as kernels get them."""
+    (high,) = struct.unpack("f", struct.pack("f", value))
+    return high, value - high
+
+
 def apportion(weights: Tensor | None, offsets: Tensor, total: int, floor: float = 0.0, videos: int = 1) -> Tensor:
     count = (len(offsets) - 1) // videos
     if count > SLOTS:
@@ -40,7 +50,7 @@ def apportion(weights: Tensor | None, offsets: Tensor, total: int, floor: float 
     block = covering(count)
     launch(
         _apportion_kernel, (videos,),
-        offsets if weights is None else weights, offsets, out, count, total // videos, floor,
+        offsets if weights is None else weights, offsets, out, count, total // videos, *_in_two(floor),
         WEIGHED=weights is not None, BLOCK=block, STEP=min(block, 16), num_warps=4 if block > 128 else 1,
     )  # fmt: skip
     return out

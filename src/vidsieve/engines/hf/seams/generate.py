@@ -56,7 +56,8 @@ class GenerateSeam:
         # generate() runs the vision tower itself, and the body does not get the arguments that describe the videos.
         described = prompt.description(arguments)
         arguments = inner(arguments)
-        self._states.set_generated(described=described, encoded=prompt.encodings(arguments))
+        if encoded := prompt.encodings(arguments):  # else the calls get the pixels, and describe them themselves
+            self._states.set_generated(described=described, encoded=encoded)
         return arguments
 
     def _candidates(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
