@@ -160,13 +160,7 @@ def _case(
     variants: dict[str, Callable[[int], object]] = {}
     regrets: dict[str, float] = {}
     first = sets[0].chunk(videos)
-    asked_about = isinstance(
-        method.relevance, PromptSimilarity | Flat
-    )  # else what it weighs by is a part of the method
-    scale = torch.cat([relevance64(x, None if load.flat else question) for x in first])
-    if not asked_about:
-        scale = torch.cat([_weights(method, load.video(x), prompt) for x in first])
-    truth = unit64(sets[0]), scale
+    truth = unit64(sets[0]), torch.cat([_weights(method, load.video(x), prompt) for x in first])
     trade = method.selector.trade if isinstance(method.selector, MMR) else None
     bounds, budgets = [0], list[int]()
     for x in first:
@@ -188,7 +182,7 @@ def _case(
     if "triton" in variants:
         regrets["triton-graph"] = regrets["triton"]
         variants["triton-graph"], peaks["triton-graph"] = _graphed(reduce, sets)
-    if videos == 1 and trade is None and asked_about:
+    if videos == 1 and trade is None and isinstance(method.relevance, PromptSimilarity | Flat):
         for name, loop in _loops(method, None if load.flat else question, bounds, budgets).items():
             regrets[name] = regret(*truth, bounds, _order_of(loop(sets[0]), bounds, len(sets[0])))
             variants[name] = lambda i, loop=loop: sets[i][loop(sets[i])]  # type: ignore[misc]
@@ -226,7 +220,12 @@ def _row(case: str, variant: str, times: list[float] | None, peak: int | None, r
 
 
 def _weights(method: Prune, tokens: VideoTokens, prompt: Prompt) -> Tensor:
-    """The relevance that the method gives: float64 (N,)."""
+    """The relevance by which picks are judged: float64 (N,).
+
+    To the prompt it is computed anew in float64; any other is a part of the method, and taken as it gives it.
+    """
+    if isinstance(method.relevance, PromptSimilarity | Flat):
+        return relevance64(tokens.features, None if isinstance(method.relevance, Flat) else prompt.embeddings)
     return method.relevance(tokens, measure(tokens, method.requires, prompt), prompt).double()
 
 

@@ -3,7 +3,7 @@
 vLLM calls `register` through the entry point `vllm.general_plugins`, in each of its processes. No vLLM file is changed
 and none of its code is copied: subclasses of its models take their place in its registry.
 
-    settings.py    VIDSIEVE_VLLM and the asked of a request: which method, how many tokens, what question
+    settings.py    VIDSIEVE_VLLM and what a request may ask: which method, how many tokens, what question
     positions.py   where kept tokens stand: plain tensors, no vLLM
     models.py      the subclasses: fewer placeholders, our selection, positions that are right
     runner.py      what vLLM's first model runner does to every pruned request, and need not

@@ -216,7 +216,10 @@ def _hide(
     balls: Movers,
     shot: Tensor,
 ) -> Needles:
-    """Needles, each in a block of its own. shot: (B, 1), of the lasting shape."""
+    """Needles, each in a block of its own. shot: (B, 1), of the lasting shape.
+
+    In one piece, as the draws of a video come one after another: another order would make other videos.
+    """
     board = _Board(draws, scene, balls, size)
     put, step = board.put, torch.arange(size.steps, device=scene.device)
     begin, end = _bounds(scene, torch.arange(SCENES, device=scene.device).expand(len(scene), -1))
