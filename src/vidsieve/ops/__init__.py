@@ -21,10 +21,13 @@ from vidsieve.ops.compaction import compact, compact_rows
 from vidsieve.ops.definitions import (
     NONFINITE_PROMPT,
     AttentionProblem,
+    GateProblem,
     GreedyProblem,
     MeasureProblem,
     Measures,
     MergeProblem,
+    RotaryProblem,
+    SegmentAttentionProblem,
     TemporalProblem,
 )
 from vidsieve.ops.dispatch import available, spy, together
@@ -33,6 +36,7 @@ from vidsieve.ops.greedy.eager import GRAM_LIMIT
 from vidsieve.ops.measurement import contrast, measure, min_max, raise_if_nonfinite, transience
 from vidsieve.ops.merge import follow_runs, merge_among, merge_mean, merge_runs, nearest_kept, temporal
 from vidsieve.ops.partition import apportion, novelty, scene_cuts
+from vidsieve.ops.vision import gate, rotate_, segment_attention
 
 SEGMENTS = 65535  # that one launch takes
 
@@ -41,10 +45,13 @@ __all__ = [
     "NONFINITE_PROMPT",
     "SEGMENTS",
     "AttentionProblem",
+    "GateProblem",
     "GreedyProblem",
     "MeasureProblem",
     "Measures",
     "MergeProblem",
+    "RotaryProblem",
+    "SegmentAttentionProblem",
     "TemporalProblem",
     "apportion",
     "available",
@@ -53,6 +60,7 @@ __all__ = [
     "conditional_dpp",
     "contrast",
     "follow_runs",
+    "gate",
     "hybrid",
     "max_min",
     "measure",
@@ -65,7 +73,9 @@ __all__ = [
     "novelty",
     "raise_if_nonfinite",
     "received_attention",
+    "rotate_",
     "scene_cuts",
+    "segment_attention",
     "spy",
     "temporal",
     "together",

@@ -120,3 +120,39 @@ class AttentionProblem(NamedTuple):
     def scale(self) -> float:
         """Of the scores."""
         return self.query.shape[-1] ** -0.5 if self.scaling is None else self.scaling
+
+
+class SegmentAttentionProblem(NamedTuple):
+    """Whose attention is wanted: that of N queries to the keys of their segment, S of them one after another.
+
+    query: (N, H, d).  key, value: (M, H, d).  bounds: int32 (S + 1,), of the queries of each segment.  longest: a bound
+    on the lengths of segments.  scale: of the scores.  key_bounds: int32 (S + 1,), of the keys, where those are not the
+    rows of the queries.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    bounds: Tensor
+    longest: int
+    scale: float
+    key_bounds: Tensor | None = None
+
+
+class RotaryProblem(NamedTuple):
+    """What is rotated: the queries and the keys of qkv (N, 3, H, d), contiguous, by cos, sin float32 (N, d)."""
+
+    qkv: Tensor
+    cos: Tensor
+    sin: Tensor
+
+
+class GateProblem(NamedTuple):
+    """What is gated: the halves of each row of x (N, 2 * columns), of which the first `width` columns are used.
+
+    bias: (width,) of the first halves and of the second, where they are still to be added.
+    """
+
+    x: Tensor
+    width: int
+    bias: tuple[Tensor, Tensor] | None = None

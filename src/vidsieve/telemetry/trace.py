@@ -176,10 +176,12 @@ class Trace:
     """What an attached reducer has done so far. `print` it.
 
     calls: the last `remembered` forward passes that saw video tokens, oldest first.  totals: of all passes ever, the
-    number of "calls", "videos", "tokens_before", "tokens_after".
+    number of "calls", "videos", "tokens_before", "tokens_after".  tower: how the vision tower last ran, and why.
+    tower_slow: whether it could have run by fewer kernels.
     """
 
     def __init__(self, remembered: int = 64) -> None:
+        self.tower, self.tower_slow = "stock", False
         self._calls: deque[CallRecord] = deque(maxlen=remembered)
         self._totals = {"calls": 0, "videos": 0, "tokens_before": 0, "tokens_after": 0}
         self._lock = threading.Lock()
@@ -242,6 +244,9 @@ class Trace:
         return totals
 
     def __str__(self) -> str:
+        return self._videos_text() + f"\n  tower: {self.tower}" * self.tower_slow
+
+    def _videos_text(self) -> str:
         totals, videos = self.totals, self.videos
         if not totals["videos"]:
             return "no video tokens seen"
@@ -263,7 +268,7 @@ class Trace:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON knows it. Waits for the device."""
-        return {**self.totals, "remembered_calls": [call.to_dict() for call in self.calls]}
+        return {**self.totals, "tower": self.tower, "remembered_calls": [call.to_dict() for call in self.calls]}
 
 
 def _sentence(

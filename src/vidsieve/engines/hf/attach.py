@@ -24,9 +24,10 @@ from vidsieve.engines.hf.seams.generate import GenerateSeam
 from vidsieve.engines.hf.seams.input import InputSeam
 from vidsieve.engines.hf.seams.layers import LayersSeam
 from vidsieve.engines.hf.seams.output import Outputs, OutputSeam
+from vidsieve.engines.hf.seams.vision import Vision, VisionSeam, check_vision
 from vidsieve.engines.hf.target import Target
 from vidsieve.errors import AlreadyAttached, UnsupportedCall
-from vidsieve.methods.base import Attachable
+from vidsieve.methods.base import Attachable, Reducer
 from vidsieve.methods.compose import Staged
 from vidsieve.telemetry.trace import Trace
 
@@ -38,9 +39,10 @@ _attaching = threading.Lock()
 
 def attach(
     model: Any,
-    method: Attachable | str,
+    method: Attachable | str | None = None,
     keep: float | None = None,
     *,
+    vision: Vision = "auto",
     outputs: Outputs = None,
     **options: Any,
 ) -> "Attachment":
@@ -49,9 +51,12 @@ def attach(
         with attach(model, "vidsieve", keep=0.1) as trace:
             model.generate(**inputs)
         handle = attach(model, Prune(0.1)); ...; handle.remove()
+        attach(model, vision="auto")                # every token, from a faster tower
 
     method: a reducer or stages, or the name of one in the table (registry.py), made of `keep` (its own default if
-    None) and its `options`.
+    None) and its `options`; None for a faster vision tower alone.
+    vision: how the vision tower runs: "auto" as fast as it can with the same result, "packed" with one attention call
+    a layer, "fused" with fused kernels too, "stock" as it is (docs/vision.md). `trace.tower` says how it ran, and why.
     outputs: "left", a forward pass returns a row for each remaining token; or "prompt", one for each token of the
     prompt, as trainers and scores that count columns expect. None is "left", but a training pass that drops tokens and
     gets neither `labels` nor `logits_to_keep` raises `UnsupportedCall` (docs/attached.md).
@@ -59,7 +64,7 @@ def attach(
     `AlreadyAttached` if a reducer is attached, `UnsupportedCall` if the model is compiled: a compiled model ignores
     hooks that are added later, so attach first.
     """
-    return Attachment(model, arguments.named(method, keep, options), outputs=outputs)
+    return Attachment(model, arguments.named(method, keep, options), vision=vision, outputs=outputs)
 
 
 def detach(model: Any) -> bool:
@@ -76,30 +81,50 @@ def detach(model: Any) -> bool:
 class Attachment:
     """Keeps a reducer or a `Staged` attached until `remove()` or the end of the `with` block; `trace` records it."""
 
-    def __init__(self, model: Any, reducer: Attachable, *, outputs: Outputs = None) -> None:
-        model, reducer = arguments.unwrap_model(model), arguments.method(reducer)
+    def __init__(
+        self, model: Any, reducer: Attachable | None, *, vision: Vision = "auto", outputs: Outputs = None
+    ) -> None:
+        model, reducer = arguments.unwrap_model(model), None if reducer is None else arguments.method(reducer)
         arguments.check_outputs(outputs)
+        check_vision(vision)
         self.model, self.reducer, self.trace = model, reducer, Trace()
         self.target = Target.of(model)
-        stages = reducer.layers(len(self.target.costs)) if isinstance(reducer, Staged) else {0: reducer}
+        stages: dict[int, Reducer] = {}
+        if isinstance(reducer, Staged):
+            stages = reducer.layers(len(self.target.costs))
+        elif reducer is not None:
+            stages = {0: reducer}
         first = stages.pop(0, None)
-        self._replay = None if first is None else ReductionGraph(first)
         refuse_attention(first)
         arguments.refuse_compiled(model, self.target.body, self.target.decoder)
         contract.check(model, self.target.adapter, layers=bool(stages))
-        share = reducer.cost if isinstance(reducer, Staged) else None
         self._removed = False
         with Interceptions() as hooks:
             self._turn_on(hooks, at_layers=bool(stages))
             hooks.callback(self.target.states.clear)
-            if self._replay is not None:
-                hooks.callback(self._replay.clear)
-            output = OutputSeam(self.target, outputs, hooks)
-            layers = LayersSeam(self.target, stages, share, hooks) if stages else None
-            self.input = InputSeam(self.target, self._replay, layers, output, self.trace, hooks)
-            GenerateSeam(self.target, hooks)
+            VisionSeam(model, vision, self.trace, hooks)
+            if reducer is not None:
+                self._install(reducer, first, stages, outputs, hooks)
             hooks.put(self.target.body, _HANDLE, self)
             self._hooks = hooks.pop_all()
+
+    def _install(
+        self,
+        reducer: Reducer | Staged,
+        first: Reducer | None,
+        stages: dict[int, Reducer],
+        outputs: Outputs,
+        hooks: Interceptions,
+    ) -> None:
+        """Install the seams of a reducer. first: what acts before the language model.  stages: within it, by layer."""
+        replay = None if first is None else ReductionGraph(first)
+        if replay is not None:
+            hooks.callback(replay.clear)
+        output = OutputSeam(self.target, outputs, hooks)
+        share = reducer.cost if isinstance(reducer, Staged) else None
+        layers = LayersSeam(self.target, stages, share, hooks) if stages else None
+        self.input = InputSeam(self.target, replay, layers, output, self.trace, hooks)
+        GenerateSeam(self.target, hooks)
 
     def _turn_on(self, hooks: Interceptions, at_layers: bool) -> None:
         """Mark the model as attached. Raises `AlreadyAttached` if it is, by any handle."""

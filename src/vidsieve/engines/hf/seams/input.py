@@ -60,6 +60,7 @@ class InputSeam:
         self._target, self._replay, self._layers, self._output, self._trace = target, replay, layers, output, trace
         self._adapter, self._states, self._marks = target.adapter, target.states, prompt.marks_of(target.model.config)
         hooks.before(target.body, self._before_body)
+        hooks.wrap(target.body, "get_placeholder_mask", self._placeholder_mask)
         hooks.before(target.decoder, self._before_decoder)
         hooks.after(target.decoder, self.after_decoder)
 
@@ -100,6 +101,16 @@ class InputSeam:
                 stacklevel=2,
             )
         return host_inputs
+
+    def _placeholder_mask(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Count placeholders on the host: transformers asks the device, and so waits for the whole vision tower."""
+        state, features = self._states.current, kwargs.get("video_features")
+        host_inputs = None if state is None else state.host_inputs
+        if features is not None and host_inputs is not None and host_inputs.ids is not None:
+            embeds = kwargs["inputs_embeds"] if "inputs_embeds" in kwargs else args[1]
+            if int((host_inputs.ids == self._target.token).sum()) * embeds.shape[-1] == features.numel():
+                kwargs = {**kwargs, "video_features": None}
+        return inner(*args, **kwargs)
 
     def _find(self, host_inputs: prompt.HostInputs, copies: int) -> prompt.PromptLayout:
         model = self._target.model

@@ -1,0 +1,185 @@
+"""Run the modules of a tower by fewer kernels: rotary positions, norms, gated MLPs, the patch embedding.
+
+A module is replaced only if, on a few rows, it gives what the module itself gives: a release of transformers that
+computes something else is noticed, and left as it is.
+"""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vidsieve import ops
+from vidsieve.engines.hf.intercept import Interceptions
+from vidsieve.engines.hf.vision.calls import TowerCalls
+
+ALIGNED = 64  # columns; rows of other lengths make matrix products several times slower
+AGREE = 2**-6  # the share of the norm of an output that rounding to bf16 may make differ, several operations long
+
+Forward = Callable[..., Tensor]
+_ROWS = 16  # to try a module on
+
+
+class FusedModules:
+    """Fused forwards of the modules of `tower` that have one, used in the calls of `calls` that are to be fused.
+
+    replaced: names of the types of modules that are replaced.  refused: of those that gave something else.
+    """
+
+    def __init__(self, tower: nn.Module, calls: TowerCalls, hooks: Interceptions) -> None:
+        self.replaced: set[str] = set()
+        self.refused: set[str] = set()
+        self._calls, self._hooks = calls, hooks
+        agreed: dict[tuple[object, ...], bool] = {}
+        for module in tower.modules():
+            for kind in (_attention, _gated_mlp, _rms_norm, _patch_projection):
+                made = kind(module, calls, hooks)
+                if made is None:
+                    continue
+                fused, inputs = made
+                key = (type(module), *(tuple(weight.shape) for weight in module.parameters()))
+                if key not in agreed:
+                    agreed[key] = _agree(module, fused, inputs())
+                    (self.replaced if agreed[key] else self.refused).add(type(module).__name__)
+                if agreed[key]:
+                    self._replace(module, fused)
+
+    def _replace(self, module: nn.Module, fused: Forward) -> None:
+        calls = self._calls
+
+        def forward(inner: Forward, *args: Any, **kwargs: Any) -> Tensor:
+            return fused(*args, **kwargs) if calls.fused else inner(*args, **kwargs)
+
+        self._hooks.wrap(module, "forward", forward)
+
+
+Made = tuple[Forward, Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]] | None
+
+
+def _agree(module: Any, fused: Forward, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> bool:
+    """Whether `fused` gives what `module` gives."""
+    args, kwargs = inputs
+    with torch.no_grad():
+        try:
+            own, ours = module(*args, **kwargs).double(), fused(*args, **kwargs).double()
+        except TypeError:  # arguments that this release takes no more
+            return False
+    return own.shape == ours.shape and bool((own - ours).norm() <= AGREE * own.norm())
+
+
+def _noise(weight: Tensor, *shape: int) -> Tensor:
+    generator = torch.Generator(weight.device).manual_seed(0)
+    return torch.randn(*shape, generator=generator, device=weight.device).to(weight.dtype)
+
+
+def _rms_norm(module: Any, calls: TowerCalls, hooks: Interceptions) -> Made:
+    """`weight * x / rms(x)`, six kernels in transformers."""
+    if not type(module).__name__.endswith("RMSNorm") or not hasattr(module, "variance_epsilon"):
+        return None
+    weight = module.weight
+
+    def forward(x: Tensor) -> Tensor:
+        return functional.rms_norm(x, x.shape[-1:], module.weight, module.variance_epsilon)
+
+    return forward, lambda: ((_noise(weight, _ROWS, len(weight)),), {})
+
+
+def _patch_projection(module: Any, calls: TowerCalls, hooks: Interceptions) -> Made:
+    """A convolution whose kernel is its stride, on patches: a linear layer, which is some thirty times sooner."""
+    if type(module) is not nn.Conv3d or module.stride != module.kernel_size or module.groups != 1:
+        return None
+    weight = module.weight
+
+    def forward(x: Tensor) -> Tensor:
+        out = functional.linear(x.flatten(1), module.weight.flatten(1), module.bias)
+        return out.view(*out.shape, 1, 1, 1)
+
+    return forward, lambda: ((_noise(weight, _ROWS, *weight.shape[1:]),), {})
+
+
+def _gated_mlp(module: Any, calls: TowerCalls, hooks: Interceptions) -> Made:
+    """`down(silu(gate(x)) * up(x))`, with weights and intermediate values whose rows are aligned."""
+    linears: list[Any] = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
+    if not all(type(linear) is nn.Linear and _owns_its_memory(linear.weight) for linear in linears):
+        return None
+    if "SiLU" not in type(getattr(module, "act_fn", None)).__name__:
+        return None
+    gate, up, down = linears
+    width = gate.out_features
+    columns = -(-width // ALIGNED) * ALIGNED
+    halves = [_aligned(linear, columns, linear.in_features, hooks) for linear in (gate, up)]
+    back = _aligned(down, down.out_features, columns, hooks)
+    own = type(module).forward
+
+    def forward(x: Tensor) -> Tensor:
+        if not all(
+            weight.data_ptr() == linear.weight.data_ptr()
+            for weight, linear in zip((*halves, back), linears, strict=True)
+        ):
+            return cast(Tensor, own(module, x))  # somebody moved the weights
+        both = x.new_empty(len(x), 2, columns)
+        for half, weight in enumerate(halves):
+            torch.mm(x, weight.T, out=both[:, half])
+        bias = None if gate.bias is None else (gate.bias, up.bias)
+        return functional.linear(ops.gate(ops.GateProblem(both.view(len(x), -1), width, bias)), back, down.bias)
+
+    return forward, lambda: ((_noise(gate.weight, _ROWS, gate.in_features),), {})
+
+
+def _owns_its_memory(weight: Tensor) -> bool:
+    """Whether nothing else lies in the memory of a weight, as where it is a shard of a larger one."""
+    data = weight.data
+    return type(data) is Tensor and data.storage_offset() == 0 and data.untyped_storage().nbytes() == data.nbytes
+
+
+def _aligned(linear: Any, rows: int, columns: int, hooks: Interceptions) -> Tensor:
+    """Move the weight of `linear` into a matrix (rows, columns) of zeros, of which it is a view until the end."""
+    weight = linear.weight
+    if tuple(weight.shape) == (rows, columns):
+        return cast(Tensor, weight.data)
+    matrix = weight.data.new_zeros(rows, columns)
+    matrix[: len(weight), : weight.shape[1]] = weight.data
+    weight.data = matrix[: len(weight), : weight.shape[1]]
+
+    def restore() -> None:
+        if weight.data_ptr() == matrix.data_ptr():
+            weight.data = weight.data.clone(memory_format=torch.contiguous_format)
+
+    hooks.callback(restore)
+    return cast(Tensor, matrix)
+
+
+def _attention(module: Any, calls: TowerCalls, hooks: Interceptions) -> Made:
+    """Attention with one product for queries, keys and values, rotated in place."""
+    qkv, project = getattr(module, "qkv", None), getattr(module, "proj", None)
+    if type(qkv) is not nn.Linear or type(project) is not nn.Linear or not hasattr(module, "num_heads"):
+        return None
+    heads = module.num_heads
+    width = qkv.out_features // 3 // heads
+
+    def forward(
+        hidden_states: Tensor,
+        cu_seqlens: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        **_: Any,
+    ) -> Tensor:
+        n = len(hidden_states)
+        rotated = qkv(hidden_states).view(n, 3, heads, width)
+        cos, sin = (x.float().contiguous() for x in position_embeddings)
+        ops.rotate_(ops.RotaryProblem(rotated, cos, sin))
+        call = calls.current
+        longest = n if call is None else call.layout.longest_of(cu_seqlens)
+        query, key, value = rotated.unbind(1)
+        problem = ops.SegmentAttentionProblem(query, key, value, cu_seqlens, longest, module.scaling)
+        out: Tensor = project(ops.segment_attention(problem).reshape(n, -1))
+        return out
+
+    def inputs() -> tuple[tuple[Any, ...], dict[str, Any]]:
+        angle = _noise(qkv.weight, _ROWS, width // 2).float().repeat(1, 2)
+        bounds = torch.tensor([0, _ROWS // 2, _ROWS], dtype=torch.int32, device=angle.device)
+        given = {"cu_seqlens": bounds, "position_embeddings": (angle.cos(), angle.sin())}
+        return (_noise(qkv.weight, _ROWS, qkv.in_features),), given
+
+    return forward, inputs

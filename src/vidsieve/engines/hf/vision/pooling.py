@@ -1,0 +1,42 @@
+"""Pool the features of LLaVA-OneVision's frames as they lie in memory, channels last, and not in a copy of them."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vidsieve.engines.hf.intercept import Interceptions
+
+AGREE = 2**-6  # the share of the norm that rounding may make differ
+
+
+class ChannelsLastPooling:
+    """Bilinear pooling of `body`, where it has one that is known.  replaced: whether it has."""
+
+    def __init__(self, body: Any, hooks: Interceptions) -> None:
+        self._config: Any = getattr(body.config, "vision_config", None)
+        own = getattr(body, "apply_pooling", None)
+        self.replaced = own is not None and self._agrees(own, body)
+        if self.replaced:
+            hooks.wrap(body, "apply_pooling", self._pool)
+
+    def _agrees(self, own: Callable[[Tensor], Tensor], body: Any) -> bool:
+        """Whether this gives what the model's own pooling gives."""
+        weight = next(body.parameters())
+        side = self._config.image_size // self._config.patch_size
+        generator = torch.Generator(weight.device).manual_seed(0)
+        x = torch.randn(1, side * side, 8, generator=generator, device=weight.device).to(weight.dtype)
+        true, found = own(x).double(), self._pool(own, x).double()
+        return true.shape == found.shape and bool((true - found).norm() <= AGREE * true.norm())
+
+    def _pool(self, inner: Callable[[Tensor], Tensor], image_features: Tensor) -> Tensor:
+        """(frames, side * side, D) to (frames, half * half, D), half rounded up."""
+        frames, _, width = image_features.shape
+        side = self._config.image_size // self._config.patch_size
+        planes = image_features.view(frames, side, side, width).permute(0, 3, 1, 2)
+        half = math.ceil(side / 2)
+        pooled = functional.interpolate(planes, size=[half, half], mode="bilinear")
+        return pooled.permute(0, 2, 3, 1).reshape(frames, -1, width)
