@@ -25,6 +25,7 @@ from vidsieve.ops.definitions import (
     MeasureProblem,
     Measures,
     MergeProblem,
+    RunLengthProblem,
     TemporalProblem,
 )
 from vidsieve.ops.dispatch import available, spy, together
@@ -33,6 +34,7 @@ from vidsieve.ops.greedy.eager import GRAM_LIMIT
 from vidsieve.ops.measurement import contrast, measure, min_max, raise_if_nonfinite, transience
 from vidsieve.ops.merge import follow_runs, merge_among, merge_mean, merge_runs, nearest_kept, temporal
 from vidsieve.ops.partition import apportion, novelty, scene_cuts
+from vidsieve.ops.run_length import hold_highest, raise_if_nonfinite_pixels, run_length
 
 SEGMENTS = 65535  # that one launch takes
 
@@ -45,6 +47,7 @@ __all__ = [
     "MeasureProblem",
     "Measures",
     "MergeProblem",
+    "RunLengthProblem",
     "TemporalProblem",
     "apportion",
     "available",
@@ -53,6 +56,7 @@ __all__ = [
     "conditional_dpp",
     "contrast",
     "follow_runs",
+    "hold_highest",
     "hybrid",
     "max_min",
     "measure",
@@ -64,7 +68,9 @@ __all__ = [
     "nearest_kept",
     "novelty",
     "raise_if_nonfinite",
+    "raise_if_nonfinite_pixels",
     "received_attention",
+    "run_length",
     "scene_cuts",
     "spy",
     "temporal",
