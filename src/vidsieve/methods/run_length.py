@@ -49,9 +49,8 @@ class RunLength:
     """Computes a group if its pixels differ from the last computed group at its place. method.md, eq. 18-20.
 
     Run-length coding in time, after RLT (Choudhury et al., "Don't Look Twice: Faster Video Transformers with Run-Length
-    Tokenization", NeurIPS 2024). RLT compares a patch with the frame before it, here it is with the last one that was
-    computed, so that a slow drift is caught; RLT adds an embedding of how long a run is, which a model has to be
-    trained with, here nothing is added; and RLT has a threshold only.
+    Tokenization", NeurIPS 2024). What differs: RLT compares a patch with the frame before it, which misses slow drift;
+    it adds a learned embedding of how long a run is; and it has a threshold only.
 
     keep: the fraction of the groups that is computed, in (0, 1]; exactly max(P, round(keep * T * P)), by a threshold
     that the video itself gives, without a wait for the device. All of them with 1, and then nothing is measured.
@@ -81,7 +80,7 @@ class RunLength:
         """Choose among `groups` (T, P, C).
 
         Raises `NonFiniteFeatures` for NaN, inf and values beyond 1e18: on CPU here, on an accelerator from
-        `PixelSelection.check`, so that nothing here waits for the device.
+        `PixelSelection.check`, for which nothing here waits.
         """
         _check_groups(groups)
         frames, places, _ = groups.shape
