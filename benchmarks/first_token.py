@@ -31,7 +31,6 @@ import transformers
 from torch import Tensor
 
 import vidsieve
-from vidsieve.engines.hf.vision.tower import vision_tower
 from vidsieve.engines.torchvision import make_importable
 from vidsieve.evaluation.card import commit, processor, quantiles
 

@@ -14,12 +14,14 @@ from vidsieve.ops.measurement import gram
 from vidsieve.ops.measurement import kernels as measurement
 from vidsieve.ops.merge import kernels as merge
 from vidsieve.ops.partition import kernels as partition
+from vidsieve.ops.run_length import kernels as run_length
 
 TYPES = {
     "x_ptr": "*bf16", "split_ptr": "*bf16",
     "offsets_ptr": "*i64", "budget_ptr": "*i64", "segment_ptr": "*i64", "rows_ptr": "*i64",
     "kept_ptr": "*i64", "source_ptr": "*i64", "frame_ptr": "*i64", "order_ptr": "*i32",
     "candidate_ptr": "*i32", "step_ptr": "*i32", "count_ptr": "*i32", "barrier_ptr": "*i32", "nonfinite_ptr": "*i32",
+    "counts_ptr": "*i32",
     "at_ptr": "*i64", "before_ptr": "*i64", "link_ptr": "*i64", "index_ptr": "*i64",
     "slot_ptr": "*i32", "stays_ptr": "*i1", "valid_ptr": "*i1",
     "query_ptr": "*bf16", "key_ptr": "*bf16", "columns_ptr": "*i64", "seen_ptr": "*i1",
@@ -105,6 +107,9 @@ def compile_kernels(sm: int) -> None:
     compile_kernel(merge._begin_kernel, sm, BLOCK=4096, warps=8)
     compile_kernel(merge._follow_runs_kernel, sm, BLOCK=128)
     compile_kernel(merge._mean_kernel, sm, D=3584, WEIGHTED=True, BLOCK_D=1024)
+    compile_kernel(run_length._differences_kernel, sm, C=4704, BLOCK_T=8, BLOCK_C=128)
+    compile_kernel(run_length._count_kernel, sm, DONE=2, BLOCK=256, warps=8)
+    compile_kernel(run_length._scores_kernel, sm, DONE=3, SECTIONS=256, BLOCK=32, warps=1)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ base         what a `Reducer` is; read it first
 prune        `Prune`: segment, budget, relevance, select, each a part from the file of its name
              (segment, budget, relevance, selection)
 measure      one pass over the features, for all parts of a method
+run_length   which groups of pixels the vision tower computes, before it
 merge        what becomes of the tokens that do not stay
 compose      `Chain`, one reducer after another, and `Staged`, reducers at layers of the language model
 framefusion  the interface of the guide
@@ -17,6 +18,7 @@ from vidsieve.methods.framefusion import FrameFusion
 from vidsieve.methods.merge import Merger, NearestKept, TemporalMerge
 from vidsieve.methods.prune import Prune
 from vidsieve.methods.relevance import Contrast, Flat, Given, Novelty, PromptAttention, PromptSimilarity, Relevance
+from vidsieve.methods.run_length import PixelSelector, RandomGroups, RunLength
 from vidsieve.methods.segment import PerFrame, SceneCuts, Segmenter, Uniform, Whole, Within
 from vidsieve.methods.selection import (
     MMR,
@@ -51,13 +53,16 @@ __all__ = [
     "NearestKept",
     "Novelty",
     "PerFrame",
+    "PixelSelector",
     "PromptAttention",
     "PromptSimilarity",
     "Proportional",
     "Prune",
     "Random",
+    "RandomGroups",
     "Reducer",
     "Relevance",
+    "RunLength",
     "SceneCuts",
     "Segmenter",
     "SelectionProblem",

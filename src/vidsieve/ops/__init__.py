@@ -27,6 +27,7 @@ from vidsieve.ops.definitions import (
     Measures,
     MergeProblem,
     RotaryProblem,
+    RunLengthProblem,
     SegmentAttentionProblem,
     TemporalProblem,
 )
@@ -36,6 +37,7 @@ from vidsieve.ops.greedy.eager import GRAM_LIMIT
 from vidsieve.ops.measurement import contrast, measure, min_max, raise_if_nonfinite, transience
 from vidsieve.ops.merge import follow_runs, merge_among, merge_mean, merge_runs, nearest_kept, temporal
 from vidsieve.ops.partition import apportion, novelty, scene_cuts
+from vidsieve.ops.run_length import hold_highest, raise_if_nonfinite_pixels, run_length
 from vidsieve.ops.vision import gate, rotate_, segment_attention
 
 SEGMENTS = 65535  # that one launch takes
@@ -51,6 +53,7 @@ __all__ = [
     "Measures",
     "MergeProblem",
     "RotaryProblem",
+    "RunLengthProblem",
     "SegmentAttentionProblem",
     "TemporalProblem",
     "apportion",
@@ -61,6 +64,7 @@ __all__ = [
     "contrast",
     "follow_runs",
     "gate",
+    "hold_highest",
     "hybrid",
     "max_min",
     "measure",
@@ -72,8 +76,10 @@ __all__ = [
     "nearest_kept",
     "novelty",
     "raise_if_nonfinite",
+    "raise_if_nonfinite_pixels",
     "received_attention",
     "rotate_",
+    "run_length",
     "scene_cuts",
     "segment_attention",
     "spy",

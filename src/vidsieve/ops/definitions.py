@@ -20,6 +20,10 @@ NOISE = 1e-5
 LEAST, MOST = 1e-12, 1e18
 NON_FINITE, OUT_OF_RANGE, NONFINITE_PROMPT = 1, 2, 4  # its bits; the last where the cosine to the prompt is not finite
 
+# The threshold that leaves a count is sought among the bits of float32, which are in the order of the numbers: SECTIONS
+# at a time, so many bits apart in each sweep. The first sweep has 0, every power of two and inf; the last leaves 2^-16.
+SECTIONS, WIDTHS = 256, (1 << 23, 1 << 15, 1 << 7)
+
 
 class MeasureProblem(NamedTuple):
     """What `ops.measure` is asked: lengths of the tokens of a video, and what else is wanted of the same pass.
@@ -156,3 +160,15 @@ class GateProblem(NamedTuple):
     x: Tensor
     width: int
     bias: tuple[Tensor, Tensor] | None = None
+
+
+class RunLengthProblem(NamedTuple):
+    """Which groups of pixels repeat the last one that was kept at their place: of all but `total`, or by `threshold`.
+
+    x: values (T, P, C) of the P groups of each of T frames.  total: how many are kept, P to T * P; None where that is
+    for the threshold to say.  threshold: the mean absolute difference above which a group is kept; read without total.
+    """
+
+    x: Tensor
+    total: int | None = None
+    threshold: float = 0.0

@@ -1,7 +1,5 @@
 """A packed tower gives the bits of a stock one in float32 on a CPU, by one attention call a layer, and is undone."""
 
-import copy
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +12,6 @@ from torch.nn import functional
 import vidsieve
 from tests.engines.hf import tiny
 from vidsieve.engines.hf.vision.tower import attentions, vision_tower
-from vidsieve.errors import UnsupportedCall
 
 SPLITTING = tuple(f for f in tiny.FAMILIES if f.startswith(("qwen", "glm", "video_llama_3")))
 BATCHED = tuple(f for f in tiny.FAMILIES if f not in SPLITTING)
