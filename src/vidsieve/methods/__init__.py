@@ -13,7 +13,7 @@ presets      published methods, one paper a file
 
 from vidsieve.methods.base import Attachable, Attached, Reducer
 from vidsieve.methods.budget import Budget, MarginalGain, Proportional
-from vidsieve.methods.compose import Chain, Staged
+from vidsieve.methods.compose import Chain, Pixels, Staged
 from vidsieve.methods.framefusion import FrameFusion
 from vidsieve.methods.merge import Merger, NearestKept, TemporalMerge
 from vidsieve.methods.prune import Prune
@@ -54,6 +54,7 @@ __all__ = [
     "Novelty",
     "PerFrame",
     "PixelSelector",
+    "Pixels",
     "PromptAttention",
     "PromptSimilarity",
     "Proportional",

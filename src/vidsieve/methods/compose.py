@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, cast
 
 from vidsieve.checks import check_number
 from vidsieve.methods.base import Attachable, Reducer, check_cost, check_given
+from vidsieve.methods.run_length import PixelSelector
 from vidsieve.types.reduction import Reduction
 from vidsieve.types.tokens import Prompt, VideoTokens
 
@@ -25,8 +27,9 @@ class Chain(Reducer):
         if not reducers:
             raise ValueError("Chain needs at least one reducer")
         if strangers := [r for r in reducers if not isinstance(r, Reducer)]:
+            place = "Pixels()" if hasattr(strangers[0], "select") else "0"
             raise ValueError(
-                f"a Chain is of reducers, got {strangers[0]!r}; to combine one with Staged, make it the stage at 0"
+                f"a Chain is of reducers, got {strangers[0]!r}; to combine it, make it the stage at {place} of a Staged"
             )
         object.__setattr__(self, "reducers", reducers)
 
@@ -38,11 +41,18 @@ class Chain(Reducer):
         return reduction
 
 
+@dataclass(frozen=True)
+class Pixels:
+    """The place before the vision tower: `Staged({Pixels(): RunLength(0.5), 0: Prune(0.1)})`."""
+
+
 @dataclass(frozen=True, init=False)
 class Staged(Attachable):
     """Reduces at several layers of the language model: `Staged({0: TemporalMerge(0.6), 0.5: Prune(0.3)})`.
 
-    stages: a reducer for each layer, applied to the remaining tokens as they enter the layer. A layer is a number or a
+    stages: a reducer for each layer, applied to the remaining tokens as they enter the layer; and at `Pixels()`, a
+    pixel selector that says which groups of pixels the vision tower computes. The others have the features of the group
+    that they repeat, so all later stages see the video that an untouched tower makes. A layer is a number or a
     fraction of the depth, so that one configuration serves 28, 36 and 80 layers. A fraction is rounded to the nearest
     layer, but at least to 1, because only 0 is before the language model.
     Every `keep` counts from the original video.
@@ -52,24 +62,34 @@ class Staged(Attachable):
     Raises `ValueError` for stages that are not reducers at layers.
     """
 
-    stages: Mapping[int | float, Reducer]
+    stages: Mapping[Any, Reducer | PixelSelector]
     cost: float | None = None
 
-    def __init__(self, stages: Mapping[int | float, Reducer], cost: float | None = None) -> None:
+    def __init__(self, stages: Mapping[Any, Reducer | PixelSelector], cost: float | None = None) -> None:
         if not isinstance(stages, Mapping):
             raise ValueError(f"expected stages as {{layer: reducer}}, got {stages!r}")
         if not stages:
             raise ValueError("Staged needs at least one stage, as {layer: reducer}")
         for layer, reducer in stages.items():
+            if isinstance(layer, Pixels):
+                if not callable(getattr(reducer, "select", None)):
+                    raise ValueError(f"expected a pixel selector at Pixels(), as RunLength(0.5), got {reducer!r}")
+                continue
             end = math.nextafter(1, 0) if isinstance(layer, float) else math.inf
             requirement = "a stage is at a layer, 0 or more, or at a fraction of the depth in [0, 1)"
             check_number(requirement, layer, 0, end)
             if not isinstance(reducer, Reducer):
-                raise ValueError(f"expected a reducer at layer {layer}, got {reducer!r}")
+                hint = "; it acts before the vision tower, at Pixels()" if hasattr(reducer, "select") else ""
+                raise ValueError(f"expected a reducer at layer {layer}, got {reducer!r}{hint}")
         if cost is not None:
             check_cost(cost)
         object.__setattr__(self, "stages", dict(stages))
         object.__setattr__(self, "cost", cost)
+
+    @property
+    def pixels(self) -> PixelSelector | None:
+        """The selector before the vision tower, None without one."""
+        return cast("PixelSelector | None", self.stages.get(Pixels()))
 
     def layers(self, depth: int) -> dict[int, Reducer]:
         """Get the stages of a model of `depth` layers, by layer, first to last.
@@ -79,6 +99,8 @@ class Staged(Attachable):
         """
         found: dict[int, Reducer] = {}
         for place, reducer in self.stages.items():
+            if isinstance(place, Pixels) or not isinstance(reducer, Reducer):
+                continue
             layer = max(1, min(round(place * depth), depth - 1)) if isinstance(place, float) and place else int(place)
             if layer >= depth:
                 raise ValueError(f"no layer {layer} to stage at: this model has {depth}, 0 to {depth - 1}")
@@ -88,7 +110,9 @@ class Staged(Attachable):
                     "or combine them: Chain(first, second)"
                 )
             found[layer] = reducer
-        last = max(found)
+        last = max(found, default=0)
+        if self.cost is not None and not found:
+            raise ValueError("cost is met by a stage at layer 1 or later; there is none")
         if self.cost is not None and getattr(found[last], "keep", None) is None:
             raise ValueError(f"cost sets the keep of the last stage, and {found[last]!r} has none; end with a Prune")
         if self.cost is not None and last == 0:

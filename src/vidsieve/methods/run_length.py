@@ -19,7 +19,13 @@ from vidsieve.types.pixels import PixelSelection
 
 
 class PixelSelector(Protocol):
-    """Chooses the groups of pixels of a video that are computed."""
+    """Chooses the groups of pixels of a video that are computed.
+
+    holds_keys: whether computed groups attend to the others too, by the keys and values of the groups that they repeat.
+    """
+
+    @property
+    def holds_keys(self) -> bool: ...
 
     def select(self, groups: Tensor) -> PixelSelection: ...
 
@@ -56,6 +62,8 @@ class RunLength:
     that the video itself gives, without a wait for the device. All of them with 1, and then nothing is measured.
     threshold: instead of keep, the mean absolute difference, in normalised pixel values, above which a group is
     computed. How many are depends on the video, and is asked of the device.
+    holds_keys: whether computed groups attend to the others too, by the keys and values of the groups that they repeat;
+    without, the others are as if they had never been there, which is a little sooner and much less exact.
     Raises `ValueError` for both or neither, and for values out of range.
 
     A larger keep need not compute all that a smaller one does: other groups come before others then.
@@ -63,6 +71,7 @@ class RunLength:
 
     keep: float | None = None
     threshold: float | None = None
+    holds_keys: bool = True
 
     def __post_init__(self) -> None:
         if (self.keep is None) == (self.threshold is None):
@@ -103,6 +112,7 @@ class RandomGroups:
 
     keep: float
     seed: int = 0
+    holds_keys: bool = True
 
     def __post_init__(self) -> None:
         check_keep(self.keep)

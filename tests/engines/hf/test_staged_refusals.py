@@ -55,7 +55,7 @@ def test_stages_are_validated() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             Staged(stages)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="make it the stage at 0"):
+    with pytest.raises(ValueError, match="make it the stage at 0 of a Staged"):
         Chain(stage, Staged({1: stage}))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="expected a Reducer or a Staged"):
         attach(tiny.model("qwen2_5_vl"), 0.3)  # type: ignore[arg-type]

@@ -102,8 +102,8 @@ class Attachment:
         with Interceptions() as hooks:
             self._turn_on(hooks, at_layers=bool(stages))
             hooks.callback(self.target.states.clear)
-            VisionSeam(model, vision, self.trace, hooks)
-            if reducer is not None:
+            VisionSeam(model, vision, reducer.pixels if isinstance(reducer, Staged) else None, self.trace, hooks)
+            if reducer is not None and (first is not None or stages):
                 self._install(reducer, first, stages, outputs, hooks)
             hooks.put(self.target.body, _HANDLE, self)
             self._hooks = hooks.pop_all()

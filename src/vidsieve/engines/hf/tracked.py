@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -96,15 +96,24 @@ class TrackedVideo:
         return reduction
 
 
+class Checked(Protocol):
+    """What was decided by values that nobody looked at yet: a `Reduction`, or a `PixelSelection`."""
+
+    @property
+    def nonfinite(self) -> Tensor | None: ...
+
+    def check(self) -> None: ...
+
+
 class NonFiniteCheck:
     """Checks reductions for NaN or inf, without waiting for the device in between."""
 
     def __init__(self) -> None:
-        self._reductions: Sequence[Reduction] = ()
+        self._reductions: Sequence[Checked] = ()
         self._any_nonfinite: Tensor | None = None
         self._looked: torch.cuda.Event | None = None
 
-    def start(self, reductions: Sequence[Reduction]) -> None:
+    def start(self, reductions: Sequence[Checked]) -> None:
         """Start to copy to the host whether any of `reductions` had NaN or inf in its features."""
         self._reductions = reductions
         nonfinite = [reduction.nonfinite for reduction in reductions if reduction.nonfinite is not None]

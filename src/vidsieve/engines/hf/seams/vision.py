@@ -5,22 +5,26 @@ Here it gets its layout as arguments (vision/layout.py), one attention call a la
 fewer kernels for what stands around that (vision/fused.py). A call that must be stock is: see `_why_stock`.
 """
 
-from typing import Any, Literal, get_args
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal, cast, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vidsieve import ops
 from vidsieve.checks import describe
 from vidsieve.engines.hf import contract
 from vidsieve.engines.hf.intercept import Interceptions
-from vidsieve.engines.hf.vision.calls import TowerCall, TowerCalls
+from vidsieve.engines.hf.tracked import NonFiniteCheck
+from vidsieve.engines.hf.vision.calls import Grids, TowerCall, TowerCalls
 from vidsieve.engines.hf.vision.fused import FusedModules
-from vidsieve.engines.hf.vision.layout import Layouts
+from vidsieve.engines.hf.vision.layout import Layouts, TowerLayout
 from vidsieve.engines.hf.vision.packed import PackedAttention
 from vidsieve.engines.hf.vision.pooling import ChannelsLastPooling
-from vidsieve.engines.hf.vision.tower import Reason, gradients_wanted, vision_tower, why_not
+from vidsieve.engines.hf.vision.tower import Reason, gradients_wanted, takes_host_grids, vision_tower, why_not
 from vidsieve.errors import UnsupportedCall
+from vidsieve.methods.run_length import PixelSelector
 from vidsieve.telemetry.trace import Trace
 
 Vision = Literal["auto", "fused", "packed", "stock"]
@@ -36,23 +40,26 @@ class VisionSeam:
     """Hooks on the vision tower of `model`. `trace.tower` says how each call ran, and why.
 
     vision: "stock" leaves the tower as it is. "packed" gives it its layout and one attention call a layer. "fused" adds
-    fused kernels. "auto" does what can be done. Raises `UnsupportedCall` if "packed" or "fused" cannot be.
+    fused kernels. "auto" does what can be done.  pixels: chooses the groups of pixels of a video that the tower
+    computes; None for all. Raises `UnsupportedCall` if "packed", "fused" or `pixels` cannot be.
     """
 
-    def __init__(self, model: Any, vision: Vision, trace: Trace, hooks: Interceptions) -> None:
-        self._trace = trace
-        if vision == "stock":
+    def __init__(
+        self, model: Any, vision: Vision, pixels: PixelSelector | None, trace: Trace, hooks: Interceptions
+    ) -> None:
+        self._trace, self._pixels = trace, pixels
+        if vision == "stock" and pixels is None:
             trace.tower = "stock, as asked for"
             return
-        tower = vision_tower(model)
-        reason = why_not(tower)
+        self._tower = tower = vision_tower(model)
+        reason = Reason("vision='stock' leaves the tower as it is") if vision == "stock" else why_not(tower)
         if reason is None and vision == "fused" and (unfit := _why_unfused(tower)):
             reason = Reason(unfit)
         if reason is not None:
+            if pixels is not None:
+                raise UnsupportedCall(f"{pixels!r} cannot act before the vision tower: {reason.text}")
             if vision != "auto":
-                raise UnsupportedCall(
-                    f"vision={vision!r} cannot be: {reason.text}; vision='auto' does what can be done"
-                )
+                raise UnsupportedCall(f"vision={vision!r} cannot be: {reason.text}; 'auto' does what can be done")
             trace.tower, trace.tower_slow = f"stock, because {reason.text}", not reason.expected
             ChannelsLastPooling(model.base_model, hooks)
             return
@@ -68,23 +75,89 @@ class VisionSeam:
                 )
             self._fused = bool(modules.replaced)
         PackedAttention(tower, self._calls, hooks)
+        self._takes_host_grids = takes_host_grids(tower)
+        hooks.wrap(model.base_model, "get_video_features", self._video)
         hooks.before(tower, self._before)
+        if (expands := getattr(tower, "post_layernorm", None)) is not None:  # what follows it wants all patches
+            hooks.after(expands, self._expand_patches)
+        self._expands_tokens = expands is None
         hooks.after(tower, self._after)
 
+    def _video(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Note the grids of videos, and let transformers read them on the host.
+
+        It splits the features by numbers that it asks the device for, and so waits for the whole tower.
+        """
+        given = {**dict(zip(inspect.signature(inner).parameters, args, strict=False)), **kwargs}
+        grid = given.get("video_grid_thw")
+        if grid is None:
+            return inner(**given)
+        host = grid.cpu()
+        self._calls.videos = tuple((t, h, w) for t, h, w in host.tolist())
+        if self._takes_host_grids and not _why_stock(self._tower, given):
+            given["video_grid_thw"] = host
+        try:
+            return inner(**given)
+        finally:
+            self._calls.videos = None
+
     def _before(self, tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._calls.enter(None)
         arguments = contract.by_name(tower, args, kwargs)
+        pixels_name = next(iter(arguments)) if args else next(n for n in _PIXELS if n in arguments)
+        patches = arguments[pixels_name]
         if why := _why_stock(tower, arguments):
+            if self._pixels is not None and self._calls.videos is not None:
+                raise UnsupportedCall(f"{self._pixels!r} cannot act before this call of the vision tower, where {why}")
             self._trace.tower, self._trace.tower_slow = f"stock, because {why}", True
-            self._calls.enter(None)
             return None
-        fused = self._fused and not torch.is_autocast_enabled(arguments["grid_thw"].device.type)
+        fused = self._fused and not torch.is_autocast_enabled(patches.device.type)
+        layout = self._layouts.of(arguments["grid_thw"], patches.device, arguments.get("merge_sizes"))
         self._trace.tower, self._trace.tower_slow = "fused" if fused else "packed", False
-        layout = self._layouts.of(arguments["grid_thw"], arguments.get("merge_sizes"))
-        self._calls.enter(TowerCall(layout, fused))
-        return args, {**kwargs, **layout.arguments}
+        videos = self._calls.videos
+        if self._pixels is None or videos is None:
+            self._calls.enter(TowerCall(layout, fused))
+            return args, {**kwargs, **layout.arguments}
+        kept, source, nonfinite = self._select(patches, layout, videos)
+        self._trace.tower += f", {len(kept)} of {len(source)} groups of pixels computed"
+        made = layout.of_kept(kept)
+        rows = layout.key_rows(source, made) if self._pixels.holds_keys else None
+        self._calls.enter(TowerCall(layout, fused, source, rows, nonfinite))
+        return (), {**arguments, **made, pixels_name: patches[layout.patches_of(kept)]}
+
+    def _select(self, patches: Tensor, layout: TowerLayout, videos: Grids) -> tuple[Tensor, Tensor, NonFiniteCheck]:
+        """Choose groups of the patches (N, C): those that run, int64 (K,), and for each the row of what it repeats."""
+        selector = cast(PixelSelector, self._pixels)
+        unit, begin, before = layout.unit, 0, 0
+        kept, sources, selections = [], [], []
+        for frames, rows, columns in videos:
+            places = rows * columns // unit
+            groups = patches[begin * unit : (begin + frames * places) * unit].view(frames, places, -1)
+            selection = selector.select(groups)
+            kept.append(selection.kept + begin)
+            sources.append(selection.source + before)
+            selections.append(selection)
+            begin, before = begin + frames * places, before + len(selection)
+        nonfinite = NonFiniteCheck()
+        nonfinite.start(selections)
+        return torch.cat(kept), torch.cat(sources), nonfinite
+
+    def _expand_patches(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        call = self._calls.current
+        return output if output is None or call is None else call.expand_patches(output)
 
     def _after(self, tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        self._calls.leave()
+        call = self._calls.leave()
+        if call is None or call.nonfinite_check is None or output is None:
+            return
+        call.nonfinite_check.check()  # the device looked before it began with the tower
+        if self._expands_tokens:
+            output.pooler_output = call.expand(output.pooler_output)
+            if getattr(output, "deepstack_features", None):
+                output.deepstack_features = [call.expand(features) for features in output.deepstack_features]
+
+
+_PIXELS = ("hidden_states", "pixel_values", "pixel_values_videos")  # the argument that holds the patches
 
 
 def _why_unfused(tower: nn.Module) -> str:
@@ -97,7 +170,7 @@ def _why_unfused(tower: nn.Module) -> str:
 
 def _why_stock(tower: nn.Module, arguments: dict[str, Any]) -> str:
     """Why this call must run as the tower's own; empty if it need not."""
-    if gradients_wanted(tower, arguments.get("hidden_states", arguments.get("pixel_values"))):
+    if gradients_wanted(tower, next((arguments[name] for name in _PIXELS if name in arguments), None)):
         return "gradients are wanted; torch.no_grad() or requires_grad_(False) on the tower makes it fast"
     if arguments.get("output_attentions") or getattr(tower.config, "output_attentions", False):
         return "its attentions are wanted"

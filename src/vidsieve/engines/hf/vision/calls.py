@@ -4,16 +4,47 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
+from vidsieve import ops
+from vidsieve.engines.hf.tracked import NonFiniteCheck
 from vidsieve.engines.hf.vision.layout import TowerLayout
 from vidsieve.errors import UnsupportedCall
+
+Grids = tuple[tuple[int, int, int], ...]  # frames, rows and columns of each video, in patches
 
 
 @dataclass(frozen=True, eq=False)
 class TowerCall:
-    """A call of a tower that is not stock.  fused: whether its modules run as kernels of ours."""
+    """A call of a tower that is not stock.
+
+    layout: of all patches.  fused: whether the modules of the tower run as kernels of ours.
+    source: int64 (G,), for each group of patches the row, among those that run, of the group that it repeats; None if
+    all run.  key_rows: int64 (N,), for each patch the row of the running patch whose key and value it has; None if
+    patches that do not run have none.  nonfinite_check: of the pixels, where groups were chosen by them.
+    """
 
     layout: TowerLayout
     fused: bool
+    source: Tensor | None = None
+    key_rows: Tensor | None = None
+    nonfinite_check: NonFiniteCheck | None = None
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, scale: float) -> Tensor:
+        """Compute the attention of the patches that run, (N, H, d), to those of their segment."""
+        key_bounds = None
+        if self.key_rows is not None:
+            key, value, key_bounds = key[self.key_rows], value[self.key_rows], self.layout.bounds_like(bounds)
+        longest = self.layout.longest_of(bounds)
+        return ops.segment_attention(ops.SegmentAttentionProblem(query, key, value, bounds, longest, scale, key_bounds))
+
+    def expand(self, rows: Tensor) -> Tensor:
+        """Give every group a row, that of the group it repeats: (K, ...) to (G, ...)."""
+        return rows if self.source is None else rows[self.source]
+
+    def expand_patches(self, rows: Tensor) -> Tensor:
+        """Give every patch a row, that of the patch it repeats: (K * unit, ...) to (N, ...)."""
+        return rows if self.source is None else rows[self.layout.patches_of(self.source)]
 
 
 class TowerCalls:
@@ -34,13 +65,24 @@ class TowerCalls:
         call = self.current
         return call is not None and call.fused
 
+    @property
+    def videos(self) -> Grids | None:
+        """The grids of the videos that are being encoded in this thread; None where there are none, but images."""
+        grids: Grids | None = self._threads.__dict__.get("videos")
+        return grids
+
+    @videos.setter
+    def videos(self, grids: Grids | None) -> None:
+        self._threads.__dict__["videos"] = grids
+
     def enter(self, call: TowerCall | None) -> None:
         """Begin a call; None for one that is to be stock."""
         self._threads.__dict__["call"] = call
 
-    def leave(self) -> None:
-        """End the call."""
-        self._threads.__dict__.pop("call", None)
+    def leave(self) -> TowerCall | None:
+        """End the call, and return it."""
+        call: TowerCall | None = self._threads.__dict__.pop("call", None)
+        return call
 
     def __reduce_ex__(self, protocol: object) -> Any:  # every hook holds these
         raise UnsupportedCall(

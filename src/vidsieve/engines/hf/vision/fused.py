@@ -169,12 +169,12 @@ def _attention(module: Any, calls: TowerCalls, hooks: Interceptions) -> Made:
         rotated = qkv(hidden_states).view(n, 3, heads, width)
         cos, sin = (x.float().contiguous() for x in position_embeddings)
         ops.rotate_(ops.RotaryProblem(rotated, cos, sin))
-        call = calls.current
-        longest = n if call is None else call.layout.longest_of(cu_seqlens)
         query, key, value = rotated.unbind(1)
-        problem = ops.SegmentAttentionProblem(query, key, value, cu_seqlens, longest, module.scaling)
-        out: Tensor = project(ops.segment_attention(problem).reshape(n, -1))
-        return out
+        call = calls.current
+        if call is None:  # tried
+            problem = ops.SegmentAttentionProblem(query, key, value, cu_seqlens, n, module.scaling)
+            return cast(Tensor, project(ops.segment_attention(problem).reshape(n, -1)))
+        return cast(Tensor, project(call.attend(query, key, value, cu_seqlens, module.scaling).reshape(n, -1)))
 
     def inputs() -> tuple[tuple[Any, ...], dict[str, Any]]:
         angle = _noise(qkv.weight, _ROWS, width // 2).float().repeat(1, 2)

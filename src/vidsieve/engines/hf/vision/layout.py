@@ -1,10 +1,10 @@
-"""What a tower computes from the grids of its videos: once for all calls with the same grids, without a host sync."""
+"""What a tower computes from the grids of its videos: once for all calls with the same grids."""
 
 import threading
-import weakref
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,8 +35,64 @@ class TowerLayout:
 
     def longest_of(self, bounds: Tensor) -> int:
         """Get the length of the longest segment, where `bounds` (M + 1,) are those of full or of windowed attention."""
+        return self.longest[self._windowed(bounds)]
+
+    def bounds_like(self, bounds: Tensor) -> Tensor:
+        """Get those bounds of this layout that `bounds` (M + 1,), of fewer patches, correspond to."""
+        return cast(Tensor, self.arguments["cu_window_seqlens" if self._windowed(bounds) else "cu_seqlens"])
+
+    def _windowed(self, bounds: Tensor) -> bool:
         windows = self.arguments.get("cu_window_seqlens")
-        return self.longest[windows is not None and len(bounds) == len(windows)]
+        return windows is not None and len(bounds) == len(windows)
+
+    @cached_property
+    def order(self) -> Tensor | None:
+        """The group at each place of the tower's own order: int64 (G,); None where that is the order of the pixels."""
+        return self.arguments.get("window_index")
+
+    @cached_property
+    def place(self) -> Tensor | None:
+        """The place of each group in the tower's own order: int64 (G,); None where that is the order of the pixels."""
+        return None if self.order is None else self.order.argsort()
+
+    @cached_property
+    def _group_bounds(self) -> dict[str, Tensor]:
+        """The bounds of segments, in groups."""
+        names = [name for name in ("cu_seqlens", "cu_window_seqlens") if name in self.arguments]
+        return {name: self.arguments[name].long() // self.unit for name in names}
+
+    def patches_of(self, groups: Tensor) -> Tensor:
+        """List the rows of the patches of `groups` (n,): (n * unit,)."""
+        return (groups[:, None] * self.unit + torch.arange(self.unit, device=groups.device)).flatten()
+
+    def of_kept(self, kept: Tensor) -> dict[str, Any]:
+        """Make the arguments of a call with the groups `kept` int64 (K,), sorted, alone. Does not wait for the device.
+
+        Bounds are of as many segments as before, some of which may be empty.
+        """
+        rows, bounds = self.patches_of(kept), self._group_bounds
+        made = dict(self.arguments)
+        made["position_ids"] = made["position_ids"][rows]
+        made["cu_seqlens"] = (torch.searchsorted(kept, bounds["cu_seqlens"]) * self.unit).int()
+        for name in ("interp_indices", "interp_weights"):  # (N, taps)
+            if name in made:
+                made[name] = made[name][rows]
+        for name in ("bilinear_indices", "bilinear_weights"):  # (taps, N)
+            if name in made:
+                made[name] = made[name][:, rows]
+        if self.place is not None:
+            places, made["window_index"] = self.place[kept].sort()
+            made["cu_window_seqlens"] = (torch.searchsorted(places, bounds["cu_window_seqlens"]) * self.unit).int()
+        return made
+
+    def key_rows(self, source: Tensor, arguments: dict[str, Any]) -> Tensor:
+        """Find, for each patch in the tower's own order, the row of the running patch that it repeats: int64 (N,).
+
+        source: int64 (G,), for each group the one of the kept groups that it repeats.  arguments: from `of_kept`.
+        """
+        if self.order is None:
+            return self.patches_of(source)
+        return self.patches_of(arguments["window_index"].argsort()[source[self.order]])
 
 
 class Layouts:
@@ -46,28 +102,22 @@ class Layouts:
         self._tower: Any = tower
         self._functions = layout_functions(tower)
         self._found: OrderedDict[tuple[Any, ...], TowerLayout] = OrderedDict()
-        self._last: tuple[weakref.ref[Tensor], int, TowerLayout] | None = None
         self._lock = threading.Lock()
 
-    def of(self, grid: Tensor, merge_sizes: Tensor | None = None) -> TowerLayout:
-        """Get the layout of `grid` int64 (videos, 3); the first time it is made, and the host waits for the device.
+    def of(self, grid: Tensor, device: torch.device, merge_sizes: Tensor | None = None) -> TowerLayout:
+        """Get the layout of `grid` int64 (videos, 3) on `device`. The host waits for the device if `grid` is there.
 
         merge_sizes: int64 (videos,), patches that become one token in each direction, where a tower is told.
         """
-        last = self._last
-        if last is not None and last[0]() is grid and last[1] == grid._version and merge_sizes is None:
-            return last[2]  # without a look at its values, for which the host would wait
         grids = tuple((t, h, w) for t, h, w in grid.tolist())
         merges = None if merge_sizes is None else tuple(merge_sizes.tolist())
-        key = grids, merges, grid.device
+        key = grids, merges, device
         with self._lock:
-            found = self._found.get(key) or self._make(grid, grids, merge_sizes)
+            found = self._found.get(key) or self._make(grid.to(device), grids, merge_sizes)
             self._found[key] = found
             self._found.move_to_end(key)
             while len(self._found) > REMEMBERED:
                 self._found.popitem(last=False)
-            if merge_sizes is None:
-                self._last = weakref.ref(grid), grid._version, found
         return found
 
     @torch.no_grad()
@@ -103,5 +153,6 @@ class Layouts:
             arguments["max_seqlen"] = longest
             if "cu_window_seqlens" in arguments:
                 arguments["max_window_seqlen"] = window
-        unit = merge**2 if isinstance(merge, int) else 1
+        sizes = {merge} if isinstance(merge, int) else {*merge.tolist()}
+        unit = sizes.pop() ** 2 if len(sizes) == 1 else 1
         return TowerLayout(grids, unit, arguments, (longest, window))

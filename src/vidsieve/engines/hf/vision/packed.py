@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from vidsieve import ops
 from vidsieve.engines.hf.intercept import Interceptions
 from vidsieve.engines.hf.vision.calls import TowerCalls
 from vidsieve.engines.hf.vision.tower import attentions
@@ -49,9 +48,7 @@ class PackedAttention:
         if call is None:
             return self._stock(module, query, key, value, scaling, cu_seq_lens_q, kwargs), None
         query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
-        longest = call.layout.longest_of(cu_seq_lens_q)
-        problem = ops.SegmentAttentionProblem(query, key, value, cu_seq_lens_q, longest, scaling)
-        return ops.segment_attention(problem)[None], None
+        return call.attend(query, key, value, cu_seq_lens_q, scaling)[None], None
 
     def _stock(
         self,

@@ -110,6 +110,11 @@ def _other_linears(tower: nn.Module) -> Iterator[str]:
             yield type(module).__name__
 
 
+def takes_host_grids(tower: nn.Module) -> bool:
+    """Whether a tower that is given its layout reads nothing of its grids on the device."""
+    return not hasattr(tower, "embeddings") and "merge_sizes" not in inspect.signature(type(tower).forward).parameters
+
+
 def gradients_wanted(tower: nn.Module, pixels: Any) -> bool:
     """Whether a call of `tower` has to be differentiable."""
     if not torch.is_grad_enabled():

@@ -1,0 +1,116 @@
+"""Groups of pixels that repeat are not computed: against a stock tower whose repeated rows are overwritten by hand."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import vidsieve
+from tests.engines.hf import tiny
+from tests.engines.hf.vision.test_packed import SPLITTING, logits
+from vidsieve.engines.hf.vision.tower import vision_tower
+from vidsieve.methods import Pixels, Prune, RandomGroups, RunLength, Staged
+
+MERGED = tuple(family for family in SPLITTING)
+
+
+def repeating(family: str, frames: int = 6, videos: int = 1, seed: int = 0) -> tiny.Inputs:
+    """A prompt whose videos repeat most of their groups of patches, some for several frames."""
+    inputs = tiny.prompt(family, frames=frames, videos=videos, seed=seed)
+    pixels = inputs["pixel_values_videos"]
+    groups = pixels.view(videos, frames, -1, 4, pixels.shape[-1])
+    generator = torch.Generator().manual_seed(seed)
+    for video in groups:
+        for t in range(1, frames):
+            still = torch.rand(len(video[t]), generator=generator) < 0.6
+            video[t][still] = video[t - 1][still]
+    return inputs
+
+
+def sources(inputs: tiny.Inputs, selector: Any) -> Tensor:
+    """Which group each group repeats, of all videos: int64 (G,)."""
+    found, begin = [], 0
+    for t, h, w in inputs["video_grid_thw"].tolist():
+        groups = inputs["pixel_values_videos"][begin * 4 : (begin + t * h * w // 4) * 4].view(t, h * w // 4, -1)
+        selection = selector.select(groups)
+        found.append(selection.kept[selection.source] + begin)
+        begin += t * h * w // 4
+    return torch.cat(found)
+
+
+@contextmanager
+def overwritten(model: Any, source: Tensor) -> Iterator[None]:
+    """A stock tower that computes every row, and overwrites those of a repeated group before and after each block.
+
+    source: int64 (G,), in the order of the pixels; a tower with windows has an order of its own.
+    """
+    tower = vision_tower(model)
+    order: list[Tensor] = []
+
+    def rows() -> Tensor:
+        place = order[0].argsort() if order else torch.arange(len(source))
+        moved = place[source[order[0]]] if order else source
+        return (moved[:, None] * 4 + torch.arange(4)).flatten()
+
+    def overwrite(module: Any, args: Any, kwargs: Any) -> Any:
+        return (args[0][rows()], *args[1:]), kwargs
+
+    blocks = tower.blocks if hasattr(tower, "blocks") else tower.encoder.layers
+    hooks = [blocks[0].register_forward_pre_hook(overwrite, with_kwargs=True)]
+    hooks += [block.register_forward_hook(lambda module, args, output: output[rows()]) for block in blocks]
+    if hasattr(tower, "permute_input_for_window_attn"):
+        plain = tower.permute_input_for_window_attn
+
+        def noted(x: Tensor, window_index: Tensor, **kwargs: Any) -> Tensor:
+            order[:] = [window_index]
+            return plain(x, window_index, **kwargs)
+
+        tower.__dict__["permute_input_for_window_attn"] = noted
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        tower.__dict__.pop("permute_input_for_window_attn", None)
+
+
+@pytest.mark.parametrize("selector", [RunLength(0.5), RunLength(threshold=0.05), RandomGroups(0.4)], ids=repr)
+@pytest.mark.parametrize("videos", [1, 2])
+@pytest.mark.parametrize("family", MERGED)
+def test_repeated_groups_are_those_of_a_tower_that_overwrites_them(family: str, videos: int, selector: Any) -> None:
+    model, inputs = tiny.model(family), repeating(family, videos=videos)
+    with overwritten(model, sources(inputs, selector)):
+        true = logits(model, inputs)
+    with vidsieve.attach(model, Staged({Pixels(): selector})) as trace:
+        found = logits(model, inputs)
+    torch.testing.assert_close(found, true, atol=1e-4, rtol=1e-4)
+    assert "groups of pixels computed" in trace.tower
+    assert (found - logits(model, inputs)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("family", MERGED)
+def test_a_frame_that_repeats_as_a_whole_costs_nothing_and_changes_nothing(family: str) -> None:
+    model, inputs = tiny.model(family), tiny.prompt(family, frames=6)
+    frames = inputs["pixel_values_videos"].view(6, -1)
+    frames[2], frames[3], frames[5] = frames[1], frames[1], frames[4]
+    stock = logits(model, inputs)
+    with vidsieve.attach(model, Staged({Pixels(): RunLength(threshold=0.0)})) as trace:
+        found = logits(model, inputs)
+    torch.testing.assert_close(found, stock, atol=1e-5, rtol=1e-5)
+    assert "18 of 36 groups of pixels computed" in trace.tower
+
+
+@pytest.mark.parametrize("family", MERGED)
+def test_it_composes_with_a_reduction_before_the_language_model(family: str) -> None:
+    model, inputs = tiny.model(family), repeating(family)
+    selector, reducer = RunLength(0.5), Prune(0.25)
+    with overwritten(model, sources(inputs, selector)), reducer(model):
+        true = logits(model, inputs)
+    with Staged({Pixels(): selector, 0: reducer})(model) as trace:
+        found = logits(model, inputs)
+    torch.testing.assert_close(found, true, atol=1e-4, rtol=1e-4)
+    [video] = trace.videos
+    assert video.after == round(0.25 * video.before)
