@@ -66,8 +66,8 @@ def choose(
         raise KernelUnavailable(f"VIDSIEVE_OPS={asked} cannot run here: {why}. Unset it to use what can.")
     if videos > 1 and name != "triton":
         raise KernelUnavailable(
-            f"{eager.__name__} of several videos at once is for kernels; expected 1 video, got {videos}, and {name} is "
-            "what runs here. Call it for one video after another where `ops.together` says no."
+            f"{eager.__name__} takes several videos at once by a kernel only, and {name} runs here: expected 1 video, "
+            f"got {videos}. Call it for one video after another where `ops.together` says no."
         )
     calls = _calls.get()
     if calls is not None:
@@ -95,6 +95,8 @@ def spy() -> Iterator[list[tuple[str, str]]]:
 
 def plain(problem: Problem, *names: str) -> Problem:
     """`problem` for a decision, which has no gradient: with the tensors `names` (or None) detached from theirs."""
-    tensors = [(name, getattr(problem, name)) for name in names]
-    detached = {name: x.detach() for name, x in tensors if x is not None and x.requires_grad}
-    return problem._replace(**detached) if detached else problem
+    for name in names:
+        x = getattr(problem, name)
+        if x is not None and x.requires_grad:
+            problem = problem._replace(**{name: x.detach()})
+    return problem
