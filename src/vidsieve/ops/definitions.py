@@ -1,7 +1,7 @@
 """What belongs to the meaning of the operations, whichever implementation runs: their signatures, and limits.
 
-Every operation takes one tuple, its problem, in all of its implementations. Those that are asked the same share it, and
-one that is asked more than another holds the other's. `videos`: of how many the tokens are; only kernels take several.
+Every operation takes one tuple, its problem, in all of its implementations. Operations of the same fields share one,
+and a tuple may hold another. `videos`: how many videos the tokens are of; only kernels take several.
 """
 
 from typing import NamedTuple
