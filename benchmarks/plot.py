@@ -1,26 +1,22 @@
 """Draw benchmark results.
 
-    python benchmarks/plot.py                                  every benchmarks/results/ops_*.json and prefill_*.json
-    python benchmarks/plot.py ops.json --out docs/images       one
+    python -m benchmarks.plot                                  every benchmarks/results/ops_*.json and prefill_*.json
+    python -m benchmarks.plot ops.json --out docs/images       one
 
 ops: milliseconds of each case and variant, on a log axis. A dot is a median, its whisker the 20 and 80 % quantiles, the
 grey tick the floor (or, on CPU, one batched Gram).
 prefill: milliseconds of each variant; the grey mark is what its share of the FLOPs would be of the full one's time.
 """
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from benchmarks.figures import draw_each, save
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
-HERE = Path(__file__).parent
 STYLE = {  # colour, marker, what the legend says
     "guide-loop": ("#b24a3b", "o", "guide's loop"),
     "lean-loop": ("#8a5a44", "o", "the same, leaner"),
@@ -86,11 +82,7 @@ def draw(path: Path, folder: Path) -> Path:
         for name in shown
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    folder.mkdir(parents=True, exist_ok=True)
-    out = folder / f"{path.stem}.png"
-    figure.savefig(out, dpi=160)
-    plt.close(figure)
-    return out
+    return save(figure, path, folder)
 
 
 PREFILL = {  # colour, what the axis says
@@ -132,26 +124,16 @@ def draw_prefill(path: Path, folder: Path) -> Path:
         fontsize=11,
         loc="left",
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    out = folder / f"{path.stem}.png"
-    figure.savefig(out, dpi=160)
-    plt.close(figure)
-    return out
+    return save(figure, path, folder)
 
 
 def _ms(ms: float) -> str:
     return f"{ms:,.0f} ms" if ms >= 100 else f"{ms:.2g} ms"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("json", nargs="*", type=Path, help="(every ops_*.json and prefill_*.json there is)")
-    parser.add_argument("--out", type=Path, default=HERE.parent / "docs" / "images", help="folder (docs/images)")
-    options = parser.parse_args()
-    results = HERE / "results"
-    for path in options.json or sorted([*results.glob("ops_*.json"), *results.glob("prefill_*.json")]):
-        print((draw_prefill if path.stem.startswith("prefill") else draw)(path, options.out))
+def _draw(path: Path, folder: Path) -> Path:
+    return (draw_prefill if path.stem.startswith("prefill") else draw)(path, folder)
 
 
 if __name__ == "__main__":
-    main()
+    draw_each(_draw, __doc__ or "", "ops_*.json", "prefill_*.json")

@@ -1,27 +1,21 @@
 """Draw an evaluation: accuracy, and the share of the evidence kept, against the tokens that a layer sees on average.
 
-    python benchmarks/plot_eval.py                                   every benchmarks/results/eval_*.json
-    python benchmarks/plot_eval.py out/eval.json --out docs/images   one
+    python -m benchmarks.plot_eval                                   every benchmarks/results/eval_*.json
+    python -m benchmarks.plot_eval out/eval.json --out docs/images   one
 
 One line a method, bands are 95 % of bootstrap draws of the videos. Dashed: the unreduced model, and chance.
 """
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from benchmarks.figures import COLOURS, OURS, draw_each, save
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
-HERE = Path(__file__).parent
 FLOOR = {"uniform": "-", "random": "--", "fewer_frames": ":", "lower_resolution": "-."}  # line style, in grey
-OURS = "vidsieve"
-COLOURS = ("#b24a3b", "#d9944a", "#7a9a3a", "#3a8f7a", "#6a5aa0", "#b0589a", "#8a6d4b")
 MARKERS = "osD^v"  # another one for each turn through the colours
 
 
@@ -63,11 +57,7 @@ def draw(path: Path, folder: Path) -> Path:
         f"{card['tokens']} tokens a video",
         fontsize=11,
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    out = folder / f"{path.stem}.png"
-    figure.savefig(out, dpi=160)
-    plt.close(figure)
-    return out
+    return save(figure, path, folder)
 
 
 def _line(axes: Axes, points: list[tuple[float, Any]], measure: str, name: str, style: dict[str, Any]) -> None:
@@ -81,14 +71,5 @@ def _line(axes: Axes, points: list[tuple[float, Any]], measure: str, name: str, 
     axes.fill_between(shares, low, high, color=style["color"], alpha=0.13, linewidth=0)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("json", nargs="*", type=Path, help="(every benchmarks/results/eval_*.json)")
-    parser.add_argument("--out", type=Path, default=HERE.parent / "docs" / "images", help="folder (docs/images)")
-    options = parser.parse_args()
-    for path in options.json or sorted((HERE / "results").glob("eval_*.json")):
-        print(draw(path, options.out))
-
-
 if __name__ == "__main__":
-    main()
+    draw_each(draw, __doc__ or "", "eval_*.json")

@@ -1,24 +1,18 @@
 """Draw a run of the natural suite: coverage, the smallest share of a shot and the objects found, against keep.
 
-python benchmarks/plot_natural.py                                    every benchmarks/results/natural_*.json
-python benchmarks/plot_natural.py out/natural.json --out docs/images one
+python -m benchmarks.plot_natural                                    every benchmarks/results/natural_*.json
+python -m benchmarks.plot_natural out/natural.json --out docs/images one
 """
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from benchmarks.figures import COLOURS, OURS, draw_each, save
 from matplotlib.ticker import NullFormatter
 
-HERE = Path(__file__).parent
 FLOOR = {"uniform": "-", "random": "--", "fewer_frames": ":"}  # line style, in grey
-OURS = "vidsieve"
-COLOURS = ("#b24a3b", "#d9944a", "#7a9a3a", "#3a8f7a", "#6a5aa0", "#b0589a", "#8a6d4b")
 PANELS = {
     "distance of a dropped token to the nearest kept one (less is better)": lambda row: row["cov"],
     "smallest share of a shot, against its length": lambda row: row["share"],
@@ -57,21 +51,8 @@ def draw(path: Path, folder: Path) -> Path:
     figure.suptitle(
         f"Natural suite, split {card['split']}: {len(card['videos'])} videos, {card['network']}", fontsize=11
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    out = folder / f"{path.stem}.png"
-    figure.savefig(out, dpi=160)
-    plt.close(figure)
-    return out
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("json", nargs="*", type=Path, help="(every benchmarks/results/natural_*.json)")
-    parser.add_argument("--out", type=Path, default=HERE.parent / "docs" / "images", help="folder (docs/images)")
-    options = parser.parse_args()
-    for path in options.json or sorted((HERE / "results").glob("natural_*.json")):
-        print(draw(path, options.out))
+    return save(figure, path, folder)
 
 
 if __name__ == "__main__":
-    main()
+    draw_each(draw, __doc__ or "", "natural_*.json")

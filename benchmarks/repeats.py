@@ -96,7 +96,7 @@ def pixels_of(path: Path, fps: float, side: int, pan: int = 0) -> Tensor:
 def from_frame_before(groups: Tensor, keep: float) -> PixelSelection:
     score = torch.full(groups.shape[:2], torch.inf)
     score[1:] = (groups[1:] - groups[:-1]).abs().mean(-1)
-    return PixelSelection(*ops.hold_highest(score, kept_groups(keep, *score.shape)))
+    return PixelSelection(*ops.hold_highest(ops.HoldHighestProblem(score, kept_groups(keep, *score.shape))))
 
 
 def distances(groups: Tensor, found: PixelSelection) -> dict[str, float]:

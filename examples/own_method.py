@@ -29,7 +29,7 @@ class Newest:
 
     def __call__(self, problem: SelectionProblem) -> Tensor:
         novelty = 1 - problem.tokens.from_original(problem.stats.required("persistence"))  # (N,)
-        return ops.top(problem.relevance * novelty, problem.segments.offsets, problem.budget)
+        return ops.top(ops.TopProblem(problem.relevance * novelty, problem.segments.offsets, problem.budget))
 
 
 def main(clip: str = "out/demo/clip.mp4", checkpoint: str = "out/demo/model") -> None:

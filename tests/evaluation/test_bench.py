@@ -13,7 +13,7 @@ from vidsieve import registry
 from vidsieve.cli import main
 from vidsieve.evaluation import baselines, bench
 from vidsieve.evaluation.regret import regret, relevance64, unit64
-from vidsieve.ops import GreedyProblem, Measures
+from vidsieve.ops import GreedyProblem, Measures, MMRProblem
 from vidsieve.ops.definitions import TIE
 from vidsieve.ops.greedy import reference
 
@@ -99,7 +99,7 @@ def test_regret_is_nothing_on_the_greedy_path_and_the_gap_off_it() -> None:
     unit, r = unit64(x), torch.rand(96, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     offsets, budget = torch.tensor([0, 48, 96]), torch.tensor([9, 0])
     problem = GreedyProblem(x, r, offsets, budget, 48, 9, Measures(x.norm(dim=-1), torch.zeros(96)))
-    dpp, mmr = reference.conditional_dpp(problem), reference.mmr(problem, 0.5)
+    dpp, mmr = reference.conditional_dpp(problem), reference.mmr(MMRProblem(problem, 0.5))
     for order, trade, gain in ((dpp, None, r[:48] ** 2), (mmr, 0.5, 0.5 * r[:48] + 0.5)):
         assert regret(unit, r, offsets.tolist(), order, trade) <= 2 * TIE
         swapped = order.clone()

@@ -43,8 +43,9 @@ def test_after_a_merge_a_segment_adds_what_its_tokens_added_to_the_video_as_it_c
     persistence = measure(tokens, {"persistence"}).required("persistence")
     kept = [int(n) for n in segments.offsets]
     gain = [float((1 - persistence[left.original_index[a:b]]).sum()) for a, b in pairwise(kept)]
-    expected = ops.apportion(torch.tensor(gain), segments.offsets, 25).tolist()
+    expected = ops.apportion(ops.ApportionProblem(torch.tensor(gain), segments.offsets, 25)).tolist()
     assert MarginalGain(0)(left, measure(left, {"persistence"}), segments, 25).tolist() == expected
     anew = measure(VideoTokens(left.features, (len(left),)), {"persistence"}).required("persistence")
     for wrong in (anew, persistence[: len(left)], torch.zeros(len(left))):
-        assert ops.apportion(ops.novelty(wrong, segments.offsets), segments.offsets, 25).tolist() != expected
+        gains = ops.novelty(ops.NoveltyProblem(wrong, segments.offsets))
+        assert ops.apportion(ops.ApportionProblem(gains, segments.offsets, 25)).tolist() != expected

@@ -27,7 +27,7 @@ class Newest:
 
     def __call__(self, problem: SelectionProblem) -> Tensor:
         persistence = problem.tokens.from_original(problem.stats.required("persistence"))
-        return ops.top(-persistence, problem.segments.offsets, problem.budget)
+        return ops.top(ops.TopProblem(-persistence, problem.segments.offsets, problem.budget))
 
 
 class Silent(Newest):

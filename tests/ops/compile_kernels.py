@@ -15,6 +15,7 @@ from vidsieve.ops.measurement import kernels as measurement
 from vidsieve.ops.merge import kernels as merge
 from vidsieve.ops.partition import kernels as partition
 from vidsieve.ops.run_length import kernels as run_length
+from vidsieve.ops.vision import kernels as vision
 
 TYPES = {
     "x_ptr": "*bf16", "split_ptr": "*bf16",
@@ -42,6 +43,8 @@ OWN: dict[Any, dict[str, str]] = {  # where a name has another type than elsewhe
     merge._begin_kernel: {"row_ptr": "*i64", "count_ptr": "*i64"},
     merge._follow_runs_kernel: {"row_ptr": "*i64"},
     merge._mean_kernel: {"weight_ptr": "*i64", "out_ptr": "*bf16"},
+    vision._rotate_kernel: {"qkv_ptr": "*bf16"},
+    vision._gate_kernel: {"first_bias_ptr": "*bf16", "second_bias_ptr": "*bf16", "out_ptr": "*bf16"},
 }
 
 
@@ -110,6 +113,8 @@ def compile_kernels(sm: int) -> None:
     compile_kernel(run_length._differences_kernel, sm, C=4704, BLOCK_T=8, BLOCK_C=128)
     compile_kernel(run_length._count_kernel, sm, DONE=2, BLOCK=256, warps=8)
     compile_kernel(run_length._scores_kernel, sm, DONE=3, SECTIONS=256, BLOCK=32, warps=1)
+    compile_kernel(vision._rotate_kernel, sm, HEADS=16, WIDTH=80, BLOCK_H=16, BLOCK_D=64)
+    compile_kernel(vision._gate_kernel, sm, BIASED=True, WIDTH=3420, COLUMNS=3456, BLOCK=1024)
 
 
 if __name__ == "__main__":

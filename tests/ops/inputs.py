@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from tests.synthetic import independent, video_like
-from vidsieve.ops import GreedyProblem, Measures
+from vidsieve.ops import ApportionProblem, GreedyProblem, Measures
 from vidsieve.ops.definitions import EXHAUSTED
 from vidsieve.ops.measurement.reference import unit_rows
 from vidsieve.ops.partition.reference import apportion
@@ -38,7 +38,7 @@ def features(kind: str, seed: int, dtype: torch.dtype) -> Tensor:
 def offsets_and_budget(name: str, seed: int) -> tuple[Tensor, Tensor]:
     offsets = torch.tensor(OFFSETS[name])
     total = int(torch.randint(1, 50, (), generator=torch.Generator().manual_seed(seed)))
-    return offsets, apportion(torch.rand(len(offsets) - 1), offsets, total)
+    return offsets, apportion(ApportionProblem(torch.rand(len(offsets) - 1), offsets, total))
 
 
 def problem(x: Tensor, relevance: Tensor | None, offsets: Tensor, budget: Tensor) -> GreedyProblem:

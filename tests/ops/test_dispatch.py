@@ -1,6 +1,13 @@
-"""VIDSIEVE_OPS: which implementation runs, and what it refuses."""
+"""VIDSIEVE_OPS: which implementation runs, what it refuses, and that all implementations are called alike."""
+
+import importlib
+import inspect
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
 
 import pytest
+import torch
 
 from tests.synthetic import independent
 from vidsieve import VideoTokens, ops
@@ -23,3 +30,44 @@ def test_a_spy_sees_which_implementation_ran(monkeypatch: pytest.MonkeyPatch) ->
             presets.vidsieve(0.5).reduce(tokens)
         assert ("conditional_dpp", name) in calls
         assert {implementation for _, implementation in calls} == {name}
+
+
+def functions() -> dict[str, Callable[..., Any]]:
+    return {name: value for name in ops.__all__ if inspect.isfunction(value := getattr(ops, name))}
+
+
+OPERATIONS = sorted(
+    functions().keys() - {"available", "raise_if_nonfinite", "raise_if_nonfinite_pixels", "spy", "together"}
+)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_the_signature_of_an_operation_is_one_tuple_in_all_implementations(name: str) -> None:
+    operation = functions()[name]
+    signature = inspect.signature(operation)
+    [problem] = signature.parameters.values()
+    assert problem.name == "problem"
+    assert problem.default is problem.empty
+    assert issubclass(problem.annotation, tuple)
+    assert problem.annotation is getattr(ops, problem.annotation.__name__)
+    unsaid = [field for field in problem.annotation._fields if f"{field}: " not in problem.annotation.__doc__]
+    assert unsaid == []
+    for implementation in ("reference", "eager", *(["triton"] if find_spec("triton") else [])):
+        beside = importlib.import_module(f"{operation.__module__}.{implementation}")
+        assert inspect.signature(getattr(beside, name)) == signature, implementation
+
+
+@pytest.mark.parametrize("implementation", ["reference", "eager", "auto"])
+def test_several_videos_at_once_are_refused_where_no_kernel_takes_them(
+    implementation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIDSIEVE_OPS", implementation)
+    persistence, offsets = torch.rand(8), torch.tensor([0, 2, 4, 6, 8])
+    for ask in (
+        lambda: ops.min_max(ops.MinMaxProblem(persistence, 1e-6, videos=2)),
+        lambda: ops.scene_cuts(ops.SceneCutsProblem(persistence, offsets, 0.5, None, videos=2)),
+        lambda: ops.apportion(ops.ApportionProblem(None, offsets, 4, videos=2)),
+        lambda: ops.compact(ops.CompactProblem(torch.zeros(8).int(), offsets, offsets.diff(), 2, 8, videos=2)),
+    ):
+        with pytest.raises(KernelUnavailable, match="expected 1 video, got 2"):
+            ask()

@@ -35,8 +35,8 @@ def version_of(package: str) -> str | None:
 
 def commit() -> str | None:
     """The commit this code is at, with "-dirty" where files differ from it; None where nobody knows."""
-    if told := os.environ.get("GIT_COMMIT"):  # where the code runs without its repository
-        return told
+    if variable := os.environ.get("GIT_COMMIT"):  # where the code runs without its repository
+        return variable
     here = Path(__file__).parent
     try:
         describe = ["git", "describe", "--always", "--dirty", "--exclude=*"]

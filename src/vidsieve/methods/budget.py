@@ -27,7 +27,7 @@ def _apportion(
 ) -> Tensor:
     if not 0 <= total <= len(tokens):
         raise BudgetError(f"cannot keep {total} of {len(tokens)} tokens")
-    return ops.apportion(weights, segments.offsets, total, floor, tokens.videos)
+    return ops.apportion(ops.ApportionProblem(weights, segments.offsets, total, floor, tokens.videos))
 
 
 @dataclass(frozen=True)
@@ -62,5 +62,6 @@ class MarginalGain:
         check_number("floor is a part of the share by length, in [0, 1]", self.floor, 0, 1)
 
     def __call__(self, tokens: VideoTokens, stats: TokenStatistics, segments: Segments, total: int) -> Tensor:
-        gain = ops.novelty(stats.required("persistence"), segments.offsets, tokens.original_index)
+        persistence = stats.required("persistence")
+        gain = ops.novelty(ops.NoveltyProblem(persistence, segments.offsets, tokens.original_index))
         return _apportion(gain, tokens, segments, total, self.floor)

@@ -45,7 +45,8 @@ class NearestKept:
     """
 
     def __call__(self, tokens: VideoTokens, segments: Segments, reduction: Reduction) -> Reduction:
-        assigned_to = ops.nearest_kept(tokens.features, segments.offsets, reduction.kept)
+        problem = ops.NearestKeptProblem(tokens.features, segments.offsets, reduction.kept)
+        assigned_to = ops.nearest_kept(problem)
         return replace(reduction, assigned_to=assigned_to, merges=True, next_member=None)
 
 
@@ -118,7 +119,7 @@ class TemporalMerge(PlannedReducer):
             )
             if self.threshold is not None:  # without a token before it, the cosine is -2
                 kept, count, row, assigned_to, next_member = ops.merge_runs(
-                    cosine, neighbour, self.threshold, len(frames)
+                    ops.MergeRunsProblem(cosine, neighbour, self.threshold, len(frames))
                 )
                 found = {
                     "kept": kept,
@@ -131,8 +132,9 @@ class TemporalMerge(PlannedReducer):
                 n, total = len(tokens), self._keeps(tokens)
                 bounds = torch.arange(2, device=cosine.device) * n
                 budget = torch.full((1,), total, device=cosine.device)
-                kept, row = ops.compact(ops.top(-cosine, bounds, budget), bounds, budget, n, total)
-                assigned_to, next_member = ops.follow_runs(row, neighbour, len(frames))
+                order = ops.top(ops.TopProblem(-cosine, bounds, budget))
+                kept, row = ops.compact(ops.CompactProblem(order, bounds, budget, n, total))
+                assigned_to, next_member = ops.follow_runs(ops.FollowRunsProblem(row, neighbour, len(frames)))
                 found = {"kept": kept, "assigned_to": assigned_to, "row": row, "next_member": next_member}
         found["nonfinite"] = stats.required("nonfinite")
         return Plan(found, OriginalStatistics(stats.persistence, original.segments))

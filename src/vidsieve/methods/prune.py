@@ -104,8 +104,8 @@ class Prune(PlannedReducer):
         with timed("select"):
             problem = SelectionProblem(tokens, stats, segments, budget, relevance, total)
             order = self.selector(problem)  # (N,) step, -1 if not picked
-            bounds = segments.offsets, budget, segments.longest
-            kept, assigned_to = ops.compact(order, *bounds, total, tokens.videos)
+            picked = ops.CompactProblem(order, segments.offsets, budget, segments.longest, total, tokens.videos)
+            kept, assigned_to = ops.compact(picked)
         original = OriginalStatistics(stats.persistence, original.segments)
         return Picks(order, kept, assigned_to, segments, budget, stats.required("nonfinite"), original)
 

@@ -26,7 +26,7 @@ class Relevance(Protocol):
 
 def min_max(scores: Tensor, videos: int = 1) -> Tensor:
     """Scores (N,) of each video brought to (0, 1], the highest to 1; constant scores all to 1. method.md, eq. 4."""
-    return ops.min_max(scores, EPSILON, videos)
+    return ops.min_max(ops.MinMaxProblem(scores, EPSILON, videos))
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ class Novelty:
         check_number("floor is the weight of what stays, in (0, 1]", self.floor, 0, 1, exclusive_low=True)
 
     def __call__(self, tokens: VideoTokens, stats: TokenStatistics, prompt: Prompt | None) -> Tensor:
-        weight = ops.transience(stats.required("persistence"), tuple(tokens.original.frames), self.floor)
-        return tokens.from_original(weight)
+        persistence, frames = stats.required("persistence"), tuple(tokens.original.frames)
+        return tokens.from_original(ops.transience(ops.TransienceProblem(persistence, frames, self.floor)))
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,8 @@ class Contrast:
         check_number("knee is a ratio above 0", self.knee, 0, exclusive_low=True)
 
     def __call__(self, tokens: VideoTokens, stats: TokenStatistics, prompt: Prompt | None) -> Tensor:
-        weight = ops.contrast(stats.required("persistence"), tuple(tokens.original.frames), self.floor, self.knee)
-        return tokens.from_original(weight)
+        persistence, frames = stats.required("persistence"), tuple(tokens.original.frames)
+        return tokens.from_original(ops.contrast(ops.ContrastProblem(persistence, frames, self.floor, self.knee)))
 
 
 @dataclass(frozen=True, eq=False)

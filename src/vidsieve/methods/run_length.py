@@ -128,4 +128,6 @@ class RandomGroups:
         generator = torch.Generator().manual_seed(self.seed)
         score = torch.rand(frames, places, generator=generator)
         score[0] = torch.inf
-        return PixelSelection(*(rows.to(groups.device) for rows in ops.hold_highest(score, total)))
+        return PixelSelection(
+            *(rows.to(groups.device) for rows in ops.hold_highest(ops.HoldHighestProblem(score, total)))
+        )

@@ -128,5 +128,5 @@ class SceneCuts:
         if self.max_tokens is not None:
             within = max(1, self.max_tokens // max(tokens.frames))
             frames = within if frames is None else min(frames, within)
-        offsets = ops.scene_cuts(persistence, tokens.offsets, self.threshold, frames, tokens.videos)
-        return Segments(offsets, _longest(tokens, frames))
+        problem = ops.SceneCutsProblem(persistence, tokens.offsets, self.threshold, frames, tokens.videos)
+        return Segments(ops.scene_cuts(problem), _longest(tokens, frames))

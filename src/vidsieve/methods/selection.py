@@ -139,7 +139,7 @@ class MMR:
         check_number("trade is the weight of relevance, in [0, 1]", self.trade, 0, 1)
 
     def __call__(self, problem: SelectionProblem) -> Tensor:
-        return ops.mmr(problem.greedy(), self.trade)
+        return ops.mmr(ops.MMRProblem(problem.greedy(), self.trade))
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class Hybrid:
         if segments.longest <= self.threshold:
             return self.small(problem)
         if isinstance(self.small, ConditionalDPP) and isinstance(self.large, MMR):
-            return ops.hybrid(problem.greedy(), self.large.trade, self.threshold)
+            return ops.hybrid(ops.HybridProblem(problem.greedy(), self.large.trade, self.threshold))
         is_small = segments.lengths <= self.threshold  # (S,)
         return torch.maximum(
             self.small(problem._replace(budget=budget.where(is_small, 0))),
@@ -196,7 +196,7 @@ class TopRelevance:
     captures: ClassVar[bool] = True
 
     def __call__(self, problem: SelectionProblem) -> Tensor:
-        return ops.top(problem.relevance, problem.segments.offsets, problem.budget)
+        return ops.top(ops.TopProblem(problem.relevance, problem.segments.offsets, problem.budget))
 
 
 @dataclass(frozen=True)
@@ -226,4 +226,5 @@ class Random:
     def __call__(self, problem: SelectionProblem) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed)
         score = torch.rand(len(problem.tokens), generator=generator, dtype=torch.float64)
-        return ops.top(score.to(problem.budget.device), problem.segments.offsets, problem.budget)
+        score = score.to(problem.budget.device)
+        return ops.top(ops.TopProblem(score, problem.segments.offsets, problem.budget))

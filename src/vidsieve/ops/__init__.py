@@ -9,7 +9,8 @@ They lie beside one another, in one folder for each kind of operation, whose `__
 `eager` or `triton`. An implementation that was asked for and cannot run raises `KernelUnavailable`. `spy()` shows what
 ran.
 
-Operations know tensors only. `offsets` (S + 1,) are the bounds of S contiguous segments, `longest` bounds their length,
+Operations know tensors only, and each takes one tuple, which is its signature in all implementations: those are in
+`definitions.py`. In them `offsets` (S + 1,) are the bounds of S contiguous segments, `longest` bounds their length,
 `budget` (S,) is the picks each may make and `total` their sum.
 
 Where `together` says so, the tokens may be those of several `videos` of one layout, one after another, and what is of a
@@ -20,16 +21,32 @@ from vidsieve.ops.attention import received_attention
 from vidsieve.ops.compaction import compact, compact_rows
 from vidsieve.ops.definitions import (
     NONFINITE_PROMPT,
+    ApportionProblem,
     AttentionProblem,
+    CompactProblem,
+    CompactRowsProblem,
+    ContrastProblem,
+    FollowRunsProblem,
     GateProblem,
     GreedyProblem,
+    HoldHighestProblem,
+    HybridProblem,
     MeasureProblem,
     Measures,
+    MergeAmongProblem,
     MergeProblem,
+    MergeRunsProblem,
+    MinMaxProblem,
+    MMRProblem,
+    NearestKeptProblem,
+    NoveltyProblem,
     RotaryProblem,
     RunLengthProblem,
+    SceneCutsProblem,
     SegmentAttentionProblem,
     TemporalProblem,
+    TopProblem,
+    TransienceProblem,
 )
 from vidsieve.ops.dispatch import available, spy, together
 from vidsieve.ops.greedy import conditional_dpp, hybrid, max_min, mmr, top
@@ -46,16 +63,32 @@ __all__ = [
     "GRAM_LIMIT",
     "NONFINITE_PROMPT",
     "SEGMENTS",
+    "ApportionProblem",
     "AttentionProblem",
+    "CompactProblem",
+    "CompactRowsProblem",
+    "ContrastProblem",
+    "FollowRunsProblem",
     "GateProblem",
     "GreedyProblem",
+    "HoldHighestProblem",
+    "HybridProblem",
+    "MMRProblem",
     "MeasureProblem",
     "Measures",
+    "MergeAmongProblem",
     "MergeProblem",
+    "MergeRunsProblem",
+    "MinMaxProblem",
+    "NearestKeptProblem",
+    "NoveltyProblem",
     "RotaryProblem",
     "RunLengthProblem",
+    "SceneCutsProblem",
     "SegmentAttentionProblem",
     "TemporalProblem",
+    "TopProblem",
+    "TransienceProblem",
     "apportion",
     "available",
     "compact",

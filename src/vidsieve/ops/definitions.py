@@ -1,4 +1,8 @@
-"""What belongs to the meaning of the operations, whichever implementation runs: limits, and tuples of tensors."""
+"""What belongs to the meaning of the operations, whichever implementation runs: their signatures, and limits.
+
+Every operation takes one tuple, its problem, in all of its implementations. Operations of the same fields share one,
+and a tuple may hold another. `videos`: how many videos the tokens are of; only kernels take several.
+"""
 
 from typing import NamedTuple
 
@@ -59,6 +63,84 @@ class Measures(NamedTuple):
     products: Tensor | None = None
 
 
+class MinMaxProblem(NamedTuple):
+    """What `ops.min_max` is asked.
+
+    scores: (N,).  epsilon: what is added to the differences to the lowest score, above 0.  videos: at the top of this
+    file; each has a scale of its own.
+    """
+
+    scores: Tensor
+    epsilon: float
+    videos: int = 1
+
+
+class TransienceProblem(NamedTuple):
+    """What `ops.transience` is asked.
+
+    persistence: (N,), as in `Measures`.  frames: tokens of each frame of a video.  floor: the weight of what stays.
+    """
+
+    persistence: Tensor
+    frames: tuple[int, ...]
+    floor: float
+
+
+class ContrastProblem(NamedTuple):
+    """What `ops.contrast` is asked.
+
+    persistence: (N,), as in `Measures`.  frames: tokens of each frame of a video.  floor: the weight of what stays as
+    its frame does.  knee: how many times as much as its frame a token stays that weighs `floor`, above 0.
+    """
+
+    persistence: Tensor
+    frames: tuple[int, ...]
+    floor: float
+    knee: float
+
+
+class SceneCutsProblem(NamedTuple):
+    """What `ops.scene_cuts` is asked.
+
+    persistence: (N,), as in `Measures`.  offsets: int64 (T + 1,), the bounds of the frames.  threshold: the mean
+    persistence of a frame below which it begins a scene.  max_frames: the most in a scene, None for no bound.
+    videos: at the top of this file.
+    """
+
+    persistence: Tensor
+    offsets: Tensor
+    threshold: float
+    max_frames: int | None
+    videos: int = 1
+
+
+class NoveltyProblem(NamedTuple):
+    """What `ops.novelty` is asked.
+
+    persistence: as in `Measures`, of the tokens of the whole video.  offsets: int64 (S + 1,), the bounds of the
+    segments.  original_index: int64 (N,), which of `persistence` each of the N tokens has; all, in order, where None.
+    """
+
+    persistence: Tensor
+    offsets: Tensor
+    original_index: Tensor | None = None
+
+
+class ApportionProblem(NamedTuple):
+    """What `ops.apportion` is asked.
+
+    weights: (S,), non-negative, None for a share by length.  offsets: int64 (S + 1,), the bounds of the segments.
+    total: the picks to share, at most offsets[-1].  floor: in [0, 1], the part of its share by length that a segment
+    gets whatever its weight is.  videos: at the top of this file; `total` is that of all of them.
+    """
+
+    weights: Tensor | None
+    offsets: Tensor
+    total: int
+    floor: float = 0.0
+    videos: int = 1
+
+
 class GreedyProblem(NamedTuple):
     """What a greedy selection is asked: of each of S segments, so many of its tokens.
 
@@ -76,11 +158,44 @@ class GreedyProblem(NamedTuple):
     measures: Measures
 
 
+class MMRProblem(NamedTuple):
+    """What `ops.mmr` is asked.
+
+    greedy: the selection.  trade: the weight of relevance in [0, 1]; the rest is that of novelty.
+    """
+
+    greedy: GreedyProblem
+    trade: float
+
+
+class HybridProblem(NamedTuple):
+    """What `ops.hybrid` is asked.
+
+    greedy: the selection.  trade: of `ops.mmr` in long segments.  threshold: tokens; longer segments are long.
+    """
+
+    greedy: GreedyProblem
+    trade: float
+    threshold: int
+
+
+class TopProblem(NamedTuple):
+    """What `ops.top` is asked.
+
+    score: (N,), high is picked.  offsets: int64 (S + 1,), the bounds of the segments.  budget: int64 (S,), the picks in
+    each.
+    """
+
+    score: Tensor
+    offsets: Tensor
+    budget: Tensor
+
+
 class TemporalProblem(NamedTuple):
     """What `ops.temporal` is asked: of each token, the one before it at its place in its segment.
 
     x: features (N, D).  norm: their lengths (N,).  offsets: int64 (S + 1,), the bounds of the segments.  frames: tokens
-    of each frame of the whole video, of which x are the tokens `original_index` (N,), or all where that is None.
+    of each frame of the whole video.  original_index: int64 (N,), which of its tokens x are, None for all.
     """
 
     x: Tensor
@@ -103,6 +218,55 @@ class MergeProblem(NamedTuple):
     kept: Tensor
     weight: Tensor | None = None
     link: Tensor | None = None
+
+
+class MergeAmongProblem(NamedTuple):
+    """What `ops.merge_among` is asked.
+
+    merge: what merges; its x are (L, D), of which those from `begin` on are the N rows that merge.  rows: int64 (M,),
+    ascending, the rows of x that are wanted; of those N they are `kept`.  begin: the row of x that is the first of the
+    N.
+    """
+
+    merge: MergeProblem
+    rows: Tensor
+    begin: int
+
+
+class NearestKeptProblem(NamedTuple):
+    """What `ops.nearest_kept` is asked.
+
+    x: features (N, D).  offsets: int64 (S + 1,), the bounds of the segments.  kept: int64 (K,), ascending.
+    """
+
+    x: Tensor
+    offsets: Tensor
+    kept: Tensor
+
+
+class MergeRunsProblem(NamedTuple):
+    """What `ops.merge_runs` is asked, of what `ops.temporal` found.
+
+    cosine: (N,), of each token to the one before it.  before: int64 (N,), that one, -1 if none.  threshold: the least
+    cosine at which a token joins a run.  longest: a bound on the tokens of a run.
+    """
+
+    cosine: Tensor
+    before: Tensor
+    threshold: float
+    longest: int
+
+
+class FollowRunsProblem(NamedTuple):
+    """What `ops.follow_runs` is asked.
+
+    row: int64 (N,), of each token, -1 where it goes by the one before it.  before: int64 (N,), that one, -1 if none.
+    longest: a bound on the tokens of such a way back.
+    """
+
+    row: Tensor
+    before: Tensor
+    longest: int
 
 
 class AttentionProblem(NamedTuple):
@@ -129,9 +293,9 @@ class AttentionProblem(NamedTuple):
 class SegmentAttentionProblem(NamedTuple):
     """Whose attention is wanted: that of N queries to the keys of their segment, S of them one after another.
 
-    query: (N, H, d).  key, value: (M, H, d).  bounds: int32 (S + 1,), of the queries of each segment.  longest: a bound
-    on the lengths of segments.  scale: of the scores.  key_bounds: int32 (S + 1,), of the keys, where those are not the
-    rows of the queries.
+    query: (N, H, d).  key: (M, H, d).  value: (M, H, d).  bounds: int32 (S + 1,), of the queries of each segment.
+    longest: a bound on the lengths of segments.  scale: of the scores.  key_bounds: int32 (S + 1,), of the keys, where
+    those are not the rows of the queries.
     """
 
     query: Tensor
@@ -144,7 +308,10 @@ class SegmentAttentionProblem(NamedTuple):
 
 
 class RotaryProblem(NamedTuple):
-    """What is rotated: the queries and the keys of qkv (N, 3, H, d), contiguous, by cos, sin float32 (N, d)."""
+    """What is rotated, and by which angles.
+
+    qkv: (N, 3, H, d), contiguous, of which queries and keys are rotated.  cos: float32 (N, d).  sin: float32 (N, d).
+    """
 
     qkv: Tensor
     cos: Tensor
@@ -152,8 +319,9 @@ class RotaryProblem(NamedTuple):
 
 
 class GateProblem(NamedTuple):
-    """What is gated: the halves of each row of x (N, 2 * columns), of which the first `width` columns are used.
+    """What is gated.
 
+    x: (N, 2 * columns), two halves a row.  width: how many of the first columns of each half are used.
     bias: (width,) of the first halves and of the second, where they are still to be added.
     """
 
@@ -172,3 +340,42 @@ class RunLengthProblem(NamedTuple):
     x: Tensor
     total: int | None = None
     threshold: float = 0.0
+
+
+class HoldHighestProblem(NamedTuple):
+    """Which groups of pixels are kept by their scores.
+
+    score: (T, P), inf in all of the first frame.  total: how many are kept; None for those whose score is inf.
+    """
+
+    score: Tensor
+    total: int | None
+
+
+class CompactProblem(NamedTuple):
+    """What `ops.compact` is asked.
+
+    order: int32 (N,), below 0 where a token was not picked.  offsets: int64 (S + 1,), the bounds of the segments.
+    budget: int64 (S,), the picks in each, all of which were made.  longest: a bound on their lengths.  total: the sum
+    of the budgets.  videos: at the top of this file.
+    """
+
+    order: Tensor
+    offsets: Tensor
+    budget: Tensor
+    longest: int
+    total: int
+    videos: int = 1
+
+
+class CompactRowsProblem(NamedTuple):
+    """What `ops.compact_rows` is asked, of B rows of L columns.
+
+    kept_row: int64 (B, N), below 0 where a column goes, of those from `begin` on; all other columns stay.  longest: the
+    most columns that stay in a row, known to the host.  begin: a column.  length: L.
+    """
+
+    kept_row: Tensor
+    longest: int
+    begin: int
+    length: int

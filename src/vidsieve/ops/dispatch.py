@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from vidsieve.errors import KernelUnavailable
-from vidsieve.ops.definitions import GreedyProblem
 
+Problem = TypeVar("Problem", bound=NamedTuple)
 Result = TypeVar("Result")
 
 SLOTS = 2048  # segments that one program apportions among
@@ -38,17 +38,19 @@ def available() -> dict[str, str]:
 
 
 @cache  # a dictionary look-up: operations are called some ten times in a reduction
-def _namesake(eager: Callable[..., Result], implementation: str) -> Callable[..., Result]:
+def _namesake(eager: Callable[[Problem], Result], implementation: str) -> Callable[[Problem], Result]:
     """What has the name of `eager` in the module `implementation` beside its own."""
     beside = importlib.import_module(eager.__module__.removesuffix("eager") + implementation)
-    found: Callable[..., Result] = getattr(beside, eager.__name__)
+    found: Callable[[Problem], Result] = getattr(beside, eager.__name__)
     return found
 
 
-def choose(eager: Callable[..., Result], x: Tensor, kernel: bool = True) -> Callable[..., Result]:
+def choose(
+    eager: Callable[[Problem], Result], x: Tensor, kernel: bool = True, videos: int = 1
+) -> Callable[[Problem], Result]:
     """The implementation to run on `x` of the operation that `eager` is in batched torch: that, or its namesake.
 
-    kernel: whether there is one for this case.
+    kernel: whether there is one for this case.  videos: of how many the tokens are.
     """
     asked, why = os.environ.get("VIDSIEVE_OPS", "auto"), ""
     name = asked
@@ -62,6 +64,11 @@ def choose(eager: Callable[..., Result], x: Tensor, kernel: bool = True) -> Call
         why = f"expected one of auto, {', '.join(available())}"
     if why:
         raise KernelUnavailable(f"VIDSIEVE_OPS={asked} cannot run here: {why}. Unset it to use what can.")
+    if videos > 1 and name != "triton":
+        raise KernelUnavailable(
+            f"{eager.__name__} takes several videos at once by a kernel only, and {name} runs here: expected 1 video, "
+            f"got {videos}. Call it for one video after another where `ops.together` says no."
+        )
     calls = _calls.get()
     if calls is not None:
         calls.append((eager.__name__, name))
@@ -75,11 +82,6 @@ def together(x: Tensor, frames: int) -> bool:
     return chosen and x.dtype != torch.float64 and not _no_kernels() and frames < SLOTS
 
 
-def several(videos: int) -> dict[str, int]:
-    """The argument that only kernels have."""
-    return {} if videos == 1 else {"videos": videos}
-
-
 @contextmanager
 def spy() -> Iterator[list[tuple[str, str]]]:
     """Record (operation, implementation) of every call made inside the block, in this thread."""
@@ -91,14 +93,10 @@ def spy() -> Iterator[list[tuple[str, str]]]:
         _calls.reset(token)
 
 
-def plain(x: Tensor) -> Tensor:
-    """`x` for a decision, which has no gradient."""
-    return x.detach() if x.requires_grad else x
-
-
-def plain_problem(problem: GreedyProblem) -> GreedyProblem:
-    """`problem` with tensors that have no gradient."""
-    x, relevance = problem.x, problem.relevance
-    if x.requires_grad or (relevance is not None and relevance.requires_grad):
-        return problem._replace(x=plain(x), relevance=None if relevance is None else plain(relevance))
+def plain(problem: Problem, *names: str) -> Problem:
+    """`problem` for a decision, which has no gradient: with the tensors `names` (or None) detached from theirs."""
+    for name in names:
+        x = getattr(problem, name)
+        if x is not None and x.requires_grad:
+            problem = problem._replace(**{name: x.detach()})
     return problem

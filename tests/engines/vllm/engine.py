@@ -113,7 +113,7 @@ def prompt(family: str, *media: str, question: str = "What moves?", before: str 
 
 
 class Engine:
-    """A vLLM engine in this process. method: None for vLLM without us."""
+    """A vLLM engine in this process. method: None for vLLM without vidsieve."""
 
     def __init__(self, path: Path, rate: float = 0.0, method: str | None = "vidsieve", **options: Any) -> None:
         os.environ["VIDSIEVE_VLLM"] = method or "off"

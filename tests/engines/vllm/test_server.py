@@ -162,8 +162,8 @@ def test_stock_moves_text_after_a_long_video(start: Start) -> None:
     moved = (placed(stock, stock.ask([asked])[0]) != where).any(0)
     assert moved[after:].all()
     assert not moved[:after].any()
-    ours = start("qwen2_5_vl", NOTHING)
-    assert torch.equal(placed(ours, ours.ask([asked])[0]), where)
+    sieved = start("qwen2_5_vl", NOTHING)
+    assert torch.equal(placed(sieved, sieved.ask([asked])[0]), where)
 
 
 def test_stock_rounds_positions_in_bfloat16(start: Start) -> None:
@@ -176,8 +176,8 @@ def test_stock_rounds_positions_in_bfloat16(start: Start) -> None:
     stock = start("qwen2_5_vl", NOTHING, None, **options)
     moved = (placed(stock, stock.ask([asked])[0]) != where).any(0)
     assert moved[is_video].any()
-    ours = start("qwen2_5_vl", NOTHING, **options)
-    assert torch.equal(placed(ours, ours.ask([asked])[0]), where)
+    sieved = start("qwen2_5_vl", NOTHING, **options)
+    assert torch.equal(placed(sieved, sieved.ask([asked])[0]), where)
 
 
 def test_stock_takes_an_older_layout_of_qwen3_vl(start: Start) -> None:
@@ -189,8 +189,8 @@ def test_stock_takes_an_older_layout_of_qwen3_vl(start: Start) -> None:
     stock = start("qwen3_vl", NOTHING, None)
     moved = (placed(stock, stock.ask([asked])[0]) != where).any(0)
     assert moved[is_video].all()
-    ours = start("qwen3_vl", NOTHING)
-    assert torch.equal(placed(ours, ours.ask([asked])[0]), where)
+    sieved = start("qwen3_vl", NOTHING)
+    assert torch.equal(placed(sieved, sieved.ask([asked])[0]), where)
 
 
 @each_family
@@ -360,16 +360,16 @@ def test_vllm_finds_the_plug_in(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ModelRegistry.models["Qwen3VLForConditionalGeneration"].class_name == "SievedQwen3VL"
 
 
-def test_a_vllm_that_would_not_call_us_is_refused() -> None:
-    class Ours:
+def test_a_vllm_that_would_not_call_an_override_is_refused() -> None:
+    class Override:
         def _postprocess_by_another_name(self) -> None: ...
 
     with pytest.raises(UnsupportedModel, match="_postprocess_by_another_name"):
-        models.check_hooks(Ours, models.qwen3_vl.Qwen3VLForConditionalGeneration)
+        models.check_hooks(Override, models.qwen3_vl.Qwen3VLForConditionalGeneration)
 
 
 class _Registry:
-    """vLLM's registry, as far as `tell_when_unsupported` goes."""
+    """vLLM's registry, as far as `report_unsupported` goes."""
 
     def resolve_model_cls(self, architectures: Any, model_config: Any) -> Any:
         return type("Other", (), {"supports_multimodal": True}), "OtherForConditionalGeneration"
@@ -386,8 +386,8 @@ class _Config:
 
 def test_an_unsupported_model_says_so(log: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     registry: Any = _Registry()
-    runner.tell_when_unsupported(registry)
-    runner.tell_when_unsupported(registry)
+    runner.report_unsupported(registry)
+    runner.report_unsupported(registry)
     monkeypatch.delenv(settings.VARIABLE, raising=False)
     registry.resolve_model_cls(["OtherForConditionalGeneration"], model_config=_Config())
     assert ["NOT active in OtherForConditionalGeneration" in line for line in log] == [True]

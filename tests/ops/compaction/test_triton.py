@@ -7,6 +7,7 @@ import torch
 
 from tests.ops.inputs import DEVICE
 from vidsieve.ops.compaction import reference
+from vidsieve.ops.definitions import CompactProblem, CompactRowsProblem
 
 triton = pytest.importorskip("vidsieve.ops.compaction.triton", reason="Triton is not installed")
 
@@ -19,8 +20,8 @@ def test_compaction_equals_the_reference(n: int) -> None:
     total = int((order >= 0).sum())
     offsets = torch.tensor([0, n // 3, n // 3, n], device=DEVICE)
     budget = torch.stack([(order[a:b] >= 0).sum() for a, b in pairwise(offsets.tolist())])
-    ours = triton.compact(order, offsets, budget, n, total)
-    for one, true in zip(ours, reference.compact(order), strict=True):
+    problem = CompactProblem(order, offsets, budget, n, total)
+    for one, true in zip(triton.compact(problem), reference.compact(problem), strict=True):
         assert torch.equal(one, true)
 
 
@@ -32,8 +33,8 @@ def test_rows_are_compacted_to_the_right(n: int, begin: int, length: int, rows: 
     left[-1, -1] = 0
     stays = torch.ones(rows, length, dtype=torch.bool, device=DEVICE)
     stays[:, begin : begin + n] = left >= 0
-    arguments = left, int(stays.sum(1).max()), begin, length
-    ours, true = (m.compact_rows(*arguments) for m in (triton, reference))
+    problem = CompactRowsProblem(left, int(stays.sum(1).max()), begin, length)
+    ours, true = (m.compact_rows(problem) for m in (triton, reference))
     assert torch.equal(ours[0], true[0])
     assert torch.equal(ours[1], true[1])
     assert torch.equal(ours[2][stays], true[2][stays])

@@ -8,6 +8,7 @@ import torch
 
 from tests.ops.inputs import KERNEL, OFFSETS, duplicated, factors, features, offsets_and_budget, problem, regret
 from tests.synthetic import independent, video_like
+from vidsieve.ops.definitions import ApportionProblem, MMRProblem, TopProblem
 from vidsieve.ops.greedy import eager, reference
 from vidsieve.ops.partition.reference import apportion
 
@@ -26,9 +27,11 @@ def test_selections_equal_the_reference_index_for_index_in_float64(kind: str, la
         offsets, budget = offsets_and_budget(layout, seed)
         asked = problem(x, relevance, offsets, budget)
         assert torch.equal(eager.conditional_dpp(asked), reference.conditional_dpp(asked))
-        assert torch.equal(eager.mmr(asked, 0.5), reference.mmr(asked, 0.5))
+        traded = MMRProblem(asked, 0.5)
+        assert torch.equal(eager.mmr(traded), reference.mmr(traded))
         assert torch.equal(eager.max_min(asked), reference.max_min(asked))
-        assert torch.equal(eager.top(relevance, offsets, budget), reference.top(relevance, offsets, budget))
+        scored = TopProblem(relevance, offsets, budget)
+        assert torch.equal(eager.top(scored), reference.top(scored))
 
 
 @pytest.mark.parametrize("dtype", REGRET)
@@ -40,7 +43,7 @@ def test_low_precision_has_no_regret_beyond_rounding(kind: str, dtype: torch.dty
             (video_like(2, 80, 256, seed, dtype), torch.tensor([0, 80, 160])),  # long enough for the compensated Gram
         ):
             relevance = torch.rand(len(x), generator=torch.Generator().manual_seed(seed))
-            budget = apportion(None, offsets, 20)
+            budget = apportion(ApportionProblem(None, offsets, 20))
             order = eager.conditional_dpp(problem(x, relevance, offsets, budget))
             assert regret(x, relevance, offsets, order) <= REGRET[dtype]
 

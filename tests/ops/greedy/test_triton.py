@@ -12,7 +12,7 @@ from vidsieve.methods.budget import Proportional
 from vidsieve.methods.relevance import PromptSimilarity
 from vidsieve.methods.segment import PerFrame
 from vidsieve.methods.selection import MMR, ConditionalDPP, MaxMin
-from vidsieve.ops import GreedyProblem, MeasureProblem
+from vidsieve.ops import ApportionProblem, GreedyProblem, HybridProblem, MeasureProblem, MMRProblem
 from vidsieve.ops.greedy import reference
 from vidsieve.ops.partition.reference import apportion
 
@@ -113,12 +113,11 @@ def test_mmr_and_max_min_equal_the_reference(layout: str, thresholds: tuple[int,
     x = degenerate(bounds[-1], "video-like").float().to(DEVICE)
     relevance = torch.rand(len(x), generator=torch.Generator().manual_seed(1)).to(DEVICE)
     asked = problem(x, relevance, offsets, budget)
-    order = triton.mmr(asked, 0.5)
-    assert torch.equal(order, reference.mmr(asked, 0.5))
+    traded = MMRProblem(asked, 0.5)
+    assert torch.equal(triton.mmr(traded), reference.mmr(traded))
     assert torch.equal(triton.max_min(asked), reference.max_min(asked))
     for threshold in thresholds:
-        order = triton.hybrid(asked, 0.5, threshold)
-        true = reference.hybrid(asked, 0.5, threshold)
+        order, true = (m.hybrid(HybridProblem(asked, 0.5, threshold)) for m in (triton, reference))
         assert torch.equal(order >= 0, true >= 0)
         is_long = (offsets.diff() > threshold).repeat_interleave(offsets.diff())
         assert torch.equal(order[is_long], true[is_long])
@@ -154,7 +153,7 @@ def test_two_hundred_repeats_are_bit_identical() -> None:
     relevance = torch.rand(784, device=DEVICE)
     for bounds in ((0, 196, 392, 588, 784), (0, 784), (0, 600, 784)):
         offsets = torch.tensor(bounds, device=DEVICE)
-        budget = apportion(None, offsets, 120)
+        budget = apportion(ApportionProblem(None, offsets, 120))
         asked = problem(x, relevance, offsets, budget)
         first = triton.conditional_dpp(asked)
         for _ in range(200):

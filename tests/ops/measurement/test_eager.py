@@ -5,6 +5,7 @@ import torch
 
 from tests.ops.inputs import features
 from tests.synthetic import independent
+from vidsieve.ops.definitions import ContrastProblem, TransienceProblem
 from vidsieve.ops.measurement import eager, reference
 
 
@@ -35,7 +36,7 @@ def test_the_cosine_to_a_prompt_equals_the_reference() -> None:
 @pytest.mark.parametrize("frames", [(4,) * 15, (3, 3, 5, 3, 3, 5, 5, 1, 1, 31), (60,)])
 def test_transience_equals_the_reference(frames: tuple[int, ...]) -> None:
     for _ in range(3):
-        arguments = torch.rand(60) * 2.4 - 1.2, frames, 0.3
-        torch.testing.assert_close(eager.transience(*arguments), reference.transience(*arguments), atol=1e-6, rtol=0)
-        arguments = *arguments, 0.6
-        torch.testing.assert_close(eager.contrast(*arguments), reference.contrast(*arguments), atol=2e-6, rtol=0)
+        problem = TransienceProblem(torch.rand(60) * 2.4 - 1.2, frames, 0.3)
+        torch.testing.assert_close(eager.transience(problem), reference.transience(problem), atol=1e-6, rtol=0)
+        kneed = ContrastProblem(*problem, knee=0.6)
+        torch.testing.assert_close(eager.contrast(kneed), reference.contrast(kneed), atol=2e-6, rtol=0)

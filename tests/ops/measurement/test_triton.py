@@ -8,7 +8,7 @@ import torch
 
 from tests.ops.inputs import DEVICE
 from tests.synthetic import independent, video_like
-from vidsieve.ops.definitions import NONFINITE_PROMPT, MeasureProblem
+from vidsieve.ops.definitions import NONFINITE_PROMPT, ContrastProblem, MeasureProblem, MinMaxProblem, TransienceProblem
 from vidsieve.ops.measurement import eager, reference
 
 triton = pytest.importorskip("vidsieve.ops.measurement.triton", reason="Triton is not installed")
@@ -89,14 +89,14 @@ def test_what_no_square_of_float32_holds_is_a_fault_and_so_is_such_a_prompt(
 @pytest.mark.parametrize("shape", [(1, 1), (3, 7), (9, 4), (40, 33)])
 def test_what_passes_weighs_more_as_in_the_reference(shape: tuple[int, int]) -> None:
     persistence = 2.4 * torch.rand(shape[0] * shape[1], generator=torch.Generator().manual_seed(1)).to(DEVICE) - 1.2
-    arguments = persistence, (shape[1],) * shape[0], 0.3
-    torch.testing.assert_close(triton.transience(*arguments), reference.transience(*arguments), atol=1e-6, rtol=0)
-    arguments = *arguments, 0.6
-    torch.testing.assert_close(triton.contrast(*arguments), reference.contrast(*arguments), atol=2e-6, rtol=0)
+    problem = TransienceProblem(persistence, (shape[1],) * shape[0], 0.3)
+    torch.testing.assert_close(triton.transience(problem), reference.transience(problem), atol=1e-6, rtol=0)
+    kneed = ContrastProblem(*problem, knee=0.6)
+    torch.testing.assert_close(triton.contrast(kneed), reference.contrast(kneed), atol=2e-6, rtol=0)
 
 
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("n", [1, 63, 4096, 5001])
 def test_scores_are_brought_to_one_scale_as_in_the_reference(n: int) -> None:
-    scores = torch.randn(n, generator=torch.Generator().manual_seed(n)).to(DEVICE)
-    torch.testing.assert_close(triton.min_max(scores, 1e-6), reference.min_max(scores, 1e-6), atol=1e-6, rtol=0)
+    problem = MinMaxProblem(torch.randn(n, generator=torch.Generator().manual_seed(n)).to(DEVICE), 1e-6)
+    torch.testing.assert_close(triton.min_max(problem), reference.min_max(problem), atol=1e-6, rtol=0)

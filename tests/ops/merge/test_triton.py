@@ -5,7 +5,15 @@ import torch
 
 from tests.ops.inputs import DEVICE, degenerate
 from tests.synthetic import independent, video_like
-from vidsieve.ops.definitions import MeasureProblem, MergeProblem, TemporalProblem
+from vidsieve.ops.definitions import (
+    FollowRunsProblem,
+    MeasureProblem,
+    MergeAmongProblem,
+    MergeProblem,
+    MergeRunsProblem,
+    NearestKeptProblem,
+    TemporalProblem,
+)
 from vidsieve.ops.measurement.reference import measure
 from vidsieve.ops.merge import eager, reference
 
@@ -17,7 +25,8 @@ def test_nearest_kept_equals_the_reference() -> None:
     x = degenerate(86, "video-like").float().to(DEVICE)
     offsets = torch.tensor([0, 7, 7, 80, 86], device=DEVICE)  # one is longer than a block
     kept = torch.tensor([0, 3, 6, 20, 21, 41, 66, 79], device=DEVICE)
-    assert torch.equal(triton.nearest_kept(x, offsets, kept), reference.nearest_kept(x, offsets, kept))
+    problem = NearestKeptProblem(x, offsets, kept)
+    assert torch.equal(triton.nearest_kept(problem), reference.nearest_kept(problem))
 
 
 @pytest.mark.usefixtures("poisoned")
@@ -39,12 +48,12 @@ def test_the_token_before_and_runs_equal_the_reference(left: float | None) -> No
     (before, cosine), (true, cosine_true) = (m.temporal(problem) for m in (triton, reference))
     assert torch.equal(before, true)
     torch.testing.assert_close(cosine, cosine_true, atol=2e-5, rtol=0)
-    ours, right = (m.merge_runs(cosine_true, before, 0.5, 70) for m in (triton, reference))
+    ours, right = (m.merge_runs(MergeRunsProblem(cosine_true, before, 0.5, 70)) for m in (triton, reference))
     assert torch.equal(ours[0][: int(ours[1])], right[0][: int(right[1])])
     assert all(torch.equal(*pair) for pair in zip(ours[2:], right[2:], strict=True))
     begins = torch.rand(n, generator=generator).to(DEVICE) < 0.2  # some are before all that begin
     row = torch.where(begins, begins.cumsum(0) - 1, -1)
-    (source, link), right = (m.follow_runs(row, before, 70) for m in (triton, reference))
+    (source, link), right = (m.follow_runs(FollowRunsProblem(row, before, 70)) for m in (triton, reference))
     assert torch.equal(source, right[0])
     assert torch.equal(link, right[1])
     if begins.any():
@@ -87,7 +96,7 @@ def test_means_amid_what_stays_equal_the_reference(before: int, after: int, weig
     weight = torch.arange(1, 11, device=DEVICE) if weighted else None
     for y in (x, independent(len(x), 96, 1, torch.bfloat16).to(DEVICE)[:, ::2]):
         for way in (None, link.to(DEVICE)):
-            given = MergeProblem(y, source.to(DEVICE), of, weight, way), index, before
-            ours, true = (m.merge_among(*given) for m in (triton, reference))
+            problem = MergeAmongProblem(MergeProblem(y, source.to(DEVICE), of, weight, way), index, before)
+            ours, true = (m.merge_among(problem) for m in (triton, reference))
             torch.testing.assert_close(ours, true, atol=2e-2, rtol=2e-2)
-            torch.testing.assert_close(eager.merge_among(*given), true, atol=2e-2, rtol=2e-2)
+            torch.testing.assert_close(eager.merge_among(problem), true, atol=2e-2, rtol=2e-2)

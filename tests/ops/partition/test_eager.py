@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from vidsieve.ops.definitions import ApportionProblem, NoveltyProblem, SceneCutsProblem
 from vidsieve.ops.partition import eager, reference
 
 
@@ -12,11 +13,11 @@ def test_cuts_and_gains_equal_the_reference(frames: int) -> None:
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
     persistence = torch.rand(int(lengths.sum())) * 2 - 1
     for at in (None, torch.randperm(len(persistence))):
-        ours, true = (m.novelty(persistence, offsets, at) for m in (eager, reference))
+        ours, true = (m.novelty(NoveltyProblem(persistence, offsets, at)) for m in (eager, reference))
         torch.testing.assert_close(ours, true, atol=1e-5, rtol=1e-5)
     for threshold, most in ((0.0, 8), (0.0, None), (0.2, 1), (-1.0, 7), (2.0, 3)):
-        arguments = persistence, offsets, threshold, most
-        assert torch.equal(eager.scene_cuts(*arguments), reference.scene_cuts(*arguments))
+        problem = SceneCutsProblem(persistence, offsets, threshold, most)
+        assert torch.equal(eager.scene_cuts(problem), reference.scene_cuts(problem))
 
 
 def test_apportion_equals_the_reference_and_always_sums() -> None:
@@ -31,8 +32,9 @@ def test_apportion_equals_the_reference_and_always_sums() -> None:
             if total > lengths.sum():
                 continue
             floor = (0.0, 0.6, 1.0)[trial % 3]
-            budget = eager.apportion(weights, offsets, total, floor)
-            assert torch.equal(budget, reference.apportion(weights, offsets, total, floor))
+            problem = ApportionProblem(weights, offsets, total, floor)
+            budget = eager.apportion(problem)
+            assert torch.equal(budget, reference.apportion(problem))
             assert budget.sum() == total
             assert (budget <= lengths).all()
             assert (budget >= 0).all()
@@ -51,7 +53,7 @@ def test_floors_of_thousands_of_picks_are_those_of_the_reference_whatever_the_de
     torch.set_default_dtype(default)
     try:
         for total in range(20_001, 100_000, 9_973):
-            ours, true = (m.apportion(weights, offsets, total, 0.6) for m in (eager, reference))
+            ours, true = (m.apportion(ApportionProblem(weights, offsets, total, 0.6)) for m in (eager, reference))
             assert torch.equal(ours, true)
             least = 0.6 * (total - 12) * lengths.double() / lengths.sum()
             assert (ours >= least.floor()).all()
@@ -62,4 +64,4 @@ def test_floors_of_thousands_of_picks_are_those_of_the_reference_whatever_the_de
 def test_no_tokens_get_no_budget() -> None:
     offsets = torch.zeros(2, dtype=torch.int64)
     for module in (eager, reference):
-        assert module.apportion(torch.zeros(1), offsets, 0, 0.6).tolist() == [0]
+        assert module.apportion(ApportionProblem(torch.zeros(1), offsets, 0, 0.6)).tolist() == [0]

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.ops.inputs import DEVICE
+from vidsieve.ops.definitions import ApportionProblem, NoveltyProblem, SceneCutsProblem
 from vidsieve.ops.partition import reference
 
 triton = pytest.importorskip("vidsieve.ops.partition.triton", reason="Triton is not installed")
@@ -18,8 +19,9 @@ def test_apportion_equals_the_reference() -> None:
         weights = torch.rand(count, generator=generator).double() ** 3
         for total in {1, int(lengths.sum()) // 3, int(lengths.sum())}:
             for w, floor in ((weights, 0.0), (weights, 0.6), (0 * weights, 0.6), (None, 0.0)):
-                budget = triton.apportion(None if w is None else w.to(DEVICE), offsets.to(DEVICE), total, floor)
-                assert torch.equal(budget.cpu(), reference.apportion(w, offsets, total, floor))
+                problem = ApportionProblem(w, offsets, total, floor)
+                there = problem._replace(weights=None if w is None else w.to(DEVICE), offsets=offsets.to(DEVICE))
+                assert torch.equal(triton.apportion(there).cpu(), reference.apportion(problem))
 
 
 @pytest.mark.usefixtures("poisoned")
@@ -31,8 +33,8 @@ def test_cuts_and_gains_equal_the_reference(frames: int) -> None:
     persistence = (torch.rand(int(lengths.sum()), generator=generator) * 2 - 1).to(DEVICE)
     shuffled = torch.randperm(len(persistence), generator=generator).to(DEVICE)
     for at in (None, shuffled, torch.stack([shuffled, -shuffled], 1)[:, 0]):
-        ours, true = (m.novelty(persistence, offsets, at) for m in (triton, reference))
+        ours, true = (m.novelty(NoveltyProblem(persistence, offsets, at)) for m in (triton, reference))
         torch.testing.assert_close(ours, true, atol=1e-5, rtol=1e-5)
     for threshold, most in ((0.0, 8), (0.0, None), (0.2, 1), (-1.0, 7), (2.0, 3)):
-        arguments = persistence, offsets, threshold, most
-        assert torch.equal(triton.scene_cuts(*arguments), reference.scene_cuts(*arguments))
+        problem = SceneCutsProblem(persistence, offsets, threshold, most)
+        assert torch.equal(triton.scene_cuts(problem), reference.scene_cuts(problem))

@@ -41,7 +41,8 @@ class SequenceSelection:
     @classmethod
     def of(cls, left: Tensor, counts: Sequence[int], begin: int = 0, length: int = 0) -> "SequenceSelection":
         """Make it from `left` (B, N), below 0 on dropped tokens, `counts` kept in each row; see `ops.compact_rows`."""
-        index, valid, slot = ops.compact_rows(left, max(counts), begin, length)
+        problem = ops.CompactRowsProblem(left, max(counts), begin, length or left.shape[1])
+        index, valid, slot = ops.compact_rows(problem)
         return cls(index, valid, len(set(counts)) > 1, (slot,))
 
     @property
@@ -110,7 +111,7 @@ class VideoReduction:
         reduction = _on(self.reduction, x.device)
         source, kept, link = reduction.assigned_to, reduction.kept, reduction.next_member
         problem = ops.MergeProblem(x, source, kept, self._count(x.device), link)
-        return ops.merge_among(problem, index, self.at.begin)
+        return ops.merge_among(ops.MergeAmongProblem(problem, index, self.at.begin))
 
     def _count(self, device: torch.device) -> Tensor | None:
         count = None if self.origin is None else self.origin.multiplicity

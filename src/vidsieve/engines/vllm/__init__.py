@@ -27,8 +27,8 @@ def register() -> None:
         return
     from vllm import ModelRegistry
 
-    from vidsieve.engines.vllm.runner import tell_when_unsupported
+    from vidsieve.engines.vllm.runner import report_unsupported
 
     for architecture, served_by in ARCHITECTURES.items():
         ModelRegistry.register_model(architecture, served_by)
-    tell_when_unsupported(ModelRegistry)
+    report_unsupported(ModelRegistry)

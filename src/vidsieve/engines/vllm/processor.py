@@ -20,12 +20,12 @@ def served(model_config: Any) -> tuple[Method, float] | None:
     return (method, spec[1]) if spec is not None and spec[0] == "evs" and method is not None else None
 
 
-def check_hooks(ours: type, theirs: type) -> None:
-    """Raise `UnsupportedModel` where a method that we override is no longer vLLM's: nobody would call it."""
-    missing = [name for name, value in vars(ours).items() if callable(value) and name not in _OWN | set(dir(theirs))]
+def check_hooks(override: type, base: type) -> None:
+    """Raise `UnsupportedModel` where a method of `override` is no longer one of vLLM's `base`: none would call it."""
+    missing = [name for name, value in vars(override).items() if callable(value) and name not in _OWN | set(dir(base))]
     if missing:
         raise UnsupportedModel(
-            f"this vLLM has no {theirs.__name__}.{', '.join(missing)}; vidsieve knows vLLM 0.32 and 0.33. "
+            f"this vLLM has no {base.__name__}.{', '.join(missing)}; vidsieve knows vLLM 0.32 and 0.33. "
             "Install one of these, or set VIDSIEVE_VLLM=off to go on without vidsieve"
         )
 

@@ -1,4 +1,4 @@
-"""What vLLM does around a model that prunes, and where we step in.
+"""What vLLM does around a model that prunes, and where vidsieve changes it.
 
 vLLM's first model runner (`v1/worker/gpu_model_runner.py`; its CPU runner is one) treats a pruning model in two ways
 that cost requests a second: it encodes the videos of a step one by one, for fear of memory, and it has the positions of
@@ -25,7 +25,7 @@ def pruning_spec(model_config: Any) -> tuple[str, float] | None:
 
 
 def patch_runner() -> None:
-    """Spare vLLM's first model runner, if it runs here, its special treatment of a model of ours."""
+    """Spare vLLM's first model runner, if it runs here, its special treatment of a vidsieve model."""
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
     if hasattr(GPUModelRunner._execute_mm_encoder, "__wrapped__"):
@@ -57,8 +57,8 @@ def _reads_prompts(runner: Any) -> bool:
     return any(request.num_computed_tokens < request.num_prompt_tokens for request in requests)
 
 
-def tell_when_unsupported(registry: Any) -> None:
-    """Have the server say so, as it loads a model, when it is told to prune videos and vidsieve cannot.
+def report_unsupported(registry: Any) -> None:
+    """Have the server log a warning, as it loads a model, when it is to prune videos and vidsieve does not support it.
 
     A user who named a method in VIDSIEVE_VLLM gets `UnsupportedModel` instead.
     """
@@ -67,7 +67,7 @@ def tell_when_unsupported(registry: Any) -> None:
         return
 
     @wraps(resolve)
-    def resolve_and_tell(architectures: Any, model_config: Any) -> Any:
+    def resolve_and_report(architectures: Any, model_config: Any) -> Any:
         model, architecture = resolve(architectures, model_config)
         spec = pruning_spec(model_config)
         if spec is not None and supports_multimodal(model) and not hasattr(model, "sieves"):
@@ -83,4 +83,4 @@ def tell_when_unsupported(registry: Any) -> None:
             logger.warning(text)
         return model, architecture
 
-    registry.resolve_model_cls = resolve_and_tell
+    registry.resolve_model_cls = resolve_and_report

@@ -41,7 +41,7 @@ def retained(total: int, rate: float) -> int:
 
 @dataclass(frozen=True)
 class Method:
-    """A method that can serve: it keeps exactly as many tokens as it is told. asks: whether it needs the question."""
+    """A method that can serve: it keeps exactly as many tokens as requested. asks: whether it needs the question."""
 
     name: str
     build: Callable[[float], Reducer]
@@ -93,7 +93,7 @@ def _find(name: str) -> Callable[[float], Reducer]:
 
 @functools.cache
 def configured() -> Method | None:
-    """The method this process serves with; None if it is told to stay out of the way."""
+    """The method this process serves with; None if vidsieve is off."""
     name = os.environ.get(VARIABLE, "vidsieve")
     return None if name == "off" else Method.named(name)
 

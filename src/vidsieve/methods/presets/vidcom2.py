@@ -57,7 +57,7 @@ class Uniqueness:
     def __call__(self, tokens: VideoTokens, stats: TokenStatistics, segments: Segments, total: int) -> Tensor:
         score = -frame_mean(closeness(tokens)[0], tokens)  # (T,)
         share = 1 + torch.softmax(score / TEMPERATURE, 0) - 1 / len(score)
-        return ops.apportion(share * segments.lengths, segments.offsets, total)
+        return ops.apportion(ops.ApportionProblem(share * segments.lengths, segments.offsets, total))
 
 
 @register_method()

@@ -39,7 +39,7 @@ class VisionZip(FixedSize):
         budget = Proportional()(tokens, stats, segments, total)
         x = F.normalize(tokens.features.float(), dim=1)
         dominant = (budget - (self.contextual * budget).round().long()).clamp(min=budget.clamp(max=1))
-        order = ops.top(score, segments.offsets, dominant)
+        order = ops.top(ops.TopProblem(score, segments.offsets, dominant))
         kept = order >= 0
         target = torch.arange(len(tokens), device=x.device)
         bounds = segments.offsets.tolist()

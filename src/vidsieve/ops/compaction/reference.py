@@ -3,8 +3,11 @@
 import torch
 from torch import Tensor
 
+from vidsieve.ops.definitions import CompactProblem, CompactRowsProblem
 
-def compact(order: Tensor, *segments: object) -> tuple[Tensor, Tensor]:
+
+def compact(problem: CompactProblem) -> tuple[Tensor, Tensor]:
+    order = problem.order
     kept = [i for i, step in enumerate(order.tolist()) if step >= 0]
     source = torch.full((len(order),), -1, dtype=torch.int64, device=order.device)
     for row, i in enumerate(kept):
@@ -12,12 +15,13 @@ def compact(order: Tensor, *segments: object) -> tuple[Tensor, Tensor]:
     return torch.tensor(kept, dtype=torch.int64, device=order.device), source
 
 
-def compact_rows(left: Tensor, longest: int, begin: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
-    index = torch.zeros(len(left), longest, dtype=torch.int64, device=left.device)
+def compact_rows(problem: CompactRowsProblem) -> tuple[Tensor, Tensor, Tensor]:
+    kept_row, longest, begin, length = problem
+    index = torch.zeros(len(kept_row), longest, dtype=torch.int64, device=kept_row.device)
     valid = torch.zeros_like(index)
-    slot = torch.zeros(len(left), length, dtype=torch.int64, device=left.device)
-    for row, columns in enumerate(left):
-        stays = torch.ones(length, dtype=torch.bool, device=left.device)
+    slot = torch.zeros(len(kept_row), length, dtype=torch.int64, device=kept_row.device)
+    for row, columns in enumerate(kept_row):
+        stays = torch.ones(length, dtype=torch.bool, device=kept_row.device)
         stays[begin : begin + len(columns)] = columns >= 0
         at = stays.nonzero()[:, 0]
         new = torch.arange(longest - len(at), longest, device=at.device)

@@ -6,8 +6,8 @@ not.
 
 from torch import Tensor
 
-from vidsieve.ops.definitions import GreedyProblem
-from vidsieve.ops.dispatch import choose, plain, plain_problem
+from vidsieve.ops.definitions import GreedyProblem, HybridProblem, MMRProblem, TopProblem
+from vidsieve.ops.dispatch import choose, plain
 from vidsieve.ops.greedy import eager
 
 
@@ -16,27 +16,31 @@ def conditional_dpp(problem: GreedyProblem) -> Tensor:
 
     Chen, Zhang & Zhou 2018, algorithm 1; method.md eq. 5-8.
     """
-    return choose(eager.conditional_dpp, problem.x)(plain_problem(problem))
+    return choose(eager.conditional_dpp, problem.x)(_plain(problem))
 
 
-def mmr(problem: GreedyProblem, trade: float) -> Tensor:
+def mmr(problem: MMRProblem) -> Tensor:
     """Maximal marginal relevance in every segment, `trade` on relevance, the rest on novelty: order int32 (N,).
 
     Carbonell & Goldstein 1998; method.md eq. 9.
     """
-    return choose(eager.mmr, problem.x)(plain_problem(problem), trade)
+    return choose(eager.mmr, problem.greedy.x)(problem._replace(greedy=_plain(problem.greedy)))
 
 
-def hybrid(problem: GreedyProblem, trade: float, threshold: int) -> Tensor:
+def hybrid(problem: HybridProblem) -> Tensor:
     """`conditional_dpp` in segments of up to `threshold` tokens, `mmr` in longer ones: order int32 (N,)."""
-    return choose(eager.hybrid, problem.x)(plain_problem(problem), trade, threshold)
+    return choose(eager.hybrid, problem.greedy.x)(problem._replace(greedy=_plain(problem.greedy)))
 
 
 def max_min(problem: GreedyProblem) -> Tensor:
     """Farthest-first selection by cosine distance in every segment (DivPrune): order int32 (N,). method.md eq. 10."""
-    return choose(eager.max_min, problem.x)(plain_problem(problem))
+    return choose(eager.max_min, problem.x)(_plain(problem))
 
 
-def top(score: Tensor, offsets: Tensor, budget: Tensor) -> Tensor:
+def top(problem: TopProblem) -> Tensor:
     """The `budget` highest scores of every segment, earlier tokens first among equals: order int32 (N,)."""
-    return choose(eager.top, offsets)(plain(score), offsets, budget)
+    return choose(eager.top, problem.offsets)(plain(problem, "score"))
+
+
+def _plain(problem: GreedyProblem) -> GreedyProblem:
+    return plain(problem, "x", "relevance")

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from vidsieve.ops.definitions import EXHAUSTED, TIE, GreedyProblem
+from vidsieve.ops.definitions import EXHAUSTED, TIE, GreedyProblem, HybridProblem, MMRProblem, TopProblem
 from vidsieve.ops.pieces import STREAM_BYTES, split_pieces, unit_rows, working
 
 BLOCK_BYTES = 24 << 20  # of a piece that is multiplied twice: stays in the cache that cores share
@@ -259,21 +259,23 @@ def conditional_dpp(problem: GreedyProblem) -> Tensor:
     return _greedy(problem, _ConditionalDPP)
 
 
-def mmr(problem: GreedyProblem, trade: float) -> Tensor:
-    return _greedy(problem, lambda x, norm, r, steps: _MMR(r, trade))
+def mmr(problem: MMRProblem) -> Tensor:
+    return _greedy(problem.greedy, lambda x, norm, r, steps: _MMR(r, problem.trade))
 
 
-def hybrid(problem: GreedyProblem, trade: float, threshold: int) -> Tensor:
-    small = problem.offsets.diff() <= threshold
-    exact = conditional_dpp(problem._replace(budget=problem.budget.where(small, 0)))
-    return torch.maximum(exact, mmr(problem._replace(budget=problem.budget.where(~small, 0)), trade))
+def hybrid(problem: HybridProblem) -> Tensor:
+    greedy, trade, threshold = problem
+    small = greedy.offsets.diff() <= threshold
+    exact = conditional_dpp(greedy._replace(budget=greedy.budget.where(small, 0)))
+    return torch.maximum(exact, mmr(MMRProblem(greedy._replace(budget=greedy.budget.where(~small, 0)), trade)))
 
 
 def max_min(problem: GreedyProblem) -> Tensor:
     return _greedy(problem._replace(relevance=None), lambda x, norm, r, steps: _MaxMin(x))
 
 
-def top(score: Tensor, offsets: Tensor, budget: Tensor) -> Tensor:
+def top(problem: TopProblem) -> Tensor:
+    score, offsets, budget = problem
     position = torch.arange(len(score), device=score.device)
     segment = torch.searchsorted(offsets[1:], position, right=True)
     ranked = score.argsort(descending=True, stable=True)

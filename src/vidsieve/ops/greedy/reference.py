@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from vidsieve.ops.definitions import EXHAUSTED, TIE, GreedyProblem
+from vidsieve.ops.definitions import EXHAUSTED, TIE, GreedyProblem, HybridProblem, MMRProblem, TopProblem
 from vidsieve.ops.measurement.reference import unit_rows
 
 
@@ -51,9 +51,9 @@ def conditional_dpp(problem: GreedyProblem) -> Tensor:
     return order
 
 
-def mmr(problem: GreedyProblem, trade: float) -> Tensor:
+def mmr(problem: MMRProblem) -> Tensor:
     """Eq. 9."""
-    x, relevance, offsets, budget, *_ = problem
+    (x, relevance, offsets, budget, *_), trade = problem
     relevance = torch.ones(len(x), device=x.device) if relevance is None else relevance
     order = torch.full((len(x),), -1, dtype=torch.int32, device=x.device)
     for begin, end, k in _segments(offsets, budget):
@@ -68,10 +68,11 @@ def mmr(problem: GreedyProblem, trade: float) -> Tensor:
     return order
 
 
-def hybrid(problem: GreedyProblem, trade: float, threshold: int) -> Tensor:
-    small = problem.offsets.diff() <= threshold
-    exact = conditional_dpp(problem._replace(budget=problem.budget.where(small, 0)))
-    return torch.maximum(exact, mmr(problem._replace(budget=problem.budget.where(~small, 0)), trade))
+def hybrid(problem: HybridProblem) -> Tensor:
+    greedy, trade, threshold = problem
+    small = greedy.offsets.diff() <= threshold
+    exact = conditional_dpp(greedy._replace(budget=greedy.budget.where(small, 0)))
+    return torch.maximum(exact, mmr(MMRProblem(greedy._replace(budget=greedy.budget.where(~small, 0)), trade)))
 
 
 def max_min(problem: GreedyProblem) -> Tensor:
@@ -91,7 +92,8 @@ def max_min(problem: GreedyProblem) -> Tensor:
     return order
 
 
-def top(score: Tensor, offsets: Tensor, budget: Tensor) -> Tensor:
+def top(problem: TopProblem) -> Tensor:
+    score, offsets, budget = problem
     order = torch.full((len(score),), -1, dtype=torch.int32, device=score.device)
     for begin, end, k in _segments(offsets, budget):
         ranked = sorted(range(begin, end), key=lambda i: (-float(score[i]), i))

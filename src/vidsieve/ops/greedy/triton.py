@@ -7,7 +7,7 @@ Longer: in blocks of picks (long_segments.py), with S in memory up to HELD token
 import torch
 from torch import Tensor
 
-from vidsieve.ops.definitions import GreedyProblem
+from vidsieve.ops.definitions import GreedyProblem, HybridProblem, MMRProblem
 from vidsieve.ops.greedy.eager import top as top
 from vidsieve.ops.greedy.long_segments import _long_segments_kernel
 from vidsieve.ops.greedy.short_segments import DPP, HYBRID, MAX_MIN, MMR, _greedy_kernel, _nearest_other_kernel
@@ -103,13 +103,13 @@ def conditional_dpp(problem: GreedyProblem) -> Tensor:
     return _greedy(DPP.value, problem)
 
 
-def mmr(problem: GreedyProblem, trade: float) -> Tensor:
-    return _greedy(MMR.value, problem, trade)
+def mmr(problem: MMRProblem) -> Tensor:
+    return _greedy(MMR.value, *problem)
 
 
 def max_min(problem: GreedyProblem) -> Tensor:
     return _greedy(MAX_MIN.value, problem)
 
 
-def hybrid(problem: GreedyProblem, trade: float, threshold: int) -> Tensor:
-    return _greedy(HYBRID.value, problem, trade, threshold)
+def hybrid(problem: HybridProblem) -> Tensor:
+    return _greedy(HYBRID.value, *problem)

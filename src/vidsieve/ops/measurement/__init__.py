@@ -3,18 +3,25 @@
 from torch import Tensor
 
 from vidsieve.errors import NonFiniteFeatures
-from vidsieve.ops.definitions import LEAST, MOST, NON_FINITE, OUT_OF_RANGE, MeasureProblem, Measures
-from vidsieve.ops.dispatch import choose, plain, several
+from vidsieve.ops.definitions import (
+    LEAST,
+    MOST,
+    NON_FINITE,
+    OUT_OF_RANGE,
+    ContrastProblem,
+    MeasureProblem,
+    Measures,
+    MinMaxProblem,
+    TransienceProblem,
+)
+from vidsieve.ops.dispatch import choose, plain
 from vidsieve.ops.measurement import eager
 
 
 def measure(problem: MeasureProblem) -> Measures:
     """Measure what the later stages need to know of the tokens, in one pass where there is a kernel."""
-    x, prompt, frames = problem.x, problem.prompt, problem.frames
-    regular = min(frames) == max(frames)
-    if x.requires_grad or (prompt is not None and prompt.requires_grad):
-        problem = problem._replace(x=plain(x), prompt=None if prompt is None else plain(prompt))
-    return choose(eager.measure, x, kernel=regular or not problem.persistence)(problem)
+    kernel = not problem.persistence or min(problem.frames) == max(problem.frames)
+    return choose(eager.measure, problem.x, kernel)(plain(problem, "x", "prompt"))
 
 
 def raise_if_nonfinite(nonfinite: Tensor, whose: str = "video") -> None:
@@ -40,20 +47,21 @@ def raise_if_nonfinite(nonfinite: Tensor, whose: str = "video") -> None:
     )
 
 
-def min_max(scores: Tensor, epsilon: float, videos: int = 1) -> Tensor:
-    """Scores (N,) brought to (0, 1], the highest to 1; constant scores all to 1: float32 (N,). method.md, eq. 4."""
-    return choose(eager.min_max, scores)(scores, epsilon, **several(videos))
+def min_max(problem: MinMaxProblem) -> Tensor:
+    """Scores brought to (0, 1], the highest to 1; constant scores all to 1: float32 (N,). method.md, eq. 4."""
+    return choose(eager.min_max, problem.scores, videos=problem.videos)(problem)
 
 
-def transience(persistence: Tensor, frames: tuple[int, ...], floor: float) -> Tensor:
+def transience(problem: TransienceProblem) -> Tensor:
     """1 for tokens that nothing before or after resembles, `floor` for those that stay: float32 (N,). Eq. 4b."""
-    return choose(eager.transience, persistence, kernel=min(frames) == max(frames))(persistence, frames, floor)
+    frames = problem.frames
+    return choose(eager.transience, problem.persistence, kernel=min(frames) == max(frames))(problem)
 
 
-def contrast(persistence: Tensor, frames: tuple[int, ...], floor: float, knee: float) -> Tensor:
+def contrast(problem: ContrastProblem) -> Tensor:
     """1 for tokens that change and whose frame does not, `floor` for those that stay as it does: float32 (N,). Eq. 4c.
 
     A token that stays `knee` times as much as its frame does on average weighs `floor`, and what stays more does too.
     """
-    run = choose(eager.contrast, persistence, kernel=min(frames) == max(frames))
-    return run(persistence, frames, floor, knee)
+    frames = problem.frames
+    return choose(eager.contrast, problem.persistence, kernel=min(frames) == max(frames))(problem)

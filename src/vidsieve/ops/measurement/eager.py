@@ -11,8 +11,11 @@ from vidsieve.ops.definitions import (
     NONFINITE_PROMPT,
     OUT_OF_RANGE,
     STAYS,
+    ContrastProblem,
     MeasureProblem,
     Measures,
+    MinMaxProblem,
+    TransienceProblem,
 )
 from vidsieve.ops.pieces import STREAM_BYTES, split_pieces, unit_rows, working
 
@@ -100,7 +103,8 @@ def _norm_and_cosine(x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None
     return norm, None if projection is None else (projection / norm.clamp(min=1e-30)).float()
 
 
-def min_max(scores: Tensor, epsilon: float) -> Tensor:
+def min_max(problem: MinMaxProblem) -> Tensor:
+    scores, epsilon, _ = problem
     low, high = scores.aminmax()
     return (scores - low + epsilon) / (high - low + epsilon)
 
@@ -116,12 +120,14 @@ def _stays(persistence: Tensor, frames: tuple[int, ...]) -> tuple[Tensor, Tensor
     return torch.maximum(persistence, later).clamp(0, 1), frame, within == frame % lengths[frame]
 
 
-def transience(persistence: Tensor, frames: tuple[int, ...], floor: float) -> Tensor:
+def transience(problem: TransienceProblem) -> Tensor:
+    persistence, frames, floor = problem
     stays, _, diagonal = _stays(persistence, frames)
     return (1 - (1 - floor) * stays).masked_fill(diagonal, 1.0)
 
 
-def contrast(persistence: Tensor, frames: tuple[int, ...], floor: float, knee: float) -> Tensor:
+def contrast(problem: ContrastProblem) -> Tensor:
+    persistence, frames, floor, knee = problem
     stays, frame, diagonal = _stays(persistence, frames)
     lengths = torch.tensor(frames, device=stays.device)
     mean = torch.segment_reduce(stays, "mean", lengths=lengths, unsafe=True)[frame]

@@ -14,8 +14,11 @@ from vidsieve.ops.definitions import (
     NONFINITE_PROMPT,
     OUT_OF_RANGE,
     STAYS,
+    ContrastProblem,
     MeasureProblem,
     Measures,
+    MinMaxProblem,
+    TransienceProblem,
 )
 
 
@@ -71,8 +74,9 @@ def _cosine_to(x: Tensor, y: Tensor) -> Tensor:
     return (unit_rows(x) @ unit_rows(y).mT).mean(1).float()
 
 
-def min_max(scores: Tensor, epsilon: float) -> Tensor:
+def min_max(problem: MinMaxProblem) -> Tensor:
     """Eq. 4, the normalisation."""
+    scores, epsilon, _ = problem
     low, high = float(scores.min()), float(scores.max())
     return ((scores.double() - low + epsilon) / (high - low + epsilon)).float()
 
@@ -88,8 +92,9 @@ def _stays(persistence: Tensor, frames: tuple[int, ...]) -> list[list[float]]:
     return out
 
 
-def transience(persistence: Tensor, frames: tuple[int, ...], floor: float) -> Tensor:
+def transience(problem: TransienceProblem) -> Tensor:
     """Eq. 4b."""
+    persistence, frames, floor = problem
     out = [
         1.0 if i == t % len(frame) else 1 - (1 - floor) * stays
         for t, frame in enumerate(_stays(persistence, frames))
@@ -98,8 +103,9 @@ def transience(persistence: Tensor, frames: tuple[int, ...], floor: float) -> Te
     return torch.tensor(out, device=persistence.device)
 
 
-def contrast(persistence: Tensor, frames: tuple[int, ...], floor: float, knee: float) -> Tensor:
+def contrast(problem: ContrastProblem) -> Tensor:
     """Eq. 4c."""
+    persistence, frames, floor, knee = problem
     out = []
     for t, frame in enumerate(_stays(persistence, frames)):
         mean = math.fsum(frame) / len(frame)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidsieve.ops.definitions import MeasureProblem, Measures
+from vidsieve.ops.definitions import ContrastProblem, MeasureProblem, Measures, MinMaxProblem, TransienceProblem
 from vidsieve.ops.launch import cdiv, covering, launch, multiprocessors, precision, rows_of
 from vidsieve.ops.measurement.gram import _gram_kernel, _segment_gram_kernel
 from vidsieve.ops.measurement.kernels import (
@@ -65,7 +65,8 @@ def _directions(y: Tensor, rows: tuple[int, ...], like: Tensor | None) -> Tensor
     return out
 
 
-def min_max(scores: Tensor, epsilon: float, videos: int = 1) -> Tensor:
+def min_max(problem: MinMaxProblem) -> Tensor:
+    scores, epsilon, videos = problem
     scores = scores.float().contiguous()
     out = torch.empty_like(scores)
     n = len(scores) // videos
@@ -74,14 +75,16 @@ def min_max(scores: Tensor, epsilon: float, videos: int = 1) -> Tensor:
     return out
 
 
-def transience(persistence: Tensor, frames: tuple[int, ...], floor: float) -> Tensor:
+def transience(problem: TransienceProblem) -> Tensor:
+    persistence, frames, floor = problem
     out = torch.empty_like(persistence)
     grid = (cdiv(len(out), 1024),)
     launch(_transience_kernel, grid, persistence, out, len(out), sum(frames), frames[0], floor, BLOCK=1024)
     return out
 
 
-def contrast(persistence: Tensor, frames: tuple[int, ...], floor: float, knee: float) -> Tensor:
+def contrast(problem: ContrastProblem) -> Tensor:
+    persistence, frames, floor, knee = problem
     out = torch.empty_like(persistence)
     block = min(1024, covering(frames[0]))
     grid = (len(out) // frames[0],)

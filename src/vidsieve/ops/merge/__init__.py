@@ -2,14 +2,21 @@
 
 from torch import Tensor
 
-from vidsieve.ops.definitions import MergeProblem, TemporalProblem
+from vidsieve.ops.definitions import (
+    FollowRunsProblem,
+    MergeAmongProblem,
+    MergeProblem,
+    MergeRunsProblem,
+    NearestKeptProblem,
+    TemporalProblem,
+)
 from vidsieve.ops.dispatch import choose, plain
 from vidsieve.ops.merge import eager
 
 
-def nearest_kept(x: Tensor, offsets: Tensor, kept: Tensor) -> Tensor:
-    """The row of `kept` (K,) most similar to each token within its segment: int64 (N,), -1 where it kept none."""
-    return choose(eager.nearest_kept, x)(plain(x), offsets, kept)
+def nearest_kept(problem: NearestKeptProblem) -> Tensor:
+    """The row of `kept` most similar to each token within its segment: int64 (N,), -1 where it kept none."""
+    return choose(eager.nearest_kept, problem.x)(plain(problem, "x"))
 
 
 def temporal(problem: TemporalProblem) -> tuple[Tensor, Tensor]:
@@ -18,28 +25,25 @@ def temporal(problem: TemporalProblem) -> tuple[Tensor, Tensor]:
     And the cosine of the two, float32 (N,), -2 if none. Two zero vectors are alike, and so are vectors within rounding
     of each other.
     """
-    x, frames = problem.x, problem.frames
-    if x.requires_grad:
-        problem = problem._replace(x=plain(x))
-    return choose(eager.temporal, x, kernel=min(frames) == max(frames))(problem)
+    frames = problem.frames
+    return choose(eager.temporal, problem.x, kernel=min(frames) == max(frames))(plain(problem, "x"))
 
 
-def merge_runs(cosine: Tensor, before: Tensor, threshold: float, longest: int) -> tuple[Tensor, ...]:
-    """Where runs of `before` (N,) begin, for `cosine` (N,) is below `threshold` there, and who belongs to them.
+def merge_runs(problem: MergeRunsProblem) -> tuple[Tensor, ...]:
+    """Where runs of `before` begin, for `cosine` is below `threshold` there, and who belongs to them.
 
     The places in order, int64 (N,), of which as many as there are say something; how many they are, int64 (1,); each
     token's row among them or -1, int64 (N,); and what `follow_runs` makes of these rows.
     """
-    return choose(eager.merge_runs, cosine)(cosine, before, threshold, longest)
+    return choose(eager.merge_runs, problem.cosine)(problem)
 
 
-def follow_runs(row: Tensor, before: Tensor, longest: int) -> tuple[Tensor, Tensor]:
-    """The first row (N,) that is not -1, going back from each token by `before` (N,): int64 (N,), -1 if there is none.
+def follow_runs(problem: FollowRunsProblem) -> tuple[Tensor, Tensor]:
+    """The first `row` that is not -1, going back from each token by `before`: int64 (N,), -1 if there is none.
 
     And the token that goes back to each on its way there, int64 (N,), -1 if none: no two go back to the same.
-    longest: a bound on the tokens of such a way.
     """
-    return choose(eager.follow_runs, before)(row, before, longest)
+    return choose(eager.follow_runs, problem.before)(problem)
 
 
 def merge_mean(problem: MergeProblem) -> Tensor:
@@ -51,10 +55,7 @@ def merge_mean(problem: MergeProblem) -> Tensor:
     return choose(eager.merge_mean, problem.x, kernel=not problem.x.requires_grad)(problem)
 
 
-def merge_among(problem: MergeProblem, index: Tensor, begin: int) -> Tensor:
-    """Rows `index` (M,), ascending, of x (L, D), of which the N from `begin` on merge: (M, D).
-
-    N is the length of `source`. Of those N, what `index` holds is `kept` (K,), counted from `begin`, and becomes means
-    as in `merge_mean`.
-    """
-    return choose(eager.merge_among, problem.x, kernel=not problem.x.requires_grad)(problem, index, begin)
+def merge_among(problem: MergeAmongProblem) -> Tensor:
+    """Those `rows` of x (L, D), where those that are kept of what merges become means as in `merge_mean`: (M, D)."""
+    x = problem.merge.x
+    return choose(eager.merge_among, x, kernel=not x.requires_grad)(problem)

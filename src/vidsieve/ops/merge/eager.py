@@ -5,11 +5,21 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from vidsieve.ops.definitions import NOISE, TIE, MergeProblem, TemporalProblem
+from vidsieve.ops.definitions import (
+    NOISE,
+    TIE,
+    FollowRunsProblem,
+    MergeAmongProblem,
+    MergeProblem,
+    MergeRunsProblem,
+    NearestKeptProblem,
+    TemporalProblem,
+)
 from vidsieve.ops.pieces import PIECE_BYTES, unit_rows, working
 
 
-def nearest_kept(x: Tensor, offsets: Tensor, kept: Tensor) -> Tensor:
+def nearest_kept(problem: NearestKeptProblem) -> Tensor:
+    x, offsets, kept = problem
     source = torch.full((len(x),), -1, dtype=torch.int64, device=x.device)
     bounds = offsets.tolist()
     first = torch.searchsorted(kept, offsets).tolist()  # rows of `kept` that fall into each segment
@@ -59,15 +69,17 @@ def _place(frames: tuple[int, ...], at: Tensor) -> Tensor:
     return size[at] * max(frames) + at - begin[at]
 
 
-def merge_runs(cosine: Tensor, before: Tensor, threshold: float, longest: int) -> tuple[Tensor, ...]:
+def merge_runs(problem: MergeRunsProblem) -> tuple[Tensor, ...]:
+    cosine, before, threshold, longest = problem
     found = cosine < threshold
     count = found.cumsum(0)
     index = torch.nonzero_static(found, size=len(cosine))[:, 0]  # and then -1
     row = torch.where(found, count - 1, -1)
-    return index, count[-1:], row, *follow_runs(row, before, longest)
+    return index, count[-1:], row, *follow_runs(FollowRunsProblem(row, before, longest))
 
 
-def follow_runs(row: Tensor, before: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+def follow_runs(problem: FollowRunsProblem) -> tuple[Tensor, Tensor]:
+    row, before, longest = problem
     n = len(row)
     at = torch.arange(n, device=row.device)
     joins = (row < 0) & (before >= 0)
@@ -94,7 +106,8 @@ def merge_mean(problem: MergeProblem) -> Tensor:
     return mean.reshape(len(kept), *x.shape[1:]).to(x.dtype)
 
 
-def merge_among(problem: MergeProblem, index: Tensor, begin: int) -> Tensor:
-    x, source, kept = problem[:3]
-    mean = merge_mean(problem._replace(x=x[begin : begin + len(source)]))
+def merge_among(problem: MergeAmongProblem) -> Tensor:
+    merge, index, begin = problem
+    x, source, kept = merge[:3]
+    mean = merge_mean(merge._replace(x=x[begin : begin + len(source)]))
     return x.index_select(0, index).index_copy(0, torch.searchsorted(index, kept + begin), mean)

@@ -5,13 +5,22 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from vidsieve.ops.definitions import NOISE, MergeProblem, TemporalProblem
+from vidsieve.ops.definitions import (
+    NOISE,
+    FollowRunsProblem,
+    MergeAmongProblem,
+    MergeProblem,
+    MergeRunsProblem,
+    NearestKeptProblem,
+    TemporalProblem,
+)
 from vidsieve.ops.greedy.reference import first_best
 from vidsieve.ops.measurement.reference import unit_rows
 
 
-def nearest_kept(x: Tensor, offsets: Tensor, kept: Tensor) -> Tensor:
+def nearest_kept(problem: NearestKeptProblem) -> Tensor:
     """Eq. 11."""
+    x, offsets, kept = problem
     source = torch.full((len(x),), -1, dtype=torch.int64, device=x.device)
     bounds = offsets.tolist()
     for begin, end in pairwise(bounds):
@@ -49,17 +58,19 @@ def temporal(problem: TemporalProblem) -> tuple[Tensor, Tensor]:
     return before, cosine
 
 
-def merge_runs(cosine: Tensor, before: Tensor, threshold: float, longest: int) -> tuple[Tensor, ...]:
+def merge_runs(problem: MergeRunsProblem) -> tuple[Tensor, ...]:
     """Eq. 14."""
+    cosine, before, threshold, longest = problem
     found = (cosine < threshold).nonzero().flatten()
     row = torch.full((len(cosine),), -1, dtype=torch.int64, device=cosine.device)
     row[found] = torch.arange(len(found), device=cosine.device)
     index = torch.cat([found, row.new_zeros(len(cosine) - len(found))])
-    return index, row.new_tensor([len(found)]), row, *follow_runs(row, before, longest)
+    return index, row.new_tensor([len(found)]), row, *follow_runs(FollowRunsProblem(row, before, longest))
 
 
-def follow_runs(row: Tensor, before: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+def follow_runs(problem: FollowRunsProblem) -> tuple[Tensor, Tensor]:
     """The run of eq. 14 that each token belongs to, and who follows it there."""
+    row, before, _ = problem
     source: list[int] = []
     link = [-1] * len(row)
     for i, (own, j) in enumerate(zip(row.tolist(), before.tolist(), strict=True)):
@@ -78,9 +89,10 @@ def merge_mean(problem: MergeProblem) -> Tensor:
     return torch.stack(means).to(x.dtype)
 
 
-def merge_among(problem: MergeProblem, index: Tensor, begin: int) -> Tensor:
+def merge_among(problem: MergeAmongProblem) -> Tensor:
     """Eq. 12, and 15 where tokens have weights, amid tokens that stay as they are."""
-    x, source, kept = problem[:3]
+    merge, index, begin = problem
+    x, source, kept = merge[:3]
     merged = x.clone()
-    merged[begin + kept] = merge_mean(problem._replace(x=x[begin : begin + len(source)]))
+    merged[begin + kept] = merge_mean(merge._replace(x=x[begin : begin + len(source)]))
     return merged[index]

@@ -3,7 +3,15 @@
 import torch
 from torch import Tensor
 
-from vidsieve.ops.definitions import MeasureProblem, MergeProblem, TemporalProblem
+from vidsieve.ops.definitions import (
+    FollowRunsProblem,
+    MeasureProblem,
+    MergeAmongProblem,
+    MergeProblem,
+    MergeRunsProblem,
+    NearestKeptProblem,
+    TemporalProblem,
+)
 from vidsieve.ops.launch import cdiv, covering, launch, precision, rows_of
 from vidsieve.ops.measurement.triton import measure
 from vidsieve.ops.merge.kernels import (
@@ -15,7 +23,8 @@ from vidsieve.ops.merge.kernels import (
 )
 
 
-def nearest_kept(x: Tensor, offsets: Tensor, kept: Tensor) -> Tensor:
+def nearest_kept(problem: NearestKeptProblem) -> Tensor:
+    x, offsets, kept = problem
     x = rows_of(x)
     norm = measure(MeasureProblem(x, (len(x),))).norm
     segment = torch.searchsorted(offsets[1:], torch.arange(len(x), device=x.device), right=True)
@@ -50,7 +59,8 @@ def temporal(problem: TemporalProblem) -> tuple[Tensor, Tensor]:
     return before, cosine
 
 
-def merge_runs(cosine: Tensor, before: Tensor, threshold: float, longest: int) -> tuple[Tensor, ...]:
+def merge_runs(problem: MergeRunsProblem) -> tuple[Tensor, ...]:
+    cosine, before, threshold, _ = problem
     n = len(cosine)
     index, row, source, link = (torch.empty_like(before) for _ in range(4))
     count = before.new_empty(1)
@@ -63,7 +73,8 @@ def merge_runs(cosine: Tensor, before: Tensor, threshold: float, longest: int) -
     return index, count, row, source, link
 
 
-def follow_runs(row: Tensor, before: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+def follow_runs(problem: FollowRunsProblem) -> tuple[Tensor, Tensor]:
+    row, before, _ = problem
     source, link = torch.empty_like(before), torch.full_like(before, -1)
     launch(_follow_runs_kernel, (cdiv(len(before), 128),), row, before, source, link, len(before), BLOCK=128)
     return source, link
@@ -72,11 +83,11 @@ def follow_runs(row: Tensor, before: Tensor, longest: int) -> tuple[Tensor, Tens
 def merge_mean(problem: MergeProblem) -> Tensor:
     x, kept = problem.x, problem.kept
     rows = problem._replace(x=x.reshape(len(x), -1))
-    return merge_among(rows, kept, 0).view(len(kept), *x.shape[1:])
+    return merge_among(MergeAmongProblem(rows, kept, 0)).view(len(kept), *x.shape[1:])
 
 
-def merge_among(problem: MergeProblem, index: Tensor, begin: int) -> Tensor:
-    x, source, kept, weight, link = problem
+def merge_among(problem: MergeAmongProblem) -> Tensor:
+    (x, source, kept, weight, link), index, begin = problem
     x = x if x.stride(-1) == 1 else x.contiguous()
     m, d = len(index), x.shape[1]
     out = x.new_empty(m, d)

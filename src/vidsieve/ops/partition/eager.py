@@ -3,13 +3,16 @@
 import torch
 from torch import Tensor
 
+from vidsieve.ops.definitions import ApportionProblem, NoveltyProblem, SceneCutsProblem
+
 
 def segment_mean(values: Tensor, offsets: Tensor) -> Tensor:
     mean: Tensor = torch.segment_reduce(values.float(), "mean", offsets=offsets, unsafe=True)
     return mean.nan_to_num(0.0)
 
 
-def scene_cuts(persistence: Tensor, offsets: Tensor, threshold: float, max_frames: int | None) -> Tensor:
+def scene_cuts(problem: SceneCutsProblem) -> Tensor:
+    persistence, offsets, threshold, max_frames, _ = problem
     similarity = segment_mean(persistence, offsets)  # (T,)
     total = len(similarity)
     t = torch.arange(total, device=similarity.device)
@@ -26,12 +29,14 @@ def scene_cuts(persistence: Tensor, offsets: Tensor, threshold: float, max_frame
     return offsets[bounds]
 
 
-def novelty(persistence: Tensor, offsets: Tensor, at: Tensor | None = None) -> Tensor:
+def novelty(problem: NoveltyProblem) -> Tensor:
+    persistence, offsets, at = problem
     persistence = persistence if at is None else persistence[at]
     return (segment_mean(1 - persistence, offsets) * offsets.diff()).clamp(min=0)
 
 
-def apportion(weights: Tensor | None, offsets: Tensor, total: int, floor: float = 0.0) -> Tensor:
+def apportion(problem: ApportionProblem) -> Tensor:
+    weights, offsets, total, floor, _ = problem
     n = offsets.diff().double()
     w = n if weights is None else weights.double()
     w = (w / w.max().clamp(min=1e-300)).clamp(min=1e-9)

@@ -6,13 +6,16 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from vidsieve.ops.definitions import ApportionProblem, NoveltyProblem, SceneCutsProblem
+
 
 def segment_mean(values: Tensor, offsets: Tensor) -> Tensor:
     means = [float(values[a:b].double().mean()) if b > a else 0.0 for a, b in pairwise(offsets.tolist())]
     return torch.tensor(means, dtype=torch.float32, device=values.device)
 
 
-def scene_cuts(persistence: Tensor, offsets: Tensor, threshold: float, max_frames: int | None) -> Tensor:
+def scene_cuts(problem: SceneCutsProblem) -> Tensor:
+    persistence, offsets, threshold, max_frames, _ = problem
     similarity = segment_mean(persistence, offsets)  # (T,)
     frames = len(similarity)
     starts = [t for t in range(frames) if t == 0 or float(similarity[t]) < threshold]
@@ -24,15 +27,17 @@ def scene_cuts(persistence: Tensor, offsets: Tensor, threshold: float, max_frame
     return offsets[torch.tensor(bounds, device=offsets.device)]
 
 
-def novelty(persistence: Tensor, offsets: Tensor, at: Tensor | None = None) -> Tensor:
+def novelty(problem: NoveltyProblem) -> Tensor:
     """Eq. 2."""
+    persistence, offsets, at = problem
     persistence = persistence if at is None else persistence[at]
     sums = [max(0.0, float((1 - persistence[a:b].double()).sum())) for a, b in pairwise(offsets.tolist())]
     return torch.tensor(sums, dtype=torch.float32, device=persistence.device)
 
 
-def apportion(weights: Tensor | None, offsets: Tensor, total: int, floor: float = 0.0) -> Tensor:
+def apportion(problem: ApportionProblem) -> Tensor:
     """Eq. 3: bisection for the level, then largest remainders."""
+    weights, offsets, total, floor, _ = problem
     caps = [b - a for a, b in pairwise(offsets.tolist())]
     occupied = sum(n > 0 for n in caps)
     by_length = [(total - occupied) * n / max(1, sum(caps)) for n in caps]

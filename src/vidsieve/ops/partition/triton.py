@@ -6,18 +6,18 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from vidsieve.ops.definitions import ApportionProblem, NoveltyProblem, SceneCutsProblem
 from vidsieve.ops.dispatch import SLOTS
 from vidsieve.ops.launch import covering, launch
 from vidsieve.ops.partition import eager
 from vidsieve.ops.partition.kernels import _apportion_kernel, _novelty_kernel, _scene_cuts_kernel
 
 
-def scene_cuts(
-    persistence: Tensor, offsets: Tensor, threshold: float, max_frames: int | None, videos: int = 1
-) -> Tensor:
+def scene_cuts(problem: SceneCutsProblem) -> Tensor:
+    persistence, offsets, threshold, max_frames, videos = problem
     frames = (len(offsets) - 1) // videos
     if frames >= SLOTS:  # beyond one program; the torch version asks the device nothing either
-        return eager.scene_cuts(persistence, offsets, threshold, max_frames)
+        return eager.scene_cuts(problem)
     out = torch.empty_like(offsets)
     similarity = persistence.new_empty(frames * videos)
     block = covering(frames + 1)
@@ -28,7 +28,8 @@ def scene_cuts(
     return out
 
 
-def novelty(persistence: Tensor, offsets: Tensor, at: Tensor | None = None) -> Tensor:
+def novelty(problem: NoveltyProblem) -> Tensor:
+    persistence, offsets, at = problem
     out = torch.empty(len(offsets) - 1, dtype=torch.float32, device=persistence.device)
     places = offsets if at is None else at.contiguous()
     launch(_novelty_kernel, (len(out),), persistence, places, offsets, out, WHOLE=at is None, BLOCK=512)
@@ -42,10 +43,11 @@ def _in_two(value: float) -> tuple[float, float]:
     return high, value - high
 
 
-def apportion(weights: Tensor | None, offsets: Tensor, total: int, floor: float = 0.0, videos: int = 1) -> Tensor:
+def apportion(problem: ApportionProblem) -> Tensor:
+    weights, offsets, total, floor, videos = problem
     count = (len(offsets) - 1) // videos
     if count > SLOTS:
-        return eager.apportion(weights, offsets, total, floor)
+        return eager.apportion(problem)
     out = torch.empty(count * videos, dtype=torch.int64, device=offsets.device)
     block = covering(count)
     launch(

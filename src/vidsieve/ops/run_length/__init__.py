@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from vidsieve.errors import NonFiniteFeatures
-from vidsieve.ops.definitions import MOST, RunLengthProblem
+from vidsieve.ops.definitions import MOST, HoldHighestProblem, RunLengthProblem
 from vidsieve.ops.dispatch import choose, plain
 from vidsieve.ops.run_length import eager
 
@@ -16,15 +16,15 @@ def run_length(problem: RunLengthProblem) -> tuple[Tensor, Tensor, Tensor]:
     a group holds NaN, inf or a value beyond 1e18. With a total, which it keeps exactly, it asks the device nothing;
     without, how many there are. Holds 4 P T^2 bytes, fewer than bf16 pixels take as long as T < C / 2.
     """
-    return choose(eager.run_length, problem.x)(problem._replace(x=plain(problem.x)))
+    return choose(eager.run_length, problem.x)(plain(problem, "x"))
 
 
-def hold_highest(score: Tensor, total: int | None) -> tuple[Tensor, Tensor]:
+def hold_highest(problem: HoldHighestProblem) -> tuple[Tensor, Tensor]:
     """Keep the `total` highest of scores (T, P), the earlier of equals, or all that are inf if None.
 
-    kept: int64 (K,) and source: int64 (T * P,), as in `run_length`. Every score of the first frame is inf.
+    kept: int64 (K,) and source: int64 (T * P,), as in `run_length`.
     """
-    return choose(eager.hold_highest, score)(score, total)
+    return choose(eager.hold_highest, problem.score)(problem)
 
 
 def raise_if_nonfinite_pixels(nonfinite: Tensor) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from vidsieve.ops.definitions import MOST, SECTIONS, WIDTHS, RunLengthProblem
+from vidsieve.ops.definitions import MOST, SECTIONS, WIDTHS, HoldHighestProblem, RunLengthProblem
 from vidsieve.ops.pieces import split_pieces, working
 
 BLOCK = 16  # frames that are compared with all before them at once
@@ -22,10 +22,11 @@ def run_length(problem: RunLengthProblem) -> tuple[Tensor, Tensor, Tensor]:
     score = difference.new_full(x.shape[:2], torch.inf)
     for t, (found, new) in enumerate(_walk(difference, threshold), 1):
         score[t] = torch.where(new, torch.inf, found.nan_to_num(0.0, posinf=torch.inf))[:, 0]
-    return *hold_highest(score, total), nonfinite
+    return *hold_highest(HoldHighestProblem(score, total)), nonfinite
 
 
-def hold_highest(score: Tensor, total: int | None) -> tuple[Tensor, Tensor]:
+def hold_highest(problem: HoldHighestProblem) -> tuple[Tensor, Tensor]:
+    score, total = problem
     flat = score.flatten()
     if total is None:
         kept = (flat == torch.inf).nonzero()[:, 0]

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from vidsieve.ops.definitions import MOST, NON_FINITE, SECTIONS, WIDTHS, RunLengthProblem
+from vidsieve.ops.definitions import MOST, NON_FINITE, SECTIONS, WIDTHS, HoldHighestProblem, RunLengthProblem
 
 Differences = list[list[list[float]]]  # of place p, frame t and an earlier frame s
 
@@ -15,11 +15,13 @@ def run_length(problem: RunLengthProblem) -> tuple[Tensor, Tensor, Tensor]:
     differences = _differences(x)
     score = _walk(differences, problem.threshold if total is None else _threshold(differences, total))
     nonfinite = [0 if bool((group.abs() <= MOST).all()) else NON_FINITE for group in x.flatten(0, 1)]
-    kept, source = hold_highest(torch.tensor(score, dtype=torch.float64, device=x.device).view(x.shape[:2]), total)
+    scores = torch.tensor(score, dtype=torch.float64, device=x.device).view(x.shape[:2])
+    kept, source = hold_highest(HoldHighestProblem(scores, total))
     return kept, source, torch.tensor(nonfinite, dtype=torch.int32, device=x.device)
 
 
-def hold_highest(score: Tensor, total: int | None) -> tuple[Tensor, Tensor]:
+def hold_highest(problem: HoldHighestProblem) -> tuple[Tensor, Tensor]:
+    score, total = problem
     places, scores = score.shape[1], score.flatten().tolist()
     ranked = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
     kept = sorted(i for i in ranked if scores[i] == math.inf) if total is None else sorted(ranked[:total])

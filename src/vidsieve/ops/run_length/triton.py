@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vidsieve.ops.definitions import SECTIONS, WIDTHS, RunLengthProblem
+from vidsieve.ops.definitions import SECTIONS, WIDTHS, HoldHighestProblem, RunLengthProblem
 from vidsieve.ops.launch import cdiv, covering, launch, rows_of
 from vidsieve.ops.run_length.eager import hold_highest as hold_highest
 from vidsieve.ops.run_length.kernels import _count_kernel, _differences_kernel, _scores_kernel
@@ -33,4 +33,4 @@ def run_length(problem: RunLengthProblem) -> tuple[Tensor, Tensor, Tensor]:
         difference, counts, score, frames, places, total or 0, float(problem.threshold),
         DONE=sweeps, SECTIONS=SECTIONS, BLOCK=32, num_warps=1,
     )  # fmt: skip
-    return *hold_highest(score, total), nonfinite
+    return *hold_highest(HoldHighestProblem(score, total)), nonfinite

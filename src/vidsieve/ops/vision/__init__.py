@@ -18,5 +18,5 @@ def rotate_(problem: RotaryProblem) -> None:
 
 
 def gate(problem: GateProblem) -> Tensor:
-    """Compute silu(a) * b of the halves a and b of each row: (N, columns), zeros after `width`. method.md, eq. 23."""
+    """Compute silu(a) * b of the halves a and b of each row: (N, columns), 0 from `width` on. method.md, eq. 23."""
     return choose(eager.gate, problem.x)(problem)

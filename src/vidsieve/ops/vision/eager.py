@@ -1,6 +1,7 @@
 """What a vision tower spends its time on, in batched torch."""
 
 import inspect
+from collections.abc import Callable
 from functools import cache
 from typing import cast
 
@@ -10,18 +11,13 @@ from torch.nn.functional import pad, scaled_dot_product_attention, silu
 
 from vidsieve.ops.definitions import GateProblem, RotaryProblem, SegmentAttentionProblem
 
-try:
-    from torch.nn.attention import varlen
-except ImportError:  # before torch 2.10
-    varlen = None  # type: ignore[assignment]
-
 
 def segment_attention(problem: SegmentAttentionProblem) -> Tensor:
     query, key, value, bounds, longest = problem[:5]
     if takes_bounds(query):
         key_bounds = bounds if problem.key_bounds is None else problem.key_bounds
-        packed = varlen.varlen_attn(query, key, value, bounds, key_bounds, longest, longest, scale=problem.scale)
-        return cast(Tensor, packed)
+        attend = cast(Callable[..., Tensor], _varlen_attn())
+        return attend(query, key, value, bounds, key_bounds, longest, longest, scale=problem.scale)
     # Segments of one length are one batch, which gives each the bits that it has alone.
     out = torch.empty_like(query)
     for rows, columns in _of_equal_lengths(problem):
@@ -32,16 +28,20 @@ def segment_attention(problem: SegmentAttentionProblem) -> Tensor:
 
 def takes_bounds(query: Tensor) -> bool:
     """Whether torch has one kernel for segments of all lengths of such queries (N, H, d)."""
-    if varlen is None or not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16):
+    if not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16) or _varlen_attn() is None:
         return False
     width = query.shape[-1]
-    return width % 8 == 0 and width <= 256 and _scales() and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    return width % 8 == 0 and width <= 256 and torch.cuda.get_device_capability(query.device) >= (8, 0)
 
 
-@cache
-def _scales() -> bool:
-    """Whether torch's `varlen_attn` takes the scale of the scores, as it does from torch 2.11 on."""
-    return "scale" in inspect.signature(varlen.varlen_attn).parameters
+@cache  # imported when a CUDA device asks, for it imports Triton
+def _varlen_attn() -> Callable[..., Tensor] | None:
+    """Get torch's attention of packed segments, None where it takes no scale of the scores: before torch 2.11."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return cast(Callable[..., Tensor], varlen_attn) if "scale" in inspect.signature(varlen_attn).parameters else None
 
 
 def _of_equal_lengths(problem: SegmentAttentionProblem) -> list[tuple[Tensor, Tensor]]:
