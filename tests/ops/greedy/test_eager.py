@@ -123,3 +123,15 @@ def test_what_is_beyond_the_rank_is_spread_evenly() -> None:
         kept = (order >= 0).nonzero()[:, 0]
         assert len(kept) == budget
         assert int(kept.diff().max()) <= 4 * n / budget
+
+
+@pytest.mark.parametrize("segments", [1, 3])
+@pytest.mark.parametrize("limit", [7, 20, 64])
+def test_the_nearest_other_token_is_found_across_blocks(
+    segments: int, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(eager, "GRAM_LIMIT", limit)
+    x = torch.stack([independent(60, 24, seed, torch.float64) for seed in range(segments)])
+    unit = torch.nn.functional.normalize(x, dim=-1)
+    cosines = (unit @ unit.mT).masked_fill(torch.eye(60, dtype=torch.bool), -2.0)
+    torch.testing.assert_close(eager._nearest_other(x), cosines.amax(2), atol=1e-12, rtol=0)

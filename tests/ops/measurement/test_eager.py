@@ -26,6 +26,22 @@ def test_persistence_of_equal_tokens_is_one() -> None:
         assert reference._persistence(x, (10,) * 4).tolist() == [0.0] * 10 + [1.0] * 30
 
 
+@pytest.mark.parametrize("frames", [(6, 6, 6), (6, 4, 6), (6, 6, 4)])
+@pytest.mark.parametrize("small_pieces", [False, True])
+def test_what_centring_leaves_of_the_mean_counts_as_zero(
+    frames: tuple[int, ...], small_pieces: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if small_pieces:
+        monkeypatch.setattr(eager, "STREAM_BYTES", 1)
+    x = independent(sum(frames), 24, 5, torch.float64) + 100.0
+    still = [1, 3, 7, 9, 10, 13]
+    x[still] = 0
+    moving = [i for i in range(len(x)) if i not in still]
+    # A 500 000th of the mean is left, less than what counts and more than what the comparison would overlook.
+    x[still] = x[moving].mean(0) * (1 + 2e-6)
+    torch.testing.assert_close(eager._persistence(x, frames), reference._persistence(x, frames), atol=1e-6, rtol=0)
+
+
 def test_the_cosine_to_a_prompt_equals_the_reference() -> None:
     for seed in range(4):
         x = features("degenerate", seed, torch.float32)

@@ -199,11 +199,14 @@ def _nearest_other(x: Tensor) -> Tensor:
     n = x.shape[1]
     best = unit.new_full((len(x), n), -2.0)
     for i in range(0, n, GRAM_LIMIT):
-        for j in range(0, n, GRAM_LIMIT):
-            block = unit[:, i : i + GRAM_LIMIT] @ unit[:, j : j + GRAM_LIMIT].mT  # (B, <= limit, <= limit)
+        for j in range(i, n, GRAM_LIMIT):  # a block and its transpose at once
+            rows, columns = best[:, i : i + GRAM_LIMIT], best[:, j : j + GRAM_LIMIT]
+            block = torch.bmm(unit[:, i : i + GRAM_LIMIT], unit[:, j : j + GRAM_LIMIT].mT)  # (B, <= limit, <= limit)
             if i == j:
                 block.diagonal(dim1=1, dim2=2).fill_(-2.0)
-            best[:, i : i + GRAM_LIMIT] = torch.maximum(best[:, i : i + GRAM_LIMIT], block.amax(2))
+            else:
+                torch.maximum(columns, block.amax(1), out=columns)
+            torch.maximum(rows, block.amax(2), out=rows)
     return best
 
 

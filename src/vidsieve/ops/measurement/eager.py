@@ -55,19 +55,21 @@ def _persistence(x: Tensor, frames: tuple[int, ...]) -> Tensor:
     still = NOISE * mean.norm()
     out = torch.zeros(len(x), dtype=torch.float32, device=x.device)
     regular = min(frames) == max(frames)
-    begin, last = 0, None  # the frames before `begin` are done; `last` (P', D), centred, is the one just before it
+    # The frames before `begin` are done; `last` (P', D), centred, is the one just before it, `last_norm` its lengths.
+    begin, last, last_norm = 0, None, None
     for piece in split_pieces(frames, x.shape[1], STREAM_BYTES if regular else 0):
-        end = begin + sum(frames[piece])
-        now = x[begin:end] - mean
-        now.masked_fill_((torch.linalg.vector_norm(now, dim=-1) <= still)[:, None], 0)
-        if last is not None and len(last) == frames[piece.start]:
-            that = torch.cat([last, now[: -frames[piece.start]]]) if piece.stop > piece.start + 1 else last
-            out[begin:end] = _cosine(now, that)
-        elif last is not None:
-            out[begin:end] = _cosine(now, last.mean(0, keepdim=True).expand_as(now))
-        elif piece.stop > piece.start + 1:
-            out[begin + frames[0] : end] = _cosine(now[frames[0] :], now[: -frames[0]])
-        begin, last = end, now[-frames[piece.stop - 1] :]
+        end, first = begin + sum(frames[piece]), frames[piece.start]
+        now = x[begin:end].to(mean.dtype) - mean  # of one type: mixed ones are slow
+        norm = torch.linalg.vector_norm(now, dim=-1)
+        norm = norm.masked_fill_(norm <= still, 0)
+        if last is not None and last_norm is not None:
+            if len(last) != first:
+                last = last.masked_fill((last_norm == 0)[:, None], 0).mean(0, keepdim=True).expand(first, -1)
+                last_norm = torch.linalg.vector_norm(last, dim=-1)
+            out[begin : begin + first] = _cosine(now[:first], last, norm[:first], last_norm)
+        if piece.stop > piece.start + 1:
+            out[begin + first : end] = _cosine(now[first:], now[:-first], norm[first:], norm[:-first])
+        begin, last, last_norm = end, now[-frames[piece.stop - 1] :], norm[-frames[piece.stop - 1] :]
     return out
 
 
@@ -79,11 +81,13 @@ def _mean(x: Tensor) -> Tensor:
     return torch.stack([x[piece].to(working(x)).sum(0) for piece in pieces]).sum(0) / len(x)
 
 
-def _cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Rowwise cosine of (n, D) and (n, D): float32 (n,). Two zero rows are alike, a zero row is unlike any other."""
-    norm_a, norm_b = torch.linalg.vector_norm(a, dim=-1), torch.linalg.vector_norm(b, dim=-1)
+def _cosine(a: Tensor, b: Tensor, norm_a: Tensor, norm_b: Tensor) -> Tensor:
+    """Rowwise cosine of (n, D) and (n, D): float32 (n,). A length of 0 says that the row counts as zero.
+
+    Two zero rows are alike, a zero row is unlike any other.
+    """
     dot: Tensor = torch.linalg.vecdot(a, b)
-    cosine: Tensor = dot / (norm_a * norm_b).clamp(min=1e-38)
+    cosine = torch.where((norm_a == 0) | (norm_b == 0), 0, dot / (norm_a * norm_b).clamp(min=1e-38))
     return cosine.masked_fill((norm_a == 0) & (norm_b == 0), 1.0).float()
 
 
@@ -94,9 +98,12 @@ def _norm_and_cosine(x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None
     direction = norm.new_zeros(x.shape[1]) if y is None else _direction(y).to(norm.dtype)
     projection = None if y is None else torch.empty_like(norm)
     rows = min(len(x), max(1, STREAM_BYTES // (4 * x.shape[1])))
-    buffer = norm.new_empty(rows, x.shape[1])  # one for all pieces: fresh memory would cost more than the arithmetic
+    # One buffer for all pieces: fresh memory would cost more than the arithmetic.
+    buffer = None if x.dtype == norm.dtype else norm.new_empty(rows, x.shape[1])
     for begin in range(0, len(x), rows):
-        part = buffer[: len(x) - begin].copy_(x[begin : begin + rows])
+        part = x[begin : begin + rows]
+        if buffer is not None:
+            part = buffer[: len(part)].copy_(part)
         torch.linalg.vector_norm(part, dim=-1, out=norm[begin : begin + rows])
         if projection is not None:
             torch.mv(part, direction, out=projection[begin : begin + rows])
