@@ -12,9 +12,10 @@ import vidsieve
 from tests.engines.hf import tiny
 from tests.engines.hf.vision.test_packed import SPLITTING, logits
 from vidsieve.engines.hf.vision.tower import vision_tower
+from vidsieve.errors import UnsupportedCall
 from vidsieve.methods import Pixels, Prune, RandomGroups, RunLength, Staged
 
-MERGED = tuple(family for family in SPLITTING)
+MERGED = SPLITTING
 
 
 def repeating(family: str, frames: int = 6, videos: int = 1, seed: int = 0) -> tiny.Inputs:
@@ -114,3 +115,47 @@ def test_it_composes_with_a_reduction_before_the_language_model(family: str) -> 
     torch.testing.assert_close(found, true, atol=1e-4, rtol=1e-4)
     [video] = trace.videos
     assert video.after == round(0.25 * video.before)
+
+
+CLIPS = ("llava_onevision", "llava_next_video", "video_llava")
+
+
+@pytest.mark.parametrize("selector", [RunLength(0.5), RunLength(threshold=0.05), RandomGroups(0.4)], ids=repr)
+@pytest.mark.parametrize("family", CLIPS)
+def test_repeated_patches_of_a_batch_of_frames_are_overwritten_too(family: str, selector: Any) -> None:
+    # A new model, to which transformers has not yet added the hooks by which it records hidden states: they come last.
+    model, inputs = tiny.fresh(family), tiny.prompt(family)
+    pixels = inputs["pixel_values_videos"][0]  # (T, 3, 56, 56), of 4 x 4 patches
+    for t in range(1, len(pixels)):
+        pixels[t, :, 14 * (t % 3) :] = pixels[t - 1, :, 14 * (t % 3) :]
+    groups = pixels.view(len(pixels), 3, 4, 14, 4, 14).permute(0, 2, 4, 1, 3, 5).reshape(len(pixels), 16, -1)
+    selection = selector.select(groups)
+    source = selection.kept[selection.source].view(len(pixels), 16)
+
+    def overwrite(module: Any, args: Any, output: Any) -> Any:
+        x = output[0] if isinstance(output, tuple) else output
+        patches = x[:, -16:]
+        held = patches.flatten(0, 1)[source.flatten()].view_as(patches)
+        x = torch.cat([x[:, :-16], held], 1)
+        return (x, *output[1:]) if isinstance(output, tuple) else x
+
+    tower = vision_tower(model)
+    layers = next(m for name, m in tower.named_modules() if name.endswith("encoder.layers"))
+    hooks = [layer.register_forward_hook(overwrite) for layer in layers]
+    hooks.append(next(m for n, m in tower.named_modules() if n.endswith("embeddings")).register_forward_hook(overwrite))
+    true = logits(model, inputs)
+    for hook in hooks:
+        hook.remove()
+    stock = logits(model, inputs)
+    with vidsieve.attach(model, Staged({Pixels(): selector})) as trace:
+        found = logits(model, inputs)
+    torch.testing.assert_close(found, true, atol=1e-4, rtol=1e-4)
+    assert (found - stock).abs().max() > 1e-3
+    assert f"{len(selection)} of {16 * len(pixels)} patches computed" in trace.tower
+    assert torch.equal(logits(model, inputs), stock)
+
+
+@pytest.mark.parametrize("family", ["internvl", "smolvlm"])
+def test_frames_that_come_as_images_are_refused(family: str) -> None:
+    with pytest.raises(UnsupportedCall, match="hands the frames of a video over as images"):
+        vidsieve.attach(tiny.model(family), Staged({Pixels(): RunLength(0.5)}))

@@ -15,14 +15,17 @@ from torch import Tensor, nn
 from vidsieve import ops
 from vidsieve.checks import describe
 from vidsieve.engines.hf import contract
+from vidsieve.engines.hf.families import adapter_for
 from vidsieve.engines.hf.intercept import Interceptions
 from vidsieve.engines.hf.tracked import NonFiniteCheck
+from vidsieve.engines.hf.vision.batched import BatchedPixels
 from vidsieve.engines.hf.vision.calls import Grids, TowerCall, TowerCalls
 from vidsieve.engines.hf.vision.fused import FusedModules
 from vidsieve.engines.hf.vision.layout import Layouts, TowerLayout
-from vidsieve.engines.hf.vision.packed import PackedAttention
+from vidsieve.engines.hf.vision.packed import SegmentedAttention
 from vidsieve.engines.hf.vision.pooling import ChannelsLastPooling
 from vidsieve.engines.hf.vision.tower import Reason, gradients_wanted, takes_host_grids, vision_tower, why_not
+from vidsieve.engines.hf.vision.waits import NoWaits
 from vidsieve.errors import UnsupportedCall
 from vidsieve.methods.run_length import PixelSelector
 from vidsieve.telemetry.trace import Trace
@@ -52,16 +55,24 @@ class VisionSeam:
             trace.tower = "stock, as asked for"
             return
         self._tower = tower = vision_tower(model)
+        NoWaits(model, hooks)
         reason = Reason("vision='stock' leaves the tower as it is") if vision == "stock" else why_not(tower)
         if reason is None and vision == "fused" and (unfit := _why_unfused(tower)):
             reason = Reason(unfit)
         if reason is not None:
-            if pixels is not None:
+            if pixels is not None and not reason.expected:
                 raise UnsupportedCall(f"{pixels!r} cannot act before the vision tower: {reason.text}")
+            if pixels is not None and adapter_for(model).layout != "clips":
+                raise UnsupportedCall(
+                    f"{pixels!r} cannot act before the vision tower: {type(model).__name__} hands the frames of a "
+                    "video over as images, and nothing tells which of them are one video; reduce after the tower"
+                )
             if vision != "auto":
                 raise UnsupportedCall(f"vision={vision!r} cannot be: {reason.text}; 'auto' does what can be done")
             trace.tower, trace.tower_slow = f"stock, because {reason.text}", not reason.expected
             ChannelsLastPooling(model.base_model, hooks)
+            if pixels is not None:
+                BatchedPixels(model, tower, pixels, trace, hooks)
             return
         trace.tower = "not called yet"
         self._calls, self._layouts = TowerCalls(), Layouts(tower)
@@ -74,7 +85,7 @@ class VisionSeam:
                     "compute something else than is known here; vision='auto' leaves those as they are"
                 )
             self._fused = bool(modules.replaced)
-        PackedAttention(tower, self._calls, hooks)
+        SegmentedAttention(tower, self._calls, lambda kwargs: cast(Tensor, kwargs["cu_seq_lens_q"]), hooks)
         self._takes_host_grids = takes_host_grids(tower)
         hooks.wrap(model.base_model, "get_video_features", self._video)
         hooks.before(tower, self._before)

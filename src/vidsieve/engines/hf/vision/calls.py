@@ -2,16 +2,25 @@
 
 import threading
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from vidsieve import ops
 from vidsieve.engines.hf.tracked import NonFiniteCheck
-from vidsieve.engines.hf.vision.layout import TowerLayout
 from vidsieve.errors import UnsupportedCall
 
 Grids = tuple[tuple[int, int, int], ...]  # frames, rows and columns of each video, in patches
+
+
+class Layout(Protocol):
+    """Where the segments of all patches are."""
+
+    def longest_of(self, bounds: Tensor) -> int: ...
+
+    def bounds_like(self, bounds: Tensor) -> Tensor: ...
+
+    def patches_of(self, groups: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,13 +31,17 @@ class TowerCall:
     source: int64 (G,), for each group of patches the row, among those that run, of the group that it repeats; None if
     all run.  key_rows: int64 (N,), for each patch the row of the running patch whose key and value it has; None if
     patches that do not run have none.  nonfinite_check: of the pixels, where groups were chosen by them.
+    Of a tower whose frames are one batch, kept: int64 (K,), the tokens that run.  bounds: int32 (T + 1,), of theirs in
+    each frame.
     """
 
-    layout: TowerLayout
+    layout: Layout
     fused: bool
     source: Tensor | None = None
     key_rows: Tensor | None = None
     nonfinite_check: NonFiniteCheck | None = None
+    kept: Tensor | None = None
+    bounds: Tensor | None = None
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, scale: float) -> Tensor:
         """Compute the attention of the patches that run, (N, H, d), to those of their segment."""

@@ -46,15 +46,20 @@ def layout_functions(tower: nn.Module) -> set[str]:
 
 
 def attentions(tower: nn.Module) -> list[Any]:
-    """List the attention modules of `tower` that hand each of its segments to the attention function on its own."""
+    """List the attention modules of `tower`."""
     return [
         module
         for module in tower.modules()
         if "Attention" in type(module).__name__
         and getattr(module, "is_causal", True) is False
         and "config" in module.__dict__
-        and "cu_seqlens" in inspect.signature(type(module).forward).parameters
     ]
+
+
+def packed_attentions(tower: nn.Module) -> list[Any]:
+    """List those that hand each segment of the tower to the attention function on its own."""
+    found = attentions(tower)
+    return [module for module in found if "cu_seqlens" in inspect.signature(type(module).forward).parameters]
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ class Reason:
 def why_not(tower: nn.Module) -> Reason | None:
     """Say why `tower` cannot be packed; None if it can."""
     functions = layout_functions(tower)
-    if not functions or not attentions(tower):
+    if not functions or not packed_attentions(tower):
         return Reason("its frames are one batch already", expected=True)
     if unknown := _unknown(functions, vision_utils):
         return Reason(f"this release of transformers lays it out in a way that is not known here ({unknown})")

@@ -1,0 +1,59 @@
+"""Spare the host its waits around the vision tower, where transformers asks the device for numbers that are known.
+
+A wait after the tower costs what the tower takes: until then the host could have launched most of the prefill.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vidsieve.engines.hf.intercept import Interceptions
+
+# What positions are counted from. Pixels may come too, and are left where they are.
+_SMALL = {"input_ids", "mm_token_type_ids", "attention_mask", "image_grid_thw", "video_grid_thw", "second_per_grid_ts"}
+
+
+class NoWaits:
+    """Wrappers on the body and the decoder of `model`, which compute the same with fewer waits."""
+
+    def __init__(self, model: Any, hooks: Interceptions) -> None:
+        hooks.wrap(model.base_model, "get_rope_index", _on_the_host)
+        decoder = model.get_decoder()
+        if _known_deepstack(decoder):
+            hooks.wrap(decoder, "_deepstack_process", _add_where_visual)
+
+
+def _on_the_host(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Compute positions on the host: hundreds of small operations, some of which the host would wait for."""
+    given = {**dict(zip(inspect.signature(inner).parameters, args, strict=False)), **kwargs}
+    ids = given.get("input_ids")
+    if not isinstance(ids, Tensor) or ids.device.type == "cpu":
+        return inner(**given)
+    known = {name: x.cpu() for name, x in given.items() if name in _SMALL and isinstance(x, Tensor)}
+    found = inner(**{**given, **known})
+    return tuple(x.to(ids.device, non_blocking=True) if isinstance(x, Tensor) else x for x in found)
+
+
+def _known_deepstack(decoder: Any) -> bool:
+    """Whether the decoder adds rows of features to those of its tokens that are visual, as is known here."""
+    process = getattr(type(decoder), "_deepstack_process", None)
+    names = ["self", "hidden_states", "visual_pos_masks", "visual_embeds"]
+    return process is not None and list(inspect.signature(process).parameters) == names
+
+
+def _add_where_visual(
+    inner: Callable[..., Tensor], hidden_states: Tensor, visual_pos_masks: Tensor, visual_embeds: Tensor
+) -> Tensor:
+    """Add visual_embeds (V, D) to the V rows of hidden_states (B, L, D) that visual_pos_masks bool (B, L) marks.
+
+    Indexing by a mask asks the device how many there are.
+    """
+    if not hidden_states.is_cuda or not len(visual_embeds):
+        return inner(hidden_states, visual_pos_masks, visual_embeds)
+    mask = visual_pos_masks.to(hidden_states.device)
+    row = (mask.flatten().cumsum(0) - 1).clamp(min=0).view(mask.shape)
+    added = hidden_states + visual_embeds.to(hidden_states.device, hidden_states.dtype)[row]
+    return torch.where(mask[..., None], added, hidden_states)
