@@ -91,6 +91,14 @@ class Staged(Attachable):
         """The selector before the vision tower, None without one."""
         return cast("PixelSelector | None", self.stages.get(Pixels()))
 
+    @property
+    def after_pixels(self) -> Attachable | None:
+        """The same without the selector before the vision tower; None if there is nothing else."""
+        rest = {place: reducer for place, reducer in self.stages.items() if not isinstance(place, Pixels)}
+        if list(rest) == [0] and self.cost is None and isinstance(only := rest[0], Reducer):
+            return only
+        return Staged(rest, self.cost) if rest else None
+
     def layers(self, depth: int) -> dict[int, Reducer]:
         """Get the stages of a model of `depth` layers, by layer, first to last.
 

@@ -25,13 +25,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vidsieve.engines.hf.attach import attach
 from vidsieve.engines.hf.intercept import Interceptions
 from vidsieve.errors import VidsieveError
 from vidsieve.evaluation.needles import Batch
 from vidsieve.evaluation.needles.layout import GRID, Size
-from vidsieve.evaluation.needles.packed import Packed, fast, noted
+from vidsieve.evaluation.needles.packed import Packed, fast, noted, patchify
 from vidsieve.evaluation.needles.questions import PLANS, WORDS, Questions
 from vidsieve.methods.base import Reducer, kept_count
+from vidsieve.methods.compose import Pixels, Staged
+from vidsieve.methods.run_length import PixelSelector
 from vidsieve.types.reduction import Reduction
 from vidsieve.types.statistics import TokenStatistics
 from vidsieve.types.tokens import Prompt, VideoTokens
@@ -155,6 +158,9 @@ class Suite:
         """
         if isinstance(method, Smaller):
             return self._smaller(method, encoded)
+        if isinstance(method, Staged) and method.pixels is not None:
+            found = self.answer(method.after_pixels, self._computed(method.pixels, encoded), check)
+            return replace(found, reducer=repr(method))
         method = self._equipped(method, encoded)
         if isinstance(method, Reducer) and not self._reads_the_question(method, encoded):
             found = self._reduced(method, encoded)
@@ -173,6 +179,15 @@ class Suite:
         if seen != most:
             raise Refused(f"the method says it kept {most} video tokens, and the last layer saw {seen}")
         return replace(found, reducer=repr(method))
+
+    def _computed(self, pixels: PixelSelector, encoded: EncodedBatch) -> EncodedBatch:
+        """What the tower makes of the same videos where `pixels` chooses what it computes."""
+        frames = encoded.batch.frames
+        sides = (self.size.steps, *(self.merge * side for side in (GRID, GRID)))
+        grid = torch.tensor([sides], device=self.device).expand(len(frames), -1)
+        with attach(self.model, Staged({Pixels(): pixels})):
+            found = self.model.model.get_video_features(patchify(frames, self.size), grid)
+        return replace(encoded, features=torch.stack(list(found.pooler_output)))
 
     def _equipped(self, method: Any, encoded: EncodedBatch) -> Any:
         """The method with what its paper takes from the vision tower, where it can use it."""
@@ -306,6 +321,8 @@ class Suite:
 
     def cost(self, method: Any, encoded: EncodedBatch, turns: int) -> dict[str, float | int | None]:
         """Of one prompt with one video, from visual tokens to logits: medians of milliseconds, and bytes on a GPU."""
+        if isinstance(method, Staged) and method.pixels is not None:  # from visual tokens on, whichever were computed
+            return self.cost(method.after_pixels, encoded, turns)
         grid, features = (GRID, GRID), encoded.features
         if isinstance(method, Smaller):
             grid = method.grid(self.size)
