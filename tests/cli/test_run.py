@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.commands import command
+from tests.clips import write
 from vidsieve import registry
 from vidsieve.cli import demo, main
 
@@ -155,3 +156,30 @@ def test_keep_may_be_in_percent(world: Path, capsys: pytest.CaptureFixture[str])
     assert main.main(command(world, "--keep", "25%", "--only-reduced", "--json")) == 0
     result = json.loads(capsys.readouterr().out)
     assert (result["keep"], result["tokens_after"]) == (0.25, 192)
+
+
+def test_key_frames_are_sampled_recorded_and_said(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "clip.mp4", g="12", **{"x264-params": "scenecut=0"})
+    line = command(world, "--only-reduced", "--out", str(tmp_path / "out"))
+    line[1] = str(tmp_path / "clip.mp4")
+    assert main.main(line) == 0
+    out = capsys.readouterr().out
+    sample = json.loads((tmp_path / "out" / "result.json").read_text())["frames"]
+    assert (sample["sampling"], sample["key_frames"]) == ("even", 9)
+    saved = 100 * (1 - 8 / sample["decoded"])
+    advice = f"{sample['decoded']} frames were decoded for these 8: by that count, --sampling keyframes (8 frames, at "
+    assert f"{advice}uneven distances) would save {saved:.0f} % of the decoding" in out
+    assert main.main([*line, "--sampling", "keyframes"]) == 0
+    out = capsys.readouterr().out
+    assert "clip.mp4: 8 of 9 key frames among 100 frames" in out
+    assert "by that count" not in out
+    sample = json.loads((tmp_path / "out" / "result.json").read_text())["frames"]
+    assert (sample["sampling"], sample["decoded"]) == ("keyframes", 8)
+    assert sample["index"] == [0, 12, 24, 36, 60, 72, 84, 96]
+
+
+def test_no_advice_where_key_frames_are_too_few(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(command(world, "--only-reduced", "--frames", "16")) == 0  # of which it has 5
+    assert "--sampling" not in capsys.readouterr().out

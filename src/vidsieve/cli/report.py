@@ -28,9 +28,11 @@ def show_result(result: dict[str, Any]) -> None:
     before, after = result["tokens_before"], result["tokens_after"]
     sample = result["frames"]
     console.print(
-        f"{Path(result['clip']).name}: {len(sample['index'])} of {sample['total']} frames, {sample['duration']:.1f} s; "
+        f"{Path(result['clip']).name}: {_sampled(sample)}, {sample['duration']:.1f} s; "
         f"{result['model_type']} on {result['device']} in {result['dtype']}"
     )
+    if advice := _advice(sample):
+        console.print(advice)
     count = len(result["segments"] or ())
     segments = f" in {count} segment{'s' * (count > 1)}" if count else ""
     console.print(f"[bold]{before} video tokens -> {after} kept ({100 * after / before:.1f} %)[/]{segments}")
@@ -71,6 +73,24 @@ def show_result(result: dict[str, Any]) -> None:
         console.print()
         for path in result["pictures"].values():
             console.print(f"picture: [bold]{Text(path).markup}[/]")
+
+
+def _sampled(sample: dict[str, Any]) -> str:
+    if sample["sampling"] == "keyframes":
+        return f"{len(sample['index'])} of {sample['key_frames']} key frames among {sample['total']} frames"
+    return f"{len(sample['index'])} of {sample['total']} frames"
+
+
+def _advice(sample: dict[str, Any]) -> str | None:
+    """Say what key frames would have saved, if that is more than half and there are enough of them."""
+    count, decoded = len(sample["index"]), sample["decoded"]
+    instead = min(count, sample["key_frames"])
+    if sample["sampling"] == "keyframes" or 2 * instead < count or 2 * instead >= decoded:
+        return None
+    return (
+        f"{decoded} frames were decoded for these {count}: by that count, --sampling keyframes ({instead} frames, at "
+        f"uneven distances) would save {100 * (1 - instead / decoded):.0f} % of the decoding"
+    )
 
 
 def _adder(table: Any, compared: bool) -> Any:

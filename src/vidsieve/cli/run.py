@@ -24,7 +24,7 @@ from vidsieve.engines.hf.loading import load, prepare
 from vidsieve.errors import VidsieveError
 from vidsieve.telemetry.trace import Trace
 from vidsieve.types.frames import Frames
-from vidsieve.video.decode import read_video
+from vidsieve.video.decode import Sampling, read_video
 from vidsieve.video.demux import is_path
 from vidsieve.video.overlay import Overlay
 
@@ -33,7 +33,7 @@ from vidsieve.video.overlay import Overlay
 class Request:
     """The arguments of `vidsieve run`. device, dtype: None for those that fit this machine and the checkpoint.
 
-    strict: refuse a clip that is cut short or damaged.
+    strict: refuse a clip that is cut short or damaged.  sampling: as `read_video` takes it.
     """
 
     clip: str
@@ -47,6 +47,7 @@ class Request:
     max_new_tokens: int = 128
     compare: bool = True
     strict: bool = False
+    sampling: Sampling = "even"
 
 
 def run(
@@ -67,7 +68,13 @@ def run(
     stages: dict[str, float] = {}
     require("av", "video")  # not on the clock
     with _clocked(stages, "decode"):
-        frames = read_video(request.clip, num_frames=request.frames, progress=True, strict=request.strict)
+        frames = read_video(
+            request.clip,
+            num_frames=request.frames,
+            progress=True,
+            strict=request.strict,
+            sampling=request.sampling,
+        )
     note("loading the model")
     processor, model = load(request.model, request.device, request.dtype, bar=False)
     with _clocked(stages, "process"):
@@ -127,6 +134,9 @@ def _described(
             "size": list(frames.pixels.shape[1:3]),
             "total": frames.total,
             "duration": frames.duration,
+            "sampling": request.sampling,
+            "decoded": frames.decoded,
+            "key_frames": frames.key_frames,
         },
         "tokens": list(video.frames),
         "grid": list(video.grid) if video.grid else None,
