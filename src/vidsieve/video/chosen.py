@@ -1,7 +1,8 @@
 """Decode chosen frames of an indexed video stream, and as few others as possible.
 
 Frames are decoded in runs. A run begins at a key frame and ends at the last packet that its frames need, where the
-decoder is emptied: frames that it would hold back, or threads would decode beyond, cost nothing.
+decoder is emptied: frames that it would hold back, or threads would decode beyond, cost nothing. Pictures that no other
+is made from do not go into the decoder unless they are wanted.
 """
 
 from collections.abc import Iterator, Sequence
@@ -89,7 +90,7 @@ class Decoder:
         for packet in packets(self.container, self.stream):
             number = number_of.get(packet.pts, -1)
             reached = reached or number == begin  # demuxers may stop before it
-            if not reached:
+            if not reached or (number in self.found.spare and number not in missing):
                 continue
             self.decoded += 1
             if number >= begin:
