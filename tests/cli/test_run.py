@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from tests.cli.commands import command
 from tests.clips import write
 from vidsieve import registry
-from vidsieve.cli import demo, main
+from vidsieve.cli import answer, demo, main, report
 
 pytest.importorskip("av")
 pytest.importorskip("transformers")
@@ -34,10 +35,18 @@ def test_run_writes_a_result_whose_numbers_agree(result: dict) -> None:
     assert isinstance(result["answer"], str)
     assert isinstance(result["answer_unreduced"], str)
     stages = result["stages_ms"]
-    assert {"decode", "process", "vision_prefill", "segment", "budget", "relevance", "select", "generate"} <= set(
-        stages
-    )
+    reduction = {"segment", "budget", "relevance", "select"}
+    split = {"decode", "process", "vision", "prefill", "first_token", "rest"}
+    assert split | reduction <= set(stages)
     assert all(milliseconds >= 0 for milliseconds in stages.values())
+    assert set(result["stages_ms_unreduced"]) == split
+    for some in (stages, result["stages_ms_unreduced"]):
+        assert some["vision"] > 0
+        assert some["first_token"] == pytest.approx(sum(some[n] for n in ("decode", "process", "vision", "prefill")))
+    assert sum(stages[name] for name in reduction) < stages["prefill"]
+    assert set(result["memory"]) == {"kv_bytes"}  # the peak is measured on CUDA only
+    saved = result["memory"]["kv_bytes"] / result["memory_unreduced"]["kv_bytes"]
+    assert saved == result["prompt_after"] / result["prompt_before"]
     assert result["versions"]["torch"]
 
 
@@ -69,7 +78,9 @@ def test_run_prints_for_people(world: Path, capsys: pytest.CaptureFixture[str]) 
     out = capsys.readouterr().out
     assert "768 video tokens -> 77 kept (10.0 %)" in out
     assert "every token" in out
-    assert "vision + prefill" in out
+    rows = [line.split("  ")[0].strip() for line in out.splitlines()]
+    assert rows.index("decode") < rows.index("vision") < rows.index("prefill") < rows.index("first token")
+    assert re.search(r"^first token \d+\.\dx (sooner|later) \(.* from the file\), KV cache -\d\d %$", out, re.M)
     assert "What moves?" in out
 
 
@@ -84,6 +95,47 @@ def test_every_method_runs_at_what_it_is_known_for(
     else:
         assert result["stages"][-1]["tokens_after"] == result["tokens_after"] < result["tokens_before"]
         assert result["cost"] == pytest.approx(0.3, abs=0.01) or result["keep_of"] == "tokens"
+
+
+def test_the_headline_says_what_was_measured_and_no_more() -> None:
+    stages = {"decode": 40.0, "process": 10.0}
+    result = {
+        "stages_ms": stages | {"first_token": 150.0},
+        "stages_ms_unreduced": stages | {"first_token": 1260.0},
+        "memory": {"kv_bytes": 11, "peak_bytes": 64},
+        "memory_unreduced": {"kv_bytes": 100, "peak_bytes": 100},
+    }
+    said = "first token 12.1x sooner (8.4x sooner from the file)"
+    assert report._headline(result) == f"{said}, KV cache -89 %, peak memory -36 %"
+    assert report._headline(result | {"memory": {"peak_bytes": 100}}) == f"{said}, peak memory 0 %"
+    assert report._headline(result | {"memory": {}, "memory_unreduced": {}}) == said
+    slower = result | {"stages_ms": stages | {"first_token": 2470.0}, "memory": {}}
+    assert report._headline(slower) == "first token 2.0x later (2.0x later from the file)"
+
+
+def test_the_tower_of_every_family_is_found() -> None:
+    from tests.engines.hf import tiny
+
+    for family in tiny.FAMILIES:
+        model = tiny.model(family)
+        tower = answer._tower(model)
+        assert tower is not None, family
+        assert any(tower is module for module in model.modules()), family
+
+
+def test_the_time_of_the_tower_is_what_it_takes(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vidsieve.engines.hf import load, prepare
+    from vidsieve.video import read_video
+
+    processor, model = load(str(world / "model"))
+    inputs = prepare(processor, read_video(world / "clip.mp4", num_frames=4), "What?")
+    clock = iter(range(10_000))  # a second a look; two looks without the tower, two for the tower
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    found = answer.answer(model, processor, inputs, 2)
+    assert found.stages_ms == {"vision": 1000.0, "prefill": 2000.0, "rest": 1000.0}
+    assert found.trace is None
+    assert not model.model.visual._forward_hooks
+    assert not model.model.visual._forward_pre_hooks
 
 
 def test_show_draws_the_same_picture_again(world: Path, result: dict, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import torch
 
 from vidsieve import registry, writable
 from vidsieve.checks import check_question, describe, require
+from vidsieve.cli.answer import Answer, answer
 from vidsieve.cli.env import versions
 from vidsieve.engines.hf.loading import load, prepare
 from vidsieve.errors import VidsieveError
@@ -84,16 +85,17 @@ def run(
         with reducer(model):
             model.generate(**inputs, do_sample=False, max_new_tokens=1)
     note(f"answering with {request.method}")
-    with reducer(model) as trace:
-        answer, reduced = _answer(model, processor, inputs, request.max_new_tokens)
+    reduced = answer(model, processor, inputs, request.max_new_tokens, reducer)
+    trace = reduced.trace
     if not trace.videos:
         raise VidsieveError(f"{request.model} was shown no video token; nothing could be reduced")
     result = _described(request, method, repr(reducer), frames, model, inputs["input_ids"].shape[1], trace)
-    result |= {"answer": answer, "stages_ms": stages | trace.stages_ms | reduced}
+    result |= {"answer": reduced.text, "stages_ms": _split(stages, reduced, trace), "memory": reduced.memory}
     if request.compare:
         note("answering with every token")
-        result["answer_unreduced"], unreduced = _answer(model, processor, inputs, request.max_new_tokens)
-        result["stages_ms_unreduced"] = {**stages, **unreduced}
+        unreduced = answer(model, processor, inputs, request.max_new_tokens)
+        result["answer_unreduced"] = unreduced.text
+        result |= {"stages_ms_unreduced": _split(stages, unreduced), "memory_unreduced": unreduced.memory}
     if out is not None:
         note("drawing")
         write(result, out)  # whatever becomes of the picture
@@ -107,7 +109,7 @@ def run(
 def _described(
     request: Request, method: registry.Method, reducer: str, frames: Frames, model: Any, prompt: int, trace: Trace
 ) -> dict[str, Any]:
-    """Make the result, with None for answers and times. prompt: tokens of the unreduced prompt."""
+    """Make the result, with None for answers, times and memory. prompt: tokens of the unreduced prompt."""
     video = trace.videos[0]
     return {
         "clip": str(Path(request.clip).resolve()) if is_path(os.fspath(request.clip)) else request.clip,
@@ -128,6 +130,8 @@ def _described(
         "answer_unreduced": None,
         "stages_ms": None,
         "stages_ms_unreduced": None,
+        "memory": None,
+        "memory_unreduced": None,
         "frames": {
             "index": list(frames.index),
             "seconds": list(frames.seconds),
@@ -149,30 +153,10 @@ def _described(
     }
 
 
-class _FirstToken:
-    """A streamer that notes the time of the first new token; before it, `generate` passes the prompt."""
-
-    def __init__(self) -> None:
-        self.handed = 0
-        self.at = 0.0
-
-    def put(self, value: torch.Tensor) -> None:
-        self.handed += 1
-        if self.handed == 2:
-            self.at = time.perf_counter()
-
-    def end(self) -> None:
-        pass
-
-
-def _answer(model: Any, processor: Any, inputs: Any, max_new_tokens: int) -> tuple[str, dict[str, float]]:
-    """Generate the answer; with milliseconds to its first token (vision, reduction, prefill) and on to its last."""
-    first = _FirstToken()
-    start = time.perf_counter()
-    output = model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, streamer=first)
-    end = time.perf_counter()
-    answer = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0].strip()
-    return answer, {"vision_prefill": 1e3 * (first.at - start), "generate": 1e3 * (end - first.at)}
+def _split(before: dict[str, float], answered: Answer, trace: Trace | None = None) -> dict[str, float]:
+    """Join the milliseconds: before the model, in it, of the reduction within the prefill, and to the first token."""
+    first = sum(before.values()) + sum(answered.stages_ms.values()) - answered.stages_ms["rest"]
+    return before | (trace.stages_ms if trace else {}) | answered.stages_ms | {"first_token": first}
 
 
 @contextmanager
