@@ -210,7 +210,7 @@ def _notes(logged: bool = False) -> Iterator[Callable[[str], None]]:
 
     def note(what: str) -> None:
         status.update(f"{what} ...")
-        status.start()  # only now: before the first note, decoding may show a progress bar of its own
+        status.start()
 
     try:
         yield note

@@ -64,6 +64,9 @@ def show_result(result: dict[str, Any]) -> None:
     if "draw" in stages:
         add("draw", "", _ms(stages["draw"]))
     console.print(table)
+    loading = result["loading_ms"]
+    hidden = _ms(max(0.0, stages["decode"] - loading["waited"]))
+    console.print(f"[dim]{hidden} of decoding while the model was loaded, which took {_ms(loading['load'])}[/]")
     if unreduced:
         console.print(f"\n[bold]{_headline(result)}[/]")
 

@@ -10,9 +10,11 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -25,7 +27,7 @@ from vidsieve.engines.hf.loading import load, prepare
 from vidsieve.errors import VidsieveError
 from vidsieve.telemetry.trace import Trace
 from vidsieve.types.frames import Frames
-from vidsieve.video.decode import Sampling, read_video
+from vidsieve.video.decode import Sampling, Wanted, indexed, read_video
 from vidsieve.video.demux import is_path
 from vidsieve.video.overlay import Overlay
 
@@ -57,7 +59,7 @@ def run(
     out: str | os.PathLike[str] | None = None,
     films: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Answer `request` with and without the method. note: called with the current step, once the clip is decoded.
+    """Answer `request` with and without the method. note: called with the current step.
 
     out: a folder for result.json and its picture.  films: as `draw` takes them.
     """
@@ -67,17 +69,9 @@ def run(
     if out is not None:
         writable.file(writable.folder(out) / "result.json")
     stages: dict[str, float] = {}
+    loading: dict[str, float] = {}
     require("av", "video")  # not on the clock
-    with _clocked(stages, "decode"):
-        frames = read_video(
-            request.clip,
-            num_frames=request.frames,
-            progress=True,
-            strict=request.strict,
-            sampling=request.sampling,
-        )
-    note("loading the model")
-    processor, model = load(request.model, request.device, request.dtype, bar=False)
+    frames, processor, model = _loaded(request, note, stages, loading)
     with _clocked(stages, "process"):
         inputs = prepare(processor, frames, request.question).to(model.device, model.dtype)
     if request.compare:  # a first call pays for what later ones do not; neither of the two may be it
@@ -91,6 +85,7 @@ def run(
         raise VidsieveError(f"{request.model} was shown no video token; nothing could be reduced")
     result = _described(request, method, repr(reducer), frames, model, inputs["input_ids"].shape[1], trace)
     result |= {"answer": reduced.text, "stages_ms": _split(stages, reduced, trace), "memory": reduced.memory}
+    result["loading_ms"] = loading
     if request.compare:
         note("answering with every token")
         unreduced = answer(model, processor, inputs, request.max_new_tokens)
@@ -104,6 +99,30 @@ def run(
         write(result, out)
         result["pictures"] = pictures
     return result
+
+
+def _loaded(
+    request: Request, note: Callable[[str], None], stages: dict[str, float], loading: dict[str, float]
+) -> tuple[Frames, Any, Any]:
+    """Decode the clip while the model is loaded: frames, processor, model. What is no video is told before that.
+
+    stages gets the milliseconds of "decode"; loading, of "load" and of what was "waited" for the decoder after that.
+    """
+    note("decoding the clip, and loading the model")
+    with _clocked(stages, "decode"):
+        decode = indexed(request.clip, Wanted(request.frames, strict=request.strict, sampling=request.sampling))
+
+    def decoding() -> Frames:
+        with _clocked(stages, "decode"):
+            return decode()
+
+    decoded = _beside(decoding)
+    with _clocked(loading, "load"):
+        processor, model = load(request.model, request.device, request.dtype, bar=False)
+    note("decoding the clip")
+    with _clocked(loading, "waited"):
+        frames = decoded.result()
+    return frames, processor, model
 
 
 def _described(
@@ -130,6 +149,7 @@ def _described(
         "answer_unreduced": None,
         "stages_ms": None,
         "stages_ms_unreduced": None,
+        "loading_ms": None,
         "memory": None,
         "memory_unreduced": None,
         "frames": {
@@ -159,11 +179,25 @@ def _split(before: dict[str, float], answered: Answer, trace: Trace | None = Non
     return before | (trace.stages_ms if trace else {}) | answered.stages_ms | {"first_token": first}
 
 
+def _beside(work: Callable[[], Frames]) -> "Future[Frames]":
+    """Start `work` in a thread of its own, which an error or Ctrl-C here does not wait for."""
+    future: Future[Frames] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # raised where the result is asked for
+            future.set_exception(error)
+
+    Thread(target=run, name="vidsieve-decode", daemon=True).start()
+    return future
+
+
 @contextmanager
 def _clocked(stages: dict[str, float], name: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
-    stages[name] = 1e3 * (time.perf_counter() - start)
+    stages[name] = stages.get(name, 0.0) + 1e3 * (time.perf_counter() - start)
 
 
 def overlay(result: dict[str, Any], frames: Frames | None = None) -> Overlay:

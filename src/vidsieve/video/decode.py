@@ -81,37 +81,49 @@ def read_video(
     without the frame asked for; `MissingExtra` without PyAV; `ValueError` for invalid arguments.
     Warns if a file is cut short or frames are damaged: what they show is the decoder's guess.
     """
-    wanted = _Wanted(num_frames, fps, index, size, progress, strict, sampling)
+    return indexed(path, Wanted(num_frames, fps, index, size, progress, strict, sampling))()
+
+
+def indexed(path: str | os.PathLike[str], wanted: "Wanted") -> Callable[[], Frames]:
+    """Read which frames a file has; returns the function that decodes those `wanted`, once.
+
+    Both raise as `read_video` does: this for what is no video, the function for what cannot be decoded.
+    """
     av = require("av", "video")
     require("numpy", "video")
     name = os.fsdecode(path)
     place = locate(name)
     with _one_line(place, name):
         found = by_packets(place, name)
-        if found.keys:
-            try:
-                return _read(place, name, found, wanted)
-            except (Miscounted, av.error.InvalidDataError):
-                pass
-        if wanted.sampling == "keyframes":
-            raise VideoError(
-                f"{name}: lists no key frames that can be relied on, because of its time stamps or of damage; "
-                'sample it with sampling="even"'
-            )
-        return _read(place, name, by_decoding(place, name, found), wanted)
+
+    def decode() -> Frames:
+        with _one_line(place, name):
+            if found.keys:
+                try:
+                    return _read(place, name, found, wanted)
+                except (Miscounted, av.error.InvalidDataError):
+                    pass
+            if wanted.sampling == "keyframes":
+                raise VideoError(
+                    f"{name}: lists no key frames that can be relied on, because of its time stamps or of damage; "
+                    'sample it with sampling="even"'
+                )
+            return _read(place, name, by_decoding(place, name, found), wanted)
+
+    return decode
 
 
 @dataclass(frozen=True)
-class _Wanted:
+class Wanted:
     """The arguments of `read_video`, checked."""
 
-    num_frames: int | None
-    fps: float | None
-    index: Sequence[int] | None
-    size: Size
-    progress: bool
-    strict: bool
-    sampling: Sampling
+    num_frames: int | None = None
+    fps: float | None = None
+    index: Sequence[int] | None = None
+    size: Size = LONGEST_SIDE
+    progress: bool = False
+    strict: bool = False
+    sampling: Sampling = "even"
 
     def __post_init__(self) -> None:
         if sum(choice is not None for choice in (self.num_frames, self.fps, self.index)) > 1:
@@ -183,7 +195,7 @@ def _without_frames(place: str, name: str) -> VideoError:
     return VideoError(f"{name}: {_LACKING if lacks_its_index(place) else 'has not a single frame in it'}")
 
 
-def _read(place: str, name: str, found: Index, wanted: _Wanted) -> Frames:
+def _read(place: str, name: str, found: Index, wanted: Wanted) -> Frames:
     if not len(found):
         raise _without_frames(place, name)
     numbers = wanted.numbers(found, name)
