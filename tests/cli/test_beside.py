@@ -91,18 +91,21 @@ def test_what_is_no_video_is_told_before_a_model_is_loaded(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of this kind are POSIX")
-def test_control_c_ends_the_process_while_the_clip_is_decoded(world: Path) -> None:
+@pytest.mark.parametrize("load", ["time.sleep(100)", "None, None"], ids=["while-loading", "while-waiting"])
+def test_control_c_ends_the_process_while_the_clip_is_decoded(world: Path, load: str) -> None:
     script = (
-        "import sys, threading\n"
+        "import sys, threading, time\n"
         "from vidsieve.cli import main, run\n"
-        "def hang():\n"
-        "    print('decoding', flush=True)\n"
-        f"    threading.Event().wait({10 * LONG})\n"
-        "run.indexed = lambda *_: hang\n"
+        "run.indexed = lambda *_: lambda: threading.Event().wait(100)\n"
+        "def load(*_, **__):\n"
+        "    print('loading', flush=True)\n"
+        f"    return {load}\n"
+        "run.load = load\n"
         f"sys.exit(main.main({command(world)!r}))\n"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout.readline() == b"decoding\n"
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"loading\n"
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=LONG)
     assert process.returncode == 130
