@@ -80,7 +80,7 @@ def test_run_prints_for_people(world: Path, capsys: pytest.CaptureFixture[str]) 
     assert "every token" in out
     rows = [line.split("  ")[0].strip() for line in out.splitlines()]
     assert rows.index("decode") < rows.index("vision") < rows.index("prefill") < rows.index("first token")
-    assert re.search(r"^first token \d+\.\dx (sooner|later) \(.* from the file\), KV cache -\d\d %$", out, re.M)
+    assert re.search(r"^first token \d+\.\dx (sooner|later) \(.* from the file\), KV cache -\d\d %$", out, re.MULTILINE)
     assert "What moves?" in out
 
 
@@ -136,6 +136,19 @@ def test_the_time_of_the_tower_is_what_it_takes(world: Path, monkeypatch: pytest
     assert found.trace is None
     assert not model.model.visual._forward_hooks
     assert not model.model.visual._forward_pre_hooks
+
+
+@pytest.mark.gpu
+def test_on_cuda_the_peak_of_memory_is_measured_too(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(command(world, "--device", "cuda", "--json")) == 0
+    found = json.loads(capsys.readouterr().out)
+    for kind in ("", "_unreduced"):
+        stages, memory = found[f"stages_ms{kind}"], found[f"memory{kind}"]
+        assert 0 < stages["vision"] < stages["first_token"]
+        assert stages["prefill"] > 0
+        assert memory["peak_bytes"] > memory["kv_bytes"] > 0
+    assert main.main(command(world, "--device", "cuda")) == 0
+    assert re.search(r"KV cache -\d+ %, peak memory [-+]?\d+ %$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_show_draws_the_same_picture_again(world: Path, result: dict, tmp_path: Path) -> None:
