@@ -2,13 +2,15 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from tests.cli.commands import command
+from tests.clips import write
 from vidsieve import registry
-from vidsieve.cli import demo, main
+from vidsieve.cli import answer, demo, main, report
 
 pytest.importorskip("av")
 pytest.importorskip("transformers")
@@ -33,10 +35,18 @@ def test_run_writes_a_result_whose_numbers_agree(result: dict) -> None:
     assert isinstance(result["answer"], str)
     assert isinstance(result["answer_unreduced"], str)
     stages = result["stages_ms"]
-    assert {"decode", "process", "vision_prefill", "segment", "budget", "relevance", "select", "generate"} <= set(
-        stages
-    )
+    reduction = {"segment", "budget", "relevance", "select"}
+    split = {"decode", "process", "vision", "prefill", "first_token", "rest"}
+    assert split | reduction <= set(stages)
     assert all(milliseconds >= 0 for milliseconds in stages.values())
+    assert set(result["stages_ms_unreduced"]) == split
+    for some in (stages, result["stages_ms_unreduced"]):
+        assert some["vision"] > 0
+        assert some["first_token"] == pytest.approx(sum(some[n] for n in ("decode", "process", "vision", "prefill")))
+    assert sum(stages[name] for name in reduction) < stages["prefill"]
+    assert set(result["memory"]) == {"kv_bytes"}  # the peak is measured on CUDA only
+    saved = result["memory"]["kv_bytes"] / result["memory_unreduced"]["kv_bytes"]
+    assert saved == result["prompt_after"] / result["prompt_before"]
     assert result["versions"]["torch"]
 
 
@@ -68,7 +78,9 @@ def test_run_prints_for_people(world: Path, capsys: pytest.CaptureFixture[str]) 
     out = capsys.readouterr().out
     assert "768 video tokens -> 77 kept (10.0 %)" in out
     assert "every token" in out
-    assert "vision + prefill" in out
+    rows = [line.split("  ")[0].strip() for line in out.splitlines()]
+    assert rows.index("decode") < rows.index("vision") < rows.index("prefill") < rows.index("first token")
+    assert re.search(r"^first token \d+\.\dx (sooner|later) \(.* from the file\), KV cache -\d\d %$", out, re.MULTILINE)
     assert "What moves?" in out
 
 
@@ -83,6 +95,60 @@ def test_every_method_runs_at_what_it_is_known_for(
     else:
         assert result["stages"][-1]["tokens_after"] == result["tokens_after"] < result["tokens_before"]
         assert result["cost"] == pytest.approx(0.3, abs=0.01) or result["keep_of"] == "tokens"
+
+
+def test_the_headline_says_what_was_measured_and_no_more() -> None:
+    stages = {"decode": 40.0, "process": 10.0}
+    result = {
+        "stages_ms": stages | {"first_token": 150.0},
+        "stages_ms_unreduced": stages | {"first_token": 1260.0},
+        "memory": {"kv_bytes": 11, "peak_bytes": 64},
+        "memory_unreduced": {"kv_bytes": 100, "peak_bytes": 100},
+    }
+    said = "first token 12.1x sooner (8.4x sooner from the file)"
+    assert report._headline(result) == f"{said}, KV cache -89 %, peak memory -36 %"
+    assert report._headline(result | {"memory": {"peak_bytes": 100}}) == f"{said}, peak memory 0 %"
+    assert report._headline(result | {"memory": {}, "memory_unreduced": {}}) == said
+    slower = result | {"stages_ms": stages | {"first_token": 2470.0}, "memory": {}}
+    assert report._headline(slower) == "first token 2.0x later (2.0x later from the file)"
+
+
+def test_the_tower_of_every_family_is_found() -> None:
+    from tests.engines.hf import tiny
+
+    for family in tiny.FAMILIES:
+        model = tiny.model(family)
+        tower = answer._tower(model)
+        assert tower is not None, family
+        assert any(tower is module for module in model.modules()), family
+
+
+def test_the_time_of_the_tower_is_what_it_takes(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vidsieve.engines.hf import load, prepare
+    from vidsieve.video import read_video
+
+    processor, model = load(str(world / "model"))
+    inputs = prepare(processor, read_video(world / "clip.mp4", num_frames=4), "What?")
+    clock = iter(range(10_000))  # a second a look; two looks without the tower, two for the tower
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    found = answer.answer(model, processor, inputs, 2)
+    assert found.stages_ms == {"vision": 1000.0, "prefill": 2000.0, "rest": 1000.0}
+    assert found.trace is None
+    assert not model.model.visual._forward_hooks
+    assert not model.model.visual._forward_pre_hooks
+
+
+@pytest.mark.gpu
+def test_on_cuda_the_peak_of_memory_is_measured_too(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(command(world, "--device", "cuda", "--json")) == 0
+    found = json.loads(capsys.readouterr().out)
+    for kind in ("", "_unreduced"):
+        stages, memory = found[f"stages_ms{kind}"], found[f"memory{kind}"]
+        assert 0 < stages["vision"] < stages["first_token"]
+        assert stages["prefill"] > 0
+        assert memory["peak_bytes"] > memory["kv_bytes"] > 0
+    assert main.main(command(world, "--device", "cuda")) == 0
+    assert re.search(r"KV cache -\d+ %, peak memory [-+]?\d+ %$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_show_draws_the_same_picture_again(world: Path, result: dict, tmp_path: Path) -> None:
@@ -155,3 +221,30 @@ def test_keep_may_be_in_percent(world: Path, capsys: pytest.CaptureFixture[str])
     assert main.main(command(world, "--keep", "25%", "--only-reduced", "--json")) == 0
     result = json.loads(capsys.readouterr().out)
     assert (result["keep"], result["tokens_after"]) == (0.25, 192)
+
+
+def test_key_frames_are_sampled_recorded_and_said(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "clip.mp4", g="12", **{"x264-params": "scenecut=0"})
+    line = command(world, "--only-reduced", "--out", str(tmp_path / "out"))
+    line[1] = str(tmp_path / "clip.mp4")
+    assert main.main(line) == 0
+    out = capsys.readouterr().out
+    sample = json.loads((tmp_path / "out" / "result.json").read_text())["frames"]
+    assert (sample["sampling"], sample["key_frames"]) == ("even", 9)
+    saved = 100 * (1 - 8 / sample["decoded"])
+    advice = f"{sample['decoded']} frames were decoded for these 8: by that count, --sampling keyframes (8 frames, at "
+    assert f"{advice}uneven distances) would save {saved:.0f} % of the decoding" in out
+    assert main.main([*line, "--sampling", "keyframes"]) == 0
+    out = capsys.readouterr().out
+    assert "clip.mp4: 8 of 9 key frames among 100 frames" in out
+    assert "by that count" not in out
+    sample = json.loads((tmp_path / "out" / "result.json").read_text())["frames"]
+    assert (sample["sampling"], sample["decoded"]) == ("keyframes", 8)
+    assert sample["index"] == [0, 12, 24, 36, 60, 72, 84, 96]
+
+
+def test_no_advice_where_key_frames_are_too_few(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(command(world, "--only-reduced", "--frames", "16")) == 0  # of which it has 5
+    assert "--sampling" not in capsys.readouterr().out

@@ -15,6 +15,7 @@ import torch
 from tests import synthetic_clip
 from tests.engines.hf import processors, tiny
 from vidsieve.checks import pip_install
+from vidsieve.cli import main
 from vidsieve.cli.report import show_batch
 from vidsieve.cli.run import Request, run
 from vidsieve.encoded import batch, stored
@@ -67,6 +68,25 @@ def test_it_keeps_what_a_run_keeps_and_the_stored_prompt_gives_its_answer(
     assert tensors["features"].shape == (len(row["kept"]), 256)
     output = encoder.model.generate(**stored.restore(encoder.model, tensors), do_sample=False, max_new_tokens=12)
     assert encoder.processor.batch_decode(output, skip_special_tokens=True)[0].strip() == expected["answer"]
+
+
+def test_key_frames_alone_are_encoded_on_request(world: Path, tmp_path: Path) -> None:
+    clip = world / "clip.mp4"
+    keyed = job(world, tmp_path, sampling="keyframes")
+    (row,) = EncodeClips(keyed).rows([(str(clip), QUESTION)])
+    frames = read_video(clip, num_frames=8, sampling="keyframes")
+    assert (row["frames"], row["seconds"]) == (list(frames.index), list(frames.seconds))
+    with pytest.raises(VidsieveError, match="whose sampling is 'keyframes', not None"):
+        job(world, tmp_path).claim()
+
+
+@pytest.mark.parametrize("more", [[], ["--sampling", "keyframes"]])
+def test_the_command_takes_the_sampling(world: Path, monkeypatch: pytest.MonkeyPatch, more: list[str]) -> None:
+    asked = []
+    monkeypatch.setattr(batch, "run", lambda clips, job, *_: asked.append(job.sampling) or {})
+    monkeypatch.setattr("vidsieve.cli.report.show_batch", lambda found: None)
+    assert main.main(["batch", str(world), "--model", "m", "--out", str(world / "out"), *more]) == 0
+    assert asked == [more[-1] if more else "even"]
 
 
 def test_what_reduces_inside_the_model_has_nothing_to_store() -> None:

@@ -32,6 +32,7 @@ from vidsieve.cli import report
 from vidsieve.cli.arguments import Mistake, Parser, Version, count, file, folder, fraction, method, question
 from vidsieve.cli.quiet import quiet
 from vidsieve.errors import VidsieveError
+from vidsieve.video.decode import SAMPLINGS
 
 LINE_EVERY = 30.0  # seconds between lines of progress in a log
 Found = Any  # the result of a command, as JSON values
@@ -88,6 +89,11 @@ def _parser() -> Parser:
     how.add_argument("--device", help="cpu, cuda, cuda:1, ... (cuda where there is one)")
     how.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="(auto; float32 on cpu)")
 
+    sample = Parser(add_help=False)
+    sample.add_argument("--frames", type=count, default=64, help="frames to sample (64)")
+    about = "even: at even distances; keyframes: of the key frames only, which is faster for long clips (even)"
+    sample.add_argument("--sampling", choices=SAMPLINGS, default="even", help=about)
+
     film = Parser(add_help=False)
     film.add_argument("--film", action="store_true", help="draw overlay.mp4 too: the clip beside its kept patches")
     film.add_argument("--gif", action="store_true", help="draw overlay.gif too, the same, smaller")
@@ -102,10 +108,10 @@ def _parser() -> Parser:
         sub.set_defaults(command=command, show=show)
         return sub
 
-    _add_run(add("run", _run, report.show_result, how, film))
+    _add_run(add("run", _run, report.show_result, how, sample, film))
     _add_show(add("show", _redraw, report.show_pictures, film))
     _add_demo(add("demo", _demo, report.show_result, how, film))
-    _add_batch(add("batch", _batch, report.show_batch, how))
+    _add_batch(add("batch", _batch, report.show_batch, how, sample))
     _add_bench(add("bench", _bench, report.show_bench))
     _add_eval(add("eval", _eval, report.show_eval))
     add("methods", _methods, report.show_methods)
@@ -117,7 +123,6 @@ def _add_run(command: Parser) -> None:
     command.add_argument("clip", help="a video file")
     command.add_argument("--question", "-q", type=question, required=True)
     command.add_argument("--model", "-m", required=True, help="Hub id or folder of a video language model")
-    command.add_argument("--frames", type=count, default=64, help="frames to sample, evenly (64)")
     command.add_argument("--strict", action="store_true", help="refuse a clip that is cut short or damaged")
     command.add_argument("--max-new-tokens", type=count, default=128, help="longest answer (128)")
     command.add_argument("--only-reduced", action="store_true", help="do not answer with every token too")
@@ -141,7 +146,6 @@ def _add_batch(command: Parser) -> None:
     )
     about = "the question for every clip, for methods that look at it"
     command.add_argument("--question", "-q", type=question, help=about)
-    command.add_argument("--frames", type=count, default=64, help="frames to sample, evenly (64)")
     command.add_argument("--strict", action="store_true", help="a clip that is cut short or damaged fails")
     command.add_argument("--workers", type=count, help="copies of the model (one a GPU, or one for four processors)")
     command.add_argument("--address", help="of a Ray cluster (this machine)")
@@ -206,7 +210,7 @@ def _notes(logged: bool = False) -> Iterator[Callable[[str], None]]:
 
     def note(what: str) -> None:
         status.update(f"{what} ...")
-        status.start()  # only now: before the first note, decoding may show a progress bar of its own
+        status.start()
 
     try:
         yield note
@@ -232,6 +236,7 @@ def _run(options: argparse.Namespace) -> Found:
         options.max_new_tokens,
         not options.only_reduced,
         options.strict,
+        options.sampling,
     )
     return _carry_out(request, options.out, _films(options))
 
@@ -301,6 +306,7 @@ def _batch(options: argparse.Namespace) -> Found:
         options.device,
         options.dtype,
         options.strict,
+        options.sampling,
     )
     with _notes() as note:
         return batch.run(options.clips, job, options.address, options.workers, note)

@@ -28,9 +28,11 @@ def show_result(result: dict[str, Any]) -> None:
     before, after = result["tokens_before"], result["tokens_after"]
     sample = result["frames"]
     console.print(
-        f"{Path(result['clip']).name}: {len(sample['index'])} of {sample['total']} frames, {sample['duration']:.1f} s; "
+        f"{Path(result['clip']).name}: {_sampled(sample)}, {sample['duration']:.1f} s; "
         f"{result['model_type']} on {result['device']} in {result['dtype']}"
     )
+    if advice := _advice(sample):
+        console.print(advice)
     count = len(result["segments"] or ())
     segments = f" in {count} segment{'s' * (count > 1)}" if count else ""
     console.print(f"[bold]{before} video tokens -> {after} kept ({100 * after / before:.1f} %)[/]{segments}")
@@ -49,17 +51,24 @@ def show_result(result: dict[str, Any]) -> None:
     stages = result["stages_ms"]
     add = _adder(table, bool(unreduced))
     add("prompt tokens", str(result["prompt_before"]), str(result["prompt_after"]))
-    for name in ("decode", "process"):
-        add(name, _ms(stages[name]), _ms(stages[name]))
-    add("vision + prefill", _ms(unreduced["vision_prefill"]) if unreduced else "", _ms(stages["vision_prefill"]))
-    for name in sorted(
-        stages.keys() - {"decode", "process", "vision_prefill", "generate", "draw"}, key=list(stages).index
-    ):
+    shared = ("decode", "process", *(("vision",) if "vision" in stages else ()))
+    for name in shared:
+        add(name, _ms(unreduced[name]) if unreduced else "", _ms(stages[name]))
+    prefill = "prefill" if "vision" in stages else "vision + prefill"
+    add(prefill, _ms(unreduced["prefill"]) if unreduced else "", _ms(stages["prefill"]))
+    others = {*shared, "prefill", "first_token", "rest", "draw"}
+    for name in (name for name in stages if name not in others):
         add(f"  of which {name}", "", _ms(stages[name]))
-    add("generate", _ms(unreduced["generate"]) if unreduced else "", _ms(stages["generate"]))
+    for name, key in (("first token", "first_token"), ("rest", "rest")):
+        add(name, _ms(unreduced[key]) if unreduced else "", _ms(stages[key]))
     if "draw" in stages:
         add("draw", "", _ms(stages["draw"]))
     console.print(table)
+    loading = result["loading_ms"]
+    hidden = _ms(max(0.0, stages["decode"] - loading["waited"]))
+    console.print(f"[dim]{hidden} of decoding while the model was loaded, which took {_ms(loading['load'])}[/]")
+    if unreduced:
+        console.print(f"\n[bold]{_headline(result)}[/]")
 
     console.print(f"\n[dim]question[/]     {Text(result['question']).markup}")
     if unreduced:
@@ -71,6 +80,45 @@ def show_result(result: dict[str, Any]) -> None:
         console.print()
         for path in result["pictures"].values():
             console.print(f"picture: [bold]{Text(path).markup}[/]")
+
+
+def _sampled(sample: dict[str, Any]) -> str:
+    if sample["sampling"] == "keyframes":
+        return f"{len(sample['index'])} of {sample['key_frames']} key frames among {sample['total']} frames"
+    return f"{len(sample['index'])} of {sample['total']} frames"
+
+
+def _advice(sample: dict[str, Any]) -> str | None:
+    """Say what key frames would have saved, if that is more than half and there are enough of them."""
+    count, decoded = len(sample["index"]), sample["decoded"]
+    instead = min(count, sample["key_frames"])
+    if sample["sampling"] == "keyframes" or 2 * instead < count or 2 * instead >= decoded:
+        return None
+    return (
+        f"{decoded} frames were decoded for these {count}: by that count, --sampling keyframes ({instead} frames, at "
+        f"uneven distances) would save {100 * (1 - instead / decoded):.0f} % of the decoding"
+    )
+
+
+def _headline(result: dict[str, Any]) -> str:
+    """Say how much sooner the first token comes and what memory is saved, as far as it was measured."""
+    full, reduced = result["stages_ms_unreduced"], result["stages_ms"]
+    file = full["first_token"] / reduced["first_token"]
+    pixels = _after_pixels(full) / _after_pixels(reduced)
+    said = [f"first token {_sooner(pixels)} ({_sooner(file)} from the file)"]
+    for name, of in (("kv_bytes", "KV cache"), ("peak_bytes", "peak memory")):
+        if name in result["memory"] and result["memory_unreduced"].get(name):
+            change = round(100 * (result["memory"][name] / result["memory_unreduced"][name] - 1))
+            said.append(f"{of} {change:+d} %" if change else f"{of} 0 %")
+    return ", ".join(said)
+
+
+def _after_pixels(stages: dict[str, float]) -> float:
+    return stages["first_token"] - stages["decode"] - stages["process"]
+
+
+def _sooner(ratio: float) -> str:
+    return f"{ratio:.1f}x sooner" if ratio >= 1 else f"{1 / ratio:.1f}x later"
 
 
 def _adder(table: Any, compared: bool) -> Any:

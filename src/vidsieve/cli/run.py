@@ -10,21 +10,24 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
 
 from vidsieve import registry, writable
 from vidsieve.checks import check_question, describe, require
+from vidsieve.cli.answer import Answer, answer
 from vidsieve.cli.env import versions
 from vidsieve.engines.hf.loading import load, prepare
 from vidsieve.errors import VidsieveError
 from vidsieve.telemetry.trace import Trace
 from vidsieve.types.frames import Frames
-from vidsieve.video.decode import read_video
+from vidsieve.video.decode import Sampling, Wanted, indexed, read_video
 from vidsieve.video.demux import is_path
 from vidsieve.video.overlay import Overlay
 
@@ -33,7 +36,7 @@ from vidsieve.video.overlay import Overlay
 class Request:
     """The arguments of `vidsieve run`. device, dtype: None for those that fit this machine and the checkpoint.
 
-    strict: refuse a clip that is cut short or damaged.
+    strict: refuse a clip that is cut short or damaged.  sampling: as `read_video` takes it.
     """
 
     clip: str
@@ -47,6 +50,7 @@ class Request:
     max_new_tokens: int = 128
     compare: bool = True
     strict: bool = False
+    sampling: Sampling = "even"
 
 
 def run(
@@ -55,7 +59,7 @@ def run(
     out: str | os.PathLike[str] | None = None,
     films: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Answer `request` with and without the method. note: called with the current step, once the clip is decoded.
+    """Answer `request` with and without the method. note: called with the current step.
 
     out: a folder for result.json and its picture.  films: as `draw` takes them.
     """
@@ -65,11 +69,9 @@ def run(
     if out is not None:
         writable.file(writable.folder(out) / "result.json")
     stages: dict[str, float] = {}
+    loading: dict[str, float] = {}
     require("av", "video")  # not on the clock
-    with _clocked(stages, "decode"):
-        frames = read_video(request.clip, num_frames=request.frames, progress=True, strict=request.strict)
-    note("loading the model")
-    processor, model = load(request.model, request.device, request.dtype, bar=False)
+    frames, processor, model = _loaded(request, note, stages, loading)
     with _clocked(stages, "process"):
         inputs = prepare(processor, frames, request.question).to(model.device, model.dtype)
     if request.compare:  # a first call pays for what later ones do not; neither of the two may be it
@@ -77,16 +79,18 @@ def run(
         with reducer(model):
             model.generate(**inputs, do_sample=False, max_new_tokens=1)
     note(f"answering with {request.method}")
-    with reducer(model) as trace:
-        answer, reduced = _answer(model, processor, inputs, request.max_new_tokens)
+    reduced = answer(model, processor, inputs, request.max_new_tokens, reducer)
+    trace = reduced.trace
     if not trace.videos:
         raise VidsieveError(f"{request.model} was shown no video token; nothing could be reduced")
     result = _described(request, method, repr(reducer), frames, model, inputs["input_ids"].shape[1], trace)
-    result |= {"answer": answer, "stages_ms": stages | trace.stages_ms | reduced}
+    result |= {"answer": reduced.text, "stages_ms": _split(stages, reduced, trace), "memory": reduced.memory}
+    result["loading_ms"] = loading
     if request.compare:
         note("answering with every token")
-        result["answer_unreduced"], unreduced = _answer(model, processor, inputs, request.max_new_tokens)
-        result["stages_ms_unreduced"] = {**stages, **unreduced}
+        unreduced = answer(model, processor, inputs, request.max_new_tokens)
+        result["answer_unreduced"] = unreduced.text
+        result |= {"stages_ms_unreduced": _split(stages, unreduced), "memory_unreduced": unreduced.memory}
     if out is not None:
         note("drawing")
         write(result, out)  # whatever becomes of the picture
@@ -97,10 +101,34 @@ def run(
     return result
 
 
+def _loaded(
+    request: Request, note: Callable[[str], None], stages: dict[str, float], loading: dict[str, float]
+) -> tuple[Frames, Any, Any]:
+    """Decode the clip while the model is loaded: frames, processor, model. What is no video is told before that.
+
+    stages gets the milliseconds of "decode"; loading, of "load" and of what was "waited" for the decoder after that.
+    """
+    note("decoding the clip, and loading the model")
+    with _clocked(stages, "decode"):
+        decode = indexed(request.clip, Wanted(request.frames, strict=request.strict, sampling=request.sampling))
+
+    def decoding() -> Frames:
+        with _clocked(stages, "decode"):
+            return decode()
+
+    decoded = _beside(decoding)
+    with _clocked(loading, "load"):
+        processor, model = load(request.model, request.device, request.dtype, bar=False)
+    note("decoding the clip")
+    with _clocked(loading, "waited"):
+        frames = decoded.result()
+    return frames, processor, model
+
+
 def _described(
     request: Request, method: registry.Method, reducer: str, frames: Frames, model: Any, prompt: int, trace: Trace
 ) -> dict[str, Any]:
-    """Make the result, with None for answers and times. prompt: tokens of the unreduced prompt."""
+    """Make the result, with None for answers, times and memory. prompt: tokens of the unreduced prompt."""
     video = trace.videos[0]
     return {
         "clip": str(Path(request.clip).resolve()) if is_path(os.fspath(request.clip)) else request.clip,
@@ -121,12 +149,18 @@ def _described(
         "answer_unreduced": None,
         "stages_ms": None,
         "stages_ms_unreduced": None,
+        "loading_ms": None,
+        "memory": None,
+        "memory_unreduced": None,
         "frames": {
             "index": list(frames.index),
             "seconds": list(frames.seconds),
             "size": list(frames.pixels.shape[1:3]),
             "total": frames.total,
             "duration": frames.duration,
+            "sampling": request.sampling,
+            "decoded": frames.decoded,
+            "key_frames": frames.key_frames,
         },
         "tokens": list(video.frames),
         "grid": list(video.grid) if video.grid else None,
@@ -139,37 +173,31 @@ def _described(
     }
 
 
-class _FirstToken:
-    """A streamer that notes the time of the first new token; before it, `generate` passes the prompt."""
-
-    def __init__(self) -> None:
-        self.handed = 0
-        self.at = 0.0
-
-    def put(self, value: torch.Tensor) -> None:
-        self.handed += 1
-        if self.handed == 2:
-            self.at = time.perf_counter()
-
-    def end(self) -> None:
-        pass
+def _split(before: dict[str, float], answered: Answer, trace: Trace | None = None) -> dict[str, float]:
+    """Join the milliseconds: before the model, in it, of the reduction within the prefill, and to the first token."""
+    first = sum(before.values()) + sum(answered.stages_ms.values()) - answered.stages_ms["rest"]
+    return before | (trace.stages_ms if trace else {}) | answered.stages_ms | {"first_token": first}
 
 
-def _answer(model: Any, processor: Any, inputs: Any, max_new_tokens: int) -> tuple[str, dict[str, float]]:
-    """Generate the answer; with milliseconds to its first token (vision, reduction, prefill) and on to its last."""
-    first = _FirstToken()
-    start = time.perf_counter()
-    output = model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, streamer=first)
-    end = time.perf_counter()
-    answer = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0].strip()
-    return answer, {"vision_prefill": 1e3 * (first.at - start), "generate": 1e3 * (end - first.at)}
+def _beside(work: Callable[[], Frames]) -> "Future[Frames]":
+    """Start `work` in a thread of its own, which an error or Ctrl-C here does not wait for."""
+    future: Future[Frames] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # raised where the result is asked for
+            future.set_exception(error)
+
+    Thread(target=run, name="vidsieve-decode", daemon=True).start()
+    return future
 
 
 @contextmanager
 def _clocked(stages: dict[str, float], name: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
-    stages[name] = 1e3 * (time.perf_counter() - start)
+    stages[name] = stages.get(name, 0.0) + 1e3 * (time.perf_counter() - start)
 
 
 def overlay(result: dict[str, Any], frames: Frames | None = None) -> Overlay:

@@ -32,7 +32,7 @@ from vidsieve.encoded.stored import Row, encode, read_row, schema
 from vidsieve.engines.hf.loading import check, load
 from vidsieve.errors import VidsieveError
 from vidsieve.types.frames import Frames
-from vidsieve.video.decode import read_video
+from vidsieve.video.decode import Sampling, read_video
 
 QUESTION = "What happens in this video?"
 CLIPS_A_TASK = 8  # few enough to share evenly, enough that the next clip decodes while this one is encoded
@@ -55,7 +55,7 @@ class Job:
 
     device, dtype: None for those that fit the machine and the checkpoint.
     question: for methods that look at the question, and part of the stored prompt with every method.
-    strict: a clip that is cut short or damaged fails.
+    strict: a clip that is cut short or damaged fails.  sampling: as `read_video` takes it.
     Raises `VidsieveError` for a method that reduces inside the model, `WrongArgument` for a blank question.
     """
 
@@ -68,6 +68,7 @@ class Job:
     device: str | None = None
     dtype: str | None = None
     strict: bool = False
+    sampling: Sampling = "even"
 
     def __post_init__(self) -> None:
         if why := refused(self.method):
@@ -94,6 +95,7 @@ class Job:
             "frames": self.frames,
             "dtype": self.dtype,
             "strict": self.strict or None,  # as in a folder of before there was the choice
+            "sampling": None if self.sampling == "even" else self.sampling,
         }
         path = writable.folder(self.features).parent / "job.json"
         self.features.mkdir(parents=True, exist_ok=True)
@@ -164,7 +166,7 @@ class EncodeClips:
         if task.file.exists():
             return None
         task.attempt()
-        return read_video(task.clip, num_frames=self.job.frames, strict=self.job.strict)
+        return read_video(task.clip, num_frames=self.job.frames, strict=self.job.strict, sampling=self.job.sampling)
 
     def _row(self, task: "_Task", decoding: "Future[Frames | None]") -> Row:
         try:

@@ -14,6 +14,7 @@ class Frames:
 
     pixels: uint8 (T, H, W, 3), RGB.  index: the T frame numbers in the file.  seconds: their T time stamps.
     fps, total, duration: of the file (frames per second, number of frames, seconds).
+    decoded: how many frames were decoded to get these.  key_frames: of the file.  0 where they are not known.
     """
 
     pixels: Tensor
@@ -23,6 +24,8 @@ class Frames:
     total: int
     duration: float
     source: str = ""
+    decoded: int = 0
+    key_frames: int = 0
 
     def __post_init__(self) -> None:
         if self.pixels.ndim != 4 or self.pixels.shape[-1] != 3 or self.pixels.dtype != torch.uint8:

@@ -4,8 +4,9 @@
 
 The file is read twice. The first pass reads packets without decoding them: their time stamps, sorted, say which
 frame is the i-th one, whatever the container claims (variable frame rate, B-frames, a start other than zero, no frame
-count). The second pass seeks from key frame to key frame and decodes only what leads to a sampled frame. Where stamps
-cannot tell frames apart, or the decoder does not give what they promise, every frame is decoded and counted instead.
+count). The second pass seeks from key frame to key frame and decodes only what leads to a sampled frame (`chosen`).
+Where stamps cannot tell frames apart, or the decoder does not give what they promise, every frame is decoded and
+counted instead.
 One full-size picture is held at a time.
 """
 
@@ -19,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from torch import Tensor
 from vidsieve.checks import check_number, require
 from vidsieve.errors import VideoError
 from vidsieve.types.frames import Frames
+from vidsieve.video.chosen import Decoder, Miscounted
 from vidsieve.video.demux import (
     PATIENCE,
     Index,
@@ -35,7 +37,6 @@ from vidsieve.video.demux import (
     lacks_its_index,
     locate,
     opened,
-    pictures,
     video_stream,
 )
 
@@ -47,10 +48,8 @@ _LACKING = (
 )
 
 Size = int | tuple[int, int] | None
-
-
-class _Miscounted(VideoError):
-    """The decoder does not give the frames that the index lists."""
+Sampling = Literal["even", "keyframes"]
+SAMPLINGS: tuple[str, ...] = get_args(Sampling)
 
 
 def read_video(
@@ -62,6 +61,7 @@ def read_video(
     size: Size = LONGEST_SIDE,
     progress: bool = False,
     strict: bool = False,
+    sampling: Sampling = "even",
 ) -> Frames:
     """Read frames of a video, RGB uint8 (T, H, W, 3), as a player shows them: upright, in square pixels, of one size.
 
@@ -74,40 +74,64 @@ def read_video(
       of another size than the file's first are scaled to it, as ffmpeg does.
     progress: a progress bar on standard error for long clips, if that is a terminal.
     strict: raise for a file that is cut short or damaged, instead of a warning.
+    sampling: "even"; or "keyframes", which takes num_frames of the key frames, evenly among them, or all if they are
+      fewer, and decodes no other. They lie where the encoder put them, at uneven distances: `seconds` says when.
 
     Raises `VideoError`, in one line, for a file that is missing, a directory, empty, not a video, without a picture or
     without the frame asked for; `MissingExtra` without PyAV; `ValueError` for invalid arguments.
     Warns if a file is cut short or frames are damaged: what they show is the decoder's guess.
     """
-    wanted = _Wanted(num_frames, fps, index, size, progress, strict)
+    return indexed(path, Wanted(num_frames, fps, index, size, progress, strict, sampling))()
+
+
+def indexed(path: str | os.PathLike[str], wanted: "Wanted") -> Callable[[], Frames]:
+    """Read which frames a file has; returns the function that decodes those `wanted`, once.
+
+    Both raise as `read_video` does: this for what is no video, the function for what cannot be decoded.
+    """
     av = require("av", "video")
     require("numpy", "video")
     name = os.fsdecode(path)
     place = locate(name)
     with _one_line(place, name):
         found = by_packets(place, name)
-        if found.keys:
-            try:
-                return _read(place, name, found, wanted)
-            except (_Miscounted, av.error.InvalidDataError):
-                pass
-        return _read(place, name, by_decoding(place, name, found), wanted)
+
+    def decode() -> Frames:
+        with _one_line(place, name):
+            if found.keys:
+                try:
+                    return _read(place, name, found, wanted)
+                except (Miscounted, av.error.InvalidDataError):
+                    pass
+            if wanted.sampling == "keyframes":
+                raise VideoError(
+                    f"{name}: lists no key frames that can be relied on, because of its time stamps or of damage; "
+                    'sample it with sampling="even"'
+                )
+            return _read(place, name, by_decoding(place, name, found), wanted)
+
+    return decode
 
 
 @dataclass(frozen=True)
-class _Wanted:
+class Wanted:
     """The arguments of `read_video`, checked."""
 
-    num_frames: int | None
-    fps: float | None
-    index: Sequence[int] | None
-    size: Size
-    progress: bool
-    strict: bool
+    num_frames: int | None = None
+    fps: float | None = None
+    index: Sequence[int] | None = None
+    size: Size = LONGEST_SIDE
+    progress: bool = False
+    strict: bool = False
+    sampling: Sampling = "even"
 
     def __post_init__(self) -> None:
         if sum(choice is not None for choice in (self.num_frames, self.fps, self.index)) > 1:
             raise ValueError("give one of num_frames, fps and index, not several")
+        if self.sampling not in SAMPLINGS:
+            raise ValueError(f'expected sampling "even" or "keyframes", got {self.sampling!r}')
+        if self.sampling == "keyframes" and (self.fps is not None or self.index is not None):
+            raise ValueError('sampling="keyframes" takes num_frames, not fps or index: they may fall on other frames')
         if self.num_frames is not None:
             check_number("num_frames is a whole number, at least 1", self.num_frames, 1, integer=True)
         if self.fps is not None:
@@ -135,8 +159,11 @@ class _Wanted:
             steps = max(1, ceil(found.duration * rate - 1e-6))
             last = [min(steps, ceil((after - 1e-6) * rate)) - 1 for after in found.seconds[1:]]
             return [i for i, (before, at) in enumerate(pairwise((-1, *last, steps - 1))) if at > before]
-        count = min(total, 64 if self.num_frames is None else self.num_frames)
-        return [round(i * (total - 1) / max(count - 1, 1)) for i in range(count)]
+        among: Sequence[int] = range(total)
+        if self.sampling == "keyframes":
+            among = [number for number, _ in found.keys]
+        count = min(len(among), 64 if self.num_frames is None else self.num_frames)
+        return [among[round(i * (len(among) - 1) / max(count - 1, 1))] for i in range(count)]
 
 
 def _whole(number: Any) -> int:
@@ -168,12 +195,12 @@ def _without_frames(place: str, name: str) -> VideoError:
     return VideoError(f"{name}: {_LACKING if lacks_its_index(place) else 'has not a single frame in it'}")
 
 
-def _read(place: str, name: str, found: Index, wanted: _Wanted) -> Frames:
+def _read(place: str, name: str, found: Index, wanted: Wanted) -> Frames:
     if not len(found):
         raise _without_frames(place, name)
     numbers = wanted.numbers(found, name)
     with opened(place) as container:
-        decoder = _Decoder(container, video_stream(container, name), found, name)
+        decoder = Decoder(container, video_stream(container, name), found, name)
         with _progress_bar(wanted.progress and found.duration >= LONG_CLIP, len(numbers)) as advance:
             pixels, damaged = _decode(decoder, numbers, wanted.size, advance)
     faults = []
@@ -193,73 +220,32 @@ def _read(place: str, name: str, found: Index, wanted: _Wanted) -> Frames:
         len(found),
         found.duration,
         name,
+        decoder.decoded,
+        len(found.keys),
     )
 
 
-def _decode(decoder: "_Decoder", numbers: Sequence[int], size: Size, advance: Callable[[], None]) -> tuple[Tensor, int]:
-    """Decode the frames `numbers` into one array (T, H, W, 3), and count those that are damaged."""
+def _decode(decoder: Decoder, numbers: Sequence[int], size: Size, advance: Callable[[], None]) -> tuple[Tensor, int]:
+    """Decode the frames `numbers` into one array (T, H, W, 3), and count those that are damaged.
+
+    The first frame of the file has the height and width of all.
+    """
     import numpy as np
 
-    height, width = _scaled(*decoder.shown, size)
-    pixels = np.empty((len(numbers), height, width, 3), np.uint8)
+    places: dict[int, list[int]] = {}
+    for place, number in enumerate(numbers):
+        places.setdefault(number, []).append(place)
+    pixels: Any = None
     damaged = 0
-    for place in sorted(range(len(numbers)), key=numbers.__getitem__):
-        frame = decoder.advance_to(numbers[place])
-        _fill(pixels[place], frame, decoder.name)
-        damaged += frame.is_corrupt
-        advance()
+    for number, frame in decoder.frames(numbers):
+        if pixels is None:
+            shown = _shown(frame, float(decoder.stream.sample_aspect_ratio or 1), decoder.name)
+            pixels = np.empty((len(numbers), *_scaled(*shown, size), 3), np.uint8)
+        for place in places.get(number, ()):
+            _fill(pixels[place], frame, decoder.name)
+            damaged += frame.is_corrupt
+            advance()
     return torch.from_numpy(pixels), damaged
-
-
-class _Decoder:
-    """Decodes forward, and jumps to a later key frame where one lies before the frame wanted.
-
-    shown: height and width of the first frame of the file, which are those of all.
-    Raises `_Miscounted` as soon as a frame is not the one that the index lists.
-    """
-
-    def __init__(self, container: Any, stream: Any, found: Index, name: str) -> None:
-        self.container, self.stream, self.found, self.name = container, stream, found, name
-        self.pictures = pictures(container, stream, found.intact)
-        self.number = -1
-        self.frame: Any = None
-        self._step()
-        self.shown = _shown(self.frame, float(stream.sample_aspect_ratio or 1), name)
-
-    def advance_to(self, target: int) -> Any:
-        """Decode frame `target`, which is not before the previous one."""
-        key = self.found.key_before(target)
-        if key > 0 and self.found.keys[key][0] > self.number + 1:
-            self._seek(*self.found.keys[key])
-        while self.number < target:
-            self._step()
-        return self.frame
-
-    def _seek(self, number: int, stamp: int) -> None:
-        from av.error import FFmpegError
-
-        try:
-            self.container.seek(stamp, stream=self.stream)
-        except FFmpegError as error:
-            raise self._miscounted(number) from error
-        self.pictures = pictures(self.container, self.stream, self.found.intact)
-        for frame in self.pictures:
-            # Those before the key frame lack what they are made from; where stamps change with a seek, it never comes.
-            if frame.pts is None or frame.pts >= self.found.pts[number]:
-                self.number, self.frame = number, frame
-                return self._check()
-        raise self._miscounted(number)
-
-    def _step(self) -> None:
-        self.frame, self.number = next(self.pictures, None), self.number + 1
-        self._check()
-
-    def _check(self) -> None:
-        if self.frame is None or (self.found.keys and self.frame.pts != self.found.pts[self.number]):
-            raise self._miscounted(self.number)
-
-    def _miscounted(self, number: int) -> _Miscounted:
-        return _Miscounted(f"{self.name}: frame {number} of {len(self.found)} cannot be decoded; the file has changed")
 
 
 def _shown(frame: Any, aspect: float, name: str) -> tuple[int, int]:

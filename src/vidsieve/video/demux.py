@@ -18,6 +18,7 @@ from urllib.request import url2pathname
 
 from vidsieve.checks import require
 from vidsieve.errors import VideoError
+from vidsieve.video.references import Rank, rank_reader
 
 BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")  # that an MP4 or MOV file begins with
 PATIENCE = 30.0  # seconds that a server may take to answer
@@ -31,6 +32,7 @@ class Index:
     duration: to the end of the last.  truncated: the file ends before its video does.
     keys: (frame number, time stamp to seek to) of each key frame; empty where stamps do not say which frame is which.
     packets: how many there are; most give one frame.  intact: whether every packet can be decoded.
+    spare: numbers of frames that no other is made from, as far as that is known.
     """
 
     seconds: Sequence[float]
@@ -40,6 +42,7 @@ class Index:
     keys: Sequence[tuple[int, int]] = ()
     packets: int = 0
     intact: bool = True
+    spare: frozenset[int] = frozenset()
 
     def __len__(self) -> int:
         return len(self.seconds)
@@ -201,7 +204,14 @@ def by_packets(place: str, name: str) -> Index:
         pts,
         [(bisect_left(pts, key), seek[key]) for key in sorted(seek)],
         packets=len(listed),
+        spare=frozenset(bisect_left(pts, stamp) for stamp in _spare(listed)),
     )
+
+
+def _spare(listed: Sequence["_Packet"]) -> list[int]:
+    """List the time stamps of pictures that no other is made from."""
+    highest = max(packet.rank[0] for packet in listed)
+    return [packet.pts for packet in listed if packet.rank == (highest, False) and packet.pts is not None]
 
 
 @dataclass(frozen=True)
@@ -213,6 +223,7 @@ class _Packet:
     duration: int
     key: bool
     corrupt: bool
+    rank: Rank
 
 
 def _listed(container: Any, stream: Any) -> tuple[list[_Packet], bool]:
@@ -220,6 +231,7 @@ def _listed(container: Any, stream: Any) -> tuple[list[_Packet], bool]:
     from av.error import InvalidDataError
 
     listed: list[_Packet] = []
+    rank = rank_reader(stream)
     reached, broken = 0.0, False
     try:
         for packet in container.demux():
@@ -229,7 +241,7 @@ def _listed(container: Any, stream: Any) -> tuple[list[_Packet], bool]:
                 reached = max(reached, float((packet.pts + (packet.duration or 0)) * packet.time_base))
             if packet.stream_index == stream.index and not packet.is_discard:
                 seen = (packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, packet.is_corrupt)
-                listed.append(_Packet(*seen))
+                listed.append(_Packet(*seen, rank(packet)))
     except InvalidDataError:
         broken = True
     if listed and listed[-1].corrupt:

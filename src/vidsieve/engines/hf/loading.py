@@ -11,6 +11,7 @@ import torch
 
 from vidsieve.checks import check_question, describe, require
 from vidsieve.engines.hf import hub
+from vidsieve.engines.hf.processing import patching_first
 from vidsieve.engines.torchvision import make_importable
 from vidsieve.errors import UnsupportedModel, VidsieveError, WrongArgument
 from vidsieve.types.frames import Frames
@@ -109,7 +110,7 @@ def prepare(processor: Any, frames: Frames, question: str) -> Any:
         video_backend="pyav",
         frames_indices=[round(second * MICRO) for second in seconds],
     )
-    return processor(
+    return patching_first(processor)(
         text=[text],
         videos=[pixels.permute(0, 3, 1, 2)],
         video_metadata=[metadata],

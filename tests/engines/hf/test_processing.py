@@ -1,0 +1,96 @@
+"""Cutting before normalising gives the tensors of transformers' own processors, bit for bit."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+pytest.importorskip("torchvision")
+
+import transformers
+
+from tests.engines.hf import processors
+from vidsieve.engines.hf.loading import prepare
+from vidsieve.engines.hf.processing import patching_first
+from vidsieve.types.frames import Frames
+
+QWEN = [transformers.Qwen2VLVideoProcessor, transformers.Qwen3VLVideoProcessor]
+SMALL = {"cap_pixels_per_frame": False, "size": {"shortest_edge": 64 * 64, "longest_edge": 64 * 96 * 8}}
+SPLIT = hasattr(transformers.Qwen2VLVideoProcessor, "patchify")  # else the stock processor is used as it is
+
+
+def clip(frames: int, height: int = 70, width: int = 110, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (frames, 3, height, width), dtype=torch.uint8, generator=generator)
+
+
+def both(video: Any, videos: list[torch.Tensor], **options: Any) -> tuple[Any, Any]:
+    quick = patching_first(SimpleNamespace(video_processor=video)).video_processor
+    assert (quick is not video) is SPLIT
+    options = {"do_sample_frames": False, "return_tensors": "pt"} | options
+    return video(videos=videos, **options), quick(videos=videos, **options)
+
+
+@pytest.mark.parametrize("kind", QWEN)
+@pytest.mark.parametrize(
+    ("videos", "options"),
+    [
+        ([clip(8)], {}),
+        ([clip(5)], {}),  # the last frame is repeated
+        ([clip(4), clip(6, 80, 64, 1), clip(4, seed=2)], {}),  # two layouts, normalised in two calls
+        ([clip(2, 224, 448)], {"do_resize": False}),
+        ([clip(4)], {"do_normalize": False}),
+        ([clip(4)], {"do_rescale": False}),
+        ([clip(4)], {"do_rescale": False, "do_normalize": False}),
+        ([clip(4)], {"image_mean": [0.1, 0.2, 0.7], "image_std": [0.3, 0.9, 0.4]}),
+        ([clip(4).float() / 2], {}),
+    ],
+)
+def test_the_tensors_are_the_same_bits(kind: Any, videos: list[torch.Tensor], options: dict[str, Any]) -> None:
+    stock, quick = both(kind(**SMALL), videos, **options)
+    assert stock.keys() == quick.keys()
+    for name in stock:
+        assert stock[name].dtype == quick[name].dtype
+        assert torch.equal(stock[name], quick[name]), name
+
+
+@pytest.mark.parametrize("kind", QWEN)
+def test_a_video_of_more_patches_than_are_normalised_at_once(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vidsieve.engines.hf.processing.ROWS", 7)
+    stock, quick = both(kind(**SMALL), [clip(8)])
+    assert torch.equal(stock["pixel_values_videos"], quick["pixel_values_videos"])
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.skipif(not SPLIT, reason="this release of transformers cuts and normalises in one piece")
+def test_pixels_are_bytes_when_they_are_cut(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    processor = processors.processor(family)
+    kind, seen = type(processor.video_processor), []
+    patchify = kind.patchify
+    monkeypatch.setattr(kind, "patchify", lambda self, x, *a, **k: seen.append(x.dtype) or patchify(self, x, *a, **k))
+    frames = Frames(clip(4).permute(0, 2, 3, 1).contiguous(), (0, 1, 2, 3), (0.0, 1.0, 2.0, 3.0), 1.0, 4, 4.0)
+    before = dict(vars(processor.video_processor))
+    found = prepare(processor, frames, "What?")
+    assert seen == [torch.uint8]
+    assert vars(processor.video_processor) == before  # another thread may be using it
+    monkeypatch.setattr("vidsieve.engines.hf.loading.patching_first", lambda processor: processor)
+    stock = prepare(processor, frames, "What?")
+    assert seen == [torch.uint8, torch.float32]
+    assert stock.keys() == found.keys()
+    assert all(torch.equal(stock[name], found[name]) for name in stock if isinstance(stock[name], torch.Tensor))
+
+
+@pytest.mark.parametrize("family", [family for family in processors.FAMILIES if not family.startswith("qwen")])
+def test_other_processors_are_used_as_they_are(family: str) -> None:
+    processor = processors.processor(family)
+    assert patching_first(processor) is processor
+
+
+def test_a_subclass_that_may_do_otherwise_is_used_as_it_is() -> None:
+    class Own(transformers.Qwen2VLVideoProcessor):  # type: ignore[misc]
+        pass
+
+    processor = SimpleNamespace(video_processor=Own(**SMALL))
+    assert patching_first(processor) is processor

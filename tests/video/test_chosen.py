@@ -1,0 +1,149 @@
+"""What is left undecoded changes no bit of the frames that are wanted."""
+
+import os
+import random
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+av = pytest.importorskip("av")
+np = pytest.importorskip("numpy")
+
+from tests.clips import decoded, rgb, write  # noqa: E402
+from tests.video.test_decode import real_clips  # noqa: E402
+from vidsieve.video.chosen import plan  # noqa: E402
+from vidsieve.video.decode import read_video  # noqa: E402
+from vidsieve.video.demux import Index, _Packet, _spare, by_packets  # noqa: E402
+from vidsieve.video.references import UNKNOWN, rank_reader  # noqa: E402
+
+COUNT = 90
+X264 = {"g": "40", "bf": "4", "refs": "4", "crf": "35"}
+X265 = "log-level=none:keyint=30:scenecut=0:pools=1:frame-threads=1"
+
+
+def busy(number: int, height: int, width: int) -> np.ndarray:
+    """A frame that is predicted from others with a rest: a texture that moves, brightens, and changes in places."""
+    rows, columns = np.mgrid[:height, :width] + 2 * number
+    noise = np.random.default_rng(number // 7).integers(0, 90, (height, width))
+    grey = 60 + 50 * np.sin(rows / 5) * np.cos(columns / 7) + noise * (rows % 29 < 9) + number // 2
+    return np.repeat(np.clip(grey, 0, 255).astype(np.uint8)[..., None], 3, 2)
+
+
+def differing(path: Path, indices: list[list[int]], size: tuple[int, int]) -> list[list[int]]:
+    """Frame numbers whose pixels are not those of the decoder run from end to end, a list a reading."""
+    truth = [rgb(frame, *size) for frame in decoded(path)]
+    wrong = []
+    for index in indices:
+        pixels = read_video(path, index=index, size=size).pixels
+        wrong.append([n for n, got in zip(index, pixels, strict=True) if not torch.equal(got, truth[n])])
+    return wrong
+
+
+def fuzzed(total: int, rounds: int = 12) -> list[list[int]]:
+    draw = random.Random(5)
+    counts = [1, 2, 5, 20, total]
+    return [draw.choices(range(total), k=counts[i % len(counts)]) for i in range(rounds)]
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options", "spares"),
+    [
+        ("pyramid.mp4", "libx264", X264 | {"x264-params": "b-pyramid=normal:weightp=2:scenecut=0"}, True),
+        ("strict.mkv", "libx264", X264 | {"x264-params": "b-pyramid=strict"}, True),
+        ("open.ts", "libx264", X264 | {"g": "12", "x264-params": "open-gop=1:b-pyramid=normal"}, True),
+        ("slices.mp4", "libx264", X264 | {"x264-params": "slices=4:b-adapt=0"}, True),
+        ("fields.mp4", "libx264", X264 | {"x264-params": "interlaced=1"}, True),
+        ("vfr.mkv", "libx264", X264 | {"pts": [900 + 40 * i + 13 * (i % 4) for i in range(COUNT)]}, True),
+        ("few.mp4", "libx264", X264 | {"g": "7", "bf": "1"}, True),
+        ("none.mp4", "libx264", X264 | {"bf": "0"}, False),
+        ("hevc.mp4", "libx265", {"x265-params": f"{X265}:bframes=4:b-pyramid=1"}, True),
+        ("layers.mp4", "libx265", {"x265-params": f"{X265}:bframes=4:b-pyramid=1:temporal-layers=3"}, True),
+        ("open_hevc.ts", "libx265", {"x265-params": f"{X265}:bframes=3:open-gop=1"}, True),
+        ("vp9.webm", "libvpx-vp9", {"g": "30", "deadline": "realtime", "cpu-used": "8"}, False),
+        ("old.mpg", "mpeg2video", {"bf": "2"}, False),
+    ],
+)
+def test_any_frames_are_those_of_the_decoder_run_from_end_to_end(
+    tmp_path: Path, name: str, codec: str, options: dict, spares: bool
+) -> None:
+    path = write(tmp_path / name, COUNT, codec=codec, draw=busy, shape=(96, 144), **options)
+    assert not any(differing(path, fuzzed(COUNT), (96, 144)))
+    spare = by_packets(f"file:{path}", name).spare
+    assert bool(spare) is spares
+    last = max(set(range(COUNT)) - spare)
+    assert read_video(path, index=[last]).decoded <= COUNT - len(spare)
+
+
+def test_a_picture_that_is_wanted_is_decoded_though_it_is_spare(tmp_path: Path) -> None:
+    path = write(tmp_path / "clip.mp4", COUNT, draw=busy, shape=(96, 144), **X264)
+    spare = sorted(by_packets(f"file:{path}", "clip").spare)
+    assert len(spare) > COUNT // 3
+    assert not any(differing(path, [spare, spare[:1], spare[-1:]], (96, 144)))
+
+
+def test_nothing_behind_the_last_packet_that_is_needed_is_decoded(tmp_path: Path) -> None:
+    path = write(tmp_path / "clip.mp4", g="50", bf="0", **{"x264-params": "scenecut=0"})
+    assert [read_video(path, index=[n]).decoded for n in (0, 10, 50, 73)] == [1, 11, 2, 25]  # and frame 0, for its size
+    assert read_video(path, index=[73, 10]).decoded == 11 + 24
+
+
+def test_a_run_begins_anew_where_a_key_frame_leaves_out_frames() -> None:
+    keys = [(0, 0), (10, 100), (11, 110), (20, 200)]
+    found = Index(range(30), 30.0, False, range(30), keys)
+    runs = [(run.key[0], run.numbers) for run in plan(found, [25, 3, 9, 10, 19, 9])]
+    assert runs == [(0, [3, 9, 10, 19, 25])]  # one after the other, or a key frame right behind
+    runs = [(run.key[0], run.numbers) for run in plan(found, [25, 3, 9, 18])]
+    assert runs == [(0, [3, 9]), (11, [18]), (20, [25])]
+    assert [(run.key[0], run.numbers) for run in plan(found, [2, 12])] == [(0, [2]), (11, [12])]
+
+
+def stream(codec: str, extra: bytes) -> SimpleNamespace:
+    return SimpleNamespace(codec_context=SimpleNamespace(name=codec, extradata=extra))
+
+
+AVCC, HVCC = b"\1dd\0\xff", b"\1" + bytes(20) + b"\3" + b"\0"
+
+
+@pytest.mark.parametrize(
+    ("codec", "extra", "packet", "rank"),
+    [
+        ("h264", AVCC, b"\0\0\0\2\x01\x9e", (0, False)),
+        ("h264", AVCC, b"\0\0\0\2\x06\x9e\0\0\0\2\x41\x9e", (0, True)),
+        ("h264", AVCC, b"\0\0\0\2\x01\x9e\0\0\0\2\x41\x9e", UNKNOWN),  # two fields, one of which is needed
+        ("h264", AVCC, b"\0\0\0\3\x01\x9e", UNKNOWN),  # longer than the packet
+        ("h264", AVCC, b"\0\0\0\1\x0b", UNKNOWN),  # no picture
+        ("h264", AVCC, b"", UNKNOWN),
+        ("h264", b"\0\0\0\1\x67", b"\0\0\0\1\x09\xf0\0\0\1\x0b\0\0\1\x01\x9e", (0, False)),
+        ("h264", b"", b"\0\0\1\x65\x88", (0, True)),
+        ("hevc", HVCC, b"\0\0\0\2\x00\x01", (0, False)),
+        ("hevc", HVCC, b"\0\0\0\2\x02\x03", (2, True)),
+        ("hevc", HVCC, b"\0\0\0\2\x00\x01\0\0\0\2\x03\x09", (0, False)),  # a second view is not decoded
+        ("hevc", HVCC, b"\0\0\0\2\x26\x01", (0, True)),
+        ("av1", b"", b"\0\0\1\x01\x9e", UNKNOWN),
+    ],
+)
+def test_ranks_are_read_from_headers(codec: str, extra: bytes, packet: bytes, rank: tuple[int, bool]) -> None:
+    assert rank_reader(stream(codec, extra))(packet) == rank
+
+
+@pytest.mark.parametrize(
+    ("ranks", "spare"),
+    [
+        ([(0, True), (0, False), (0, True), (0, False)], [1, 3]),
+        ([(0, True), (0, False), (1, True), (1, False)], [3]),  # the higher layer may be made from picture 1
+        ([(0, True), (0, False), (1, True)], []),
+        ([(0, True), (0, False), UNKNOWN], []),
+    ],
+)
+def test_what_a_higher_layer_may_need_is_not_spare(ranks: list[tuple[int, bool]], spare: list[int]) -> None:
+    assert _spare([_Packet(i, i, 1, i == 0, False, rank) for i, rank in enumerate(ranks)]) == spare
+
+
+@pytest.mark.skipif(not real_clips(), reason="set VIDSIEVE_CLIPS to a folder of real .mp4 clips")
+@pytest.mark.parametrize("path", real_clips(), ids=lambda path: path.stem)
+def test_any_frames_of_real_clips(path: Path) -> None:
+    total = len(by_packets(f"file:{path}", path.name))
+    rounds = int(os.environ.get("VIDSIEVE_ROUNDS", "3"))
+    assert not any(differing(path, [index for index in fuzzed(total, 5 * rounds) if len(index) < total], (90, 160)))
