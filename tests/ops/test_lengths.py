@@ -138,7 +138,8 @@ def _attention(length: int) -> None:
 
 
 def _rows(length: int) -> None:
-    ops.compact_rows(torch.zeros(1, length, dtype=torch.int64), length // 2, 5, length + 9)
+    rows = torch.zeros(1, length, dtype=torch.int64)
+    ops.compact_rows(ops.CompactRowsProblem(rows, length // 2, 5, length + 9))
 
 
 def _run_length(length: int) -> None:
