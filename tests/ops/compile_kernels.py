@@ -67,7 +67,7 @@ def compile_kernels(sm: int) -> None:
     compile_kernel(partition._scene_cuts_kernel, sm, BLOCK=128, TOKENS=64)
     compile_kernel(measurement._min_max_kernel, sm, BLOCK=16384, warps=32)
     compile_kernel(compaction._compact_kernel, sm, BLOCK=4096, warps=8)
-    compile_kernel(gram._gram_kernel, sm, **FEATURES, BLOCK=128, BLOCK_S=64, BLOCK_D=64)
+    compile_kernel(gram._gram_kernel, sm, **FEATURES, ALIGNED=True, BLOCK=128, BLOCK_S=64, BLOCK_D=64)
     compile_kernel(
         gram._segment_gram_kernel,
         sm,

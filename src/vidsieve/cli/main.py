@@ -4,6 +4,7 @@
     vidsieve show out           draw it again
     vidsieve demo               the same, offline, on a generated clip and the model of the package
     vidsieve batch CLIPS        reduced features of many clips, on one machine or a cluster
+    vidsieve warm MODEL         compile what a model needs, before its first video waits for it
     vidsieve methods            the methods for --method
     vidsieve env                what is installed, and what can run
     vidsieve bench ops          milliseconds and memory of a reduction, beside the loops in use today
@@ -112,6 +113,7 @@ def _parser() -> Parser:
     _add_show(add("show", _redraw, report.show_pictures, film))
     _add_demo(add("demo", _demo, report.show_result, how, film))
     _add_batch(add("batch", _batch, report.show_batch, how, sample))
+    _add_warm(add("warm", _warm, report.show_warm, how))
     _add_bench(add("bench", _bench, report.show_bench))
     _add_eval(add("eval", _eval, report.show_eval))
     add("methods", _methods, report.show_methods)
@@ -149,6 +151,14 @@ def _add_batch(command: Parser) -> None:
     command.add_argument("--strict", action="store_true", help="a clip that is cut short or damaged fails")
     command.add_argument("--workers", type=count, help="copies of the model (one a GPU, or one for four processors)")
     command.add_argument("--address", help="of a Ray cluster (this machine)")
+
+
+def _add_warm(command: Parser) -> None:
+    command.add_argument("model", help="Hub id or folder of a video language model")
+    about = "numbers of frames to compile for (64)"
+    command.add_argument("--frames", type=count, nargs="+", action="extend", metavar="N", help=about)
+    about = "height and width of frames, repeatable (of 16:9 and 4:3, both ways up, as `vidsieve run` reads them)"
+    command.add_argument("--size", type=count, nargs=2, action="append", metavar=("H", "W"), dest="sizes", help=about)
 
 
 def _add_bench(command: Parser) -> None:
@@ -310,6 +320,23 @@ def _batch(options: argparse.Namespace) -> Found:
     )
     with _notes() as note:
         return batch.run(options.clips, job, options.address, options.workers, note)
+
+
+def _warm(options: argparse.Namespace) -> Found:
+    """Compile what a model needs, so that the first video of a later process does not wait for it."""
+    from vidsieve.cli import warm
+
+    request = warm.Request(
+        options.model,
+        options.method,
+        _keep(options),
+        options.frames or warm.FRAMES,
+        [(height, width) for height, width in options.sizes or warm.SIZES],
+        options.device,
+        options.dtype,
+    )
+    with _notes(logged=True) as note:
+        return warm.warm(request, note)
 
 
 def _keep(options: argparse.Namespace) -> float:

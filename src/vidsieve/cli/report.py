@@ -151,6 +151,25 @@ def show_batch(found: Any) -> None:
     print(f"table: {found['table']}\nfeatures: {found['features']}")
 
 
+def show_warm(found: Any) -> None:
+    if found["reason"]:
+        print(f"nothing to compile: {found['reason']}")
+        return
+    print(f"{found['model_type']} on {found['device']} in {found['dtype']}; {found['method']}, keep {found['keep']:g}")
+    print(f"attached: {found['attach_s']:.2f} s, {_kernels(found['attach_compiled'])}; tower {found['tower']}")
+    for row in found["layouts"]:
+        height, width = row["size"]
+        print(
+            f"{row['frames']} frames of {height} x {width}, {row['tokens']} tokens: first {row['first_s']:.2f} s, "
+            f"second {row['second_s']:.2f} s, {_kernels(row['compiled'])}"
+        )
+    print(f"{_kernels(found['compiled'])} into {found['folder']}")
+
+
+def _kernels(count: int) -> str:
+    return f"{count or 'no'} kernel{'s' * (count != 1)} compiled"
+
+
 def show_bench(found: Any) -> None:
     require("rich", "video")
     from rich.console import Console

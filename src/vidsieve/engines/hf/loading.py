@@ -29,19 +29,24 @@ def load(name: str, device: str | None = None, dtype: str | None = None, bar: bo
     make_importable()
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (AssertionError, RuntimeError) as error:  # torch built without CUDA raises the former
-        raise VidsieveError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
-    dtype = dtype or ("float32" if torch.device(device).type == "cpu" else "auto")
+    where_to = usable_device(device)
+    dtype = dtype or ("float32" if where_to.type == "cpu" else "auto")
     where = check(name)
     with _loading(name), nullcontext() if bar else without_bars():
         processor = AutoProcessor.from_pretrained(name, **where)
         model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, **where)
     if getattr(processor, "video_processor", None) is None:
         raise UnsupportedModel(f"{name} has no video processor; expected the checkpoint of a video language model")
-    return processor, model.to(device).eval()
+    return processor, model.to(where_to).eval()
+
+
+def usable_device(name: str | None = None) -> torch.device:
+    """Get the device of this name; CUDA, or else the CPU, if None. Raises `VidsieveError` if it cannot be used here."""
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (AssertionError, RuntimeError) as error:  # torch built without CUDA raises the former
+        raise VidsieveError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
 def check(name: str) -> dict[str, Any]:

@@ -182,7 +182,7 @@ def _greedy(
     tl.store(order_ptr + begin + j, order, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["longest", "plane"])
 def _nearest_other_kernel(
     s_ptr,  # (N, longest) float32 cosines; if PARTS > 0, that many planes whose sum are products
     norm_ptr,  # (N,) float32 lengths of the tokens

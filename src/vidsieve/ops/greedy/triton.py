@@ -25,7 +25,7 @@ def _greedy(rule: int, problem: GreedyProblem, trade: float = 0.0, threshold: in
     x = rows_of(x)
     if rule == HYBRID.value and longest <= threshold:
         rule = DPP.value
-    if longest > SHORT:
+    if aligned := longest > SHORT:
         longest = cdiv(longest, ALIGNED) * ALIGNED
     n, segments, norm = len(x), len(budget), measures.norm
     r = torch.ones_like(norm) if relevance is None else relevance.float()
@@ -34,7 +34,7 @@ def _greedy(rule: int, problem: GreedyProblem, trade: float = 0.0, threshold: in
     if products is None and (parts := parts_of(x, offsets, longest)):
         products, *_ = products_of(x, None, offsets, longest, parts)
     parts = 0 if products is None else len(products)
-    s = products if products is not None else cosines_of(x, norm, offsets, longest) if held else norm
+    s = products if products is not None else cosines_of(x, norm, offsets, longest, aligned) if held else norm
     nearest = _nearest_other(x, s, parts, norm, offsets, longest) if rule == MAX_MIN.value else norm
     if longest <= SHORT:
         block = covering(longest)

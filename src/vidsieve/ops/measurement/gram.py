@@ -109,7 +109,7 @@ def _tile_of(offsets_ptr, row, segments, BLOCK: tl.constexpr, BLOCK_S: tl.conste
     return begin, n, row - first
 
 
-@triton.jit(do_not_specialize=COUNTS)
+@triton.jit(do_not_specialize=[*COUNTS, "longest"])
 def _gram_kernel(
     x_ptr,  # (N, D) features, rows `stride` apart
     norm_ptr,  # (N,) float32, length of each row
@@ -120,6 +120,7 @@ def _gram_kernel(
     reach,  # tiles of the longest segment
     stride,
     D: tl.constexpr,
+    ALIGNED: tl.constexpr,  # whether `longest` is a multiple of 16
     BLOCK: tl.constexpr,  # tokens of a tile
     BLOCK_S: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -130,6 +131,8 @@ def _gram_kernel(
     Rows of tiles are counted through all segments, so that slots for segments there might have been cost next to
     nothing, and programs that run at a time read neighbouring rows, which a cache can hold.
     """
+    if ALIGNED:
+        longest = longest // 16 * 16  # the same, as the compiler sees
     begin, n, a = _tile_of(offsets_ptr, tl.program_id(0) // reach, segments, BLOCK, BLOCK_S)
     b = a + tl.program_id(0) % reach
     if b * BLOCK < n:

@@ -191,7 +191,7 @@ def _measure_kernel(
         tl.store(persistence_ptr + i, tl.where(has_before, cosine, 0.0), mask=i < n)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def _min_max_kernel(
     score_ptr,  # (N,) float32
     out_ptr,  # (N,) float32: eq. 4

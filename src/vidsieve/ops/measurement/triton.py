@@ -131,8 +131,8 @@ def products_of(
     return products, square, along
 
 
-def cosines_of(x: Tensor, norm: Tensor, offsets: Tensor, longest: int) -> Tensor:
-    """S: (N, longest), one row a token, in the order of its segment."""
+def cosines_of(x: Tensor, norm: Tensor, offsets: Tensor, longest: int, aligned: bool) -> Tensor:
+    """S: (N, longest), one row a token, in the order of its segment. aligned: whether `longest` is a multiple of 16."""
     s = torch.empty(len(x), longest, device=x.device, dtype=torch.float32)
     # Tiles of 128 read least, but every tile takes as long as a row is wide: it needs enough of them to pay.
     block = 128 if longest > 256 and len(x) >= 32 * multiprocessors(x) else 64 if longest > 32 else 16
@@ -140,7 +140,7 @@ def cosines_of(x: Tensor, norm: Tensor, offsets: Tensor, longest: int) -> Tensor
     rows = len(x) // block + min(segments, len(x))  # of tiles; the last of a segment need not be full
     launch(
         _gram_kernel, (rows * reach,),
-        x, norm, offsets, s, segments, longest, reach, x.stride(0), **_shape(x), BLOCK=block,
+        x, norm, offsets, s, segments, longest, reach, x.stride(0), **_shape(x), ALIGNED=aligned, BLOCK=block,
         BLOCK_S=min(1024, covering(segments)), num_warps=8 if block == 128 and x.dtype == torch.float32 else 4,
         num_stages=3 if block == 128 else 4,
     )  # fmt: skip
