@@ -157,12 +157,7 @@ def inputs(config: Any, frames: int, side: int, dtype: torch.dtype, device: torc
 
 def variants_of(name: str) -> list[str]:
     """The variants that a model has: a tower whose frames are one batch cannot be packed."""
-    batched = name == "llava_onevision"
-    return [
-        variant
-        for variant, (method, vision) in VARIANTS.items()
-        if not batched or (vision != "packed" and getattr(method, "pixels", None) is None)
-    ]
+    return [variant for variant, (_, vision) in VARIANTS.items() if vision != "packed" or name != "llava_onevision"]
 
 
 @contextmanager

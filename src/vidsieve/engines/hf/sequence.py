@@ -237,13 +237,19 @@ def reduce_arguments(
 def reduced_visual(
     x: Tensor, visual: Tensor, reductions: Sequence[VideoReduction], kept: SequenceSelection
 ) -> tuple[Tensor, Tensor]:
-    """Reduce `visual` (B, L) to the kept tokens, (B, M), and x (V, D), a row for each true column, in the same way."""
+    """Reduce `visual` (B, L) to the kept tokens, (B, M), and x (V, D), a row for each true column, in the same way.
+
+    How many are left is known to the host: indexing by a mask would ask the device, and wait for the vision tower.
+    """
     visual = visual.to(x.device)
     rank = (visual.flatten().cumsum(0) - 1).view_as(visual)  # (B, L) row of x
     now = kept.gather(visual)
     now = now & kept.valid.to(x.device).bool() if kept.padded else now
-    out = x[kept.gather(rank)[now]]
+    count = len(x) - sum(len(one.reduction.assigned_to) - len(one.reduction) for one in reductions)
     rank_now = (now.flatten().cumsum(0) - 1).view_as(now)  # (B, M) row of what is left of x
+    row = rank.new_empty(count + 1)  # and one for columns that are not visual
+    row.scatter_(0, rank_now.where(now, count).flatten(), kept.gather(rank).flatten())
+    out = x[row[:count]]
     for one in reductions:
         if one.reduction.merges:
             places = rank_now[one.row, kept.places(one.row, one.kept_columns).to(x.device)]

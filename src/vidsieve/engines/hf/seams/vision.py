@@ -22,8 +22,8 @@ from vidsieve.engines.hf.vision.batched import BatchedPixels
 from vidsieve.engines.hf.vision.calls import Grids, TowerCall, TowerCalls
 from vidsieve.engines.hf.vision.fused import FusedModules
 from vidsieve.engines.hf.vision.layout import Layouts, TowerLayout
+from vidsieve.engines.hf.vision.memory_layout import ChannelsLastPooling, ContiguousEmbeddings
 from vidsieve.engines.hf.vision.packed import SegmentedAttention
-from vidsieve.engines.hf.vision.pooling import ChannelsLastPooling
 from vidsieve.engines.hf.vision.tower import Reason, gradients_wanted, takes_host_grids, vision_tower, why_not
 from vidsieve.engines.hf.vision.waits import NoWaits
 from vidsieve.errors import UnsupportedCall
@@ -70,6 +70,7 @@ class VisionSeam:
             if vision != "auto":
                 raise UnsupportedCall(f"vision={vision!r} cannot be: {reason.text}; 'auto' does what can be done")
             trace.tower, trace.tower_slow = f"stock, because {reason.text}", not reason.expected
+            ContiguousEmbeddings(tower, hooks)
             ChannelsLastPooling(model.base_model, hooks)
             if pixels is not None:
                 BatchedPixels(model, tower, pixels, trace, hooks)

@@ -1,16 +1,33 @@
-"""Pool the features of LLaVA-OneVision's frames as they lie in memory, channels last, and not in a copy of them."""
+"""Spare a tower that takes the frames as one batch what it copies because of how its tensors lie in memory.
+
+The embeddings of SigLIP are a transposed view, which every sum in the tower then reads across, and every norm copies.
+LLaVA-OneVision copies its features to pool them.
+"""
 
 import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from vidsieve.engines.hf.intercept import Interceptions
 
 AGREE = 2**-6  # the share of the norm that rounding may make differ
+
+
+class ContiguousEmbeddings:
+    """Lays out the embeddings of `tower` row by row, where it has a module of that name."""
+
+    def __init__(self, tower: nn.Module, hooks: Interceptions) -> None:
+        for name, module in tower.named_modules():
+            if name.split(".")[-1] == "embeddings":
+                hooks.after(module, lambda module, args, kwargs, output: _contiguous(output))
+
+
+def _contiguous(output: Any) -> Any:
+    return output.contiguous() if isinstance(output, Tensor) else output
 
 
 class ChannelsLastPooling:
