@@ -115,10 +115,11 @@ def test_the_headline_says_what_was_measured_and_no_more() -> None:
 
 def test_the_tower_of_every_family_is_found() -> None:
     from tests.engines.hf import tiny
+    from vidsieve.engines.hf.vision.tower import find_tower
 
     for family in tiny.FAMILIES:
         model = tiny.model(family)
-        tower = answer._tower(model)
+        tower = find_tower(model)
         assert tower is not None, family
         assert any(tower is module for module in model.modules()), family
 
@@ -248,3 +249,14 @@ def test_key_frames_are_sampled_recorded_and_said(
 def test_no_advice_where_key_frames_are_too_few(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(command(world, "--only-reduced", "--frames", "16")) == 0  # of which it has 5
     assert "--sampling" not in capsys.readouterr().out
+
+
+def test_a_share_of_the_pixels_is_recorded_with_what_the_tower_did(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.main([*command(world, "--only-reduced", "--pixels", "50%"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["pixels"] == 0.5
+    assert found["tower"] == "packed, 384 of 768 groups of pixels computed"
+    assert found["tokens_before"] == 768
+    assert "RunLength(keep=0.5" in found["reducer"]

@@ -84,8 +84,7 @@ def test_key_frames_alone_are_encoded_on_request(world: Path, tmp_path: Path) ->
 def test_the_command_takes_the_sampling(world: Path, monkeypatch: pytest.MonkeyPatch, more: list[str]) -> None:
     asked = []
     monkeypatch.setattr(batch, "run", lambda clips, job, *_: asked.append(job.sampling) or {})
-    monkeypatch.setattr("vidsieve.cli.report.show_batch", lambda found: None)
-    assert main.main(["batch", str(world), "--model", "m", "--out", str(world / "out"), *more]) == 0
+    assert main.main(["batch", str(world), "--model", "m", "--out", str(world / "out"), *more, "--json"]) == 0
     assert asked == [more[-1] if more else "even"]
 
 

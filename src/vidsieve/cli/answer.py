@@ -11,9 +11,8 @@ import torch
 from vidsieve.engines.hf.cache import layer_bytes
 from vidsieve.engines.hf.contract import cache_of
 from vidsieve.engines.hf.intercept import Interceptions
+from vidsieve.engines.hf.vision.tower import find_tower
 from vidsieve.telemetry.timing import StageTimer, timed
-
-TOWERS = ("visual", "vision_tower", "video_tower", "vision_model")
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ def answer(
     watch, first = _Watch(model.device), _FirstToken()
     peak = _Peak(model.device)
     with Interceptions() as hooks:
-        tower = _tower(model)
+        tower = find_tower(model)
         if tower is not None:
             hooks.before(tower, watch.tower_begins)
         with attach(model) as trace:
@@ -60,12 +59,6 @@ def answer(
     prefill = 1e3 * (first.at - start) - sum(vision.values())
     memory = ({"kv_bytes": watch.kv_bytes} if watch.kv_bytes else {}) | peak.bytes()
     return Answer(text, trace, {**vision, "prefill": prefill, "rest": 1e3 * (end - first.at)}, memory)
-
-
-def _tower(model: Any) -> Any:
-    """Find the vision tower of a model, None if it has none by a known name."""
-    towers = (getattr(model.base_model, name, None) for name in TOWERS)
-    return next((tower for tower in towers if tower is not None), None)
 
 
 class _FirstToken:

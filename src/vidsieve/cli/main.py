@@ -30,10 +30,10 @@ from typing import Any
 from vidsieve import registry
 from vidsieve.checks import require
 from vidsieve.cli import report
-from vidsieve.cli.arguments import Mistake, Parser, Version, count, file, folder, fraction, method, question
+from vidsieve.cli.arguments import Mistake
+from vidsieve.cli.parser import Command, parser
 from vidsieve.cli.quiet import quiet
 from vidsieve.errors import VidsieveError
-from vidsieve.video.decode import SAMPLINGS
 
 LINE_EVERY = 30.0  # seconds between lines of progress in a log
 Found = Any  # the result of a command, as JSON values
@@ -44,9 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     typed = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if not typed:
-            _parser().print_help()
+            parser(COMMANDS).print_help()
             return 0
-        options = _parser().parse_args(typed)
+        options = parser(COMMANDS).parse_args(typed)
         options.typed = typed
         with quiet():
             found = options.command(options)
@@ -78,122 +78,6 @@ def _print_error(error: BaseException, typed: Sequence[str], usage: str = "") ->
     print(f"{begin}{message}", file=sys.stderr)
     if "--json" in typed:
         print(json.dumps({"error": {"type": type(error).__name__, "message": message}}, indent=1))
-
-
-def _parser() -> Parser:
-    common = Parser(add_help=False)
-    common.add_argument("--json", action="store_true", help="print one JSON document instead of text")
-    how = Parser(add_help=False)
-    about = "share of the video tokens that stays; with framefusion, of the prefill's FLOPs (10%%, or the paper's)"
-    how.add_argument("--keep", type=fraction, help=about)
-    how.add_argument("--method", type=method, default="vidsieve", help="see `vidsieve methods` (vidsieve)")
-    how.add_argument("--device", help="cpu, cuda, cuda:1, ... (cuda where there is one)")
-    how.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="(auto; float32 on cpu)")
-
-    sample = Parser(add_help=False)
-    sample.add_argument("--frames", type=count, default=64, help="frames to sample (64)")
-    about = "even: at even distances; keyframes: of the key frames only, which is faster for long clips (even)"
-    sample.add_argument("--sampling", choices=SAMPLINGS, default="even", help=about)
-
-    film = Parser(add_help=False)
-    film.add_argument("--film", action="store_true", help="draw overlay.mp4 too: the clip beside its kept patches")
-    film.add_argument("--gif", action="store_true", help="draw overlay.gif too, the same, smaller")
-
-    parser = Parser(prog="vidsieve", description="Drop the video tokens a video language model does not need.")
-    parser.add_argument("--version", action=Version, nargs=0, help="show the version and exit")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-
-    def add(name: str, command: Callable[..., Found], show: Callable[[Found], None], *parents: Any) -> Any:
-        about = (command.__doc__ or "").splitlines()[0]
-        sub = commands.add_parser(name, help=about, description=about, parents=[*parents, common])
-        sub.set_defaults(command=command, show=show)
-        return sub
-
-    _add_run(add("run", _run, report.show_result, how, sample, film))
-    _add_show(add("show", _redraw, report.show_pictures, film))
-    _add_demo(add("demo", _demo, report.show_result, how, film))
-    _add_batch(add("batch", _batch, report.show_batch, how, sample))
-    _add_warm(add("warm", _warm, report.show_warm, how))
-    _add_bench(add("bench", _bench, report.show_bench))
-    _add_eval(add("eval", _eval, report.show_eval))
-    add("methods", _methods, report.show_methods)
-    add("env", _env, report.show_env)
-    return parser
-
-
-def _add_run(command: Parser) -> None:
-    command.add_argument("clip", help="a video file")
-    command.add_argument("--question", "-q", type=question, required=True)
-    command.add_argument("--model", "-m", required=True, help="Hub id or folder of a video language model")
-    command.add_argument("--strict", action="store_true", help="refuse a clip that is cut short or damaged")
-    command.add_argument("--max-new-tokens", type=count, default=128, help="longest answer (128)")
-    command.add_argument("--only-reduced", action="store_true", help="do not answer with every token too")
-    command.add_argument("--out", type=folder, help="folder for result.json and the overlay, a picture")
-
-
-def _add_show(command: Parser) -> None:
-    command.add_argument("result", type=Path, help="result.json, or the folder it lies in")
-    command.add_argument("--out", type=folder, help="folder for the pictures (beside result.json)")
-
-
-def _add_demo(command: Parser) -> None:
-    command.add_argument("--out", type=folder, default="out/demo", help="folder for everything (out/demo)")
-
-
-def _add_batch(command: Parser) -> None:
-    command.add_argument("clips", help="a folder of clips, or a text file with one path a line")
-    command.add_argument("--model", "-m", required=True, help="Hub id or folder of a video language model")
-    command.add_argument(
-        "--out", type=folder, required=True, help="folder for the table and the features; resumes there"
-    )
-    about = "the question for every clip, for methods that look at it"
-    command.add_argument("--question", "-q", type=question, help=about)
-    command.add_argument("--strict", action="store_true", help="a clip that is cut short or damaged fails")
-    command.add_argument("--workers", type=count, help="copies of the model (one a GPU, or one for four processors)")
-    command.add_argument("--address", help="of a Ray cluster (this machine)")
-
-
-def _add_warm(command: Parser) -> None:
-    command.add_argument("model", help="Hub id or folder of a video language model")
-    about = "numbers of frames to compile for (64)"
-    command.add_argument("--frames", type=count, nargs="+", action="extend", metavar="N", help=about)
-    about = "height and width of frames, repeatable (of 16:9 and 4:3, both ways up, as `vidsieve run` reads them)"
-    command.add_argument("--size", type=count, nargs=2, action="append", metavar=("H", "W"), dest="sizes", help=about)
-
-
-def _add_bench(command: Parser) -> None:
-    command.add_argument("what", choices=("ops",))
-    command.add_argument("--frames", type=count, default=64, help="(64)")
-    command.add_argument("--tokens", type=count, default=196, help="tokens a frame (196)")
-    command.add_argument("--dim", type=count, default=3584, help="features a token (3584)")
-    command.add_argument("--keep", type=fraction, help="one case of your own: this share of the tokens,")
-    command.add_argument("--segments", type=count, metavar="FRAMES", help="in segments of so many frames (1)")
-    command.add_argument("--case", action="append", dest="cases", metavar="NAME", help="only this case; repeatable")
-    command.add_argument("--relevance", choices=("prompt", "flat"), default="prompt", help="(prompt)")
-    command.add_argument("--rounds", type=count, default=20, help="calls of each variant (20)")
-    command.add_argument("--device", help="cpu, cuda, cuda:1, ... (cuda where there is one)")
-    command.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16", help="(bfloat16)")
-    command.add_argument("--out", type=file, help="write the card and the rows to this JSON file")
-
-
-def _add_eval(command: Parser) -> None:
-    about = (
-        "needles and long: questions about synthetic videos, long ones of several shots; natural: no model (needles)"
-    )
-    command.add_argument("--suite", choices=("needles", "long", "natural"), default="needles", help=about)
-    command.add_argument("--model", "-m", help="synthetic: a checkpoint trained on the suites (the bundled one)")
-    about = "natural: a folder that benchmarks/natural_features.py made (the one that comes with the package)"
-    command.add_argument("--features", type=Path, help=about)
-    command.add_argument(
-        "--split", choices=("dev", "test"), default="dev", help="dev to choose by, test to report (dev)"
-    )
-    command.add_argument("--videos", type=count, help="synthetic: 17 or 20 questions each (500)")
-    command.add_argument("--keep", type=fraction, action="append", dest="keeps", help="repeatable (0.05 0.1 0.25 0.5)")
-    command.add_argument("--method", type=method, action="append", dest="methods", help="repeatable (all there are)")
-    command.add_argument("--frames", type=count, help="synthetic: of a video (as the model was trained)")
-    command.add_argument("--quick", action="store_true", help="keep 0.1, the default method and the floors; 64 videos")
-    command.add_argument("--device", help="cpu, cuda, cuda:1, ... (cuda where there is one; natural: cpu)")
-    command.add_argument("--out", type=file, help="write the card and the rows to this JSON file")
 
 
 @contextmanager
@@ -247,6 +131,7 @@ def _run(options: argparse.Namespace) -> Found:
         not options.only_reduced,
         options.strict,
         options.sampling,
+        options.pixels,
     )
     return _carry_out(request, options.out, _films(options))
 
@@ -272,6 +157,7 @@ def _demo(options: argparse.Namespace) -> Found:
         options.device,
         options.dtype,
         max_new_tokens=16,
+        pixels=options.pixels,
     )
     return _carry_out(request, options.out, _films(options)) | {"note": demo.NOTE.format(right)}
 
@@ -317,6 +203,7 @@ def _batch(options: argparse.Namespace) -> Found:
         options.dtype,
         options.strict,
         options.sampling,
+        options.pixels,
     )
     with _notes() as note:
         return batch.run(options.clips, job, options.address, options.workers, note)
@@ -334,6 +221,7 @@ def _warm(options: argparse.Namespace) -> Found:
         [(height, width) for height, width in options.sizes or warm.SIZES],
         options.device,
         options.dtype,
+        options.pixels,
     )
     with _notes(logged=True) as note:
         return warm.warm(request, note)
@@ -398,3 +286,16 @@ def _env(options: argparse.Namespace) -> Found:
     from vidsieve.cli.env import environment
 
     return environment()
+
+
+COMMANDS: dict[str, Command] = {
+    "run": (_run, report.show_result),
+    "show": (_redraw, report.show_pictures),
+    "demo": (_demo, report.show_result),
+    "batch": (_batch, report.show_batch),
+    "warm": (_warm, report.show_warm),
+    "bench": (_bench, report.show_bench),
+    "eval": (_eval, report.show_eval),
+    "methods": (_methods, report.show_methods),
+    "env": (_env, report.show_env),
+}

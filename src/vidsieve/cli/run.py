@@ -25,6 +25,7 @@ from vidsieve.cli.answer import Answer, answer
 from vidsieve.cli.env import versions
 from vidsieve.engines.hf.loading import load, prepare
 from vidsieve.errors import VidsieveError
+from vidsieve.methods.compose import with_pixels
 from vidsieve.telemetry.trace import Trace
 from vidsieve.types.frames import Frames
 from vidsieve.video.decode import Sampling, Wanted, indexed, read_video
@@ -36,7 +37,8 @@ from vidsieve.video.overlay import Overlay
 class Request:
     """The arguments of `vidsieve run`. device, dtype: None for those that fit this machine and the checkpoint.
 
-    strict: refuse a clip that is cut short or damaged.  sampling: as `read_video` takes it.
+    strict: refuse a clip that is cut short or damaged.  sampling: as `read_video` takes it.  pixels: the share
+    of the groups of pixels that the vision tower computes (docs/vision.md); None for all.
     """
 
     clip: str
@@ -51,6 +53,7 @@ class Request:
     compare: bool = True
     strict: bool = False
     sampling: Sampling = "even"
+    pixels: float | None = None
 
 
 def run(
@@ -65,7 +68,7 @@ def run(
     """
     method = registry.method(request.method)
     check_question(request.question)
-    reducer = method(request.keep)
+    reducer = with_pixels(method(request.keep), request.pixels)
     if out is not None:
         writable.file(writable.folder(out) / "result.json")
     stages: dict[str, float] = {}
@@ -139,6 +142,8 @@ def _described(
         "reducer": reducer,
         "keep": request.keep,
         "keep_of": method.keep_of,
+        "pixels": request.pixels,
+        "tower": trace.tower,
         "cost": trace.cost,
         "stages": video.to_dict()["stages"],
         "tokens_before": video.before,

@@ -19,6 +19,7 @@ from vidsieve.engines.hf.attach import attach
 from vidsieve.engines.hf.loading import check, load, prepare, usable_device
 from vidsieve.errors import VidsieveError
 from vidsieve.methods.base import Attachable
+from vidsieve.methods.compose import with_pixels
 from vidsieve.types.frames import Frames
 
 FRAMES = (64,)
@@ -32,7 +33,7 @@ Layout = tuple[int, tuple[int, int]]  # frames, and their height and width
 
 @dataclass(frozen=True)
 class Request:
-    """The arguments of `vidsieve warm`. device, dtype: None for those that fit this machine and the checkpoint."""
+    """The arguments of `vidsieve warm`, as `vidsieve run` takes them."""
 
     model: str
     method: str = "vidsieve"
@@ -41,6 +42,7 @@ class Request:
     sizes: Sequence[tuple[int, int]] = SIZES
     device: str | None = None
     dtype: str | None = None
+    pixels: float | None = None
 
 
 def warm(request: Request, note: Callable[[str], None] = lambda what: None) -> dict[str, Any]:
@@ -49,7 +51,7 @@ def warm(request: Request, note: Callable[[str], None] = lambda what: None) -> d
     Nothing is loaded where nothing is compiled; `reason` says why. Raises `VidsieveError` if the model cannot be
     loaded, the device or the folder of compiled kernels cannot be used, or frames do not fit into memory.
     """
-    reducer = registry.method(request.method)(request.keep)
+    reducer = with_pixels(registry.method(request.method)(request.keep), request.pixels)
     device = usable_device(request.device)
     if reason := nothing_to_compile(device):
         check(request.model)

@@ -10,7 +10,6 @@ each clip that failed.
 Ray Data distributes the work over one machine or many. It runs `EncodeClips`, which other pipelines can use too.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -25,104 +24,22 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from vidsieve import registry, writable
 from vidsieve.checks import check_question, require
 from vidsieve.encoded.clips import find, ignored
+from vidsieve.encoded.job import QUESTION as QUESTION
+from vidsieve.encoded.job import Job as Job
+from vidsieve.encoded.job import refused as refused
+from vidsieve.encoded.job import write_whole
 from vidsieve.encoded.stored import Row, encode, read_row, schema
 from vidsieve.engines.hf.loading import check, load
 from vidsieve.errors import VidsieveError
 from vidsieve.types.frames import Frames
-from vidsieve.video.decode import Sampling, read_video
+from vidsieve.video.decode import read_video
 
-QUESTION = "What happens in this video?"
 CLIPS_A_TASK = 8  # few enough to share evenly, enough that the next clip decodes while this one is encoded
 THREADS = 4  # processors a worker asks for, where there are as many
 ATTEMPTS = 2  # a worker may die for other reasons; if two die on one clip, the clip is the cause
 LINE_EVERY = 30.0  # seconds between lines of progress in a log
-
-
-def refused(method: str) -> str | None:
-    """Say why a method cannot make features to store; None if it can."""
-    if not registry.method(method).inside:
-        return None
-    before = ", ".join(registry.methods(inside=False))
-    return f"{method} cannot make features to store: only what reduces before the language model does, {before}"
-
-
-@dataclass(frozen=True)
-class Job:
-    """The settings of a batch job: model, method, and the folder `out` for the features.
-
-    device, dtype: None for those that fit the machine and the checkpoint.
-    question: for methods that look at the question, and part of the stored prompt with every method.
-    strict: a clip that is cut short or damaged fails.  sampling: as `read_video` takes it.
-    Raises `VidsieveError` for a method that reduces inside the model, `WrongArgument` for a blank question.
-    """
-
-    model: str
-    out: str
-    method: str = "vidsieve"
-    keep: float = 0.1
-    frames: int = 64
-    question: str = QUESTION
-    device: str | None = None
-    dtype: str | None = None
-    strict: bool = False
-    sampling: Sampling = "even"
-
-    def __post_init__(self) -> None:
-        if why := refused(self.method):
-            raise VidsieveError(why)
-        check_question(self.question)
-
-    @property
-    def features(self) -> Path:
-        return Path(self.out) / "features"
-
-    def file(self, clip: str, question: str) -> Path:
-        """Name the features file of a clip: by the clip's name, then a digest of its path and question."""
-        digest = hashlib.sha256(f"{clip}\0{question}".encode()).hexdigest()[:16]
-        return self.features / f"{Path(clip).stem[:40]}-{digest}.safetensors"
-
-    def claim(self) -> None:
-        """Write the settings of this job to the folder `out`.
-
-        Raises `VidsieveError` if it cannot be written or belongs to a job with other settings.
-        """
-        settings = {
-            "model": self.model,
-            "reducer": repr(registry.method(self.method)(self.keep)),
-            "frames": self.frames,
-            "dtype": self.dtype,
-            "strict": self.strict or None,  # as in a folder of before there was the choice
-            "sampling": None if self.sampling == "even" else self.sampling,
-        }
-        path = writable.folder(self.features).parent / "job.json"
-        self.features.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            _write(path, (json.dumps(settings, indent=1) + "\n").encode())
-        try:
-            found = dict(json.loads(path.read_text()))
-        except (TypeError, ValueError) as error:
-            raise VidsieveError(
-                f"{path}: is damaged, so nobody knows what job {self.out} holds; choose another folder"
-            ) from error
-        for name, value in settings.items():
-            if found.get(name) != value:
-                raise VidsieveError(
-                    f"{self.out} holds a job whose {name} is {found.get(name)!r}, not {value!r}; choose another folder"
-                )
-
-    def sweep(self, note: Callable[[str], None]) -> None:
-        """Delete the partial files of a killed run, and rename damaged ones, so that their clips are encoded again."""
-        for left in (*self.features.glob("*.part"), *self.features.glob("*.trying")):
-            left.unlink(missing_ok=True)
-        for file in self.features.glob("*.safetensors"):
-            try:
-                read_row(file)
-            except VidsieveError:
-                file.replace(file.with_suffix(".damaged"))
-                note(f"{file}: is damaged; its clip is encoded again, and it is now called {file.stem}.damaged")
 
 
 class EncodeClips:
@@ -138,7 +55,6 @@ class EncodeClips:
     def __init__(self, job: Job) -> None:
         job.claim()
         self.job = job
-        self.reducer = registry.method(job.method)(job.keep)
         self.processor, self.model = load(job.model, job.device, job.dtype)
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> Any:
@@ -173,9 +89,9 @@ class EncodeClips:
             frames = decoding.result()
             if frames is not None:
                 save = require("safetensors.torch", "hf").save
-                tensors, found = encode(self.processor, self.model, self.reducer, frames, task.question)
+                tensors, found = encode(self.processor, self.model, self.job.reducer, frames, task.question)
                 row = {"clip": task.clip, "question": task.question, "file": task.file.name, **found}
-                _write(task.file, save(tensors, {"vidsieve": json.dumps(row)}))
+                write_whole(task.file, save(tensors, {"vidsieve": json.dumps(row)}))
             row = read_row(task.file)
         except Exception as error:  # whatever it is, the other clips must not suffer
             message = " ".join(str(error).split()) or type(error).__name__
@@ -388,13 +304,3 @@ class _Progress:
         if not sys.stderr.isatty() and (now - self.said >= LINE_EVERY or self.done == self.total):
             self.said = now
             print(text, file=sys.stderr, flush=True)
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write `data` to `path` completely or not at all, so that nobody reads half a file."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)

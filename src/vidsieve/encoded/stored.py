@@ -20,7 +20,7 @@ from vidsieve.engines.hf import adapter_for, attach
 from vidsieve.engines.hf.intercept import Interceptions
 from vidsieve.engines.hf.loading import prepare
 from vidsieve.errors import VidsieveError, WrongArgument
-from vidsieve.methods.base import Reducer
+from vidsieve.methods.base import Attachable
 from vidsieve.types.frames import Frames
 
 Row = dict[str, Any]
@@ -90,7 +90,7 @@ _STORED = {  # names in a file: the fields
 
 @torch.no_grad()
 def encode(
-    processor: Any, model: Any, reducer: Reducer, frames: Frames, question: str
+    processor: Any, model: Any, reducer: Attachable, frames: Frames, question: str
 ) -> tuple[dict[str, Tensor], Row]:
     """Encode and reduce `frames`: the tensors of an `EncodedVideo`, on the CPU and named as in a file, and the row.
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from vidsieve.checks import check_number
 from vidsieve.methods.base import Attachable, Reducer, check_cost, check_given
-from vidsieve.methods.run_length import PixelSelector
+from vidsieve.methods.run_length import PixelSelector, RunLength
 from vidsieve.types.reduction import Reduction
 from vidsieve.types.tokens import Prompt, VideoTokens
 
@@ -44,6 +44,16 @@ class Chain(Reducer):
 @dataclass(frozen=True)
 class Pixels:
     """The place before the vision tower: `Staged({Pixels(): RunLength(0.5), 0: Prune(0.1)})`."""
+
+
+def with_pixels(method: Attachable, keep: float | None) -> Attachable:
+    """Make `method` act on a video of which the vision tower computes this share of the groups of pixels; None: all."""
+    if keep is None:
+        return method
+    made: Any = getattr(method, "method", method)  # of what only stands for one, as `FrameFusion`
+    if isinstance(made, Staged):
+        return Staged({**made.stages, Pixels(): RunLength(keep)}, made.cost)
+    return Staged({Pixels(): RunLength(keep), 0: made})
 
 
 @dataclass(frozen=True, init=False)

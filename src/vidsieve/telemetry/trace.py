@@ -177,11 +177,11 @@ class Trace:
 
     calls: the last `remembered` forward passes that saw video tokens, oldest first.  totals: of all passes ever, the
     number of "calls", "videos", "tokens_before", "tokens_after".  tower: how the vision tower last ran, and why.
-    tower_slow: whether it could have run by fewer kernels.
+    tower_slow: whether it could have run by fewer kernels.  reduces: whether there is a reducer, not a tower alone.
     """
 
     def __init__(self, remembered: int = 64) -> None:
-        self.tower, self.tower_slow = "stock", False
+        self.tower, self.tower_slow, self.reduces = "stock", False, True
         self._calls: deque[CallRecord] = deque(maxlen=remembered)
         self._totals = {"calls": 0, "videos": 0, "tokens_before": 0, "tokens_after": 0}
         self._lock = threading.Lock()
@@ -244,6 +244,8 @@ class Trace:
         return totals
 
     def __str__(self) -> str:
+        if not self.reduces:
+            return f"tower: {self.tower}"
         return self._videos_text() + f"\n  tower: {self.tower}" * self.tower_slow
 
     def _videos_text(self) -> str:

@@ -11,6 +11,7 @@ from tests.engines.hf.test_masks import LONG
 from vidsieve import Staged
 from vidsieve.engines.hf import verify
 from vidsieve.errors import UnsupportedModel, WrongArgument
+from vidsieve.methods import Pixels, RunLength
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
@@ -19,6 +20,15 @@ def test_it_agrees_when_tokens_are_merged(family: str) -> None:
     assert report.ok
     assert report
     assert repr(report).startswith("<Verification ok: 4 of 4 tokens equal, largest logit difference ")
+
+
+@pytest.mark.parametrize("inside", [0, 1])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "llava_onevision"])
+def test_by_hand_the_tower_sees_what_a_selector_before_it_leaves(family: str, inside: int) -> None:
+    reducer = Staged({Pixels(): RunLength(0.5), inside: Loudest()})
+    report = verify(tiny.model(family), tiny.prompt(family, videos=2), reducer, steps=4)
+    assert report.ok, report
+    assert "computed" in report.trace.tower
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -55,6 +65,8 @@ def test_it_notices_a_mask_left_at_its_logical_length(monkeypatch: pytest.Monkey
 def test_it_refuses_what_it_cannot_judge() -> None:
     with pytest.raises(ValueError, match="evaluation mode"):
         verify(tiny.fresh("qwen2_5_vl").train(), tiny.prompt("qwen2_5_vl"), Loudest())
+    with pytest.raises(ValueError, match="which drops no token: there is nothing to verify"):
+        verify(tiny.model("qwen2_5_vl"), tiny.prompt("qwen2_5_vl"), Staged({Pixels(): RunLength(0.5)}))
     inputs = tiny.prompt("qwen2_5_vl")
     inputs["attention_mask"][:, -2:] = 0
     with pytest.raises(ValueError, match="padding on the right"):

@@ -34,6 +34,7 @@ from vidsieve.telemetry.trace import Trace
 _HANDLE = (
     "_vidsieve_attachment"  # the attribute of a model's body that holds its attachment, for `detach` without a handle
 )
+_STATES = "_vidsieve_states"
 _attaching = threading.Lock()
 
 
@@ -95,6 +96,7 @@ class Attachment:
         elif reducer is not None:
             stages = {0: reducer}
         first = stages.pop(0, None)
+        self.trace.reduces = first is not None or bool(stages)
         refuse_attention(first)
         arguments.refuse_compiled(model, self.target.body, self.target.decoder)
         contract.check(model, self.target.adapter, layers=bool(stages))
@@ -103,7 +105,7 @@ class Attachment:
             self._turn_on(hooks, at_layers=bool(stages))
             hooks.callback(self.target.states.clear)
             VisionSeam(model, vision, reducer.pixels if isinstance(reducer, Staged) else None, self.trace, hooks)
-            if reducer is not None and (first is not None or stages):
+            if reducer is not None and self.trace.reduces:
                 self._install(reducer, first, stages, outputs, hooks)
             hooks.put(self.target.body, _HANDLE, self)
             self._hooks = hooks.pop_all()
@@ -132,11 +134,14 @@ class Attachment:
         with _attaching:
             if attach_state.on:
                 raise AlreadyAttached(
-                    f"this {type(self.model).__name__} already has a reducer; remove() that one first, "
-                    "or vidsieve.detach(model) where its handle is lost, or combine the two: Chain(first, second)"
+                    f"this {type(self.model).__name__} already has a reducer, or a fast vision tower; remove() that "
+                    "one first, or vidsieve.detach(model) where its handle is lost, or combine two reducers: "
+                    "Chain(first, second)"
                 )
             hooks.put(attach_state, "on", True)
         hooks.put(attach_state, "at_layers", at_layers)
+        # A copy of the model comes to this, which refuses, before it comes to functions, which it would share.
+        hooks.put(self.target.body, _STATES, self.target.states)
 
     def __enter__(self) -> Trace:
         if self._removed:

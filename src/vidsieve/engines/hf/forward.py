@@ -10,11 +10,11 @@ from torch import Tensor
 
 from vidsieve.engines.hf.cache import AttachState, ReducedPrefix
 from vidsieve.engines.hf.columns import Columns
+from vidsieve.engines.hf.intercept import OfOneModel
 from vidsieve.engines.hf.outputs import Rows
 from vidsieve.engines.hf.prompt import HostInputs, PromptLayout
 from vidsieve.engines.hf.sequence import SequenceSelection, VideoReduction, moved
 from vidsieve.engines.hf.tracked import NonFiniteCheck, SequenceUpdate, TrackedVideo
-from vidsieve.errors import UnsupportedCall
 from vidsieve.telemetry.timing import StageTimer
 
 KEY = "vidsieve_state"  # the keyword argument in which the decoder hands its layers the state of the sequence
@@ -165,7 +165,7 @@ class ForwardState:
     spread: bool = False
 
 
-class ForwardStates:
+class ForwardStates(OfOneModel):
     """Makes, holds and deletes the state of the current call of each thread.
 
     An interrupt (KeyboardInterrupt) runs no hook; the next call of the thread drops the state that it leaves.
@@ -212,9 +212,3 @@ class ForwardStates:
     def clear(self) -> None:
         """Delete the states of all threads."""
         self._threads = threading.local()
-
-    def __reduce_ex__(self, protocol: object) -> Any:  # every hook holds these
-        raise UnsupportedCall(
-            "a model cannot be copied or pickled with a reducer attached, whose hooks know this model alone; "
-            "remove() it first"
-        )

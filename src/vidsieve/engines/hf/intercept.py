@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from vidsieve.errors import UnsupportedCall
+
 
 class Interceptions(ExitStack):
     """Hooks on modules and replacements on instances, for as long as this is open; classes are never touched.
@@ -57,3 +59,13 @@ class Interceptions(ExitStack):
     def _restore(self, owned: dict[str, Any], name: str) -> None:
         """Restore, at the end, what `owned` has by this `name` now."""
         self.callback(owned.__setitem__ if name in owned else owned.pop, name, owned.get(name))
+
+
+class OfOneModel:
+    """What hooks hold, and so what a copy of their model would share with it."""
+
+    def __reduce_ex__(self, protocol: object) -> Any:
+        raise UnsupportedCall(
+            "a model cannot be copied or pickled with a reducer attached, or a fast vision tower, whose hooks know "
+            "this model alone; remove() it first"
+        )

@@ -14,13 +14,15 @@ from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 
 from vidsieve.checks import describe
-from vidsieve.engines.hf.arguments import unwrap_model
+from vidsieve.engines.hf import arguments
 from vidsieve.engines.hf.attach import attach
 from vidsieve.engines.hf.families import adapter_for
 from vidsieve.engines.hf.intercept import Interceptions
 from vidsieve.engines.hf.seams.masks import layer_type
 from vidsieve.errors import WrongArgument
 from vidsieve.methods.base import Attachable
+from vidsieve.methods.compose import Pixels, Staged
+from vidsieve.methods.run_length import PixelSelector
 from vidsieve.telemetry.trace import Trace, VideoRecord
 from vidsieve.types.reduction import Reduction
 
@@ -60,10 +62,12 @@ def verify(
 ) -> Verification:
     """Generate `steps` tokens from the processor's `inputs`, greedily, with `reducer` attached and by hand.
 
+    What a selector before the vision tower leaves out is left out by hand too: it decides what the features are.
+
     The tolerance suits float32; half precision needs a few 1e-2. Raises what attaching or generating raises, and
     `ValueError` for a model in training mode, for padding on the right, or for inputs in which no video was found.
     """
-    adapter_for(unwrap_model(model))
+    adapter_for(arguments.unwrap_model(model))
     if not isinstance(inputs, Mapping):
         raise WrongArgument(f"expected inputs as the processor gives them, {{name: tensor}}, got {describe(inputs)}")
     if missing := [name for name in ("input_ids", "attention_mask") if name not in inputs]:
@@ -72,6 +76,10 @@ def verify(
         raise ValueError("expected a model in evaluation mode, call model.eval() first")
     if not inputs["attention_mask"][:, -1].all():
         raise ValueError("expected prompts that are padded on the left, as generate does, got padding on the right")
+    method = arguments.method(reducer)
+    pixels = method.pixels if isinstance(method, Staged) else None
+    if isinstance(method, Staged) and method.after_pixels is None:
+        raise ValueError(f"expected a reducer, got {reducer!r}, which drops no token: there is nothing to verify")
     with attach(model, reducer) as trace:
         answer = model.generate(
             **inputs,
@@ -86,7 +94,7 @@ def verify(
         raise ValueError("found no video in the inputs, so there is nothing to verify")
     logits = torch.stack(answer.logits, 1)  # (B, steps, V)
     tokens = answer.sequences[:, -steps:]  # (B, steps)
-    given = _watch(model, inputs)
+    given = _watch(model, inputs, pixels)
     same, difference = 0, 0.0
     for row in range(len(tokens)):
         videos = [video for video in trace.calls[0].videos if video.row == row]
@@ -96,10 +104,12 @@ def verify(
     return Verification(len(tokens), steps, same, difference, tolerance, trace)
 
 
-def _watch(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Record the arguments of the decoder for the unreduced prompt, without a reducer."""
+def _watch(model: Any, inputs: Mapping[str, Any], pixels: PixelSelector | None) -> dict[str, Any]:
+    """Record the arguments of the decoder for the unreduced prompt, of the groups that `pixels` lets the tower see."""
     seen: list[dict[str, Any]] = []
     with Interceptions() as hooks:
+        if pixels is not None:
+            hooks.enter_context(attach(model, Staged({Pixels(): pixels})))
         hooks.before(model.get_decoder(), lambda module, args, kwargs: seen.append(dict(kwargs)))
         model.generate(**inputs, max_new_tokens=1, do_sample=False, num_beams=1)
     return seen[0]

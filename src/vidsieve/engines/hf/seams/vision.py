@@ -2,7 +2,7 @@
 
 A tower of transformers calls its attention once for each frame or window, and waits for the device to lay itself out.
 Here it gets its layout as arguments (vision/layout.py), one attention call a layer (vision/packed.py), and on CUDA
-fewer kernels for what stands around that (vision/fused.py). A call that must be stock is: see `_why_stock`.
+fewer kernels for what stands around that (vision/fused.py). A call that must be stock is: see `why_stock`.
 """
 
 import inspect
@@ -16,7 +16,7 @@ from vidsieve import ops
 from vidsieve.checks import describe
 from vidsieve.engines.hf import contract
 from vidsieve.engines.hf.families import adapter_for
-from vidsieve.engines.hf.intercept import Interceptions
+from vidsieve.engines.hf.intercept import Interceptions, OfOneModel
 from vidsieve.engines.hf.tracked import NonFiniteCheck
 from vidsieve.engines.hf.vision.batched import BatchedPixels
 from vidsieve.engines.hf.vision.calls import Grids, TowerCall, TowerCalls
@@ -24,7 +24,15 @@ from vidsieve.engines.hf.vision.fused import FusedModules
 from vidsieve.engines.hf.vision.layout import Layouts, TowerLayout
 from vidsieve.engines.hf.vision.memory_layout import ChannelsLastPooling, ContiguousEmbeddings
 from vidsieve.engines.hf.vision.packed import SegmentedAttention
-from vidsieve.engines.hf.vision.tower import Reason, gradients_wanted, takes_host_grids, vision_tower, why_not
+from vidsieve.engines.hf.vision.tower import (
+    PIXELS,
+    Reason,
+    find_tower,
+    takes_host_grids,
+    vision_tower,
+    why_not,
+    why_stock,
+)
 from vidsieve.engines.hf.vision.waits import NoWaits
 from vidsieve.errors import UnsupportedCall
 from vidsieve.methods.run_length import PixelSelector
@@ -39,7 +47,7 @@ def check_vision(vision: Any) -> None:
         raise ValueError(f"expected vision to be one of {', '.join(get_args(Vision))}, got {describe(vision)}")
 
 
-class VisionSeam:
+class VisionSeam(OfOneModel):
     """Hooks on the vision tower of `model`. `trace.tower` says how each call ran, and why.
 
     vision: "stock" leaves the tower as it is. "packed" gives it its layout and one attention call a layer. "fused" adds
@@ -54,11 +62,14 @@ class VisionSeam:
         if vision == "stock" and pixels is None:
             trace.tower = "stock, as asked for"
             return
+        if vision == "auto" and pixels is None and find_tower(model) is None:  # a family of the user
+            trace.tower = "stock, because it has a name that is not known here"
+            return
         self._tower = tower = vision_tower(model)
         NoWaits(model, hooks)
         reason = Reason("vision='stock' leaves the tower as it is") if vision == "stock" else why_not(tower)
         if reason is None and vision == "fused" and (unfit := _why_unfused(tower)):
-            reason = Reason(unfit)
+            raise UnsupportedCall(f"vision='fused' cannot be: {unfit}; 'auto' does what can be done")
         if reason is not None:
             if pixels is not None and not reason.expected:
                 raise UnsupportedCall(f"{pixels!r} cannot act before the vision tower: {reason.text}")
@@ -106,7 +117,7 @@ class VisionSeam:
             return inner(**given)
         host = grid.cpu()
         self._calls.videos = tuple((t, h, w) for t, h, w in host.tolist())
-        if self._takes_host_grids and not _why_stock(self._tower, given):
+        if self._takes_host_grids and not why_stock(self._tower, given):
             given["video_grid_thw"] = host
         try:
             return inner(**given)
@@ -116,9 +127,9 @@ class VisionSeam:
     def _before(self, tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._calls.enter(None)
         arguments = contract.by_name(tower, args, kwargs)
-        pixels_name = next(iter(arguments)) if args else next(n for n in _PIXELS if n in arguments)
+        pixels_name = next(iter(arguments)) if args else next(n for n in PIXELS if n in arguments)
         patches = arguments[pixels_name]
-        if why := _why_stock(tower, arguments):
+        if why := why_stock(tower, arguments):
             if self._pixels is not None and self._calls.videos is not None:
                 raise UnsupportedCall(f"{self._pixels!r} cannot act before this call of the vision tower, where {why}")
             self._trace.tower, self._trace.tower_slow = f"stock, because {why}", True
@@ -133,8 +144,8 @@ class VisionSeam:
         kept, source, nonfinite = self._select(patches, layout, videos)
         self._trace.tower += f", {len(kept)} of {len(source)} groups of pixels computed"
         made = layout.of_kept(kept)
-        rows = layout.key_rows(source, made) if self._pixels.holds_keys else None
-        self._calls.enter(TowerCall(layout, fused, source, rows, nonfinite))
+        rows = layout.patch_rows(source, made)
+        self._calls.enter(TowerCall(layout, fused, source, rows, self._pixels.holds_keys, nonfinite))
         return (), {**arguments, **made, pixels_name: patches[layout.patches_of(kept)]}
 
     def _select(self, patches: Tensor, layout: TowerLayout, videos: Grids) -> tuple[Tensor, Tensor, NonFiniteCheck]:
@@ -163,13 +174,14 @@ class VisionSeam:
         if call is None or call.nonfinite_check is None or output is None:
             return
         call.nonfinite_check.check()  # the device looked before it began with the tower
+        last = every = output.last_hidden_state
         if self._expands_tokens:
+            output.last_hidden_state = every = call.expand_patches(last)
             output.pooler_output = call.expand(output.pooler_output)
             if getattr(output, "deepstack_features", None):
                 output.deepstack_features = [call.expand(features) for features in output.deepstack_features]
-
-
-_PIXELS = ("hidden_states", "pixel_values", "pixel_values_videos")  # the argument that holds the patches
+        if (states := output.get("hidden_states")) is not None:
+            output.hidden_states = tuple(every if x is last else call.expand_patches(x) for x in states)
 
 
 def _why_unfused(tower: nn.Module) -> str:
@@ -178,14 +190,3 @@ def _why_unfused(tower: nn.Module) -> str:
     if not weight.is_cuda or weight.dtype not in (torch.float16, torch.bfloat16):
         return f"its weights are {weight.dtype} on {weight.device.type}, and the kernels are for half precision on CUDA"
     return "" if (why := ops.available()["triton"]) == "" else why
-
-
-def _why_stock(tower: nn.Module, arguments: dict[str, Any]) -> str:
-    """Why this call must run as the tower's own; empty if it need not."""
-    if gradients_wanted(tower, next((arguments[name] for name in _PIXELS if name in arguments), None)):
-        return "gradients are wanted; torch.no_grad() or requires_grad_(False) on the tower makes it fast"
-    if arguments.get("output_attentions") or getattr(tower.config, "output_attentions", False):
-        return "its attentions are wanted"
-    if given := [name for name in ("cu_seqlens", "position_ids", "window_index") if arguments.get(name) is not None]:
-        return f"{', '.join(given)} came with the call"
-    return ""

@@ -4,18 +4,19 @@ The group of a pixel selector is the patch here. After the embeddings the patche
 stays within frames; before the features are read, every patch has those of the patch that it repeats.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from vidsieve.engines.hf.intercept import Interceptions
+from vidsieve.engines.hf import contract
+from vidsieve.engines.hf.intercept import Interceptions, OfOneModel
 from vidsieve.engines.hf.tracked import NonFiniteCheck
 from vidsieve.engines.hf.vision.calls import TowerCall, TowerCalls
 from vidsieve.engines.hf.vision.packed import SegmentedAttention
-from vidsieve.engines.hf.vision.tower import gradients_wanted
+from vidsieve.engines.hf.vision.tower import why_stock
 from vidsieve.errors import UnsupportedCall, UnsupportedModel
 from vidsieve.methods.run_length import PixelSelector
 from vidsieve.telemetry.trace import Trace
@@ -74,12 +75,15 @@ class _Expanded(tuple[Tensor, ...]):
 
     expand: Callable[[Tensor], Tensor]
 
+    def __iter__(self) -> Iterator[Tensor]:
+        return map(self.expand, super().__iter__())
+
     def __getitem__(self, index: Any) -> Any:
         found = super().__getitem__(index)
         return self.expand(found) if isinstance(found, Tensor) else tuple(map(self.expand, found))
 
 
-class BatchedPixels:
+class BatchedPixels(OfOneModel):
     """Hooks on `tower` of `model`, so that `pixels` chooses the patches of its videos that are computed."""
 
     def __init__(self, model: Any, tower: nn.Module, pixels: PixelSelector, trace: Trace, hooks: Interceptions) -> None:
@@ -109,12 +113,10 @@ class BatchedPixels:
         videos = self._calls.videos
         if videos is None:
             return
-        pixels: Tensor = args[0] if args else kwargs["pixel_values"]
-        if gradients_wanted(tower, pixels):
-            raise UnsupportedCall(
-                f"{self._pixels!r} cannot act before a vision tower whose gradients are wanted; "
-                "torch.no_grad() or requires_grad_(False) on the tower makes it act"
-            )
+        arguments = contract.by_name(tower, args, kwargs)
+        pixels: Tensor = arguments["pixel_values"]
+        if why := why_stock(tower, arguments):
+            raise UnsupportedCall(f"{self._pixels!r} cannot act before this call of the vision tower, where {why}")
         groups = self._patches(pixels)
         selections, begin = [], 0
         for frames, _, _ in videos:
@@ -133,7 +135,8 @@ class BatchedPixels:
                 layout,
                 fused=False,
                 source=source,
-                key_rows=source if self._pixels.holds_keys else None,
+                patch_rows=source,
+                holds_keys=self._pixels.holds_keys,
                 nonfinite_check=nonfinite,
                 kept=kept,
                 bounds=torch.searchsorted(kept, bounds.long()).int(),

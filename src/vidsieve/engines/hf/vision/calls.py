@@ -2,13 +2,13 @@
 
 import threading
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
 from vidsieve import ops
+from vidsieve.engines.hf.intercept import OfOneModel
 from vidsieve.engines.hf.tracked import NonFiniteCheck
-from vidsieve.errors import UnsupportedCall
 
 Grids = tuple[tuple[int, int, int], ...]  # frames, rows and columns of each video, in patches
 
@@ -29,8 +29,9 @@ class TowerCall:
 
     layout: of all patches.  fused: whether the modules of the tower run as kernels of ours.
     source: int64 (G,), for each group of patches the row, among those that run, of the group that it repeats; None if
-    all run.  key_rows: int64 (N,), for each patch the row of the running patch whose key and value it has; None if
-    patches that do not run have none.  nonfinite_check: of the pixels, where groups were chosen by them.
+    all run.  patch_rows: int64 (N,), the same for each patch, in the tower's own order.  holds_keys: whether patches
+    that do not run have the keys and values of those that they repeat, or none.  nonfinite_check: of the pixels, where
+    groups were chosen by them.
     Of a tower whose frames are one batch, kept: int64 (K,), the tokens that run.  bounds: int32 (T + 1,), of theirs in
     each frame.
     """
@@ -38,7 +39,8 @@ class TowerCall:
     layout: Layout
     fused: bool
     source: Tensor | None = None
-    key_rows: Tensor | None = None
+    patch_rows: Tensor | None = None
+    holds_keys: bool = False
     nonfinite_check: NonFiniteCheck | None = None
     kept: Tensor | None = None
     bounds: Tensor | None = None
@@ -46,8 +48,8 @@ class TowerCall:
     def attend(self, query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, scale: float) -> Tensor:
         """Compute the attention of the patches that run, (N, H, d), to those of their segment."""
         key_bounds = None
-        if self.key_rows is not None:
-            key, value, key_bounds = key[self.key_rows], value[self.key_rows], self.layout.bounds_like(bounds)
+        if self.holds_keys and self.patch_rows is not None:
+            key, value, key_bounds = key[self.patch_rows], value[self.patch_rows], self.layout.bounds_like(bounds)
         longest = self.layout.longest_of(bounds)
         return ops.segment_attention(ops.SegmentAttentionProblem(query, key, value, bounds, longest, scale, key_bounds))
 
@@ -56,11 +58,11 @@ class TowerCall:
         return rows if self.source is None else rows[self.source]
 
     def expand_patches(self, rows: Tensor) -> Tensor:
-        """Give every patch a row, that of the patch it repeats: (K * unit, ...) to (N, ...)."""
-        return rows if self.source is None else rows[self.layout.patches_of(self.source)]
+        """Give every patch, in the tower's own order, a row, that of the patch it repeats: (K * unit, D) to (N, D)."""
+        return rows if self.patch_rows is None else rows[self.patch_rows]
 
 
-class TowerCalls:
+class TowerCalls(OfOneModel):
     """Holds the current call of each thread."""
 
     def __init__(self) -> None:
@@ -96,9 +98,3 @@ class TowerCalls:
         """End the call, and return it."""
         call: TowerCall | None = self._threads.__dict__.pop("call", None)
         return call
-
-    def __reduce_ex__(self, protocol: object) -> Any:  # every hook holds these
-        raise UnsupportedCall(
-            "a model cannot be copied or pickled with a fast vision tower attached, whose hooks know this model alone; "
-            "remove() it first"
-        )

@@ -85,7 +85,7 @@ class TowerLayout:
             made["cu_window_seqlens"] = (torch.searchsorted(places, bounds["cu_window_seqlens"]) * self.unit).int()
         return made
 
-    def key_rows(self, source: Tensor, arguments: dict[str, Any]) -> Tensor:
+    def patch_rows(self, source: Tensor, arguments: dict[str, Any]) -> Tensor:
         """Find, for each patch in the tower's own order, the row of the running patch that it repeats: int64 (N,).
 
         source: int64 (G,), for each group the one of the kept groups that it repeats.  arguments: from `of_kept`.

@@ -23,10 +23,10 @@ class ContiguousEmbeddings:
     def __init__(self, tower: nn.Module, hooks: Interceptions) -> None:
         for name, module in tower.named_modules():
             if name.split(".")[-1] == "embeddings":
-                hooks.after(module, lambda module, args, kwargs, output: _contiguous(output))
+                hooks.after(module, _contiguous)
 
 
-def _contiguous(output: Any) -> Any:
+def _contiguous(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
     return output.contiguous() if isinstance(output, Tensor) else output
 
 
@@ -36,16 +36,14 @@ class ChannelsLastPooling:
     def __init__(self, body: Any, hooks: Interceptions) -> None:
         self._config: Any = getattr(body.config, "vision_config", None)
         own = getattr(body, "apply_pooling", None)
-        self.replaced = own is not None and self._agrees(own, body)
+        self.replaced = own is not None and self._agrees(own)
         if self.replaced:
             hooks.wrap(body, "apply_pooling", self._pool)
 
-    def _agrees(self, own: Callable[[Tensor], Tensor], body: Any) -> bool:
+    def _agrees(self, own: Callable[[Tensor], Tensor]) -> bool:
         """Whether this gives what the model's own pooling gives."""
-        weight = next(body.parameters())
         side = self._config.image_size // self._config.patch_size
-        generator = torch.Generator(weight.device).manual_seed(0)
-        x = torch.randn(1, side * side, 8, generator=generator, device=weight.device).to(weight.dtype)
+        x = torch.randn(1, side * side, 8, generator=torch.Generator().manual_seed(0))
         true, found = own(x).double(), self._pool(own, x).double()
         return true.shape == found.shape and bool((true - found).norm() <= AGREE * true.norm())
 

@@ -27,15 +27,20 @@ _LAYOUT = {
 }
 _OPTIONAL = {"merge_temporal", "include_temporal", "padding"}  # at their defaults in every tower that is served
 _LINEAR = (nn.Linear,)
+PIXELS = ("hidden_states", "pixel_values", "pixel_values_videos")  # the argument of a tower that holds the patches
+
+
+def find_tower(model: Any) -> nn.Module | None:
+    """Get the vision tower of a video language model; None where it has none of a known name."""
+    body = getattr(model, "base_model", model)
+    found = (getattr(body, name, None) for name in _NAMES)
+    return next((tower for tower in found if isinstance(tower, nn.Module)), None)
 
 
 def vision_tower(model: Any) -> nn.Module:
     """Get the vision tower of a video language model. Raises `UnsupportedModel` where there is none."""
-    body = getattr(model, "base_model", model)
-    for name in _NAMES:
-        tower = getattr(body, name, None)
-        if isinstance(tower, nn.Module):
-            return tower
+    if (tower := find_tower(model)) is not None:
+        return tower
     raise UnsupportedModel(f"expected a model with a vision tower ({', '.join(_NAMES)}), got {describe(model)}")
 
 
@@ -72,6 +77,8 @@ class Reason:
 
 def why_not(tower: nn.Module) -> Reason | None:
     """Say why `tower` cannot be packed; None if it can."""
+    if _is_compiled(tower):
+        return Reason("it is compiled, and would not see what is attached later; attach first")
     functions = layout_functions(tower)
     if not functions or not packed_attentions(tower):
         return Reason("its frames are one batch already", expected=True)
@@ -80,11 +87,8 @@ def why_not(tower: nn.Module) -> Reason | None:
     implementation = str(getattr(tower.config, "_attn_implementation", ""))
     if "flash" in implementation or "flex" in implementation or "paged" in implementation:
         return Reason(f"its attention is {implementation}")
-    for module in tower.modules():
-        if hasattr(module, "_hf_hook"):
-            return Reason("its weights are offloaded or on several devices")
-        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
-            return Reason("it is compiled")
+    if any(hasattr(module, "_hf_hook") for module in tower.modules()):
+        return Reason("its weights are offloaded or on several devices")
     for name, weight in tower.named_parameters():
         if weight.device.type == "meta":
             return Reason("its weights are offloaded or on several devices")
@@ -120,9 +124,40 @@ def takes_host_grids(tower: nn.Module) -> bool:
     return not hasattr(tower, "embeddings") and "merge_sizes" not in inspect.signature(type(tower).forward).parameters
 
 
-def gradients_wanted(tower: nn.Module, pixels: Any) -> bool:
-    """Whether a call of `tower` has to be differentiable."""
+def why_stock(tower: nn.Module, arguments: dict[str, Any]) -> str:
+    """Why a call with these `arguments` must run as the tower's own; empty if it need not."""
+    if why := _why_differentiated(tower, next((arguments[name] for name in PIXELS if name in arguments), None)):
+        return why
+    if tower.training and any(_dropout(attention) for attention in attentions(tower)):
+        return "its attention drops weights at random; .eval() on the tower makes it fast"
+    if arguments.get("output_attentions") or getattr(tower.config, "output_attentions", False):
+        return "its attentions are wanted"
+    if given := [name for name in ("cu_seqlens", "position_ids", "window_index") if arguments.get(name) is not None]:
+        return f"{', '.join(given)} came with the call"
+    return ""
+
+
+def _why_differentiated(tower: nn.Module, pixels: Any) -> str:
+    """Why a call of `tower` has to be differentiable, or is done again by what comes back; empty if it has not."""
     if not torch.is_grad_enabled():
-        return False
-    inputs = isinstance(pixels, torch.Tensor) and pixels.requires_grad
-    return inputs or any(weight.requires_grad for weight in tower.parameters())
+        return ""
+    wanted = isinstance(pixels, torch.Tensor) and pixels.requires_grad
+    if wanted or any(weight.requires_grad for weight in tower.parameters()):
+        return "gradients are wanted; torch.no_grad() or requires_grad_(False) on the tower makes it fast"
+    if tower.training and any(getattr(module, "gradient_checkpointing", False) for module in tower.modules()):
+        return "its layers are computed again for gradients (checkpointing); .eval() on the tower makes it fast"
+    return ""
+
+
+def _dropout(attention: Any) -> float:
+    """The share of its weights that an attention drops in training."""
+    found = getattr(attention, "attention_dropout", getattr(attention, "dropout", 0.0))
+    return found if isinstance(found, float) else 0.0
+
+
+def _is_compiled(tower: nn.Module) -> bool:
+    """Whether a part of `tower` is compiled, and so never looks at hooks that are added later."""
+    return any(
+        hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+        for module in tower.modules()
+    )

@@ -1,0 +1,133 @@
+"""The options of each command."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from vidsieve.cli.arguments import Parser, Version, count, file, folder, fraction, method, question
+from vidsieve.video.decode import SAMPLINGS
+
+Command = tuple[Callable[..., Any], Callable[[Any], None]]
+
+
+def parser(commands: Mapping[str, Command]) -> Parser:
+    """Make the parser of the command line. commands: by name, what is called and what shows what it returns."""
+    common = Parser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    how = Parser(add_help=False)
+    about = "share of the video tokens that stays; with framefusion, of the prefill's FLOPs (10%%, or the paper's)"
+    how.add_argument("--keep", type=fraction, help=about)
+    how.add_argument("--method", type=method, default="vidsieve", help="see `vidsieve methods` (vidsieve)")
+    how.add_argument("--device", help="cpu, cuda, cuda:1, ... (cuda where there is one)")
+    how.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="(auto; float32 on cpu)")
+
+    about = "share of the groups of pixels that the vision tower computes: the others repeat one before them (100%%)"
+    pixels = Parser(add_help=False)
+    pixels.add_argument("--pixels", type=fraction, help=about)
+
+    sample = Parser(add_help=False)
+    sample.add_argument("--frames", type=count, default=64, help="frames to sample (64)")
+    about = "even: at even distances; keyframes: of the key frames only, which is faster for long clips (even)"
+    sample.add_argument("--sampling", choices=SAMPLINGS, default="even", help=about)
+
+    film = Parser(add_help=False)
+    film.add_argument("--film", action="store_true", help="draw overlay.mp4 too: the clip beside its kept patches")
+    film.add_argument("--gif", action="store_true", help="draw overlay.gif too, the same, smaller")
+
+    made = Parser(prog="vidsieve", description="Drop the video tokens a video language model does not need.")
+    made.add_argument("--version", action=Version, nargs=0, help="show the version and exit")
+    subparsers = made.add_subparsers(metavar="COMMAND", required=True)
+    layouts: dict[str, tuple[Callable[[Parser], None] | None, list[Parser]]] = {
+        "run": (_add_run, [how, pixels, sample, film]),
+        "show": (_add_show, [film]),
+        "demo": (_add_demo, [how, pixels, film]),
+        "batch": (_add_batch, [how, pixels, sample]),
+        "warm": (_add_warm, [how, pixels]),
+        "bench": (_add_bench, []),
+        "eval": (_add_eval, []),
+        "methods": (None, []),
+        "env": (None, []),
+    }
+    for name, (add, parents) in layouts.items():
+        command, show = commands[name]
+        about = (command.__doc__ or "").splitlines()[0]
+        sub = subparsers.add_parser(name, help=about, description=about, parents=[*parents, common])
+        sub.set_defaults(command=command, show=show)
+        if add is not None:
+            add(sub)
+    return made
+
+
+def _add_run(command: Parser) -> None:
+    command.add_argument("clip", help="a video file")
+    command.add_argument("--question", "-q", type=question, required=True)
+    command.add_argument("--model", "-m", required=True, help="Hub id or folder of a video language model")
+    command.add_argument("--strict", action="store_true", help="refuse a clip that is cut short or damaged")
+    command.add_argument("--max-new-tokens", type=count, default=128, help="longest answer (128)")
+    command.add_argument("--only-reduced", action="store_true", help="do not answer with every token too")
+    command.add_argument("--out", type=folder, help="folder for result.json and the overlay, a picture")
+
+
+def _add_show(command: Parser) -> None:
+    command.add_argument("result", type=Path, help="result.json, or the folder it lies in")
+    command.add_argument("--out", type=folder, help="folder for the pictures (beside result.json)")
+
+
+def _add_demo(command: Parser) -> None:
+    command.add_argument("--out", type=folder, default="out/demo", help="folder for everything (out/demo)")
+
+
+def _add_batch(command: Parser) -> None:
+    command.add_argument("clips", help="a folder of clips, or a text file with one path a line")
+    command.add_argument("--model", "-m", required=True, help="Hub id or folder of a video language model")
+    command.add_argument(
+        "--out", type=folder, required=True, help="folder for the table and the features; resumes there"
+    )
+    about = "the question for every clip, for methods that look at it"
+    command.add_argument("--question", "-q", type=question, help=about)
+    command.add_argument("--strict", action="store_true", help="a clip that is cut short or damaged fails")
+    command.add_argument("--workers", type=count, help="copies of the model (one a GPU, or one for four processors)")
+    command.add_argument("--address", help="of a Ray cluster (this machine)")
+
+
+def _add_warm(command: Parser) -> None:
+    command.add_argument("model", help="Hub id or folder of a video language model")
+    about = "numbers of frames to compile for (64)"
+    command.add_argument("--frames", type=count, nargs="+", action="extend", metavar="N", help=about)
+    about = "height and width of frames, repeatable (of 16:9 and 4:3, both ways up, as `vidsieve run` reads them)"
+    command.add_argument("--size", type=count, nargs=2, action="append", metavar=("H", "W"), dest="sizes", help=about)
+
+
+def _add_bench(command: Parser) -> None:
+    command.add_argument("what", choices=("ops",))
+    command.add_argument("--frames", type=count, default=64, help="(64)")
+    command.add_argument("--tokens", type=count, default=196, help="tokens a frame (196)")
+    command.add_argument("--dim", type=count, default=3584, help="features a token (3584)")
+    command.add_argument("--keep", type=fraction, help="one case of your own: this share of the tokens,")
+    command.add_argument("--segments", type=count, metavar="FRAMES", help="in segments of so many frames (1)")
+    command.add_argument("--case", action="append", dest="cases", metavar="NAME", help="only this case; repeatable")
+    command.add_argument("--relevance", choices=("prompt", "flat"), default="prompt", help="(prompt)")
+    command.add_argument("--rounds", type=count, default=20, help="calls of each variant (20)")
+    command.add_argument("--device", help="cpu, cuda, cuda:1, ... (cuda where there is one)")
+    command.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16", help="(bfloat16)")
+    command.add_argument("--out", type=file, help="write the card and the rows to this JSON file")
+
+
+def _add_eval(command: Parser) -> None:
+    about = (
+        "needles and long: questions about synthetic videos, long ones of several shots; natural: no model (needles)"
+    )
+    command.add_argument("--suite", choices=("needles", "long", "natural"), default="needles", help=about)
+    command.add_argument("--model", "-m", help="synthetic: a checkpoint trained on the suites (the bundled one)")
+    about = "natural: a folder that benchmarks/natural_features.py made (the one that comes with the package)"
+    command.add_argument("--features", type=Path, help=about)
+    command.add_argument(
+        "--split", choices=("dev", "test"), default="dev", help="dev to choose by, test to report (dev)"
+    )
+    command.add_argument("--videos", type=count, help="synthetic: 17 or 20 questions each (500)")
+    command.add_argument("--keep", type=fraction, action="append", dest="keeps", help="repeatable (0.05 0.1 0.25 0.5)")
+    command.add_argument("--method", type=method, action="append", dest="methods", help="repeatable (all there are)")
+    command.add_argument("--frames", type=count, help="synthetic: of a video (as the model was trained)")
+    command.add_argument("--quick", action="store_true", help="keep 0.1, the default method and the floors; 64 videos")
+    command.add_argument("--device", help="cpu, cuda, cuda:1, ... (cuda where there is one; natural: cpu)")
+    command.add_argument("--out", type=file, help="write the card and the rows to this JSON file")
