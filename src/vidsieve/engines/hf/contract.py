@@ -76,8 +76,9 @@ def with_new_names(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def by_name(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Collect all arguments of a call of `module` by their names."""
-    return {**dict(zip(_parameters(module.forward), args, strict=False)), **kwargs} if args else kwargs
+    """Collect all arguments of a call of `module`, or of a function, by their names."""
+    called = module.forward if isinstance(module, nn.Module) else module
+    return {**dict(zip(_parameters(called), args, strict=False)), **kwargs} if args else kwargs
 
 
 def check(model: Any, adapter: "Adapter", layers: bool) -> None:

@@ -33,7 +33,8 @@ def loss(model: Any, inputs: tiny.Inputs) -> Tensor:
 def features(model: Any, inputs: tiny.Inputs, **options: Any) -> Any:
     names = ("pixel_values_videos", "video_grid_thw", "video_merge_sizes", "video_compression_mask")
     with torch.no_grad():
-        return model.base_model.get_video_features(**{n: inputs[n] for n in names if n in inputs}, **options)
+        pixels, *described = (inputs[name] for name in names if name in inputs)
+        return model.base_model.get_video_features(pixels, *described, **options)
 
 
 @pytest.mark.parametrize("family", SOME)

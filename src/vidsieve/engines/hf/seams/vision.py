@@ -5,7 +5,6 @@ Here it gets its layout as arguments (vision/layout.py), one attention call a la
 fewer kernels for what stands around that (vision/fused.py). A call that must be stock is: see `why_stock`.
 """
 
-import inspect
 from collections.abc import Callable
 from typing import Any, Literal, cast, get_args
 
@@ -111,7 +110,7 @@ class VisionSeam(OfOneModel):
 
         It splits the features by numbers that it asks the device for, and so waits for the whole tower.
         """
-        given = {**dict(zip(inspect.signature(inner).parameters, args, strict=False)), **kwargs}
+        given = contract.by_name(inner, args, kwargs)
         grid = given.get("video_grid_thw")
         if grid is None:
             return inner(**given)

@@ -16,7 +16,7 @@ from vidsieve.engines.hf.intercept import Interceptions, OfOneModel
 from vidsieve.engines.hf.tracked import NonFiniteCheck
 from vidsieve.engines.hf.vision.calls import TowerCall, TowerCalls
 from vidsieve.engines.hf.vision.packed import SegmentedAttention
-from vidsieve.engines.hf.vision.tower import why_stock
+from vidsieve.engines.hf.vision.tower import PIXELS, why_stock
 from vidsieve.errors import UnsupportedCall, UnsupportedModel
 from vidsieve.methods.run_length import PixelSelector
 from vidsieve.telemetry.trace import Trace
@@ -100,11 +100,13 @@ class BatchedPixels(OfOneModel):
         hooks.after(found[0], self._pack)
         hooks.after(tower, self._after)
 
-    def _video(self, inner: Callable[..., Any], pixel_values_videos: Tensor, *args: Any, **kwargs: Any) -> Any:
-        videos, frames = pixel_values_videos.shape[:2]
+    def _video(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        given = contract.by_name(inner, args, kwargs)
+        pixels = next(given[name] for name in PIXELS if name in given)  # (B, T, 3, H, W)
+        videos, frames = pixels.shape[:2]
         self._calls.videos = ((frames, 0, 0),) * videos
         try:
-            return inner(pixel_values_videos, *args, **kwargs)
+            return inner(**given)
         finally:
             self._calls.videos = None
 

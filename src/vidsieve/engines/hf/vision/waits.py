@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vidsieve.engines.hf import contract
 from vidsieve.engines.hf.intercept import Interceptions
 
 # What positions are counted from. Pixels may come too, and are left where they are.
@@ -28,7 +29,7 @@ class NoWaits:
 
 def _on_the_host(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Compute positions on the host: hundreds of small operations, some of which the host would wait for."""
-    given = {**dict(zip(inspect.signature(inner).parameters, args, strict=False)), **kwargs}
+    given = contract.by_name(inner, args, kwargs)
     ids = given.get("input_ids")
     if not isinstance(ids, Tensor) or ids.device.type == "cpu":
         return inner(**given)
