@@ -134,8 +134,8 @@ class Attachment:
         with _attaching:
             if attach_state.on:
                 raise AlreadyAttached(
-                    f"this {type(self.model).__name__} already has a reducer, or a fast vision tower; remove() that one "
-                    "first, or vidsieve.detach(model) where its handle is lost, or combine the two: Chain(first, second)"
+                    f"this {type(self.model).__name__} already has a reducer, or a fast vision tower; remove() that "
+                    "first, or vidsieve.detach(model) where its handle is lost, or combine two: Chain(first, second)"
                 )
             hooks.put(attach_state, "on", True)
         hooks.put(attach_state, "at_layers", at_layers)
