@@ -4,6 +4,7 @@ The group of a pixel selector is the patch here. After the embeddings the patche
 stays within frames; before the features are read, every patch has those of the patch that it repeats.
 """
 
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
@@ -100,11 +101,12 @@ class BatchedPixels(OfOneModel):
         hooks.after(found[0], self._pack)
         hooks.after(tower, self._after)
 
-    def _video(self, inner: Callable[..., Any], pixel_values_videos: Tensor, *args: Any, **kwargs: Any) -> Any:
-        videos, frames = pixel_values_videos.shape[:2]
+    def _video(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        pixels = args[0] if args else kwargs[next(iter(inspect.signature(inner).parameters))]  # by any of its names
+        videos, frames = pixels.shape[:2]
         self._calls.videos = ((frames, 0, 0),) * videos
         try:
-            return inner(pixel_values_videos, *args, **kwargs)
+            return inner(*args, **kwargs)
         finally:
             self._calls.videos = None
 
