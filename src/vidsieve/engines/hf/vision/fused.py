@@ -128,8 +128,8 @@ def _gated_mlp(module: Any, calls: TowerCalls, hooks: Interceptions) -> Made:
     own: Forward = module.forward
 
     def forward(x: Tensor) -> Tensor:
-        if any(
-            weight.data_ptr() != linear.weight.data_ptr() or _is_hooked(linear)
+        if any(map(_is_hooked, module.children())) or any(
+            weight.data_ptr() != linear.weight.data_ptr()
             for weight, linear in zip((*halves, back), linears, strict=True)
         ):
             return own(x)  # somebody moved the weights, or wants to know what comes through them
