@@ -19,8 +19,9 @@ from vidsieve.checks import describe, require
 from vidsieve.engines.hf import adapter_for, attach
 from vidsieve.engines.hf.intercept import Interceptions
 from vidsieve.engines.hf.loading import prepare
-from vidsieve.errors import VidsieveError, WrongArgument
+from vidsieve.errors import UnsupportedCall, VidsieveError, WrongArgument
 from vidsieve.methods.base import Attachable
+from vidsieve.methods.compose import Pixels, Staged
 from vidsieve.types.frames import Frames
 
 Row = dict[str, Any]
@@ -94,8 +95,14 @@ def encode(
 ) -> tuple[dict[str, Tensor], Row]:
     """Encode and reduce `frames`: the tensors of an `EncodedVideo`, on the CPU and named as in a file, and the row.
 
-    Raises `VidsieveError` if the prompt has no video token.
+    Raises `VidsieveError` if the prompt has no video token, `UnsupportedCall` for what does not reduce before the
+    language model.
     """
+    if isinstance(reducer, Staged) and [place for place in reducer.stages if not isinstance(place, Pixels)] != [0]:
+        raise UnsupportedCall(
+            f"what is stored is what the language model would be given, and {reducer!r} does not reduce that; "
+            "expected a reducer, or stages at Pixels() and 0"
+        )
     inputs = prepare(processor, frames, question).to(model.device, model.dtype)
     with (attachment := attach(model, reducer)) as trace:
         given = _given_to_decoder(attachment, inputs)

@@ -14,6 +14,7 @@ from tests.engines.hf.staged import STAGES
 from tests.engines.hf.truth import STEPS, answer, each_family, truth
 from vidsieve import Staged
 from vidsieve.engines.hf import attach
+from vidsieve.engines.hf.vision.tower import vision_tower
 from vidsieve.errors import UnsupportedCall
 
 
@@ -83,3 +84,12 @@ def test_stages_in_a_decoder_compiled_after_attaching(name: str, dynamo: Any) ->
         model.get_decoder().compile(backend="eager")
         assert model.generate(**inputs, max_new_tokens=STEPS)[0, length:].tolist() == expected
     assert torch.equal(model.generate(**inputs, max_new_tokens=STEPS), whole)
+
+
+def test_a_tower_with_windows_that_is_compiled_after_attaching(dynamo: Any) -> None:
+    model, inputs = tiny.fresh("qwen2_5_vl"), tiny.prompt("qwen2_5_vl")
+    with torch.no_grad(), attach(model, vision="packed") as trace:
+        true = model(**inputs).logits
+        vision_tower(model).compile(backend="eager")
+        assert torch.equal(model(**inputs).logits, true)
+    assert trace.tower == "packed"

@@ -13,6 +13,7 @@ from vidsieve import Chain, Staged
 from vidsieve.engines.hf import attach
 from vidsieve.engines.hf.contract import CACHE
 from vidsieve.errors import UnsupportedCall
+from vidsieve.methods import RunLength
 from vidsieve.methods.merge import TemporalMerge
 
 
@@ -57,6 +58,8 @@ def test_stages_are_validated() -> None:
             Staged(stages)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="make it the stage at 0 of a Staged"):
         Chain(stage, Staged({1: stage}))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"it acts before the vision tower, as Staged\(\{Pixels\(\): RunLength\(...\)"):
+        attach(tiny.model("qwen2_5_vl"), RunLength(0.5))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="expected a Reducer or a Staged"):
         attach(tiny.model("qwen2_5_vl"), 0.3)  # type: ignore[arg-type]
 

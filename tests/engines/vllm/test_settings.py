@@ -12,7 +12,11 @@ from vidsieve import Prompt, Reducer, Reduction, VideoTokens, registry
 from vidsieve.engines.vllm import settings
 from vidsieve.engines.vllm.settings import Method, RequestOptions, retained
 from vidsieve.errors import UnsupportedCall
-from vidsieve.methods import presets
+from vidsieve.methods import Pixels, RunLength, Staged, presets
+
+
+def before_the_tower(keep: float) -> Staged:
+    return Staged({Pixels(): RunLength(0.5), 0: presets.random(keep)})
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ def test_ones_own_method_is_found_by_its_place() -> None:
         ("vidsive", "expected one of vidsieve"),
         ("vidsieve.methods.presets:nothing", "cannot be imported"),
         ("no_such_package:method", "cannot be imported"),
+        ("tests.engines.vllm.test_settings:before_the_tower", r"makes a Staged; .* no selector before the tower"),
         ("tests.engines.vllm.test_settings:Approximate", "kept 2 of 120 tokens where 1 were due"),
     ],
 )

@@ -54,6 +54,8 @@ def method(reducer: Any) -> Reducer | Staged:
     hint = ""
     if isinstance(reducer, nn.Module | Mapping):
         hint = "; the order is model, then what else there is, the method last"
+    elif callable(getattr(reducer, "select", None)):
+        hint = "; it acts before the vision tower, as Staged({Pixels(): " + type(reducer).__name__ + "(...)})"
     elif callable(reducer) and (name := getattr(reducer, "__name__", None)):
         hint = f", which makes one: call it first, as {name}(keep=0.1)"
     raise WrongArgument(f"expected a Reducer or a Staged to attach, got {describe(reducer)}{hint}")

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from vidsieve import registry
+from vidsieve.checks import describe
 from vidsieve.errors import UnsupportedCall
 from vidsieve.methods.base import Reducer, check_keep, kept_count
 from vidsieve.types.reduction import Reduction
@@ -51,10 +52,15 @@ class Method:
     def named(cls, name: str) -> "Method":
         """The method of a name, tried out on noise. Raises `UnsupportedCall` for one that cannot serve."""
         build = _find(name)
+        if not isinstance(made := build(0.5), Reducer):
+            raise UnsupportedCall(
+                f"{VARIABLE}={name!r} makes {describe(made)}; a server reduces between the vision tower and the "
+                "language model, where a Reducer acts: no stages, and no selector before the tower"
+            )
         tokens = VideoTokens.from_grid(torch.randn(120, 8, generator=torch.Generator().manual_seed(0)), 4, 5, 6)
         prompt = Prompt(tokens.features[:3])
         try:
-            build(0.5).reduce(tokens)
+            made.reduce(tokens)
             asks = False
         except ValueError:  # as `Reducer.reduce` says: it needs a prompt and got none
             asks = True

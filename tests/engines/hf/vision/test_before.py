@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import vision_utils
 
 import vidsieve
 from tests.engines.hf import tiny
@@ -48,7 +49,7 @@ def overwritten(model: Any, source: Tensor) -> Iterator[None]:
 
     source: int64 (G,), in the order of the pixels; a tower with windows has an order of its own.
     """
-    tower = vision_tower(model)
+    tower: Any = vision_tower(model)
     order: list[Tensor] = []
 
     def rows() -> Tensor:
@@ -56,26 +57,23 @@ def overwritten(model: Any, source: Tensor) -> Iterator[None]:
         moved = place[source[order[0]]] if order else source
         return (moved[:, None] * 4 + torch.arange(4)).flatten()
 
+    def note(module: Any, args: Any, kwargs: Any) -> None:
+        if hasattr(tower, "window_size"):
+            sizes = (tower.spatial_merge_size, tower.window_size, tower.patch_size)
+            order[:] = [vision_utils.get_vision_window_index(kwargs["grid_thw"], *sizes)[0]]
+
     def overwrite(module: Any, args: Any, kwargs: Any) -> Any:
         return (args[0][rows()], *args[1:]), kwargs
 
     blocks = tower.blocks if hasattr(tower, "blocks") else tower.encoder.layers
-    hooks = [blocks[0].register_forward_pre_hook(overwrite, with_kwargs=True)]
+    hooks = [tower.register_forward_pre_hook(note, with_kwargs=True)]
+    hooks += [blocks[0].register_forward_pre_hook(overwrite, with_kwargs=True)]
     hooks += [block.register_forward_hook(lambda module, args, output: output[rows()]) for block in blocks]
-    if hasattr(tower, "permute_input_for_window_attn"):
-        plain = tower.permute_input_for_window_attn
-
-        def noted(x: Tensor, window_index: Tensor, **kwargs: Any) -> Tensor:
-            order[:] = [window_index]
-            return plain(x, window_index, **kwargs)
-
-        tower.__dict__["permute_input_for_window_attn"] = noted
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
-        tower.__dict__.pop("permute_input_for_window_attn", None)
 
 
 @pytest.mark.parametrize("selector", [RunLength(0.5), RunLength(threshold=0.05), RandomGroups(0.4)], ids=repr)

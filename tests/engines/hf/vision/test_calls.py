@@ -1,6 +1,7 @@
 """Calls of the tower that must be its own, or are refused before it; what else is asked of a call; its end."""
 
 import copy
+import inspect
 import pickle
 import threading
 from typing import Any
@@ -31,10 +32,12 @@ def loss(model: Any, inputs: tiny.Inputs) -> Tensor:
 
 
 def features(model: Any, inputs: tiny.Inputs, **options: Any) -> Any:
-    names = ("pixel_values_videos", "video_grid_thw", "video_merge_sizes", "video_compression_mask")
+    names = ("video_grid_thw", "video_merge_sizes", "video_compression_mask")
+    encode = model.base_model.get_video_features
+    pixels = next(iter(inspect.signature(encode).parameters))  # "pixel_values" in older LLaVA
+    given = {pixels: inputs["pixel_values_videos"], **{name: inputs[name] for name in names if name in inputs}}
     with torch.no_grad():
-        pixels, *described = (inputs[name] for name in names if name in inputs)
-        return model.base_model.get_video_features(pixels, *described, **options)
+        return encode(**given, **options)
 
 
 @pytest.mark.parametrize("family", SOME)

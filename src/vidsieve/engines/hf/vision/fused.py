@@ -34,23 +34,32 @@ class FusedModules:
         self._calls, self._hooks = calls, hooks
         agreed: dict[tuple[object, ...], bool] = {}
         for module in tower.modules():
+            if any(map(_is_hooked, module.children())):
+                continue  # by somebody who would see what it is tried on, or miss what it no longer calls
             for kind in (_attention, _gated_mlp, _rms_norm, _patch_projection):
-                made = kind(module, calls, hooks)
+                own_hooks = Interceptions()
+                made = kind(module, calls, own_hooks)
                 if made is None:
                     continue
                 fused, inputs = made
-                key = (type(module), *(tuple(weight.shape) for weight in module.parameters()))
+                own = getattr(module.forward, "__func__", module.forward)  # of the class, or of this module alone
+                key = (type(module), own, *(tuple(weight.shape) for weight in module.parameters()))
                 if key not in agreed:
                     agreed[key] = _agree(module, fused, inputs())
                     (self.replaced if agreed[key] else self.refused).add(type(module).__name__)
                 if agreed[key]:
+                    hooks.callback(own_hooks.close)
                     self._replace(module, fused)
+                else:
+                    own_hooks.close()
 
     def _replace(self, module: nn.Module, fused: Forward) -> None:
         calls = self._calls
 
         def forward(inner: Forward, *args: Any, **kwargs: Any) -> Tensor:
-            return fused(*args, **kwargs) if calls.fused else inner(*args, **kwargs)
+            if not calls.fused or (torch.is_grad_enabled() and any(x.requires_grad for x in args)):
+                return inner(*args, **kwargs)  # kernels have no gradients
+            return fused(*args, **kwargs)
 
         self._hooks.wrap(module, "forward", forward)
 
@@ -63,9 +72,12 @@ def _agree(module: Any, fused: Forward, inputs: tuple[tuple[Any, ...], dict[str,
     args, kwargs = inputs
     with torch.no_grad():
         try:
-            own, ours = module(*args, **kwargs).double(), fused(*args, **kwargs).double()
+            own = module.forward(*args, **kwargs)  # and no hook of the user, who did not call it
         except TypeError:  # arguments that this release takes no more
             return False
+        if not isinstance(own, Tensor):
+            return False
+        own, ours = own.double(), fused(*args, **kwargs).double()
     return own.shape == ours.shape and bool((own - ours).norm() <= AGREE * own.norm())
 
 
@@ -102,6 +114,8 @@ def _patch_projection(module: Any, calls: TowerCalls, hooks: Interceptions) -> M
 def _gated_mlp(module: Any, calls: TowerCalls, hooks: Interceptions) -> Made:
     """`down(silu(gate(x)) * up(x))`, with weights and intermediate values whose rows are aligned."""
     linears: list[Any] = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
+    if {name for name, _ in module.named_children()} != {"gate_proj", "up_proj", "down_proj", "act_fn"}:
+        return None  # as a merger of patches, which projects and normalises too
     if not all(type(linear) is nn.Linear and _owns_its_memory(linear.weight) for linear in linears):
         return None
     if "SiLU" not in type(getattr(module, "act_fn", None)).__name__:
@@ -111,14 +125,14 @@ def _gated_mlp(module: Any, calls: TowerCalls, hooks: Interceptions) -> Made:
     columns = -(-width // ALIGNED) * ALIGNED
     halves = [_aligned(linear, columns, linear.in_features, hooks) for linear in (gate, up)]
     back = _aligned(down, down.out_features, columns, hooks)
-    own = type(module).forward
+    own: Forward = module.forward
 
     def forward(x: Tensor) -> Tensor:
-        if not all(
-            weight.data_ptr() == linear.weight.data_ptr()
+        if any(map(_is_hooked, module.children())) or any(
+            weight.data_ptr() != linear.weight.data_ptr()
             for weight, linear in zip((*halves, back), linears, strict=True)
         ):
-            return cast(Tensor, own(module, x))  # somebody moved the weights
+            return own(x)  # somebody moved the weights, or wants to know what comes through them
         both = x.new_empty(len(x), 2, columns)
         for half, weight in enumerate(halves):
             torch.mm(x, weight.T, out=both[:, half])
@@ -126,6 +140,10 @@ def _gated_mlp(module: Any, calls: TowerCalls, hooks: Interceptions) -> Made:
         return functional.linear(ops.gate(ops.GateProblem(both.view(len(x), -1), width, bias)), back, down.bias)
 
     return forward, lambda: ((_noise(gate.weight, _ROWS, gate.in_features),), {})
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _owns_its_memory(weight: Tensor) -> bool:
@@ -154,10 +172,14 @@ def _aligned(linear: Any, rows: int, columns: int, hooks: Interceptions) -> Tens
 def _attention(module: Any, calls: TowerCalls, hooks: Interceptions) -> Made:
     """Attention with one product for queries, keys and values, rotated in place."""
     qkv, project = getattr(module, "qkv", None), getattr(module, "proj", None)
-    if type(qkv) is not nn.Linear or type(project) is not nn.Linear or not hasattr(module, "num_heads"):
+    if type(qkv) is not nn.Linear or type(project) is not nn.Linear:
         return None
-    heads = module.num_heads
+    heads, scale = getattr(module, "num_heads", None), getattr(module, "scaling", None)
+    if not isinstance(heads, int) or not isinstance(scale, float) or qkv.out_features % (6 * heads):
+        return None
     width = qkv.out_features // 3 // heads
+    if project.in_features != heads * width:
+        return None
 
     def forward(
         hidden_states: Tensor,
@@ -172,9 +194,9 @@ def _attention(module: Any, calls: TowerCalls, hooks: Interceptions) -> Made:
         query, key, value = rotated.unbind(1)
         call = calls.current
         if call is None:  # tried
-            problem = ops.SegmentAttentionProblem(query, key, value, cu_seqlens, n, module.scaling)
+            problem = ops.SegmentAttentionProblem(query, key, value, cu_seqlens, n, scale)
             return cast(Tensor, project(ops.segment_attention(problem).reshape(n, -1)))
-        return cast(Tensor, project(call.attend(query, key, value, cu_seqlens, module.scaling).reshape(n, -1)))
+        return cast(Tensor, project(call.attend(query, key, value, cu_seqlens, scale).reshape(n, -1)))
 
     def inputs() -> tuple[tuple[Any, ...], dict[str, Any]]:
         angle = _noise(qkv.weight, _ROWS, width // 2).float().repeat(1, 2)

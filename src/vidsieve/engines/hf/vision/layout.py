@@ -35,7 +35,8 @@ class TowerLayout:
 
     def longest_of(self, bounds: Tensor) -> int:
         """Get the length of the longest segment, where `bounds` (M + 1,) are those of full or of windowed attention."""
-        return self.longest[self._windowed(bounds)]
+        full, window = self.longest
+        return window if self._windowed(bounds) else full
 
     def bounds_like(self, bounds: Tensor) -> Tensor:
         """Get those bounds of this layout that `bounds` (M + 1,), of fewer patches, correspond to."""

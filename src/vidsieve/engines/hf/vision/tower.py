@@ -25,6 +25,7 @@ _LAYOUT = {
         *("grid_thw", "num_grid_per_side", "mode", "align_corners", "spatial_merge_size", "padding", "kwargs"),
     ),
 }
+_CALLED = {"get_vision_cu_seqlens", "get_vision_position_ids"}  # by layout.py, whatever the tower itself calls
 _OPTIONAL = {"merge_temporal", "include_temporal", "padding"}  # at their defaults in every tower that is served
 _LINEAR = (nn.Linear,)
 PIXELS = ("hidden_states", "pixel_values", "pixel_values_videos")  # the argument of a tower that holds the patches
@@ -47,7 +48,7 @@ def vision_tower(model: Any) -> nn.Module:
 def layout_functions(tower: nn.Module) -> set[str]:
     """Name the functions of transformers by which `tower` computes its layout from its grids."""
     names = inspect.unwrap(type(tower).forward).__code__.co_names
-    return {name for name in names if name.startswith("get_vision_") and hasattr(vision_utils, name)}
+    return {name for name in names if name.startswith("get_vision_")}
 
 
 def attentions(tower: nn.Module) -> list[Any]:
@@ -80,9 +81,9 @@ def why_not(tower: nn.Module) -> Reason | None:
     if _is_compiled(tower):
         return Reason("it is compiled, and would not see what is attached later; attach first")
     functions = layout_functions(tower)
-    if not functions or not packed_attentions(tower):
+    if not packed_attentions(tower):
         return Reason("its frames are one batch already", expected=True)
-    if unknown := _unknown(functions, vision_utils):
+    if unknown := _unknown(functions | _CALLED, vision_utils) if functions else "by no function that is known":
         return Reason(f"this release of transformers lays it out in a way that is not known here ({unknown})")
     implementation = str(getattr(tower.config, "_attn_implementation", ""))
     if "flash" in implementation or "flex" in implementation or "paged" in implementation:
