@@ -14,9 +14,11 @@ import vidsieve
 from tests.engines.hf import tiny
 from tests.engines.hf.vision.test_before import CLIPS, repeating
 from tests.engines.hf.vision.test_packed import SPLITTING, logits
+from vidsieve import Reducer, Reduction, VideoTokens
+from vidsieve.engines.hf.contract import CACHE
 from vidsieve.engines.hf.vision.tower import attentions, vision_tower
 from vidsieve.errors import AlreadyAttached, NonFiniteFeatures, UnsupportedCall, UnsupportedModel
-from vidsieve.methods import Pixels, Prune, RunLength, Staged
+from vidsieve.methods import Pixels, Prune, RunLength, Staged, presets
 
 BEFORE = Staged({Pixels(): RunLength(0.5), 0: Prune(0.25)})
 SOME = ("qwen2_5_vl", "glm4v", "llava_onevision")
@@ -262,3 +264,71 @@ def test_quantized_weights_are_said() -> None:
         assert trace.tower.startswith("stock, because its weights are quantized")
     with pytest.raises(UnsupportedCall, match="its weights are quantized"):
         vidsieve.attach(model, BEFORE)
+
+
+@pytest.mark.parametrize("family", SOME)
+def test_beams_and_padded_rows_are_those_of_each_prompt_alone(family: str) -> None:
+    model, prompts = tiny.model(family), [inputs_of(family), inputs_of(family, seed=3)]
+    for name in ("input_ids", "attention_mask", "mm_token_type_ids"):  # a longer question
+        if name in prompts[1]:
+            prompts[1][name] = torch.cat([prompts[1][name], prompts[1][name][:, -4:]], 1)
+    with BEFORE(model):
+        alone = [logits(model, inputs)[0, -1] for inputs in prompts]
+        together = logits(model, tiny.batch(*prompts))[:, -1]
+        torch.testing.assert_close(together, torch.stack(alone), atol=1e-4, rtol=1e-4)
+        if not family.startswith("glm"):  # which transformers itself cannot expand
+            options = {"max_new_tokens": 3, "do_sample": False, "num_beams": 3}
+            beams = [model.generate(**inputs, **options)[0, -3:] for inputs in prompts]
+            both = model.generate(**tiny.batch(*prompts), **options)[:, -3:]
+            assert torch.equal(both, torch.stack(beams))
+
+
+@pytest.mark.parametrize("family", ["glm4v", "video_llama_3", "llava_onevision"])
+def test_a_second_turn_on_a_kept_cache_is_that_of_the_whole_conversation(family: str) -> None:
+    model, inputs = tiny.model(family), inputs_of(family)
+    with BEFORE(model):
+        out = model.generate(**inputs, max_new_tokens=3, return_dict_in_generate=True)
+        ids = torch.cat([out.sequences, torch.tensor([[40, 41, 42]])], 1)
+        longer = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        found = model.generate(**longer, **{CACHE: out[CACHE]}, max_new_tokens=3)
+        if "mm_token_type_ids" in inputs:
+            room = ids.shape[1] - inputs["mm_token_type_ids"].shape[1]
+            longer["mm_token_type_ids"] = torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, room))
+        assert torch.equal(model.generate(**inputs | longer, max_new_tokens=3), found)
+
+
+def test_images_beside_a_video_are_computed_as_a_whole() -> None:
+    model, inputs = tiny.model("qwen2_5_vl"), tiny.prompt("qwen2_5_vl", frames=6, images=1)
+    given = (inputs["pixel_values"], inputs["image_grid_thw"])
+    with torch.no_grad():
+        [true] = model.base_model.get_image_features(*given).pooler_output
+        with BEFORE(model):
+            logits(model, inputs)
+            [found] = model.base_model.get_image_features(*given).pooler_output
+            assert torch.equal(model.base_model.visual(*given).pooler_output, true)
+    assert torch.equal(found, true)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "video_llava"])
+def test_autocast_reaches_the_tower_and_not_the_reduction(family: str) -> None:
+    model, inputs = tiny.model(family), inputs_of(family, frames=8)
+    with torch.autocast("cpu", torch.bfloat16):
+        stock = logits(model, inputs)
+        with vidsieve.attach(model):
+            assert torch.equal(logits(model, inputs), stock)
+        given = []
+        with Staged({Pixels(): RunLength(0.5), 0: noting(given)})(model) as trace:
+            logits(model, inputs)
+    [tokens] = given
+    assert presets.vidsieve(0.25).reduce(tokens).kept.tolist() == trace.videos[0].kept
+
+
+def noting(given: list[VideoTokens]) -> Reducer:
+    """The default, which notes the tokens that it is given."""
+
+    class Noting(Reducer):
+        def reduce(self, tokens: VideoTokens, prompt: Any = None) -> Reduction:
+            given.append(tokens)
+            return presets.vidsieve(0.25).reduce(tokens, prompt)
+
+    return Noting()
