@@ -94,7 +94,8 @@ def test_what_is_no_video_is_told_before_a_model_is_loaded(
 @pytest.mark.parametrize("load", ["time.sleep(100)", "None, None"], ids=["while-loading", "while-waiting"])
 def test_control_c_ends_the_process_while_the_clip_is_decoded(world: Path, load: str) -> None:
     script = (
-        "import sys, threading, time\n"
+        "import signal, sys, threading, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell may have started all this deaf to it
         "from vidsieve.cli import main, run\n"
         "run.indexed = lambda *_: lambda: threading.Event().wait(100)\n"
         "def load(*_, **__):\n"

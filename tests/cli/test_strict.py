@@ -53,7 +53,6 @@ def test_batch(world: Path, tmp_path: Path) -> None:
 def test_both_commands_take_it(monkeypatch: pytest.MonkeyPatch, world: Path) -> None:
     asked = []
     monkeypatch.setattr("vidsieve.encoded.batch.run", lambda clips, job, *_: asked.append(job.strict) or {})
-    monkeypatch.setattr("vidsieve.cli.report.show_batch", lambda found: None)
     for more in ([], ["--strict"]):
-        assert main.main(["batch", str(world), "--model", "m", "--out", str(world / "out"), *more]) == 0
+        assert main.main(["batch", str(world), "--model", "m", "--out", str(world / "out"), *more, "--json"]) == 0
     assert asked == [False, True]
