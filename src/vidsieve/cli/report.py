@@ -21,7 +21,6 @@ def show_result(result: dict[str, Any]) -> None:
     """Print tokens, answers and times with and without the method, and last the paths of the pictures."""
     require("rich", "video")
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     console = Console(highlight=False, soft_wrap=True)
@@ -36,6 +35,8 @@ def show_result(result: dict[str, Any]) -> None:
     count = len(result["segments"] or ())
     segments = f" in {count} segment{'s' * (count > 1)}" if count else ""
     console.print(f"[bold]{before} video tokens -> {after} kept ({100 * after / before:.1f} %)[/]{segments}")
+    if result.get("pixels"):
+        console.print(f"vision tower: {result['tower']}")
     inside = [stage for stage in result.get("stages", ()) if stage["layer"] > 0]
     if inside:
         left = ", ".join(f"{stage['tokens_after']} from layer {stage['layer']}" for stage in result["stages"])
@@ -43,29 +44,9 @@ def show_result(result: dict[str, Any]) -> None:
     console.print()
 
     unreduced = result["stages_ms_unreduced"]
-    of = "cost" if result.get("keep_of") == "FLOPs" else "keep"
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("")
-    for title in (("every token",) if unreduced else ()) + (f"{result['method']}, {of} {result['keep']:g}",):
-        table.add_column(title, justify="right")
-    stages = result["stages_ms"]
-    add = _adder(table, bool(unreduced))
-    add("prompt tokens", str(result["prompt_before"]), str(result["prompt_after"]))
-    shared = ("decode", "process", *(("vision",) if "vision" in stages else ()))
-    for name in shared:
-        add(name, _ms(unreduced[name]) if unreduced else "", _ms(stages[name]))
-    prefill = "prefill" if "vision" in stages else "vision + prefill"
-    add(prefill, _ms(unreduced["prefill"]) if unreduced else "", _ms(stages["prefill"]))
-    others = {*shared, "prefill", "first_token", "rest", "draw"}
-    for name in (name for name in stages if name not in others):
-        add(f"  of which {name}", "", _ms(stages[name]))
-    for name, key in (("first token", "first_token"), ("rest", "rest")):
-        add(name, _ms(unreduced[key]) if unreduced else "", _ms(stages[key]))
-    if "draw" in stages:
-        add("draw", "", _ms(stages["draw"]))
-    console.print(table)
+    console.print(_split(result))
     loading = result["loading_ms"]
-    hidden = _ms(max(0.0, stages["decode"] - loading["waited"]))
+    hidden = _ms(max(0.0, result["stages_ms"]["decode"] - loading["waited"]))
     console.print(f"[dim]{hidden} of decoding while the model was loaded, which took {_ms(loading['load'])}[/]")
     if unreduced:
         console.print(f"\n[bold]{_headline(result)}[/]")
@@ -80,6 +61,34 @@ def show_result(result: dict[str, Any]) -> None:
         console.print()
         for path in result["pictures"].values():
             console.print(f"picture: [bold]{Text(path).markup}[/]")
+
+
+def _split(result: dict[str, Any]) -> Any:
+    """Make a table of prompt lengths and times, of both answers where there are two."""
+    from rich.table import Table
+
+    stages = result["stages_ms"]
+    unreduced = result["stages_ms_unreduced"]
+    of = "cost" if result.get("keep_of") == "FLOPs" else "keep"
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("")
+    for title in (("every token",) if unreduced else ()) + (f"{result['method']}, {of} {result['keep']:g}",):
+        table.add_column(title, justify="right")
+    add = _adder(table, bool(unreduced))
+    add("prompt tokens", str(result["prompt_before"]), str(result["prompt_after"]))
+    shared = ("decode", "process", *(("vision",) if "vision" in stages else ()))
+    for name in shared:
+        add(name, _ms(unreduced[name]) if unreduced else "", _ms(stages[name]))
+    prefill = "prefill" if "vision" in stages else "vision + prefill"
+    add(prefill, _ms(unreduced["prefill"]) if unreduced else "", _ms(stages["prefill"]))
+    others = {*shared, "prefill", "first_token", "rest", "draw"}
+    for name in (name for name in stages if name not in others):
+        add(f"  of which {name}", "", _ms(stages[name]))
+    for name, key in (("first token", "first_token"), ("rest", "rest")):
+        add(name, _ms(unreduced[key]) if unreduced else "", _ms(stages[key]))
+    if "draw" in stages:
+        add("draw", "", _ms(stages["draw"]))
+    return table
 
 
 def _sampled(sample: dict[str, Any]) -> str:

@@ -25,9 +25,9 @@ PARENTS = {  # our name: their kind of model, module and class
 
 def manifests() -> list[Any]:
     """What lmms-eval's registry wants to know of the models."""
-    theirs = require("lmms_eval.models.registry_v2", "lmms")
+    registry = require("lmms_eval.models.registry_v2", "lmms")
     return [
-        theirs.ModelManifest(**{"model_id": name, f"{kind}_class_path": f"{__name__}.{name}"})
+        registry.ModelManifest(**{"model_id": name, f"{kind}_class_path": f"{__name__}.{name}"})
         for name, (kind, _, _) in PARENTS.items()
     ]
 
@@ -38,8 +38,8 @@ def __getattr__(name: str) -> type:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     kind, module, parent = PARENTS[name]
     require("lmms_eval", "lmms")
-    theirs = getattr(import_module(f"lmms_eval.models.{kind}.{module}"), parent)
-    made = type(name, (Reduced, theirs), {"__module__": __name__, "is_simple": kind == "simple"})
+    model = getattr(import_module(f"lmms_eval.models.{kind}.{module}"), parent)
+    made = type(name, (Reduced, model), {"__module__": __name__, "is_simple": kind == "simple"})
     globals()[name] = made  # the same class each time
     return made
 

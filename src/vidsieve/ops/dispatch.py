@@ -1,4 +1,4 @@
-"""Which implementation of an operation runs, and who is told of it."""
+"""Choose which implementation of an operation runs, and record it for `spy`."""
 
 import importlib
 import os
