@@ -208,3 +208,15 @@ def _elsewhere(kept: Tensor, source: Tensor, row: int | None = None) -> Tensor:
     wrong = torch.full_like(source, row or 0)
     wrong[kept] = source[kept]
     return wrong
+
+
+@pytest.mark.parametrize("family", ["llava_next_video", "video_llava"])
+def test_a_tower_of_fewer_patches_has_no_pooled_frames(family: str) -> None:
+    """They would be made of the one row that holds the patches of all frames."""
+    model = tiny.model(family)
+    seen: list[Any] = []
+    with Staged({Pixels(): RunLength(0.5)})(model), torch.no_grad():
+        hook = vision_tower(model).register_forward_hook(lambda tower, args, output: seen.append(output.pooler_output))
+        model(**tiny.prompt(family, frames=4))
+        hook.remove()
+    assert seen == [None]

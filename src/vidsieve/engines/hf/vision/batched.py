@@ -175,6 +175,8 @@ class BatchedPixels(OfOneModel):
             return call.expand(states[0]).view(layout.frames, layout.tokens, -1)
 
         output.last_hidden_state = expand(output.last_hidden_state)
+        if output.get("pooler_output") is not None:
+            output.pooler_output = None  # made of the one row that holds the patches of all frames
         if output.get("hidden_states") is not None:
             expanded = _Expanded(output.hidden_states)
             expanded.expand = expand
