@@ -10,7 +10,8 @@ reduction is captured, are not counted. Medians and quantiles are over all turns
 
 Before a variant is timed, its tower is compared, on fewer frames, with a stock tower in float32: `error` is the norm of
 the difference over that of the truth, and `stock_error` is what a stock tower in the same precision has. A variant that
-is farther off than stock, or keeps another number of tokens than it should, is reported with the reason and no time.
+encodes every pixel and is over 5 % farther off than stock, or one that keeps another number of tokens than it should,
+is reported with the reason and no time.
 Peak memory is of one call beyond what was held before it: weights, pixels and what is attached; `held_bytes` is what
 the attached variant itself holds. `kernels` are launches on the device, `busy_ms` is their sum.
 """

@@ -3,6 +3,8 @@
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 import pytest
 
@@ -12,9 +14,11 @@ pytest.importorskip("torchvision")
 
 from tests.cli.commands import command
 from tests.clips import cut, write
-from vidsieve.cli import main
+from vidsieve.cli import main, run
 from vidsieve.encoded.batch import EncodeClips, Job
 from vidsieve.errors import VidsieveError
+
+LONG = 60  # seconds after which a test that hangs fails
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +40,40 @@ def test_run(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sum("cut.mp4: is cut short" in line for line in said) == 1
     assert main.main(cut_short(world, "--strict")) == 1
     assert "cut.mp4: is cut short" in capsys.readouterr().err
+
+
+def test_a_library_that_silences_its_own_warnings_does_not_silence_this(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    silent, decoded = Event(), Event()
+    indexed, load = run.indexed, run.load
+
+    def decoding(*arguments: Any) -> Any:
+        decode = indexed(*arguments)
+
+        def meanwhile() -> Any:
+            silent.wait(LONG)
+            try:
+                return decode()
+            finally:
+                decoded.set()
+
+        return meanwhile
+
+    def loading(*arguments: Any, **options: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            silent.set()
+            assert decoded.wait(LONG)
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(run, "indexed", decoding)
+    monkeypatch.setattr(run, "load", loading)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert main.main(cut_short(world)) == 0
+    said = [str(one.message) for one in told] + capsys.readouterr().err.splitlines()
+    assert sum("cut.mp4: is cut short" in line for line in said) == 1
 
 
 def test_batch(world: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ and once without. `result` is a plain dictionary, with everything that is needed
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -112,8 +113,10 @@ def _loaded(
     stages gets the milliseconds of "decode"; loading, of "load" and of what was "waited" for the decoder after that.
     """
     note("decoding the clip, and loading the model")
+    faults: list[str] = []  # told here: filters of warnings are shared with what a library silences while it loads
     with _clocked(stages, "decode"):
-        decode = indexed(request.clip, Wanted(request.frames, strict=request.strict, sampling=request.sampling))
+        wanted = Wanted(request.frames, strict=request.strict, sampling=request.sampling)
+        decode = indexed(request.clip, wanted, faults.append)
 
     def decoding() -> Frames:
         with _clocked(stages, "decode"):
@@ -125,6 +128,8 @@ def _loaded(
     note("decoding the clip")
     with _clocked(loading, "waited"):
         frames = decoded.result()
+    for fault in faults:
+        warnings.warn(fault, stacklevel=2)
     return frames, processor, model
 
 

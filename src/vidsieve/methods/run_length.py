@@ -35,6 +35,26 @@ def kept_groups(keep: float, frames: int, places: int) -> int:
     return max(places, round(keep * frames * places))
 
 
+def selection_of(selector: PixelSelector, groups: Tensor) -> PixelSelection:
+    """Ask `selector` to choose among `groups` (T, P, C). Raises `WrongArgument` or `ValueError` for other groups."""
+    selection = selector.select(groups)
+    frames, places, _ = groups.shape
+    name = f"{type(selector).__name__}.select"
+    if not isinstance(selection, PixelSelection) or len(selection.source) != frames * places:
+        raise WrongArgument(
+            f"expected {name} to return a PixelSelection of {frames * places} groups, "
+            f"got {selection if isinstance(selection, PixelSelection) else describe(selection)}"
+        )
+    if selection.source.device.type == "cpu":
+        group, row = torch.arange(frames * places), selection.source
+        if row.min() < 0 or row.max() >= len(selection):
+            raise ValueError(f"{name}: expected source within [0, {len(selection)}), got {row}")
+        repeated = selection.kept[row]
+        if (repeated > group).any() or ((group - repeated) % places).any():
+            raise ValueError(f"{name}: expected every group to repeat one before it at its place, or itself")
+    return selection
+
+
 def _check_groups(groups: object) -> None:
     if not isinstance(groups, Tensor):
         raise WrongArgument(f"expected a tensor of pixel values (T, P, C), got {describe(groups)}")

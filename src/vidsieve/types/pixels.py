@@ -29,6 +29,13 @@ class PixelSelection:
             value = getattr(self, name)
             if value.ndim != 1 or value.dtype != torch.int64:
                 raise ValueError(f"expected {name} int64 (n,), got {show(value)}")
+        # On an accelerator a look at the values would wait for the device.
+        if self.kept.device.type == "cpu" and len(self.kept):
+            total = len(self.source)
+            if (self.kept.diff() <= 0).any() or self.kept[0] < 0 or self.kept[-1] >= total:
+                raise ValueError(f"expected kept sorted, unique and within [0, {total}), got {self.kept}")
+            if not torch.equal(self.source[self.kept], torch.arange(len(self.kept))):
+                raise ValueError("expected every kept group to be its own source")
 
     def __len__(self) -> int:
         return self.kept.shape[0]

@@ -84,9 +84,16 @@ def read_video(
     return indexed(path, Wanted(num_frames, fps, index, size, progress, strict, sampling))()
 
 
-def indexed(path: str | os.PathLike[str], wanted: "Wanted") -> Callable[[], Frames]:
+def _warn(fault: str) -> None:
+    warnings.warn(fault, stacklevel=4)
+
+
+def indexed(
+    path: str | os.PathLike[str], wanted: "Wanted", warn: Callable[[str], None] = _warn
+) -> Callable[[], Frames]:
     """Read which frames a file has; returns the function that decodes those `wanted`, once.
 
+    warn: is given each fault that is no error.
     Both raise as `read_video` does: this for what is no video, the function for what cannot be decoded.
     """
     av = require("av", "video")
@@ -100,7 +107,7 @@ def indexed(path: str | os.PathLike[str], wanted: "Wanted") -> Callable[[], Fram
         with _one_line(place, name):
             if found.keys:
                 try:
-                    return _read(place, name, found, wanted)
+                    return _read(place, name, found, wanted, warn)
                 except (Miscounted, av.error.InvalidDataError):
                     pass
             if wanted.sampling == "keyframes":
@@ -108,7 +115,7 @@ def indexed(path: str | os.PathLike[str], wanted: "Wanted") -> Callable[[], Fram
                     f"{name}: lists no key frames that can be relied on, because of its time stamps or of damage; "
                     'sample it with sampling="even"'
                 )
-            return _read(place, name, by_decoding(place, name, found), wanted)
+            return _read(place, name, by_decoding(place, name, found), wanted, warn)
 
     return decode
 
@@ -195,7 +202,7 @@ def _without_frames(place: str, name: str) -> VideoError:
     return VideoError(f"{name}: {_LACKING if lacks_its_index(place) else 'has not a single frame in it'}")
 
 
-def _read(place: str, name: str, found: Index, wanted: Wanted) -> Frames:
+def _read(place: str, name: str, found: Index, wanted: Wanted, warn: Callable[[str], None]) -> Frames:
     if not len(found):
         raise _without_frames(place, name)
     numbers = wanted.numbers(found, name)
@@ -211,7 +218,7 @@ def _read(place: str, name: str, found: Index, wanted: Wanted) -> Frames:
     for fault in faults:
         if wanted.strict:
             raise VideoError(f"{name}: {fault}; without strict, that is a warning")
-        warnings.warn(f"{name}: {fault}", stacklevel=3)
+        warn(f"{name}: {fault}")
     return Frames(
         pixels,
         tuple(numbers),

@@ -1,6 +1,6 @@
 """Groups of pixels that repeat are not computed: against a stock tower whose repeated rows are overwritten by hand."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,8 +13,9 @@ import vidsieve
 from tests.engines.hf import tiny
 from tests.engines.hf.vision.test_packed import SPLITTING, logits
 from vidsieve.engines.hf.vision.tower import vision_tower
-from vidsieve.errors import UnsupportedCall
+from vidsieve.errors import UnsupportedCall, WrongArgument
 from vidsieve.methods import Pixels, Prune, RandomGroups, RunLength, Staged
+from vidsieve.types.pixels import PixelSelection
 
 MERGED = SPLITTING
 
@@ -157,3 +158,65 @@ def test_repeated_patches_of_a_batch_of_frames_are_overwritten_too(family: str, 
 def test_frames_that_come_as_images_are_refused(family: str) -> None:
     with pytest.raises(UnsupportedCall, match="hands the frames of a video over as images"):
         vidsieve.attach(tiny.model(family), Staged({Pixels(): RunLength(0.5)}))
+
+
+class Faulty:
+    """A selector of a user, whose selection is `change` of a right one."""
+
+    holds_keys = True
+
+    def __init__(self, change: Callable[[Tensor, Tensor], Any]) -> None:
+        self.change = change
+
+    def select(self, groups: Tensor) -> Any:
+        right = RunLength(0.5).select(groups)
+        return self.change(right.kept, right.source)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda kept, source: None, "return a PixelSelection of [0-9]+ groups, got None"),
+        (
+            lambda kept, source: PixelSelection(kept, torch.cat([source, source[-1:]])),
+            "return a PixelSelection of [0-9]+ groups",
+        ),
+        (lambda kept, source: PixelSelection(kept.flip(0), len(kept) - 1 - source), "expected kept sorted"),
+        (lambda kept, source: PixelSelection(torch.cat([kept, kept[-1:]]), source), "expected kept sorted"),
+        (lambda kept, source: PixelSelection(kept, source.roll(1)), "its own source"),
+        (lambda kept, source: PixelSelection(kept, _elsewhere(kept, source)), "repeat one before it at its place"),
+        (
+            lambda kept, source: PixelSelection(kept, _elsewhere(kept, source, len(kept))),
+            r"source within \[0, [0-9]+\)",
+        ),
+    ],
+)
+def test_a_selection_of_other_groups_is_refused(family: str, change: Callable[..., Any], told: str) -> None:
+    model = tiny.model(family)
+    inputs = repeating(family) if family in MERGED else tiny.prompt(family, frames=6)
+    with (
+        Staged({Pixels(): Faulty(change)})(model),
+        torch.no_grad(),
+        pytest.raises((ValueError, WrongArgument), match=told),
+    ):
+        model(**inputs)
+
+
+def _elsewhere(kept: Tensor, source: Tensor, row: int | None = None) -> Tensor:
+    """Let the groups that are not kept repeat the group of one row: of the first frame's first, unless given."""
+    wrong = torch.full_like(source, row or 0)
+    wrong[kept] = source[kept]
+    return wrong
+
+
+@pytest.mark.parametrize("family", ["llava_next_video", "video_llava"])
+def test_a_tower_of_fewer_patches_has_no_pooled_frames(family: str) -> None:
+    """They would be made of the one row that holds the patches of all frames."""
+    model = tiny.model(family)
+    seen: list[Any] = []
+    with Staged({Pixels(): RunLength(0.5)})(model), torch.no_grad():
+        hook = vision_tower(model).register_forward_hook(lambda tower, args, output: seen.append(output.pooler_output))
+        model(**tiny.prompt(family, frames=4))
+        hook.remove()
+    assert seen == [None]

@@ -34,7 +34,7 @@ from vidsieve.engines.hf.vision.tower import (
 )
 from vidsieve.engines.hf.vision.waits import NoWaits
 from vidsieve.errors import UnsupportedCall
-from vidsieve.methods.run_length import PixelSelector
+from vidsieve.methods.run_length import PixelSelector, selection_of
 from vidsieve.telemetry.trace import Trace
 
 Vision = Literal["auto", "fused", "packed", "stock"]
@@ -155,7 +155,7 @@ class VisionSeam(OfOneModel):
         for frames, rows, columns in videos:
             places = rows * columns // unit
             groups = patches[begin * unit : (begin + frames * places) * unit].view(frames, places, -1)
-            selection = selector.select(groups)
+            selection = selection_of(selector, groups)
             kept.append(selection.kept + begin)
             sources.append(selection.source + before)
             selections.append(selection)

@@ -18,7 +18,7 @@ from vidsieve.engines.hf.vision.calls import TowerCall, TowerCalls
 from vidsieve.engines.hf.vision.packed import SegmentedAttention
 from vidsieve.engines.hf.vision.tower import PIXELS, why_stock
 from vidsieve.errors import UnsupportedCall, UnsupportedModel
-from vidsieve.methods.run_length import PixelSelector
+from vidsieve.methods.run_length import PixelSelector, selection_of
 from vidsieve.telemetry.trace import Trace
 from vidsieve.types.pixels import PixelSelection
 
@@ -122,7 +122,7 @@ class BatchedPixels(OfOneModel):
         groups = self._patches(pixels)
         selections, begin = [], 0
         for frames, _, _ in videos:
-            selections.append(self._pixels.select(groups[begin : begin + frames]))
+            selections.append(selection_of(self._pixels, groups[begin : begin + frames]))
             begin += frames
         nonfinite = NonFiniteCheck()
         nonfinite.start(selections)
@@ -175,6 +175,8 @@ class BatchedPixels(OfOneModel):
             return call.expand(states[0]).view(layout.frames, layout.tokens, -1)
 
         output.last_hidden_state = expand(output.last_hidden_state)
+        if output.get("pooler_output") is not None:
+            output.pooler_output = None  # made of the one row that holds the patches of all frames
         if output.get("hidden_states") is not None:
             expanded = _Expanded(output.hidden_states)
             expanded.expand = expand
