@@ -17,7 +17,7 @@ SHOWN = {  # colour, what the axis says
     "stock, every token": ("#b24a3b", "transformers, every token"),
     "packed, every token": ("#d9944a", "packed tower, every token"),
     "10 %, stock tower": ("#8a6d4b", "10 % of the tokens, stock tower"),
-    "10 %, fused tower": ("#4a7fb5", "10 %, fast tower, exact"),
+    "10 %, fused tower": ("#4a7fb5", "10 %, fast tower, every pixel"),
     "10 %, 50 % of the pixels": ("#2d6399", "... of half of the pixels"),
     "10 %, 25 % of the pixels": ("#1d4e89", "... of a quarter"),
 }
