@@ -206,18 +206,18 @@ class TemporalProblem(NamedTuple):
 
 
 class MergeProblem(NamedTuple):
-    """Which rows become one mean: those of a source, at the place of the row that is kept of them.
+    """Which rows become one mean: those assigned to one kept row, at its place.
 
-    x: rows (N, ...).  source: int64 (N,), k for row kept[k] and what it absorbed, -1 for rows that are left out.
-    kept: int64 (K,), ascending.  weight: (N,) of each row, 1 if None.  link: int64 (N,), the way from each kept row
-    through what it absorbed, -1 at its end, where that is known.
+    x: rows (N, ...).  assigned_to: int64 (N,), k for row kept[k] and what it absorbed, -1 for rows that are left out.
+    kept: int64 (K,), ascending.  weight: (N,) of each row, 1 if None.  next_member: int64 (N,), the way from each kept
+    row through what it absorbed, -1 at its end, where that is known.
     """
 
     x: Tensor
-    source: Tensor
+    assigned_to: Tensor
     kept: Tensor
     weight: Tensor | None = None
-    link: Tensor | None = None
+    next_member: Tensor | None = None
 
 
 class MergeAmongProblem(NamedTuple):

@@ -39,9 +39,9 @@ class SequenceSelection:
     slots: tuple[Tensor, ...]
 
     @classmethod
-    def of(cls, left: Tensor, counts: Sequence[int], begin: int = 0, length: int = 0) -> "SequenceSelection":
-        """Make it from `left` (B, N), below 0 on dropped tokens, `counts` kept in each row; see `ops.compact_rows`."""
-        problem = ops.CompactRowsProblem(left, max(counts), begin, length or left.shape[1])
+    def of(cls, kept_row: Tensor, counts: Sequence[int], begin: int = 0, length: int = 0) -> "SequenceSelection":
+        """Make it from `kept_row` (B, N), below 0 on dropped tokens; `counts` are kept in each row."""
+        problem = ops.CompactRowsProblem(kept_row, max(counts), begin, length or kept_row.shape[1])
         index, valid, slot = ops.compact_rows(problem)
         return cls(index, valid, len(set(counts)) > 1, (slot,))
 
@@ -132,18 +132,18 @@ def select_remaining(
     if len(reductions) == len(counts) == 1 and reductions[0].at.as_slice is not None and valid is None:
         return SequenceSelection.of(reductions[0].reduction.kept_row[None], counts, reductions[0].at.begin, length)
     if valid is None:
-        left = torch.zeros(len(counts), length, dtype=torch.int64, device=reductions[0].at.device)
+        kept_row = torch.zeros(len(counts), length, dtype=torch.int64, device=reductions[0].at.device)
     else:
-        left = (valid.cummax(1).values if any(holes) else valid) - 1
+        kept_row = (valid.cummax(1).values if any(holes) else valid) - 1
     for one in reductions:
-        row = left[one.row]
+        row = kept_row[one.row]
         if one.at.as_slice is None:
             row.index_copy_(0, one.at.at, one.reduction.kept_row)
         else:
             row[one.at.as_slice].copy_(one.reduction.kept_row)
     if valid is None or not any(holes):
-        return SequenceSelection.of(left, counts)
-    kept = SequenceSelection.of(left, [count + hole for count, hole in zip(counts, holes, strict=True)])
+        return SequenceSelection.of(kept_row, counts)
+    kept = SequenceSelection.of(kept_row, [count + hole for count, hole in zip(counts, holes, strict=True)])
     return replace(kept, valid=kept.valid * valid.gather(1, kept.index), padded=True)
 
 

@@ -47,7 +47,7 @@ def follow_runs(problem: FollowRunsProblem) -> tuple[Tensor, Tensor]:
 
 
 def merge_mean(problem: MergeProblem) -> Tensor:
-    """Mean over the rows of x (N, ...) that share a source: (K, ...), accumulated in float32, or better.
+    """Mean over the rows of x (N, ...) assigned to one kept row: (K, ...), accumulated in float32, or better.
 
     method.md eq. 12 and 15.
     """

@@ -20,7 +20,7 @@ from vidsieve.ops.pieces import PIECE_BYTES, unit_rows, working
 
 def nearest_kept(problem: NearestKeptProblem) -> Tensor:
     x, offsets, kept = problem
-    source = torch.full((len(x),), -1, dtype=torch.int64, device=x.device)
+    assigned_to = torch.full((len(x),), -1, dtype=torch.int64, device=x.device)
     bounds = offsets.tolist()
     first = torch.searchsorted(kept, offsets).tolist()  # rows of `kept` that fall into each segment
     for (begin, end), (a, b) in zip(pairwise(bounds), pairwise(first), strict=True):
@@ -33,9 +33,9 @@ def nearest_kept(problem: NearestKeptProblem) -> Tensor:
             similarity = unit_rows(x[at:stop]) @ target.mT  # (n, k)
             best = similarity.amax(1, keepdim=True)
             tied = similarity >= best - TIE * best.abs()
-            source[at:stop] = a + tied.int().argmax(1)
-    source[kept] = torch.arange(len(kept), device=x.device)
-    return source
+            assigned_to[at:stop] = a + tied.int().argmax(1)
+    assigned_to[kept] = torch.arange(len(kept), device=x.device)
+    return assigned_to
 
 
 def temporal(problem: TemporalProblem) -> tuple[Tensor, Tensor]:
@@ -86,15 +86,15 @@ def follow_runs(problem: FollowRunsProblem) -> tuple[Tensor, Tensor]:
     head = torch.where(joins, before, at)
     for _ in range((longest - 1).bit_length()):  # each doubles how far back it reaches
         head = head[head]
-    link = row.new_full((n + 1,), -1)
-    link.scatter_(0, torch.where(joins, before, n), at)  # who joins nobody goes to a place of its own
-    return row[head], link[:n]
+    next_member = row.new_full((n + 1,), -1)
+    next_member.scatter_(0, torch.where(joins, before, n), at)  # who joins nobody goes to a place of its own
+    return row[head], next_member[:n]
 
 
 def merge_mean(problem: MergeProblem) -> Tensor:
-    x, source, kept, weight, _ = problem
+    x, assigned_to, kept, weight, _ = problem
     # Summed in a fixed order, so that the same input gives the same bits on every run.
-    ordered, by = source.sort(stable=True)
+    ordered, by = assigned_to.sort(stable=True)
     bounds = torch.searchsorted(ordered, torch.arange(len(kept) + 1, device=x.device))
     flat = x[by].reshape(len(x), -1).to(working(x))
     if weight is None:
@@ -108,6 +108,6 @@ def merge_mean(problem: MergeProblem) -> Tensor:
 
 def merge_among(problem: MergeAmongProblem) -> Tensor:
     merge, index, begin = problem
-    x, source, kept = merge[:3]
-    mean = merge_mean(merge._replace(x=x[begin : begin + len(source)]))
+    x, assigned_to, kept = merge[:3]
+    mean = merge_mean(merge._replace(x=x[begin : begin + len(assigned_to)]))
     return x.index_select(0, index).index_copy(0, torch.searchsorted(index, kept + begin), mean)

@@ -21,7 +21,7 @@ from vidsieve.ops.measurement.reference import unit_rows
 def nearest_kept(problem: NearestKeptProblem) -> Tensor:
     """Eq. 11."""
     x, offsets, kept = problem
-    source = torch.full((len(x),), -1, dtype=torch.int64, device=x.device)
+    assigned_to = torch.full((len(x),), -1, dtype=torch.int64, device=x.device)
     bounds = offsets.tolist()
     for begin, end in pairwise(bounds):
         rows = ((kept >= begin) & (kept < end)).nonzero()[:, 0]
@@ -29,9 +29,9 @@ def nearest_kept(problem: NearestKeptProblem) -> Tensor:
             unit = unit_rows(x[begin:end])
             similarity = unit @ unit[kept[rows] - begin].mT  # (n, k)
             for i in range(end - begin):
-                source[begin + i] = rows[first_best(similarity[i])]
-            source[kept[rows]] = rows
-    return source
+                assigned_to[begin + i] = rows[first_best(similarity[i])]
+            assigned_to[kept[rows]] = rows
+    return assigned_to
 
 
 def temporal(problem: TemporalProblem) -> tuple[Tensor, Tensor]:
@@ -71,28 +71,28 @@ def merge_runs(problem: MergeRunsProblem) -> tuple[Tensor, ...]:
 def follow_runs(problem: FollowRunsProblem) -> tuple[Tensor, Tensor]:
     """The run of eq. 14 that each token belongs to, and who follows it there."""
     row, before, _ = problem
-    source: list[int] = []
-    link = [-1] * len(row)
+    assigned_to: list[int] = []
+    next_member = [-1] * len(row)
     for i, (own, j) in enumerate(zip(row.tolist(), before.tolist(), strict=True)):
-        source.append(own if own >= 0 or j < 0 else source[j])
+        assigned_to.append(own if own >= 0 or j < 0 else assigned_to[j])
         if own < 0 <= j:
-            link[j] = i
-    return torch.tensor(source, device=row.device), torch.tensor(link, device=row.device)
+            next_member[j] = i
+    return torch.tensor(assigned_to, device=row.device), torch.tensor(next_member, device=row.device)
 
 
 def merge_mean(problem: MergeProblem) -> Tensor:
     """Eq. 12, and 15 where tokens have weights."""
-    x, source, kept, weight, _ = problem
+    x, assigned_to, kept, weight, _ = problem
     w = torch.ones(len(x), dtype=torch.float64, device=x.device) if weight is None else weight.double()
     weighted = x.double() * w.view(-1, *[1] * (x.ndim - 1))
-    means = [weighted[source == row].sum(0) / w[source == row].sum() for row in range(len(kept))]
+    means = [weighted[assigned_to == row].sum(0) / w[assigned_to == row].sum() for row in range(len(kept))]
     return torch.stack(means).to(x.dtype)
 
 
 def merge_among(problem: MergeAmongProblem) -> Tensor:
     """Eq. 12, and 15 where tokens have weights, amid tokens that stay as they are."""
     merge, index, begin = problem
-    x, source, kept = merge[:3]
+    x, assigned_to, kept = merge[:3]
     merged = x.clone()
-    merged[begin + kept] = merge_mean(merge._replace(x=x[begin : begin + len(source)]))
+    merged[begin + kept] = merge_mean(merge._replace(x=x[begin : begin + len(assigned_to)]))
     return merged[index]

@@ -77,8 +77,13 @@ def _agree(module: Any, fused: Forward, inputs: tuple[tuple[Any, ...], dict[str,
             return False
         if not isinstance(own, Tensor):
             return False
-        own, ours = own.double(), fused(*args, **kwargs).double()
-    return own.shape == ours.shape and bool((own - ours).norm() <= AGREE * own.norm())
+        return agree(own, fused(*args, **kwargs))
+
+
+def agree(own: Tensor, found: Tensor) -> bool:
+    """Whether two outputs differ by rounding alone: at most `AGREE` of the norm of the module's own."""
+    own, found = own.double(), found.double()
+    return own.shape == found.shape and bool((own - found).norm() <= AGREE * own.norm())
 
 
 def _noise(weight: Tensor, *shape: int) -> Tensor:
