@@ -88,6 +88,7 @@ def draw(path: Path, folder: Path) -> Path:
 PREFILL = {  # colour, what the axis says
     "full": ("#b24a3b", "every token"),
     "before-10": ("#7b8fa8", "before the LLM, 10 %"),
+    "novelty-10": ("#a3b18a", "the same, by novelty"),
     "framefusion-cost-30": ("#4a7fb5", "framefusion, 30 % of the FLOPs"),
     "hieravid-30": ("#1d4e89", "hieravid, 30 %"),
 }

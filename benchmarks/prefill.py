@@ -39,7 +39,7 @@ from torch import Tensor
 from vidsieve.engines.hf import contract
 from vidsieve.engines.torchvision import make_importable
 from vidsieve.evaluation.card import commit, processor, quantiles
-from vidsieve.methods import presets
+from vidsieve.methods import ConditionalDPP, MarginalGain, Novelty, Prune, Within, presets
 from vidsieve.methods.base import Attachable
 
 RESULTS = Path(__file__).parent / "results"
@@ -50,6 +50,7 @@ WARM_UP, TURN = 6, 5  # prefills before any is counted, and pairs of them in a r
 VARIANTS: dict[str, Attachable | None] = {
     "full": None,
     "before-10": presets.vidsieve(0.1),
+    "novelty-10": Prune(0.1, Within(), MarginalGain(floor=0), Novelty(), ConditionalDPP()),
     "framefusion-cost-30": presets.framefusion(COST),
     "hieravid-30": presets.hieravid(0.3),
 }

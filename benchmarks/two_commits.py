@@ -4,7 +4,8 @@
     python benchmarks/two_commits.py ../before . --out benchmarks/results/two_commits_h200.json
 
 Each checkout runs its own code, and they take turns, so that a busy host is busy for both. The figures are those of
-`benchmarks/prefill.py` and `vidsieve bench ops`, one row a run; compare rows of one `what` and `variant`.
+`benchmarks/prefill.py` and `vidsieve bench ops`, one row a run; compare rows of one `what` and `variant`. The default
+differs between commits: what `before-10` was before 2026-11-28 is `novelty-10` after it.
 """
 
 import argparse
