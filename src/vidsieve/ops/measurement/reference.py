@@ -37,7 +37,9 @@ def measure(problem: MeasureProblem) -> Measures:
         if _nonfinite(prompt).any():
             nonfinite, cosine = nonfinite + NONFINITE_PROMPT, torch.full_like(cosine, math.nan)
     norm = x.detach().double().norm(dim=-1).float()
-    return Measures(norm, nonfinite, _persistence(x, problem.frames, problem.centre) if problem.persistence else None, cosine)
+    return Measures(
+        norm, nonfinite, _persistence(x, problem.frames, problem.centre) if problem.persistence else None, cosine
+    )
 
 
 def _nonfinite(x: Tensor) -> Tensor:
