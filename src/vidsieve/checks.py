@@ -54,6 +54,11 @@ def check_number(
         raise ValueError(f"{requirement}; got {describe(value)}{hint if isinstance(value, nn.Module) else ''}")
 
 
+def check_keep(keep: float) -> None:
+    """Raise unless `keep` is a fraction in (0, 1]."""
+    check_number("keep is the fraction of the video tokens that stays, in (0, 1]", keep, 0, 1, exclusive_low=True)
+
+
 def check_question(question: object) -> None:
     """Raise `WrongArgument` unless `question` is text that is not blank."""
     if not isinstance(question, str) or not question.strip():

@@ -28,7 +28,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
-class EncodedVideo:
+class StoredPrompt:
     """The reduced prompt of one video and one question, as the decoder receives it: M tokens, V of them visual.
 
     features: (V, D), in the model's type: of the K kept tokens, and of one more if a model ends a video with a token of
@@ -93,7 +93,7 @@ _STORED = {  # names in a file: the fields
 def encode(
     processor: Any, model: Any, reducer: Attachable, frames: Frames, question: str
 ) -> tuple[dict[str, Tensor], Row]:
-    """Encode and reduce `frames`: the tensors of an `EncodedVideo`, on the CPU and named as in a file, and the row.
+    """Encode and reduce `frames`: the tensors of an `StoredPrompt`, on the CPU and named as in a file, and the row.
 
     Raises `VidsieveError` if the prompt has no video token, `UnsupportedCall` for what does not reduce before the
     language model.
@@ -125,7 +125,7 @@ def encode(
         if given.get(name) is not None:
             others[name] = torch.stack([rows.cpu() for rows in given[name]])
     features = embeds[visual_index.to(embeds.device)]
-    encoded = EncodedVideo(features, kept, visual_index, ids, suffix_start, positions, others)
+    encoded = StoredPrompt(features, kept, visual_index, ids, suffix_start, positions, others)
     return encoded.tensors(), {
         "tokens_before": video.before,
         "tokens_after": video.after,
@@ -154,7 +154,7 @@ def restore(model: Any, tensors: Mapping[str, Tensor], tail: Tensor | None = Non
             f"expected tail as token ids, int64 (n,), got {describe(tail)}; text becomes them by "
             'processor.tokenizer(text, return_tensors="pt").input_ids[0]'
         )
-    encoded = EncodedVideo.of(tensors)
+    encoded = StoredPrompt.of(tensors)
     if tail is not None:
         encoded = encoded.with_suffix(tail, adapter.per_token)
     embedding, others = model.get_input_embeddings(), encoded.others

@@ -72,11 +72,17 @@ def detach(model: Any) -> bool:
     """Detach what is attached to `model`, as `remove()` of its handle does. Returns whether something was attached."""
     model = arguments.unwrap_model(model)
     adapter_for(model)
-    handle: Attachment | None = model.base_model.__dict__.get(_HANDLE)
+    handle = attachment_of(model.base_model)
     if handle is None:
         return False
     handle.remove()
     return True
+
+
+def attachment_of(body: Any) -> "Attachment | None":
+    """Get what is attached to the model of this body; None if nothing is."""
+    handle: Attachment | None = body.__dict__.get(_HANDLE)
+    return handle
 
 
 class Attachment:

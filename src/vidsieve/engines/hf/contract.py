@@ -106,6 +106,14 @@ def check(model: Any, adapter: "Adapter", layers: bool) -> None:
             _refuse_others(layer, forward, _LAYER | _SWITCHES | {hidden})
 
 
+def check_replay(model: Any, adapter: "Adapter") -> None:
+    """Raise `UnsupportedVersion` unless stored rows can be written into the calls of `model`."""
+    check(model, adapter, layers=False)
+    names = ("_prepare_position_ids_for_generation", "_expand_inputs_for_generation")
+    _require_attributes(model, names)
+    _require(model, type(model)._prepare_position_ids_for_generation, ("inputs_tensor", "model_kwargs"))
+
+
 def check_library() -> None:
     """Raise `UnsupportedVersion` unless mask builders and caches take the arguments listed here. Needs no model."""
     for builder in (masking_utils.create_causal_mask, masking_utils.create_masks_for_generate):

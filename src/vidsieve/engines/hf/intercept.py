@@ -66,6 +66,6 @@ class OfOneModel:
 
     def __reduce_ex__(self, protocol: object) -> Any:
         raise UnsupportedCall(
-            "a model cannot be copied or pickled with a reducer attached, or a fast vision tower, whose hooks know "
-            "this model alone; remove() it first"
+            "a model cannot be copied or pickled with a reducer attached, a fast vision tower, or an encoded video on "
+            "it, whose hooks know this model alone; remove() it first, or leave the `with` block"
         )

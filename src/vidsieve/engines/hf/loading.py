@@ -1,9 +1,9 @@
 """Load a checkpoint, and prepare its inputs from frames and a question."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -89,40 +89,69 @@ def prepare(processor: Any, frames: Frames, question: str) -> Any:
     Time stamps are those of the frames. The last frame is repeated for a processor whose patches span several frames
     and for a model that would take a single frame for an image.
     """
-    if not isinstance(frames, Frames):
-        raise WrongArgument(f'expected Frames, got {describe(frames)}; read them first: read_video("clip.mp4")')
-    check_question(question)
-    from transformers.video_utils import VideoMetadata
+    return prepare_turns(processor, (frames,), (question,))
 
-    content = [{"type": "video"}, {"type": "text", "text": question}]
-    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+
+def prepare_turns(processor: Any, videos: Sequence[Frames], turns: Sequence[str]) -> Any:
+    """Do what `prepare` does for several videos, all before the first question, and a conversation about them.
+
+    turns: question, answer, question, ..., question.
+    """
+    for frames in videos:
+        if not isinstance(frames, Frames):
+            raise WrongArgument(f'expected Frames, got {describe(frames)}; read them first: read_video("clip.mp4")')
+    for question in turns[::2]:
+        check_question(question)
+    messages = [
+        {"role": ("user", "assistant")[turn % 2], "content": [{"type": "text", "text": text}]}
+        for turn, text in enumerate(turns)
+    ]
+    messages[0]["content"] = [*({"type": "video"} for _ in videos), {"type": "text", "text": turns[0]}]
+    text = processor.apply_chat_template(messages, add_generation_prompt=True)
     begin = processor.tokenizer.bos_token
-    lone = hasattr(processor, "image_seq_length") or hasattr(processor, "image_seq_len")  # InternVL, SmolVLM
-    needed = max(getattr(processor.video_processor, "temporal_patch_size", 1), 2 * lone)
-    missing = max(0, needed - len(frames))
-    pixels = torch.cat([frames.pixels, *[frames.pixels[-1:]] * missing]) if missing else frames.pixels
-    seconds = [*frames.seconds, *frames.seconds[-1:] * missing]
-    steps = [abs(b - a) for a, b in pairwise(frames.seconds)]
-    step = sum(steps) / max(len(steps), 1) or frames.duration / max(frames.total, 1) or 1.0
-    # Processors take index / fps for the time of a frame, and frames / total_num_frames * fps for the rate of sampling.
-    # Counted in microseconds, both are true of any clip, and exact for the times that are printed.
-    metadata = VideoMetadata(
-        total_num_frames=round(len(seconds) * step * MICRO),
-        fps=float(MICRO),
-        width=pixels.shape[2],
-        height=pixels.shape[1],
-        duration=frames.duration,
-        video_backend="pyav",
-        frames_indices=[round(second * MICRO) for second in seconds],
-    )
+    filled = [_long_enough(processor, frames) for frames in videos]
     return patching_first(processor)(
         text=[text],
-        videos=[pixels.permute(0, 3, 1, 2)],
-        video_metadata=[metadata],
+        videos=[frames.pixels.permute(0, 3, 1, 2) for frames in filled],
+        video_metadata=[_metadata(*pair) for pair in zip(videos, filled, strict=True)],
         do_sample_frames=False,
         return_tensors="pt",
         # The template may have written it already; twice would be another prompt.
         **({"add_special_tokens": False} if begin and text.startswith(begin) else {}),
+    )
+
+
+def _long_enough(processor: Any, frames: Frames) -> Frames:
+    """Repeat the last frame until the processor can take them as a video."""
+    lone = hasattr(processor, "image_seq_length") or hasattr(processor, "image_seq_len")  # InternVL, SmolVLM
+    needed = max(getattr(processor.video_processor, "temporal_patch_size", 1), 2 * lone)
+    missing = max(0, needed - len(frames))
+    if not missing:
+        return frames
+    return replace(
+        frames,
+        pixels=torch.cat([frames.pixels, *[frames.pixels[-1:]] * missing]),
+        index=(*frames.index, *frames.index[-1:] * missing),
+        seconds=(*frames.seconds, *frames.seconds[-1:] * missing),
+    )
+
+
+def _metadata(frames: Frames, filled: Frames) -> Any:
+    """Describe `filled`, which are `frames` and perhaps the last one again, as processors of transformers expect it."""
+    from transformers.video_utils import VideoMetadata
+
+    steps = [abs(b - a) for a, b in pairwise(frames.seconds)]
+    step = sum(steps) / max(len(steps), 1) or frames.duration / max(frames.total, 1) or 1.0
+    # Processors take index / fps for the time of a frame, and frames / total_num_frames * fps for the rate of sampling.
+    # Counted in microseconds, both are true of any clip, and exact for the times that are printed.
+    return VideoMetadata(
+        total_num_frames=round(len(filled) * step * MICRO),
+        fps=float(MICRO),
+        width=filled.pixels.shape[2],
+        height=filled.pixels.shape[1],
+        duration=frames.duration,
+        video_backend="pyav",
+        frames_indices=[round(second * MICRO) for second in filled.seconds],
     )
 
 

@@ -129,6 +129,11 @@ def shows(adapter: Adapter, arguments: Mapping[str, Any]) -> bool:
     return False
 
 
+def encodes(arguments: Mapping[str, Any]) -> bool:
+    """Whether a call with these arguments brings pictures of its own: pixels, or what a vision tower made of them."""
+    return any(arguments.get(name) is not None for name in _SHOWING + _SHOWING_IMAGES)
+
+
 def read(
     adapter: Adapter,
     ids: Tensor | None,

@@ -194,7 +194,7 @@ def reduce_arguments(
     """
     embeds = arguments["inputs_embeds"]  # (B, L, D)
     batch, length = embeds.shape[:2]
-    past, present = 0 if before is None else before.shape[1], kept.index.shape[1]
+    past = 0 if before is None else before.shape[1]
     new = dict(arguments)
     new["inputs_embeds"] = reduced(embeds, reductions, kept)
 
@@ -208,11 +208,7 @@ def reduce_arguments(
 
     # Always an explicit mask: without one, gaps in the positions would read as packed sequences.
     new["attention_mask"] = kept.valid if before is None else torch.cat([before, kept.valid.to(before)], 1)
-    if positions.ndim == 2 and batch == 1 and is_flash_attention_requested(config):
-        # For the same reason flash attention would take the number of keys from the gapped positions.
-        ends = [torch.tensor([0, n], dtype=torch.int32, device=embeds.device) for n in (present, past + present)]
-        new |= {"cu_seq_lens_q": ends[0], "cu_seq_lens_k": ends[1]}
-        new |= {"max_length_q": present, "max_length_k": past + present}
+    new |= flash_lengths(config, positions, new["inputs_embeds"], past)
 
     visual = arguments.get("visual_pos_masks")  # (B, L)
     for name in adapter.per_visual:
@@ -232,6 +228,20 @@ def reduce_arguments(
                 f"not say so; add {name!r} to its per_token (docs/adding_a_model.md)"
             )
     return new
+
+
+def flash_lengths(config: Any, positions: Tensor, embeds: Tensor, past: int) -> dict[str, Any]:
+    """Make the arguments that tell flash attention the lengths of one sequence; none where it does not need them.
+
+    It would take the number of keys from `positions` (B, M), and gaps in them would read as packed sequences.
+    embeds: (B, M, D).  past: tokens that the cache holds.
+    """
+    batch, present = embeds.shape[:2]
+    if positions.ndim != 2 or batch != 1 or not is_flash_attention_requested(config):
+        return {}
+    ends = [torch.tensor([0, n], dtype=torch.int32, device=embeds.device) for n in (present, past + present)]
+    lengths = {"max_length_q": present, "max_length_k": past + present}
+    return {"cu_seq_lens_q": ends[0], "cu_seq_lens_k": ends[1], **lengths}
 
 
 def reduced_visual(

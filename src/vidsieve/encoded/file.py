@@ -1,0 +1,208 @@
+"""The file of an encoded video: safetensors, so that it cannot run code, with a header in JSON.
+
+It has the tensors of `EncodedVideo`, named as in `_TYPES`, and in its metadata `format`, the version of all this;
+`video`, everything that is no tensor; and `sha256`, of the former two and the bytes of the tensors.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vidsieve import writable
+from vidsieve.checks import require
+from vidsieve.encoded.fingerprint import Fingerprint
+from vidsieve.encoded.job import write_whole
+from vidsieve.errors import VidsieveError
+from vidsieve.types.frames import Frames
+from vidsieve.types.selection import Rows, Selection
+
+FORMAT = 1
+_FLOATS = ("F32", "F16", "BF16", "F64")
+Header = tuple[str, tuple[int, ...]]  # a type and a shape
+Expected = tuple[tuple[str, ...], str]  # types, dimensions: K kept tokens, D numbers each, S segments, L layers
+_ROWS: dict[str, Expected] = {
+    "kept": (("I64",), "K"),
+    "features": (_FLOATS, "KD"),
+    "step": (("I32",), "K"),
+    "segment": (("I32",), "K"),
+}
+_TYPES: dict[str, Expected] = {**_ROWS, "lengths": (("I64",), "S"), "trailing": (_FLOATS, "tD")}
+_GAINS: dict[str, Expected] = {"gains": (("F32",), "S")}
+_OTHERS: Expected = (_FLOATS, "LKD")
+_LARGEST = 2**31  # of a number of tokens, or a side of a picture
+
+
+def write(
+    path: str | os.PathLike[str],
+    frames: Frames,
+    selection: Selection,
+    trailing: Tensor,
+    tokens: tuple[int, ...],
+    grid: tuple[int, int] | None,
+    fingerprint: Fingerprint,
+) -> None:
+    """Write the parts of an encoded video, completely or not at all. Raises `VidsieveError` if that cannot be."""
+    save = require("safetensors.torch", "hf").save
+    where = writable.file(path)
+    tensors = {**_named(selection), "lengths": selection.lengths, "trailing": trailing}
+    if selection.gains is not None:
+        tensors["gains"] = selection.gains
+    if selection.spare is not None:
+        tensors |= {f"spare/{name}": x for name, x in _named(selection.spare).items()}
+    tensors = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
+    about = {name: value for name, value in vars(frames).items() if name != "pixels"}
+    video = json.dumps(
+        {
+            "frames": {"shape": list(frames.pixels.shape), **about},
+            "tokens": tokens,
+            "grid": grid,
+            "floor": selection.floor,
+            "original_count": selection.original_count,
+            "capped": selection.capped,
+            "fingerprint": asdict(fingerprint) | {"digest": fingerprint.digest},
+        }
+    )
+    metadata = {"format": str(FORMAT), "video": video, "sha256": _digest(video, tensors)}
+    try:
+        where.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(where, save(tensors, metadata))
+    except OSError as error:
+        raise VidsieveError(f"cannot write {where} ({error.strerror or error}); nothing is left of it") from error
+
+
+def read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read what `write` took, by the names of its arguments.
+
+    Types and sizes are compared with one another before a tensor is read. Raises `VidsieveError` for a file that is
+    missing, damaged, of another kind or of another version of the format.
+    """
+    safetensors = require("safetensors", "hf")
+    where = Path(path)
+    if not where.is_file():
+        raise VidsieveError(
+            f"{where}: {'is a folder' if where.exists() else 'no such file'}; expected an encoded video"
+        )
+    try:
+        with safetensors.safe_open(where, "pt") as file:
+            metadata = file.metadata() or {}
+            _check_format(where, metadata)
+            video = json.loads(metadata["video"])
+            names = tuple(file.keys())  # noqa: SIM118  # it is no dict
+            parts = {name: file.get_slice(name) for name in names}
+            _check_sizes({name: (one.get_dtype(), tuple(one.get_shape())) for name, one in parts.items()}, video)
+            tensors = {name: file.get_tensor(name) for name in parts}
+        if _digest(metadata["video"], tensors) != metadata["sha256"]:
+            raise ValueError("its bytes are not those that were written")
+        return _parts(tensors, video)
+    except VidsieveError:
+        raise
+    except OSError as error:
+        raise VidsieveError(f"{where}: cannot be read ({error.strerror or error})") from error
+    except (safetensors.SafetensorError, RecursionError, KeyError, TypeError, ValueError) as error:
+        raise VidsieveError(
+            f"{where}: is damaged, or vidsieve did not write it ({' '.join(str(error).split())}); encode it again"
+        ) from error
+
+
+def _check_format(where: Path, metadata: Mapping[str, str]) -> None:
+    found = metadata.get("format", "")
+    if "video" not in metadata:
+        kind = "a file of `vidsieve batch`, which vidsieve.encoded.stored reads" if "vidsieve" in metadata else "none"
+        raise VidsieveError(f"{where}: expected an encoded video, and this is {kind}")
+    if found != str(FORMAT):
+        age = "newer" if found.isdecimal() and int(found) > FORMAT else "older"
+        remedy = "update vidsieve" if age == "newer" else "encode it again"
+        raise VidsieveError(f"{where}: is of format {found!r}, {age} than {FORMAT}, which is read here; {remedy}")
+
+
+def _check_sizes(found: Mapping[str, tuple[str, tuple[int, ...]]], video: Mapping[str, Any]) -> None:
+    """Raise `ValueError` unless types and shapes fit one another and what the header says of the video."""
+    tokens, count = _numbers(video["tokens"]), _number(video["original_count"])
+    if sum(tokens) != count:
+        raise ValueError(f"tokens of its frames sum to {sum(tokens)}, not {count}")
+    own = {name: one for name, one in found.items() if not name.startswith("spare/")}
+    spare = {name.removeprefix("spare/"): one for name, one in found.items() if name.startswith("spare/")}
+    kept = _check_rows(own, {**_TYPES, **(_GAINS if "gains" in own else {})}, {})
+    if not 0 < kept["K"] <= count:
+        raise ValueError(f"it keeps {kept['K']} of {count} tokens")
+    if spare:
+        _check_rows(spare, _ROWS, {"D": kept["D"], "S": kept["S"]})
+
+
+def _check_rows(found: Mapping[str, Header], types: Mapping[str, Expected], sizes: dict[str, int]) -> dict[str, int]:
+    """Raise `ValueError` unless `found` has the tensors of `types`, `others/` too, alike in their sizes: return those."""
+    for name in dict.fromkeys([*types, *found]):
+        dtype, shape = found[name]
+        dtypes, dims = _OTHERS if name.startswith("others/") else types[name]
+        shared = tuple(sizes.setdefault(dim, size) for dim, size in zip(dims, shape, strict=True) if dim != "L")
+        if dtype not in dtypes or shape[-len(shared) :] != shared:
+            raise ValueError(f"{name} is {dtype} {shape}, expected {dtypes[0]} (..., {', '.join(map(str, shared))})")
+    return sizes
+
+
+def _parts(tensors: dict[str, Tensor], video: Mapping[str, Any]) -> dict[str, Any]:
+    spare = {name.removeprefix("spare/"): x for name, x in tensors.items() if name.startswith("spare/")}
+    own = _rows(tensors)
+    lengths, count = tensors["lengths"], video["original_count"]
+    for rows in (own, *([_rows(spare)] if spare else [])):
+        outside = (rows.segment < 0) | (rows.segment >= len(lengths)) | (rows.kept < 0) | (rows.kept >= count)
+        if outside.any():
+            raise ValueError("it keeps tokens that the video has not")
+    if (lengths < 0).any():
+        raise ValueError("a segment has less than no token")
+    about = dict(video["frames"])
+    shape = _numbers(about.pop("shape"))
+    if len(shape) != 4 or math.prod(shape) > _LARGEST**2:
+        raise ValueError(f"its frames are {shape}")
+    about = {name: tuple(x) if isinstance(x, list) else x for name, x in about.items()}
+    named = dict(video["fingerprint"])
+    digest, fingerprint = named.pop("digest"), Fingerprint(**named)
+    if fingerprint.digest != digest:
+        raise ValueError("its configuration is not the one that it had")
+    options = {"gains": tensors.get("gains"), "floor": video["floor"], "capped": _number(video["capped"])}
+    return {
+        "frames": Frames(torch.empty(shape, dtype=torch.uint8, device="meta"), **about),
+        "selection": Selection(*own, lengths, original_count=count, spare=_rows(spare) if spare else None, **options),
+        "trailing": tensors["trailing"],
+        "tokens": _numbers(video["tokens"]),
+        "grid": None if video["grid"] is None else _numbers(video["grid"]),
+        "fingerprint": fingerprint,
+    }
+
+
+def _named(rows: Selection | Rows) -> dict[str, Tensor]:
+    others = {f"others/{name}": x for name, x in rows.others.items()}
+    return {**{name: getattr(rows, name) for name in _ROWS}, **others}
+
+
+def _rows(tensors: Mapping[str, Tensor]) -> Rows:
+    others = {name.removeprefix("others/"): x for name, x in tensors.items() if name.startswith("others/")}
+    return Rows(others=others, **{name: tensors[name] for name in _ROWS})
+
+
+def _digest(video: str, tensors: Mapping[str, Tensor]) -> str:
+    """Hash the header and the tensors, on the CPU, in the order of their names."""
+    digest = hashlib.sha256(f"{FORMAT}\0{video}".encode())
+    for name in sorted(tensors):
+        x = tensors[name]
+        digest.update(f"\0{name} {x.dtype} {tuple(x.shape)}\0".encode())
+        digest.update(x.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _number(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _LARGEST:
+        raise ValueError(f"expected a number of tokens, got {value!r}")
+    return value
+
+
+def _numbers(values: Any) -> tuple[int, ...]:
+    return tuple(map(_number, values))
