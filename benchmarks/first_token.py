@@ -72,6 +72,12 @@ def _mrope(*section: int, **more: Any) -> dict[str, Any]:
 
 
 _IDS = {"video_token_id": VIDEO, "image_token_id": IMAGE}
+_TOKENS = {
+    "video_token_id": "<|video_pad|>",
+    "image_token_id": "<|image_pad|>",
+    "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
+}  # of Qwen's tokenizers
 _MARKS = {**_IDS, "vision_start_token_id": START, "vision_end_token_id": END}
 
 
@@ -115,9 +121,12 @@ def llava_onevision(shrink: bool) -> Any:
 MODELS = {"qwen2_5_vl": qwen2_5_vl, "qwen3_vl": qwen3_vl, "llava_onevision": llava_onevision}
 
 
-def make(name: str, shrink: bool, dtype: torch.dtype, device: torch.device) -> Any:
-    """The model with random weights, which never ends a generation early."""
+def make(name: str, shrink: bool, dtype: torch.dtype, device: torch.device, tokenizer: Any = None) -> Any:
+    """The model with random weights, which never ends a generation early. tokenizer: whose tokens mark a video."""
     config = MODELS[name](shrink)
+    if tokenizer is not None:
+        for attribute, token in _TOKENS.items():
+            setattr(config, attribute, tokenizer.convert_tokens_to_ids(token))
     config._attn_implementation = "sdpa"
     torch.manual_seed(0)
     with device:

@@ -24,16 +24,19 @@ from vidsieve.types.tokens import Prompt, VideoTokens
 
 if TYPE_CHECKING:
     from vidsieve import cli, encoded, engines, evaluation, video
+    from vidsieve.encoded import EncodedVideo, encode
     from vidsieve.engines.hf import verify
     from vidsieve.engines.hf.attach import attach, detach
 
 __version__ = version("vidsieve")
 
 _OF_MODELS = ("attach", "detach", "verify")  # these need transformers, which the core does not,
+_OF_VIDEOS = ("EncodedVideo", "encode")  # these PyAV too,
 _LATER = ("cli", "encoded", "engines", "evaluation", "video")  # and these each something of their own, or time
 
 __all__ = [
     "Chain",
+    "EncodedVideo",
     "FrameFusion",
     "Frames",
     "Prompt",
@@ -45,6 +48,7 @@ __all__ = [
     "attach",
     "cli",
     "detach",
+    "encode",
     "encoded",
     "engines",
     "errors",
@@ -61,6 +65,8 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name in _OF_MODELS:
         return getattr(import_module("vidsieve.engines.hf"), name)
+    if name in _OF_VIDEOS:
+        return getattr(import_module("vidsieve.encoded"), name)
     if name in _LATER:
         return import_module(f"vidsieve.{name}")
     raise AttributeError(f"module 'vidsieve' has no attribute {name!r}")

@@ -52,6 +52,30 @@ def count(text: str) -> int:
     return int(text)
 
 
+def seconds(text: str) -> float:
+    """Parse a time: seconds, or minutes and seconds, or hours, minutes and seconds with colons between."""
+    parts = text.split(":")
+    try:
+        values = [float(part) for part in parts]
+    except ValueError:
+        values = [-1.0]
+    whole = all(value < 60 for value in values[1:]) and len(values) <= 3
+    if not whole or not all(0 <= value < float("inf") for value in values):
+        raise argparse.ArgumentTypeError(f"expected seconds, such as 90, or 1:30, or 1:02:03; got {text}")
+    return sum(value * 60**power for power, value in enumerate(reversed(values)))
+
+
+def rate(text: str) -> float:
+    """Parse a number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, such as 1 or 0.5; got {text}")
+    return value
+
+
 def method(name: str) -> str:
     from vidsieve import registry
 

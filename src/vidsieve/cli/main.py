@@ -3,6 +3,9 @@
     vidsieve run CLIP --question "What happens?" --model Qwen/Qwen2.5-VL-7B-Instruct --keep 10% --out out
     vidsieve show out           draw it again
     vidsieve demo               the same, offline, on a generated clip and the model of the package
+    vidsieve encode CLIPS       keep a tenth of the tokens of hours of video, in bounded memory
+    vidsieve ask FILE           ask about what encode stored, as often as you like, without the video
+    vidsieve plan CLIP          tokens, memory and seconds, before anything runs
     vidsieve batch CLIPS        reduced features of many clips, on one machine or a cluster
     vidsieve warm MODEL         compile what a model needs, before its first video waits for it
     vidsieve methods            the methods for --method
@@ -185,15 +188,78 @@ def _films(options: argparse.Namespace) -> list[str]:
     return [kind for kind, wanted in (("mp4", options.film), ("gif", options.gif)) if wanted]
 
 
+def _encode(options: argparse.Namespace) -> Found:
+    """Encode clips of any length in bounded memory, and store what is kept; the same command goes on."""
+    from vidsieve.cli import encode
+
+    request = encode.Request(
+        options.clips,
+        _model(options),
+        options.out,
+        _sample(options) | {"strict": options.strict},
+        options.max_pixels,
+        options.method,
+        _keep(options),
+        options.device,
+        options.dtype,
+    )
+    with _notes(logged=True) as note:
+        return encode.encode_all(request, note)
+
+
+def _ask(options: argparse.Namespace) -> Found:
+    """Ask about clips that `vidsieve encode` stored: no video, no vision tower."""
+    from vidsieve.cli import encode
+
+    with _notes() as note:
+        asked = encode.Questions(
+            options.files,
+            options.questions or (),
+            options.model,
+            options.keep,
+            options.device,
+            options.dtype,
+            options.max_new_tokens,
+        )
+        return encode.ask_all(asked, note, None if options.json else report.show_answer)
+
+
+def _plan(options: argparse.Namespace) -> Found:
+    """Say what a clip would take before anything runs: tokens, memory, seconds."""
+    from vidsieve.cli import encode, plan
+    from vidsieve.video.chunks import plan_video
+
+    with _notes() as note:
+        note("reading which frames there are")
+        frames = plan_video(options.clip, **encode.sampled(options.clip, _sample(options), options.max_pixels))
+        return plan.plan(frames, options.model, _keep(options), options.device, options.dtype, note)
+
+
+def _sample(options: argparse.Namespace) -> dict[str, Any]:
+    """Get the arguments of `plan_video` that say which frames are taken."""
+    return {
+        "num_frames": options.frames,
+        "fps": options.fps,
+        "start": options.start,
+        "end": options.end,
+        "max_frames": options.max_frames,
+        "sampling": options.sampling,
+    }
+
+
+def _model(options: argparse.Namespace) -> str:
+    """Get the model, a folder as an absolute path, for what is stored names it."""
+    return str(Path(options.model).resolve()) if Path(options.model).is_dir() else options.model
+
+
 def _batch(options: argparse.Namespace) -> Found:
     """Encode and reduce many clips and store the features; the same command resumes a stopped job."""
     from vidsieve.encoded import batch
 
-    model = str(Path(options.model).resolve()) if Path(options.model).is_dir() else options.model
     if why := batch.refused(options.method):
         raise Mistake(why)
     job = batch.Job(
-        model,
+        _model(options),
         str(options.out.resolve()),
         options.method,
         _keep(options),
@@ -292,6 +358,9 @@ COMMANDS: dict[str, Command] = {
     "run": (_run, report.show_result),
     "show": (_redraw, report.show_pictures),
     "demo": (_demo, report.show_result),
+    "encode": (_encode, report.show_encode),
+    "ask": (_ask, report.show_asked),
+    "plan": (_plan, report.show_plan),
     "batch": (_batch, report.show_batch),
     "warm": (_warm, report.show_warm),
     "bench": (_bench, report.show_bench),

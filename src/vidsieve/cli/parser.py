@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vidsieve.cli.arguments import Parser, Version, count, file, folder, fraction, method, question
+from vidsieve.cli.arguments import Parser, Version, count, file, folder, fraction, method, question, rate, seconds
 from vidsieve.video.wanted import SAMPLINGS
 
 Command = tuple[Callable[..., Any], Callable[[Any], None]]
@@ -14,12 +14,14 @@ def parser(commands: Mapping[str, Command]) -> Parser:
     """Make the parser of the command line. commands: by name, what is called and what shows what it returns."""
     common = Parser(add_help=False)
     common.add_argument("--json", action="store_true", help="print one JSON document instead of text")
-    how = Parser(add_help=False)
+    share = Parser(add_help=False)
     about = "share of the video tokens that stays; with framefusion, of the prefill's FLOPs (10%%, or the paper's)"
-    how.add_argument("--keep", type=fraction, help=about)
-    how.add_argument("--method", type=method, default="vidsieve", help="see `vidsieve methods` (vidsieve)")
-    how.add_argument("--device", help="cpu, cuda, cuda:1, ... (cuda where there is one)")
-    how.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="(auto; float32 on cpu)")
+    share.add_argument("--keep", type=fraction, help=about)
+    share.add_argument("--method", type=method, default="vidsieve", help="see `vidsieve methods` (vidsieve)")
+    place = Parser(add_help=False)
+    place.add_argument("--device", help="cpu, cuda, cuda:1, ... (cuda where there is one)")
+    place.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="(auto; float32 on cpu)")
+    how = Parser(add_help=False, parents=[share, place])
 
     about = "share of the groups of pixels that the vision tower computes: the others repeat one before them (100%%)"
     pixels = Parser(add_help=False)
@@ -29,6 +31,16 @@ def parser(commands: Mapping[str, Command]) -> Parser:
     sample.add_argument("--frames", type=count, default=64, help="frames to sample (64)")
     about = "even: at even distances; keyframes: of the key frames only, which is faster for long clips (even)"
     sample.add_argument("--sampling", choices=SAMPLINGS, default="even", help=about)
+
+    part = Parser(add_help=False)
+    which = part.add_mutually_exclusive_group()
+    which.add_argument("--frames", type=count, help="frames to sample, at even distances (64)")
+    which.add_argument("--fps", type=rate, help="frames to sample a second, instead")
+    part.add_argument("--max-frames", type=count, help="at most so many frames, at even distances (all that fps gives)")
+    part.add_argument("--start", type=seconds, default=0.0, help="begin here: seconds, or 1:02:03 (0)")
+    part.add_argument("--end", type=seconds, help="end here (the end of the clip)")
+    part.add_argument("--max-pixels", type=count, help="of a decoded frame; larger ones are scaled down (1024 a side)")
+    part.add_argument("--sampling", choices=SAMPLINGS, default="even", help="as in `vidsieve run` (even)")
 
     film = Parser(add_help=False)
     film.add_argument("--film", action="store_true", help="draw overlay.mp4 too: the clip beside its kept patches")
@@ -41,6 +53,9 @@ def parser(commands: Mapping[str, Command]) -> Parser:
         "run": (_add_run, [how, pixels, sample, film]),
         "show": (_add_show, [film]),
         "demo": (_add_demo, [how, pixels, film]),
+        "encode": (_add_encode, [how, part]),
+        "ask": (_add_ask, [place]),
+        "plan": (_add_plan, [share, place, part]),
         "batch": (_add_batch, [how, pixels, sample]),
         "warm": (_add_warm, [how, pixels]),
         "bench": (_add_bench, []),
@@ -75,6 +90,27 @@ def _add_show(command: Parser) -> None:
 
 def _add_demo(command: Parser) -> None:
     command.add_argument("--out", type=folder, default="out/demo", help="folder for everything (out/demo)")
+
+
+def _add_encode(command: Parser) -> None:
+    command.add_argument("clips", nargs="+", help="video files, folders of them, or text files (.txt) with one a line")
+    command.add_argument("--model", "-m", required=True, help="Hub id or folder of a video language model")
+    command.add_argument("--out", type=folder, required=True, help="folder for the files, one a clip; goes on there")
+    command.add_argument("--strict", action="store_true", help="a clip that is cut short or damaged fails")
+
+
+def _add_ask(command: Parser) -> None:
+    command.add_argument("files", nargs="+", type=Path, help="what `vidsieve encode` wrote; several are one prompt")
+    about = "repeatable; without one, questions are read from standard input, one a line"
+    command.add_argument("--question", "-q", type=question, action="append", dest="questions", help=about)
+    command.add_argument("--model", "-m", help="Hub id or folder of the model (the one that the file names)")
+    command.add_argument("--keep", type=fraction, help="of the video tokens, fewer than are stored (all of those)")
+    command.add_argument("--max-new-tokens", type=count, default=128, help="longest answer (128)")
+
+
+def _add_plan(command: Parser) -> None:
+    command.add_argument("clip", help="a video file")
+    command.add_argument("--model", "-m", required=True, help="Hub id or folder of a video language model")
 
 
 def _add_batch(command: Parser) -> None:

@@ -1,5 +1,6 @@
 """Print the results of the commands as text. Libraries for it are imported only when there is a result."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,50 @@ def _adder(table: Any, compared: bool) -> Any:
 
 def _ms(milliseconds: float) -> str:
     return f"{milliseconds:.1f} ms" if milliseconds < 100 else f"{milliseconds:,.0f} ms"
+
+
+def show_encode(found: Any) -> None:
+    for row in found["rows"]:
+        name = Path(row["clip"]).name
+        if "error" in row:
+            print(row["error"] if row["clip"] in row["error"] else f"{name}: {row['error']}")
+            continue
+        kept = f"{row['tokens_before']} video tokens -> {row['tokens_after']} kept, {_bytes(row['bytes'])}"
+        took = "was there" if row.get("already_there") else f"{row['seconds']:.1f} s"
+        print(f"{name}: {row['frames']} frames of {row['duration']:.1f} s, {kept}; {took}\n  {row['file']}")
+    files = [row["file"] for row in found["rows"] if "file" in row]
+    print(f"ask: vidsieve ask {shlex.quote(files[0])} --question '...'")
+
+
+def show_answer(row: Any) -> None:
+    print(f"{row['question']}\n  {row['answer']}  ({_ms(1e3 * row['seconds'])})", flush=True)
+
+
+def show_asked(found: Any) -> None:
+    """Print nothing more: each answer was shown when it came."""
+
+
+def show_plan(found: Any) -> None:
+    size, seconds = found["bytes"], found["seconds"]
+    height, width = found["size"]
+    stages = {name: seconds[name] for name in ("decode", "process", "tower")}
+    print(f"{Path(found['clip']).name}: {found['frames']} frames of {height} x {width}, {found['duration']:.1f} s")
+    print(f"{found['tokens_before']} video tokens -> {found['tokens_after']} kept, a file of {_bytes(size['stored'])}")
+    print(f"prompt: {found['prompt_before']} -> {found['prompt_after']} tokens, KV cache ", end="")
+    print(f"{_bytes(size['kv_before'])} -> {_bytes(size['kv_after'])}; weights {_bytes(size['weights'])}")
+    print("encoding, about: " + ", ".join(f"{name} {took:.1f} s" for name, took in stages.items()), end="")
+    print(f", at the same time: {max(stages.values()):.1f} s")
+    print(f"first token of a question, about: {seconds['first_token']:.2f} s", end="")
+    print(f" ({seconds['first_token_before']:.2f} s with every token)")
+
+
+def _bytes(count: float) -> str:
+    """Write a number of bytes in binary units."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
 
 
 def show_batch(found: Any) -> None:

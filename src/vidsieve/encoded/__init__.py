@@ -1,5 +1,11 @@
-"""Encode videos once and use them later: the stored tensors of one (`stored`), and jobs of many (`batch`)."""
+"""Encode videos once and use them later.
+
+`encode` makes an `EncodedVideo` of a clip of any length, which answers questions; `stored` and `batch` hold reduced
+prompts of many clips, for pipelines.
+"""
 
 from vidsieve.encoded import batch, stored
+from vidsieve.encoded.encode import Progress, encode
+from vidsieve.encoded.video import EncodedVideo, EncodedVideos
 
-__all__ = ["batch", "stored"]
+__all__ = ["EncodedVideo", "EncodedVideos", "Progress", "batch", "encode", "stored"]

@@ -27,6 +27,7 @@ class Fingerprint:
     """Who encoded a video, and how.
 
     model_type, config: of the model; the numbers, names and switches of its configuration, by their path.
+    name: what it was loaded by, a folder or an id of the Hub; empty where that is not known. It is not compared.
     transformers, vidsieve: versions.  keep: the share of tokens.  method: the repr of what chose them.
     """
 
@@ -36,13 +37,15 @@ class Fingerprint:
     vidsieve: str
     keep: float
     method: str
+    name: str = ""
 
     @classmethod
     def of(cls, model: Any, keep: float, method: str) -> Self:
         """Take the fingerprint of `model`. Raises `UnsupportedModel` if no adapter serves it."""
         adapter_for(model)
         versions = require("transformers", "hf").__version__, version("vidsieve")
-        return cls(model.config.model_type, config_of(model), *versions, keep, method)
+        name = str(getattr(model, "name_or_path", "") or "")
+        return cls(model.config.model_type, config_of(model), *versions, keep, method, name)
 
     @property
     def digest(self) -> str:

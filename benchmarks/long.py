@@ -1,0 +1,254 @@
+"""An hour of video: encoded in bounded memory, stored, asked. benchmarks/results/long_<device>.json.
+
+    python -m benchmarks.long                                  Qwen2.5-VL-7B's shapes; wants a GPU
+    python -m benchmarks.long --shrink --seconds 30 120 --size 64 --kept 200 --device cpu
+
+The real model class with random weights and the processor of Qwen2.5-VL; the frames of the video, `--fps` a second, are
+made as they are asked for, scenes of noise that moves, so no decoder is timed. A row for each length: peak memory of
+the device and of the process while the video is encoded, beyond what the model holds; the time alone of making frames,
+of the processor and of the tower, and of all three at once; the file. Then a question about the longest, twice: the
+time to the first token beside a prefill of as many tokens without anything attached.
+"""
+
+import argparse
+import json
+import resource
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from benchmarks.first_token import make
+from torch import Tensor
+from vidsieve.encoded.chunks import encode_chunks
+
+from vidsieve import registry
+from vidsieve.cli.demo import copy_model
+from vidsieve.encoded.encode import select
+from vidsieve.encoded.video import EncodedVideo
+from vidsieve.engines.hf import attach
+from vidsieve.engines.hf.loading import prepare
+from vidsieve.engines.torchvision import make_importable
+from vidsieve.evaluation.card import commit, processor, quantiles
+from vidsieve.methods.chunked import in_chunks
+from vidsieve.types.frames import Frames
+
+RESULTS = Path(__file__).parent / "results"
+SCENE = 20  # seconds until the picture changes
+ROUNDS = 5
+WORD = 10  # a token of text
+QUESTION = "What happens after the second speaker?"
+
+
+def video_processor(folder: Path, side: int) -> Any:
+    """Qwen2.5-VL's processor for frames of `side` pixels, with the tokenizer of the bundled model."""
+    found = transformers.AutoProcessor.from_pretrained(copy_model(folder))
+    pixels = {"shortest_edge": side * side, "longest_edge": side * side}
+    kind = type(found.video_processor)
+    found.video_processor = kind(
+        patch_size=14, merge_size=2, temporal_patch_size=2, size=pixels, do_sample_frames=False
+    )
+    return found
+
+
+def described(seconds: int, fps: float, side: int) -> Frames:
+    """The frames of a video that is not there."""
+    count = round(seconds * fps)
+    pixels = torch.empty(count, side, side, 3, dtype=torch.uint8, device="meta")
+    times = tuple(i / fps for i in range(count))
+    return Frames(pixels, tuple(range(count)), times, fps, count, float(seconds), "synthetic")
+
+
+def frames_of(video: Frames, size: int) -> Iterator[Frames]:
+    """Make the frames of a described video, `size` at a time: noise that moves a pixel a frame, and cuts."""
+    side, scene = video.pixels.shape[1], max(1, round(SCENE * video.fps))
+    for begin in range(0, len(video), size):
+        numbers = range(begin, min(begin + size, len(video)))
+        pixels = torch.stack([_picture(side, number // scene, number % scene) for number in numbers])
+        part = slice(begin, begin + len(numbers))
+        yield Frames(
+            pixels, video.index[part], video.seconds[part], video.fps, video.total, video.duration, video.source
+        )
+
+
+def _picture(side: int, scene: int, step: int) -> Tensor:
+    noise = torch.randint(256, (side // 8 + 1, side // 8 + 1, 3), generator=torch.Generator().manual_seed(scene))
+    large = noise.to(torch.uint8).repeat_interleave(8, 0).repeat_interleave(8, 1)
+    return large[:side, :side].roll(step, 1)
+
+
+class Memory:
+    """Peak memory from now on, beyond what is held now: of the device, and of the process, looked at every 20 ms."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.most, self._over = device, _resident(), threading.Event()
+        self.before = self.most
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            self.allocated = torch.cuda.memory_allocated()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+
+    def _look(self) -> None:
+        while not self._over.wait(0.02):
+            self.most = max(self.most, _resident())
+
+    def end(self) -> dict[str, int | None]:
+        self._over.set()
+        self._thread.join()
+        cuda = self.device.type == "cuda"
+        peak = torch.cuda.max_memory_allocated() - self.allocated if cuda else None
+        return {"peak_bytes": peak, "rss_bytes": self.most - self.before}
+
+
+def _resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def timed(work: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
+    """Seconds of `work`, and what it gives."""
+    begin = time.perf_counter()
+    found = work()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin, found
+
+
+def encoded(model: Any, made: Any, video: Frames, method: Any, chunk: int, device: torch.device) -> tuple[dict, Any]:
+    """Encode a video: the row, and the encoded video. Each stage alone is timed on the first chunks."""
+    few = described(max(1, round(4 * chunk / video.fps)), video.fps, video.pixels.shape[1])
+    chunks = [*frames_of(few, chunk)]
+    making, _ = timed(lambda: [*frames_of(few, chunk)], device)
+    processing, inputs = timed(lambda: [prepare(made, part, "?") for part in chunks], device)
+    ready = [given.to(device, model.dtype) for given in inputs]
+    names = ("pixel_values_videos", "video_grid_thw")
+    with attach(model, vision="auto"), torch.no_grad():
+        for _ in range(2):
+            tower, _ = timed(
+                lambda: [model.base_model.get_video_features(*(one[n] for n in names)) for one in ready], device
+            )
+    scale = len(video) / len(few)
+    alone = {"make_s": making * scale, "process_s": processing * scale, "tower_s": tower * scale}
+    ready.clear()
+    inputs.clear()
+    memory = Memory(device)
+    wall, stored = timed(
+        lambda: select(model, made, video, encode_chunks(model, made, video, chunk, read=frames_of), method, _tell),
+        device,
+    )
+    peaks = memory.end()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "video.vidsieve"
+        saving, _ = timed(lambda: stored.save(file), device)
+        size = file.stat().st_size
+        loading, again = timed(lambda: EncodedVideo.load(file), device)
+    kept, width = stored.selection.features.shape
+    print(file=sys.stderr)
+    return {
+        "seconds": video.duration,
+        "frames": len(video),
+        "tokens": sum(stored.tokens),
+        "kept": kept,
+        "wall_s": wall,
+        **alone,
+        "wall_of_slowest": wall / max(alone.values()),
+        **peaks,
+        "file_bytes": size,
+        "file_of_rows": size / (kept * width * 2),
+        "save_s": saving,
+        "load_s": loading,
+    }, again
+
+
+def _tell(done: Any) -> None:
+    print(f"\r{done.frames} of {done.total} frames, {done.seconds_left:.0f} s left   ", end="", file=sys.stderr)
+
+
+def asked(model: Any, made: Any, stored: EncodedVideo, device: torch.device) -> dict[str, Any]:
+    """A question, in turns with a prefill of as many tokens of text by the model alone."""
+    making, given = timed(lambda: stored.inputs(model, made, QUESTION), device)
+    again, _ = timed(lambda: stored.inputs(model, made, "And what before?"), device)
+    length = given["input_ids"].shape[1]
+    words = {"input_ids": torch.full((1, length), WORD, device=device)}
+    words["attention_mask"] = torch.ones_like(words["input_ids"])
+
+    def first(inputs: Any) -> float:
+        return 1e3 * timed(lambda: model.generate(**inputs, do_sample=False, max_new_tokens=1).tolist(), device)[0]
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise AssertionError("the vision tower was called for a stored video")
+
+    times: dict[str, list[float]] = {"stored": [], "text": []}
+    tower = model.base_model.visual
+    hook = tower.register_forward_pre_hook(refused)
+    for turn in range(ROUNDS + 2):
+        with stored.on(model):
+            one = first(given)
+        other = first(words)
+        if turn >= 2:  # the first ones compile
+            times["stored"].append(one)
+            times["text"].append(other)
+    hook.remove()
+    row: dict[str, Any] = {"prompt": length, "inputs_ms": 1e3 * making, "inputs_again_ms": 1e3 * again}
+    for name, found in times.items():
+        low, middle, high = quantiles(found)
+        row[name] = {"q20_ms": low, "median_ms": middle, "q80_ms": high}
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seconds", type=int, nargs="+", default=[600, 3600], help="of the videos (600 3600)")
+    parser.add_argument("--fps", type=float, default=2.0, help="(2)")
+    parser.add_argument("--side", type=int, default=448, help="pixels of a frame in each direction (448)")
+    parser.add_argument("--kept", type=int, default=16000, help="tokens that stay of the longest (16000)")
+    parser.add_argument("--chunk", type=int, default=32, help="frames (32)")
+    parser.add_argument("--shrink", action="store_true", help="small layers, to see that it runs")
+    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="(bfloat16; float32 on cpu)")
+    parser.add_argument("--device", help="(cuda where there is one)")
+    parser.add_argument("--out", type=Path, help="(results/long_<device>.json)")
+    options = parser.parse_args()
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    options.dtype = options.dtype or ("bfloat16" if device.type == "cuda" else "float32")
+    make_importable()
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        made = video_processor(Path(folder), options.side)
+        model = make("qwen2_5_vl", options.shrink, getattr(torch, options.dtype), device, made.tokenizer)
+        tokens = (options.side // 28) ** 2 * round(max(options.seconds) * options.fps) // 2
+        method = in_chunks(registry.method("vidsieve")(options.kept / tokens))
+        warm = described(max(1, round(2 * options.chunk / options.fps)), options.fps, options.side)
+        encoded(model, made, warm, method, options.chunk, device)
+        for seconds in sorted(options.seconds):
+            video = described(seconds, options.fps, options.side)
+            row, stored = encoded(model, made, video, method, options.chunk, device)
+            rows.append(row)
+            print(json.dumps(row), file=sys.stderr)
+        question = asked(model, made, stored, device)
+        print(json.dumps(question), file=sys.stderr)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    command = f"python -m benchmarks.long --seconds {' '.join(map(str, options.seconds))} --fps {options.fps:g}"
+    command += f" --side {options.side} --kept {options.kept} --chunk {options.chunk} --dtype {options.dtype}"
+    card = {
+        "command": command,
+        "commit": commit(),
+        "device": name,
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+        "triton": version("triton"),
+    }
+    out = options.out or RESULTS / f"long_{name.split()[-1].lower()}.json"
+    out.write_text(json.dumps({"card": card, "rows": rows, "question": question}, indent=1) + "\n")
+    print(f"wrote {out}")
+
+
+if __name__ == "__main__":
+    main()
