@@ -64,7 +64,8 @@ def compile_kernels(sm: int) -> None:
     compile_kernel(measurement._measure_kernel, sm, D=3584, PERSISTENCE=True, COSINE=True, BLOCK_N=1, BLOCK_D=512)
     compile_kernel(partition._apportion_kernel, sm, WEIGHED=True, BLOCK=64, STEP=16, warps=1)
     compile_kernel(partition._novelty_kernel, sm, WHOLE=False, BLOCK=512)
-    compile_kernel(partition._scene_cuts_kernel, sm, BLOCK=128, TOKENS=64)
+    for even in (True, False):
+        compile_kernel(partition._scene_cuts_kernel, sm, EVEN=even, BLOCK=128, TOKENS=64)
     compile_kernel(measurement._min_max_kernel, sm, BLOCK=16384, warps=32)
     compile_kernel(compaction._compact_kernel, sm, BLOCK=4096, warps=8)
     compile_kernel(gram._gram_kernel, sm, **FEATURES, ALIGNED=True, BLOCK=128, BLOCK_S=64, BLOCK_D=64)

@@ -6,6 +6,7 @@ prune        `Prune`: segment, budget, relevance, select, each a part from the f
 measure      one pass over the features, for all parts of a method
 run_length   which groups of pixels the vision tower computes, before it
 merge        what becomes of the tokens that do not stay
+chunked      the same of a video that comes chunk after chunk, `ChunkedPrune`; stream: of one without an end
 compose      `Chain`, one reducer after another, and `Staged`, reducers at layers of the language model
 framefusion  the interface of the guide
 presets      published methods, one paper a file
@@ -13,13 +14,14 @@ presets      published methods, one paper a file
 
 from vidsieve.methods.base import Attachable, Attached, Reducer
 from vidsieve.methods.budget import Budget, MarginalGain, Proportional
+from vidsieve.methods.chunked import ChunkedPrune, in_chunks
 from vidsieve.methods.compose import Chain, Pixels, Staged
 from vidsieve.methods.framefusion import FrameFusion
 from vidsieve.methods.merge import Merger, NearestKept, TemporalMerge
 from vidsieve.methods.prune import Prune
 from vidsieve.methods.relevance import Contrast, Flat, Given, Novelty, PromptAttention, PromptSimilarity, Relevance
 from vidsieve.methods.run_length import PixelSelector, RandomGroups, RunLength
-from vidsieve.methods.segment import PerFrame, SceneCuts, Segmenter, Uniform, Whole, Within
+from vidsieve.methods.segment import PerFrame, SceneCuts, SceneRuns, Segmenter, Uniform, Whole, Within
 from vidsieve.methods.selection import (
     MMR,
     ConditionalDPP,
@@ -32,6 +34,7 @@ from vidsieve.methods.selection import (
     Selector,
     TopRelevance,
 )
+from vidsieve.methods.stream import StreamMemory
 
 __all__ = [
     "MMR",
@@ -39,6 +42,7 @@ __all__ = [
     "Attached",
     "Budget",
     "Chain",
+    "ChunkedPrune",
     "ConditionalDPP",
     "Contrast",
     "EvenlySpaced",
@@ -65,13 +69,16 @@ __all__ = [
     "Relevance",
     "RunLength",
     "SceneCuts",
+    "SceneRuns",
     "Segmenter",
     "SelectionProblem",
     "Selector",
     "Staged",
+    "StreamMemory",
     "TemporalMerge",
     "TopRelevance",
     "Uniform",
     "Whole",
     "Within",
+    "in_chunks",
 ]

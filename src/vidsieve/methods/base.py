@@ -12,6 +12,7 @@ A part is called with the tokens and with what was measured of them, and declare
     requires: ClassVar = frozenset({"persistence"})     # of types/statistics.py; nothing, where it is not declared
     batches: ClassVar = True                            # takes several videos at once; see `declares`
     captures: ClassVar = True                           # a CUDA graph can repeat it; see `declares`
+    chunks: ClassVar = True                             # needs no look at the rest of the video; see `declares`
 
 `Chain` puts reducers one after another before the language model, `Staged` puts them at layers inside it.
 """
@@ -27,10 +28,12 @@ from typing import ClassVar, Protocol
 from torch import Tensor
 
 from vidsieve import ops, registry
+from vidsieve.checks import check_keep as check_keep
 from vidsieve.checks import check_number, describe
 from vidsieve.errors import WrongArgument
 from vidsieve.telemetry.trace import Trace
 from vidsieve.types.reduction import Reduction
+from vidsieve.types.selection import kept_count as kept_count
 from vidsieve.types.statistics import QUANTITIES, OriginalStatistics, TokenStatistics
 from vidsieve.types.tokens import Prompt, VideoTokens
 
@@ -137,22 +140,14 @@ def declares(part: object, ability: str) -> bool:
     """Whether the class of `part` declares `ability` in its own body, and so do the classes of the parts it holds.
 
     "batches": takes several videos of one layout as one `VideoTokens`.  "captures": a CUDA graph can repeat it. Both
-    never wait for the device. A derived class may override what this rests on, so it inherits neither.
+    never wait for the device.  "chunks": decides alike on a part of the video (chunked.py): where segments begin, by
+    what comes before; the weight of a token, by its frame and the two beside it; and the first picks of a segment,
+    whatever its budget is. A derived class may override what this rests on, so it inherits none of them.
     """
     own = vars(type(part))
     return own.get(ability) is True and all(
         declares(getattr(part, name), ability) for name in own.get("part_fields", ())
     )
-
-
-def kept_count(keep: float, original_count: int) -> int:
-    """How many of `original_count` tokens a fraction `keep` leaves: round(keep * original_count), and never none."""
-    return max(1, round(keep * original_count))
-
-
-def check_keep(keep: float) -> None:
-    """Raise unless `keep` is a fraction in (0, 1]."""
-    check_number("keep is the fraction of the video tokens that stays, in (0, 1]", keep, 0, 1, exclusive_low=True)
 
 
 def check_cost(cost: float) -> None:

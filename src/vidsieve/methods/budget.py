@@ -36,6 +36,12 @@ class Proportional:
 
     batches: ClassVar[bool] = True
     captures: ClassVar[bool] = True
+    chunks: ClassVar[bool] = True
+
+    floor: ClassVar[float] = 0.0
+
+    def gains(self, tokens: VideoTokens, stats: TokenStatistics, segments: Segments) -> None:
+        """Nothing: lengths alone weigh."""
 
     def __call__(self, tokens: VideoTokens, stats: TokenStatistics, segments: Segments, total: int) -> Tensor:
         return _apportion(None, tokens, segments, total)
@@ -55,13 +61,17 @@ class MarginalGain:
     requires: ClassVar[frozenset[str]] = frozenset({"persistence"})
     batches: ClassVar[bool] = True
     captures: ClassVar[bool] = True
+    chunks: ClassVar[bool] = True
 
     floor: float = 0.6
 
     def __post_init__(self) -> None:
         check_number("floor is a part of the share by length, in [0, 1]", self.floor, 0, 1)
 
-    def __call__(self, tokens: VideoTokens, stats: TokenStatistics, segments: Segments, total: int) -> Tensor:
+    def gains(self, tokens: VideoTokens, stats: TokenStatistics, segments: Segments) -> Tensor:
+        """Weigh each segment by what it adds to the frames before it: float32 (S,), eq. 2."""
         persistence = stats.required("persistence")
-        gain = ops.novelty(ops.NoveltyProblem(persistence, segments.offsets, tokens.original_index))
-        return _apportion(gain, tokens, segments, total, self.floor)
+        return ops.novelty(ops.NoveltyProblem(persistence, segments.offsets, tokens.original_index))
+
+    def __call__(self, tokens: VideoTokens, stats: TokenStatistics, segments: Segments, total: int) -> Tensor:
+        return _apportion(self.gains(tokens, stats, segments), tokens, segments, total, self.floor)

@@ -65,6 +65,7 @@ class Prune(PlannedReducer):
 
     batches: ClassVar[bool] = True
     captures: ClassVar[bool] = True
+    chunks: ClassVar[bool] = True
     part_fields: ClassVar[tuple[str, ...]] = ("segmenter", "budget", "relevance", "selector")
 
     keep: float

@@ -35,6 +35,7 @@ class Flat:
 
     batches: ClassVar[bool] = True
     captures: ClassVar[bool] = True
+    chunks: ClassVar[bool] = True
 
     def __call__(self, tokens: VideoTokens, stats: TokenStatistics, prompt: Prompt | None) -> Tensor:
         return torch.ones(len(tokens), device=tokens.features.device)
@@ -75,6 +76,7 @@ class Novelty:
     requires: ClassVar[frozenset[str]] = frozenset({"persistence"})
     batches: ClassVar[bool] = True
     captures: ClassVar[bool] = True
+    chunks: ClassVar[bool] = True
 
     floor: float = 0.3
 
@@ -82,8 +84,9 @@ class Novelty:
         check_number("floor is the weight of what stays, in (0, 1]", self.floor, 0, 1, exclusive_low=True)
 
     def __call__(self, tokens: VideoTokens, stats: TokenStatistics, prompt: Prompt | None) -> Tensor:
-        persistence, frames = stats.required("persistence"), tuple(tokens.original.frames)
-        return tokens.from_original(ops.transience(ops.TransienceProblem(persistence, frames, self.floor)))
+        persistence, whole = stats.required("persistence"), tokens.original
+        problem = ops.TransienceProblem(persistence, tuple(whole.frames), self.floor, whole.first_frame)
+        return tokens.from_original(ops.transience(problem))
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ class Contrast:
     requires: ClassVar[frozenset[str]] = frozenset({"persistence"})
     batches: ClassVar[bool] = True
     captures: ClassVar[bool] = True
+    chunks: ClassVar[bool] = True
 
     floor: float = 0.8
     knee: float = 0.5
@@ -112,8 +116,9 @@ class Contrast:
         check_number("knee is a ratio above 0", self.knee, 0, exclusive_low=True)
 
     def __call__(self, tokens: VideoTokens, stats: TokenStatistics, prompt: Prompt | None) -> Tensor:
-        persistence, frames = stats.required("persistence"), tuple(tokens.original.frames)
-        return tokens.from_original(ops.contrast(ops.ContrastProblem(persistence, frames, self.floor, self.knee)))
+        persistence, whole = stats.required("persistence"), tokens.original
+        problem = ops.ContrastProblem(persistence, tuple(whole.frames), self.floor, self.knee, whole.first_frame)
+        return tokens.from_original(ops.contrast(problem))
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@ known on the host; segments may be empty, so that the host need not read cuts th
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar, Protocol
 
 import torch
@@ -47,6 +48,7 @@ class Uniform:
 
     batches: ClassVar[bool] = True
     captures: ClassVar[bool] = True
+    chunks: ClassVar[bool] = True
 
     frames: int
 
@@ -90,6 +92,7 @@ class PerFrame:
 
     batches: ClassVar[bool] = True
     captures: ClassVar[bool] = True
+    chunks: ClassVar[bool] = True
 
     def __call__(self, tokens: VideoTokens, stats: TokenStatistics = UNMEASURED) -> Segments:
         return Segments(tokens.offsets, max(tokens.frames))
@@ -130,3 +133,50 @@ class SceneCuts:
             frames = within if frames is None else min(frames, within)
         problem = ops.SceneCutsProblem(persistence, tokens.offsets, self.threshold, frames, tokens.videos)
         return Segments(ops.scene_cuts(problem), _longest(tokens, frames))
+
+
+@dataclass(frozen=True)
+class SceneRuns:
+    """Cuts where `SceneCuts` does, and a long scene into full runs, one after another, of which the last is shorter.
+
+    So where a segment ends does not depend on how long its scene goes on, which nobody knows of a video that is still
+    to come (chunked.py).
+
+    threshold: as in `SceneCuts`.  max_frames, max_tokens: what a run holds at most, of whole frames; a frame of more
+    tokens is a segment. One of the two may be None. Raises `ValueError` if both are.
+    """
+
+    requires: ClassVar[frozenset[str]] = frozenset({"persistence"})
+    batches: ClassVar[bool] = True
+    captures: ClassVar[bool] = False  # frames of unequal sizes are counted on the host
+    chunks: ClassVar[bool] = True
+
+    threshold: float = 0.5
+    max_frames: int | None = None
+    max_tokens: int | None = 8 * 196
+
+    def __post_init__(self) -> None:
+        SceneCuts(self.threshold, self.max_frames, self.max_tokens)  # raises what is wrong with them
+        if self.max_frames is None and self.max_tokens is None:
+            raise ValueError("a run needs a bound; got None for both max_frames and max_tokens")
+
+    def __call__(self, tokens: VideoTokens, stats: TokenStatistics = UNMEASURED) -> Segments:
+        persistence, most = stats.required("persistence"), self.max_frames
+        if tokens.regular:
+            if self.max_tokens is not None:
+                within = max(1, self.max_tokens // tokens.frames[0])
+                most = within if most is None else min(most, within)
+            problem = ops.SceneCutsProblem(persistence, tokens.offsets, self.threshold, most, tokens.videos, even=False)
+            return Segments(ops.scene_cuts(problem), _longest(tokens, most))
+        problem = ops.SceneCutsProblem(persistence, tokens.offsets, self.threshold, None)
+        scenes = {*ops.scene_cuts(problem).tolist()}
+        bounds, begin, count = [0], 0, 0
+        for size in tokens.frames:
+            full = count == most or (self.max_tokens is not None and begin + size - bounds[-1] > self.max_tokens)
+            if begin and (begin in scenes or full):
+                bounds.append(begin)
+                count = 0
+            begin, count = begin + size, count + 1
+        bounds.append(begin)
+        longest = max(b - a for a, b in pairwise(bounds))
+        return Segments(torch.tensor(bounds, device=tokens.features.device), longest)

@@ -58,6 +58,7 @@ class ConditionalDPP:
     requires: ClassVar[frozenset[str]] = frozenset({"products"})
     batches: ClassVar[bool] = True
     captures: ClassVar[bool] = True
+    chunks: ClassVar[bool] = True
 
     def __call__(self, problem: SelectionProblem) -> Tensor:
         return ops.conditional_dpp(problem.greedy())
@@ -132,6 +133,7 @@ class MMR:
     requires: ClassVar[frozenset[str]] = frozenset({"products"})
     batches: ClassVar[bool] = True
     captures: ClassVar[bool] = True
+    chunks: ClassVar[bool] = True
 
     trade: float = 0.5
 
@@ -149,6 +151,7 @@ class Hybrid:
     requires: ClassVar[frozenset[str]] = frozenset({"products"})
     batches: ClassVar[bool] = True
     captures: ClassVar[bool] = True
+    chunks: ClassVar[bool] = True
     part_fields: ClassVar[tuple[str, ...]] = ("small", "large")
 
     threshold: int = 512
@@ -183,6 +186,7 @@ class MaxMin:
     requires: ClassVar[frozenset[str]] = frozenset({"products"})
     batches: ClassVar[bool] = True
     captures: ClassVar[bool] = False  # a matrix product of torch's keeps memory of the graph's for good
+    chunks: ClassVar[bool] = True
 
     def __call__(self, problem: SelectionProblem) -> Tensor:
         return ops.max_min(problem.greedy()._replace(relevance=None))
@@ -194,6 +198,7 @@ class TopRelevance:
 
     batches: ClassVar[bool] = True
     captures: ClassVar[bool] = True
+    chunks: ClassVar[bool] = True
 
     def __call__(self, problem: SelectionProblem) -> Tensor:
         return ops.top(ops.TopProblem(problem.relevance, problem.segments.offsets, problem.budget))

@@ -35,7 +35,7 @@ class MeasureProblem(NamedTuple):
     x: features (N, D).  frames: tokens of each frame.  prompt: embeddings (M, D), where the mean cosine to them is
     wanted.  persistence: whether that is wanted.  segments: (offsets, longest) of the segments that a greedy selection
     will run in, where it wants products.  prompt_lengths: of several videos of `frames` each, how many rows of `prompt`
-    are of each.
+    are of each.  centre: (T, D), what is subtracted from each frame and from the one before it; None for the mean of x.
     """
 
     x: Tensor
@@ -44,6 +44,7 @@ class MeasureProblem(NamedTuple):
     persistence: bool = False
     segments: tuple[Tensor, int] | None = None
     prompt_lengths: tuple[int, ...] = ()
+    centre: Tensor | None = None
 
 
 class Measures(NamedTuple):
@@ -79,24 +80,28 @@ class TransienceProblem(NamedTuple):
     """What `ops.transience` is asked.
 
     persistence: (N,), as in `Measures`.  frames: tokens of each frame of a video.  floor: the weight of what stays.
+    first: the frames of the video before these.
     """
 
     persistence: Tensor
     frames: tuple[int, ...]
     floor: float
+    first: int = 0
 
 
 class ContrastProblem(NamedTuple):
     """What `ops.contrast` is asked.
 
     persistence: (N,), as in `Measures`.  frames: tokens of each frame of a video.  floor: the weight of what stays as
-    its frame does.  knee: how many times as much as its frame a token stays that weighs `floor`, above 0.
+    its frame does.  knee: how many times as much as its frame a token stays that weighs `floor`, above 0.  first: the
+    frames of the video before these.
     """
 
     persistence: Tensor
     frames: tuple[int, ...]
     floor: float
     knee: float
+    first: int = 0
 
 
 class SceneCutsProblem(NamedTuple):
@@ -104,7 +109,8 @@ class SceneCutsProblem(NamedTuple):
 
     persistence: (N,), as in `Measures`.  offsets: int64 (T + 1,), the bounds of the frames.  threshold: the mean
     persistence of a frame below which it begins a scene.  max_frames: the most in a scene, None for no bound.
-    videos: at the top of this file.
+    videos: at the top of this file.  even: whether a longer scene is split evenly; else into runs of `max_frames`, one
+    after another, the last of what is left.
     """
 
     persistence: Tensor
@@ -112,6 +118,7 @@ class SceneCutsProblem(NamedTuple):
     threshold: float
     max_frames: int | None
     videos: int = 1
+    even: bool = True
 
 
 class NoveltyProblem(NamedTuple):

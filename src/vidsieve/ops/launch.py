@@ -15,7 +15,7 @@ from triton.runtime import driver
 # should know of strides; but counts are now this and now that, from one video to the next.
 COUNTS = [
     *("n", "m", "tokens", "segments", "frames", "per_frame", "max_frames", "count", "total", "picks", "begin"),
-    *("length", "reach", "c_rows", "threshold", "queries", "query_count", "keys", "past", "share", "splits"),
+    *("length", "reach", "c_rows", "threshold", "queries", "query_count", "keys", "past", "share", "splits", "first"),
 ]
 
 # What calls a compiled kernel below is not an interface that Triton promises, so only these are called that way.

@@ -102,6 +102,7 @@ class VideoTokens:
     attended: the attention each token received in the layer before, (N,) for each kind of query (relevance.py); None
     where there is no layer before.
     videos: how many of one layout these are, one after another: frames, grid and original_count are then of each.
+    first_frame: the frames of the video before these, where these are a part of it.
     """
 
     features: Tensor
@@ -111,6 +112,7 @@ class VideoTokens:
     provenance: Provenance | None = None
     attended: Mapping[str, Tensor] | None = None
     videos: int = 1
+    first_frame: int = 0
 
     def __post_init__(self) -> None:
         if self.features.ndim != 2 or not self.features.is_floating_point():

@@ -5,7 +5,7 @@ import torch
 
 from tests.ops.inputs import features
 from tests.synthetic import independent
-from vidsieve.ops.definitions import ContrastProblem, TransienceProblem
+from vidsieve.ops.definitions import ContrastProblem, MeasureProblem, TransienceProblem
 from vidsieve.ops.measurement import eager, reference
 
 
@@ -17,6 +17,18 @@ def test_persistence(frames: tuple[int, ...], small_pieces: bool, monkeypatch: p
     for kind in ("independent", "video-like", "degenerate"):
         x = features(kind, 2, torch.float32)
         torch.testing.assert_close(eager._persistence(x, frames), reference._persistence(x, frames), atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("frames", [(12,) * 5, (10, 14, 12, 12, 12), (60,), (1,) * 60])
+def test_persistence_about_a_centre_of_each_frame(frames: tuple[int, ...]) -> None:
+    for kind in ("independent", "video-like", "degenerate"):
+        x = features(kind, 2, torch.float32)
+        centre = x[: len(frames)].mean(0) * torch.arange(len(frames))[:, None]
+        ours, true = (m.measure(MeasureProblem(x, frames, persistence=True, centre=centre)) for m in (eager, reference))
+        torch.testing.assert_close(ours.persistence, true.persistence, atol=2e-6, rtol=0)
+        same = x.mean(0).expand(len(frames), -1)
+        ours = eager.measure(MeasureProblem(x, frames, persistence=True, centre=same)).persistence
+        torch.testing.assert_close(ours, reference._persistence(x, frames), atol=2e-6, rtol=0)
 
 
 def test_persistence_of_equal_tokens_is_one() -> None:
@@ -51,8 +63,8 @@ def test_the_cosine_to_a_prompt_equals_the_reference() -> None:
 
 @pytest.mark.parametrize("frames", [(4,) * 15, (3, 3, 5, 3, 3, 5, 5, 1, 1, 31), (60,)])
 def test_transience_equals_the_reference(frames: tuple[int, ...]) -> None:
-    for _ in range(3):
-        problem = TransienceProblem(torch.rand(60) * 2.4 - 1.2, frames, 0.3)
+    for first in (0, 1, 7):
+        problem = TransienceProblem(torch.rand(60) * 2.4 - 1.2, frames, 0.3, first)
         torch.testing.assert_close(eager.transience(problem), reference.transience(problem), atol=1e-6, rtol=0)
-        kneed = ContrastProblem(*problem, knee=0.6)
+        kneed = ContrastProblem(problem.persistence, frames, 0.3, 0.6, first)
         torch.testing.assert_close(eager.contrast(kneed), reference.contrast(kneed), atol=2e-6, rtol=0)

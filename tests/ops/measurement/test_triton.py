@@ -51,6 +51,9 @@ def test_measures(dim: int) -> None:
     for name in ("norm", "persistence", "cosine"):
         torch.testing.assert_close(getattr(ours, name), getattr(true, name), atol=2e-5, rtol=2e-5)
     assert not ours.nonfinite.any()
+    about = MeasureProblem(x, (7,) * 5, persistence=True, centre=2 * independent(5, dim, 2, torch.float32).to(DEVICE))
+    ours, true = (m.measure(about).persistence for m in (triton, reference))
+    torch.testing.assert_close(ours, true, atol=2e-5, rtol=2e-5)
     x[3, 2], x[3, 5], x[9, 0] = float("nan"), float("inf"), -float("inf")
     ours, true = (m.measure(MeasureProblem(x, (7,) * 5)) for m in (triton, reference))
     assert torch.equal(ours.nonfinite, true.nonfinite)
@@ -89,10 +92,12 @@ def test_what_no_square_of_float32_holds_is_a_fault_and_so_is_such_a_prompt(
 @pytest.mark.parametrize("shape", [(1, 1), (3, 7), (9, 4), (40, 33)])
 def test_what_passes_weighs_more_as_in_the_reference(shape: tuple[int, int]) -> None:
     persistence = 2.4 * torch.rand(shape[0] * shape[1], generator=torch.Generator().manual_seed(1)).to(DEVICE) - 1.2
-    problem = TransienceProblem(persistence, (shape[1],) * shape[0], 0.3)
-    torch.testing.assert_close(triton.transience(problem), reference.transience(problem), atol=1e-6, rtol=0)
-    kneed = ContrastProblem(*problem, knee=0.6)
-    torch.testing.assert_close(triton.contrast(kneed), reference.contrast(kneed), atol=2e-6, rtol=0)
+    for first in (0, 5):
+        frames = (shape[1],) * shape[0]
+        problem = TransienceProblem(persistence, frames, 0.3, first)
+        torch.testing.assert_close(triton.transience(problem), reference.transience(problem), atol=1e-6, rtol=0)
+        kneed = ContrastProblem(persistence, frames, 0.3, 0.6, first)
+        torch.testing.assert_close(triton.contrast(kneed), reference.contrast(kneed), atol=2e-6, rtol=0)
 
 
 @pytest.mark.usefixtures("poisoned")

@@ -16,8 +16,9 @@ def test_cuts_and_gains_equal_the_reference(frames: int) -> None:
         ours, true = (m.novelty(NoveltyProblem(persistence, offsets, at)) for m in (eager, reference))
         torch.testing.assert_close(ours, true, atol=1e-5, rtol=1e-5)
     for threshold, most in ((0.0, 8), (0.0, None), (0.2, 1), (-1.0, 7), (2.0, 3)):
-        problem = SceneCutsProblem(persistence, offsets, threshold, most)
-        assert torch.equal(eager.scene_cuts(problem), reference.scene_cuts(problem))
+        for even in (True, False):
+            problem = SceneCutsProblem(persistence, offsets, threshold, most, even=even)
+            assert torch.equal(eager.scene_cuts(problem), reference.scene_cuts(problem))
 
 
 def test_apportion_equals_the_reference_and_always_sums() -> None:

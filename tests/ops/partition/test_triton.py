@@ -36,5 +36,6 @@ def test_cuts_and_gains_equal_the_reference(frames: int) -> None:
         ours, true = (m.novelty(NoveltyProblem(persistence, offsets, at)) for m in (triton, reference))
         torch.testing.assert_close(ours, true, atol=1e-5, rtol=1e-5)
     for threshold, most in ((0.0, 8), (0.0, None), (0.2, 1), (-1.0, 7), (2.0, 3)):
-        problem = SceneCutsProblem(persistence, offsets, threshold, most)
-        assert torch.equal(triton.scene_cuts(problem), reference.scene_cuts(problem))
+        for even in (True, False):
+            problem = SceneCutsProblem(persistence, offsets, threshold, most, even=even)
+            assert torch.equal(triton.scene_cuts(problem), reference.scene_cuts(problem))

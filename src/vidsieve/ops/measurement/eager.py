@@ -1,5 +1,7 @@
 """What is measured of tokens, in batched torch. Work goes in pieces of bounded memory, with no loop over tokens."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -26,7 +28,11 @@ def measure(problem: MeasureProblem) -> Measures:
     nonfinite = _nonfinite(x, norm)
     if cosine is not None:
         nonfinite.add_(cosine.isnan(), alpha=NONFINITE_PROMPT)
-    return Measures(norm, nonfinite, _persistence(x, problem.frames) if problem.persistence else None, cosine)
+    persistence = None
+    if problem.persistence:
+        frames, centre = problem.frames, problem.centre
+        persistence = _persistence(x, frames) if centre is None else _persistence_about(x, frames, centre)
+    return Measures(norm, nonfinite, persistence, cosine)
 
 
 def _nonfinite(x: Tensor, norm: Tensor) -> Tensor:
@@ -73,6 +79,24 @@ def _persistence(x: Tensor, frames: tuple[int, ...]) -> Tensor:
     return out
 
 
+def _persistence_about(x: Tensor, frames: tuple[int, ...], centre: Tensor) -> Tensor:
+    """The same where each frame, and the one before it, has a centre of its own: (T, D)."""
+    out = torch.zeros(len(x), dtype=torch.float32, device=x.device)
+    begin = 0
+    for (before, now), mean in zip(pairwise(frames), centre[1:].to(working(x)), strict=True):
+        middle, end = begin + before, begin + before + now
+        centred = x[begin:end].to(mean.dtype) - mean
+        norm = torch.linalg.vector_norm(centred, dim=-1)
+        norm = norm.masked_fill_(norm <= NOISE * mean.norm(), 0)
+        last, last_norm = centred[:before], norm[:before]
+        if before != now:
+            last = last.masked_fill((last_norm == 0)[:, None], 0).mean(0, keepdim=True).expand(now, -1)
+            last_norm = torch.linalg.vector_norm(last, dim=-1)
+        out[middle:end] = _cosine(centred[before:], last, norm[before:], last_norm)
+        begin = middle
+    return out
+
+
 def _mean(x: Tensor) -> Tensor:
     """Mean of x (N, D) over its rows, accumulated in float32 or better: (D,)."""
     if x.device.type != "cpu":
@@ -116,26 +140,29 @@ def min_max(problem: MinMaxProblem) -> Tensor:
     return (scores - low + epsilon) / (high - low + epsilon)
 
 
-def _stays(persistence: Tensor, frames: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """How much tokens resemble their place in the frame before or after, their frames, which lie on the diagonal."""
+def _stays(persistence: Tensor, frames: tuple[int, ...], first: int) -> tuple[Tensor, Tensor, Tensor]:
+    """How much tokens resemble their place in the frame before or after, their frames, which lie on the diagonal.
+
+    first: the frames of the video before these.
+    """
     at = torch.arange(len(persistence), device=persistence.device)
     lengths = torch.tensor(frames, device=at.device)
     frame = torch.repeat_interleave(lengths, output_size=len(at))
     within = at - (lengths.cumsum(0) - lengths)[frame]
     alike = torch.cat([lengths[1:] == lengths[:-1], lengths.new_zeros(1, dtype=torch.bool)])
     later = persistence[(at + lengths[frame]).clamp(max=len(at) - 1)].where(alike[frame], 0)
-    return torch.maximum(persistence, later).clamp(0, 1), frame, within == frame % lengths[frame]
+    return torch.maximum(persistence, later).clamp(0, 1), frame, within == (frame + first) % lengths[frame]
 
 
 def transience(problem: TransienceProblem) -> Tensor:
-    persistence, frames, floor = problem
-    stays, _, diagonal = _stays(persistence, frames)
+    persistence, frames, floor, first = problem
+    stays, _, diagonal = _stays(persistence, frames, first)
     return (1 - (1 - floor) * stays).masked_fill(diagonal, 1.0)
 
 
 def contrast(problem: ContrastProblem) -> Tensor:
-    persistence, frames, floor, knee = problem
-    stays, frame, diagonal = _stays(persistence, frames)
+    persistence, frames, floor, knee, first = problem
+    stays, frame, diagonal = _stays(persistence, frames, first)
     lengths = torch.tensor(frames, device=stays.device)
     mean = torch.segment_reduce(stays, "mean", lengths=lengths, unsafe=True)[frame]
     ratio = (stays + STAYS) / (mean + STAYS)

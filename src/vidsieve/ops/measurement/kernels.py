@@ -121,7 +121,7 @@ def _from_products_kernel(
 @triton.jit(do_not_specialize=COUNTS)
 def _measure_kernel(
     x_ptr,  # (N, D), rows `stride` apart, of V videos
-    mean_ptr,  # (V, D) float32; read if PERSISTENCE
+    mean_ptr,  # (N / share, D) float32; read if PERSISTENCE
     direction_ptr,  # (V, D) float32; read if COSINE
     norm_ptr,  # (N,) float32 out: length of each token
     nonfinite_ptr,  # (N,) int32 out: which fault a token has
@@ -130,17 +130,18 @@ def _measure_kernel(
     n,
     tokens,  # of each video
     per_frame,  # tokens of a frame
+    share,  # tokens that have a row of `mean` in common
     stride,
     D: tl.constexpr,
     PERSISTENCE: tl.constexpr,
     COSINE: tl.constexpr,
-    BLOCK_N: tl.constexpr,  # divides `tokens`
+    BLOCK_N: tl.constexpr,  # divides `tokens` and `share`
     BLOCK_D: tl.constexpr,
 ):
     i = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)  # (BLOCK_N,)
     d = tl.arange(0, BLOCK_D)  # (BLOCK_D,)
     video = tl.program_id(0) * BLOCK_N // tokens
-    mean_ptr += video * D
+    mean_ptr += tl.program_id(0) * BLOCK_N // share * D
     direction_ptr += video * D
     row_ptr = x_ptr + i.to(tl.int64)[:, None] * stride + d[None, :]
     before_ptr = x_ptr + (i - per_frame).to(tl.int64)[:, None] * stride + d[None, :]
@@ -231,13 +232,14 @@ def _transience_kernel(
     n,
     tokens,  # of each video
     per_frame,
+    first,  # frames of the video before these
     floor,
     BLOCK: tl.constexpr,
 ):
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     at = i % tokens
     stays = _stays(persistence_ptr + i, per_frame, i < n, at + per_frame < tokens)
-    seen = at % per_frame == (at // per_frame) % per_frame
+    seen = at % per_frame == (at // per_frame + first) % per_frame
     tl.store(out_ptr + i, tl.where(seen, 1.0, 1.0 - (1.0 - floor) * stays), mask=i < n)
 
 
@@ -247,6 +249,7 @@ def _contrast_kernel(
     out_ptr,  # (N,) float32 out: eq. 4c
     tokens,  # of each video
     per_frame,
+    first,  # frames of the video before these
     floor,
     knee,
     BLOCK: tl.constexpr,
@@ -266,4 +269,4 @@ def _contrast_kernel(
         stays = _stays(persistence_ptr + begin + i, per_frame, i < per_frame, has_next)
         ratio = (stays + _STAYS) / (mean + _STAYS)
         weight = 1.0 - (1.0 - floor) * tl.minimum(ratio / knee, 1.0)
-        tl.store(out_ptr + begin + i, tl.where(i == number % per_frame, 1.0, weight), mask=i < per_frame)
+        tl.store(out_ptr + begin + i, tl.where(i == (number + first) % per_frame, 1.0, weight), mask=i < per_frame)

@@ -37,7 +37,9 @@ def measure(problem: MeasureProblem) -> Measures:
         if _nonfinite(prompt).any():
             nonfinite, cosine = nonfinite + NONFINITE_PROMPT, torch.full_like(cosine, math.nan)
     norm = x.detach().double().norm(dim=-1).float()
-    return Measures(norm, nonfinite, _persistence(x, problem.frames) if problem.persistence else None, cosine)
+    return Measures(
+        norm, nonfinite, _persistence(x, problem.frames, problem.centre) if problem.persistence else None, cosine
+    )
 
 
 def _nonfinite(x: Tensor) -> Tensor:
@@ -48,18 +50,19 @@ def _nonfinite(x: Tensor) -> Tensor:
     return torch.tensor(rows, dtype=torch.int32, device=x.device)
 
 
-def _persistence(x: Tensor, frames: tuple[int, ...]) -> Tensor:
+def _persistence(x: Tensor, frames: tuple[int, ...], centre: Tensor | None = None) -> Tensor:
     """Eq. 1."""
     x = x.double()
-    centred = x - x.mean(0)
-    centred[centred.norm(dim=-1) <= NOISE * x.mean(0).norm()] = 0
+    centre = x.mean(0).expand(len(frames), -1) if centre is None else centre.double()
     out = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     begin = 0
-    for before, now in pairwise(frames):
+    for t, (before, now) in enumerate(pairwise(frames), 1):
         middle = begin + before
+        centred = x[begin : middle + now] - centre[t]
+        centred[centred.norm(dim=-1) <= NOISE * centre[t].norm()] = 0
         for i in range(now):
-            this = centred[middle + i]
-            that = centred[begin + i] if before == now else centred[begin:middle].mean(0)
+            this = centred[before + i]
+            that = centred[i] if before == now else centred[:before].mean(0)
             a, b = float(this.norm()), float(that.norm())
             if a > 0 and b > 0:
                 out[middle + i] = float(this @ that) / (a * b)
@@ -94,10 +97,10 @@ def _stays(persistence: Tensor, frames: tuple[int, ...]) -> list[list[float]]:
 
 def transience(problem: TransienceProblem) -> Tensor:
     """Eq. 4b."""
-    persistence, frames, floor = problem
+    persistence, frames, floor, first = problem
     out = [
         1.0 if i == t % len(frame) else 1 - (1 - floor) * stays
-        for t, frame in enumerate(_stays(persistence, frames))
+        for t, frame in enumerate(_stays(persistence, frames), first)
         for i, stays in enumerate(frame)
     ]
     return torch.tensor(out, device=persistence.device)
@@ -105,9 +108,9 @@ def transience(problem: TransienceProblem) -> Tensor:
 
 def contrast(problem: ContrastProblem) -> Tensor:
     """Eq. 4c."""
-    persistence, frames, floor, knee = problem
+    persistence, frames, floor, knee, first = problem
     out = []
-    for t, frame in enumerate(_stays(persistence, frames)):
+    for t, frame in enumerate(_stays(persistence, frames), first):
         mean = math.fsum(frame) / len(frame)
         for i, stays in enumerate(frame):
             ratio = (stays + STAYS) / (mean + STAYS)

@@ -22,7 +22,7 @@ ONCE = 256  # tokens of a segment of which one program holds all of S
 
 
 def measure(problem: MeasureProblem) -> Measures:
-    x, frames, y, persistence, segments, questions = problem
+    x, frames, y, persistence, segments, questions, centre = problem
     x = rows_of(x)
     n, d = x.shape
     tokens = sum(frames)  # of each video
@@ -39,9 +39,14 @@ def measure(problem: MeasureProblem) -> Measures:
         )  # fmt: skip
         return Measures(norm, nonfinite, None, None if y is None else cosine, products)
     persist = torch.empty_like(norm) if persistence else norm
-    mean = x.view(-1, tokens, d).mean(1, dtype=torch.float32) if persistence else norm  # (V, D)
+    mean, share = norm, tokens
+    if persistence and centre is None:
+        mean = x.view(-1, tokens, d).mean(1, dtype=torch.float32)  # (V, D)
+    elif centre is not None:
+        mean, share = centre.float().contiguous(), frames[0]  # (T, D)
     launch(
-        _measure_kernel, (n,), x, mean, direction, norm, nonfinite, persist, cosine, n, tokens, frames[0], x.stride(0),
+        _measure_kernel, (n,),
+        x, mean, direction, norm, nonfinite, persist, cosine, n, tokens, frames[0], share, x.stride(0),
         D=d, PERSISTENCE=persistence, COSINE=y is not None, BLOCK_N=1, BLOCK_D=min(512, covering(d)),
     )  # fmt: skip
     return Measures(norm, nonfinite, persist if persistence else None, None if y is None else cosine)
@@ -76,19 +81,19 @@ def min_max(problem: MinMaxProblem) -> Tensor:
 
 
 def transience(problem: TransienceProblem) -> Tensor:
-    persistence, frames, floor = problem
+    persistence, frames, floor, first = problem
     out = torch.empty_like(persistence)
     grid = (cdiv(len(out), 1024),)
-    launch(_transience_kernel, grid, persistence, out, len(out), sum(frames), frames[0], floor, BLOCK=1024)
+    launch(_transience_kernel, grid, persistence, out, len(out), sum(frames), frames[0], first, floor, BLOCK=1024)
     return out
 
 
 def contrast(problem: ContrastProblem) -> Tensor:
-    persistence, frames, floor, knee = problem
+    persistence, frames, floor, knee, first = problem
     out = torch.empty_like(persistence)
     block = min(1024, covering(frames[0]))
     grid = (len(out) // frames[0],)
-    launch(_contrast_kernel, grid, persistence, out, sum(frames), frames[0], floor, knee, BLOCK=block)
+    launch(_contrast_kernel, grid, persistence, out, sum(frames), frames[0], first, floor, knee, BLOCK=block)
     return out
 
 

@@ -11,7 +11,7 @@ def scene_cuts(problem: SceneCutsProblem) -> Tensor:
     """Bounds of the scenes of T frames, the unused rest of the T slots empty at the end: int64 (T + 1,).
 
     A frame begins a scene where the mean persistence of its tokens is below `threshold`; scenes of more than
-    `max_frames` frames are split evenly.
+    `max_frames` frames are split, evenly or into runs of so many.
     """
     return choose(eager.scene_cuts, problem.persistence, videos=problem.videos)(problem)
 

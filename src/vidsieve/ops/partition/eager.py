@@ -12,17 +12,20 @@ def segment_mean(values: Tensor, offsets: Tensor) -> Tensor:
 
 
 def scene_cuts(problem: SceneCutsProblem) -> Tensor:
-    persistence, offsets, threshold, max_frames, _ = problem
+    persistence, offsets, threshold, max_frames, _, even = problem
     similarity = segment_mean(persistence, offsets)  # (T,)
     total = len(similarity)
     t = torch.arange(total, device=similarity.device)
     first = (similarity < threshold) | (t == 0)
     if max_frames is not None:
-        scene = first.cumsum(0) - 1  # (T,)
-        length = torch.zeros_like(t).scatter_add_(0, scene, torch.ones_like(t))[scene]
         within = t - torch.where(first, t, 0).cummax(0).values
-        parts = -(-length // max_frames)
-        first |= within * parts // length != (within - 1) * parts // length
+        if even:
+            scene = first.cumsum(0) - 1  # (T,)
+            length = torch.zeros_like(t).scatter_add_(0, scene, torch.ones_like(t))[scene]
+            parts = -(-length // max_frames)
+            first |= within * parts // length != (within - 1) * parts // length
+        else:
+            first |= within % max_frames == 0
     # The s-th segment begins at the s-th true entry of `first`; the unused rest of the T slots is empty.
     bounds = torch.full((total + 1,), total, device=t.device)
     bounds.scatter_reduce_(0, first.cumsum(0) - 1, t, "amin")

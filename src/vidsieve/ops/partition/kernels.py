@@ -45,6 +45,7 @@ def _scene_cuts_kernel(
     frames,
     threshold,
     max_frames,
+    EVEN: tl.constexpr,  # else runs of `max_frames` frames, one after another
     BLOCK: tl.constexpr,  # a power of two that covers T + 1
     TOKENS: tl.constexpr,  # of each frame, read at a time
 ):
@@ -67,8 +68,11 @@ def _scene_cuts_kernel(
     end = tl.associative_scan(tl.where(next_cut, t + 1, frames), 0, _smaller, reverse=True)
     length = tl.maximum(end - begin, 1)
     within = t - begin
-    parts = (length + max_frames - 1) // max_frames
-    cut |= within * parts // length != tl.maximum(within - 1, 0) * parts // length
+    if EVEN:
+        parts = (length + max_frames - 1) // max_frames
+        cut |= within * parts // length != tl.maximum(within - 1, 0) * parts // length
+    else:
+        cut |= within % max_frames == 0
     cut &= t < frames
     last = tl.load(frame_ptr + frames)
     slot = tl.cumsum(cut.to(tl.int32), 0) - 1

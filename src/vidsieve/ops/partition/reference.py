@@ -15,14 +15,15 @@ def segment_mean(values: Tensor, offsets: Tensor) -> Tensor:
 
 
 def scene_cuts(problem: SceneCutsProblem) -> Tensor:
-    persistence, offsets, threshold, max_frames, _ = problem
+    persistence, offsets, threshold, max_frames, _, even = problem
     similarity = segment_mean(persistence, offsets)  # (T,)
     frames = len(similarity)
     starts = [t for t in range(frames) if t == 0 or float(similarity[t]) < threshold]
     bounds = []
     for begin, end in pairwise([*starts, frames]):
         parts = math.ceil((end - begin) / (max_frames or frames))
-        bounds += [begin + math.ceil(i * (end - begin) / parts) for i in range(parts)]
+        each = (end - begin) / parts if even else max_frames or frames
+        bounds += [begin + math.ceil(i * each) for i in range(parts)]
     bounds += [frames] * (frames + 1 - len(bounds))
     return offsets[torch.tensor(bounds, device=offsets.device)]
 

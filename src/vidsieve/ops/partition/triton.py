@@ -14,7 +14,7 @@ from vidsieve.ops.partition.kernels import _apportion_kernel, _novelty_kernel, _
 
 
 def scene_cuts(problem: SceneCutsProblem) -> Tensor:
-    persistence, offsets, threshold, max_frames, videos = problem
+    persistence, offsets, threshold, max_frames, videos, even = problem
     frames = (len(offsets) - 1) // videos
     if frames >= SLOTS:  # beyond one program; the torch version asks the device nothing either
         return eager.scene_cuts(problem)
@@ -23,7 +23,7 @@ def scene_cuts(problem: SceneCutsProblem) -> Tensor:
     block = covering(frames + 1)
     launch(
         _scene_cuts_kernel, (videos,), persistence, offsets, similarity, out, frames, threshold, max_frames or frames,
-        BLOCK=block, TOKENS=max(1, min(64, 8192 // block)), num_warps=8,
+        EVEN=even, BLOCK=block, TOKENS=max(1, min(64, 8192 // block)), num_warps=8,
     )  # fmt: skip
     return out
 
