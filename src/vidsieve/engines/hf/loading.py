@@ -11,7 +11,7 @@ import torch
 
 from vidsieve.checks import check_question, describe, require
 from vidsieve.engines.hf import hub
-from vidsieve.engines.hf.processing import patching_first
+from vidsieve.engines.hf.processing import patching_first, without_pixels
 from vidsieve.engines.torchvision import make_importable
 from vidsieve.errors import UnsupportedModel, VidsieveError, WrongArgument
 from vidsieve.types.frames import Frames
@@ -87,7 +87,9 @@ def prepare(processor: Any, frames: Frames, question: str) -> Any:
     """Make the inputs of `model.generate`: the processor's tensors for one video and one question, frames as sampled.
 
     Time stamps are those of the frames. The last frame is repeated for a processor whose patches span several frames
-    and for a model that would take a single frame for an image.
+    and for a model that would take a single frame for an image. Frames on "meta" (`plan_video`) give the prompt, masks and
+    grids of the video without a pixel of it: tensors of pixels are on "meta". Raises `UnsupportedCall` if a processor
+    cannot tell them without pixels.
     """
     if not isinstance(frames, Frames):
         raise WrongArgument(f'expected Frames, got {describe(frames)}; read them first: read_video("clip.mp4")')
@@ -115,7 +117,8 @@ def prepare(processor: Any, frames: Frames, question: str) -> Any:
         video_backend="pyav",
         frames_indices=[round(second * MICRO) for second in seconds],
     )
-    return patching_first(processor)(
+    described = pixels.is_meta
+    inputs = (without_pixels if described else patching_first)(processor)(
         text=[text],
         videos=[pixels.permute(0, 3, 1, 2)],
         video_metadata=[metadata],
@@ -124,6 +127,9 @@ def prepare(processor: Any, frames: Frames, question: str) -> Any:
         # The template may have written it already; twice would be another prompt.
         **({"add_special_tokens": False} if begin and text.startswith(begin) else {}),
     )
+    for name in [name for name in inputs if described and name.startswith("pixel_")]:
+        inputs[name] = inputs[name].to("meta")
+    return inputs
 
 
 @contextmanager
