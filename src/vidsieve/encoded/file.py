@@ -8,10 +8,10 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from vidsieve.types.frames import Frames
 from vidsieve.types.selection import Rows, Selection
 
 FORMAT = 1
+Video = TypeVar("Video")
 _FLOATS = ("F32", "F16", "BF16", "F64")
 Header = tuple[str, tuple[int, ...]]  # a type and a shape
 Expected = tuple[tuple[str, ...], str]  # types, dimensions: K kept tokens, D numbers each, S segments, L layers
@@ -78,8 +79,8 @@ def write(
         raise VidsieveError(f"cannot write {where} ({error.strerror or error}); nothing is left of it") from error
 
 
-def read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read what `write` took, by the names of its arguments.
+def read(path: str | os.PathLike[str], make: Callable[..., Video]) -> Video:
+    """Read what `write` took, and `make` an encoded video of it, by the names of its arguments.
 
     Types and sizes are compared with one another before a tensor is read. Raises `VidsieveError` for a file that is
     missing, damaged, of another kind or of another version of the format.
@@ -95,14 +96,14 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
             metadata = file.metadata() or {}
             _check_format(where, metadata)
             video = json.loads(metadata["video"])
-            names = tuple(file.keys())  # noqa: SIM118  # it is no dict
+            names = tuple(file.keys())
             parts = {name: file.get_slice(name) for name in names}
             _check_sizes({name: (one.get_dtype(), tuple(one.get_shape())) for name, one in parts.items()}, video)
             tensors = {name: file.get_tensor(name) for name in parts}
         if _digest(metadata["video"], tensors) != metadata["sha256"]:
             raise ValueError("its bytes are not those that were written")
-        return _parts(tensors, video)
-    except VidsieveError:
+        return make(**_parts(tensors, video))
+    except _OtherFile:
         raise
     except OSError as error:
         raise VidsieveError(f"{where}: cannot be read ({error.strerror or error})") from error
@@ -112,15 +113,19 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         ) from error
 
 
+class _OtherFile(VidsieveError):
+    """A file that is whole, and not of this kind or version."""
+
+
 def _check_format(where: Path, metadata: Mapping[str, str]) -> None:
     found = metadata.get("format", "")
     if "video" not in metadata:
         kind = "a file of `vidsieve batch`, which vidsieve.encoded.stored reads" if "vidsieve" in metadata else "none"
-        raise VidsieveError(f"{where}: expected an encoded video, and this is {kind}")
+        raise _OtherFile(f"{where}: expected an encoded video, and this is {kind}")
     if found != str(FORMAT):
         age = "newer" if found.isdecimal() and int(found) > FORMAT else "older"
         remedy = "update vidsieve" if age == "newer" else "encode it again"
-        raise VidsieveError(f"{where}: is of format {found!r}, {age} than {FORMAT}, which is read here; {remedy}")
+        raise _OtherFile(f"{where}: is of format {found!r}, {age} than {FORMAT}, which is read here; {remedy}")
 
 
 def _check_sizes(found: Mapping[str, tuple[str, tuple[int, ...]]], video: Mapping[str, Any]) -> None:
@@ -138,7 +143,7 @@ def _check_sizes(found: Mapping[str, tuple[str, tuple[int, ...]]], video: Mappin
 
 
 def _check_rows(found: Mapping[str, Header], types: Mapping[str, Expected], sizes: dict[str, int]) -> dict[str, int]:
-    """Raise `ValueError` unless `found` has the tensors of `types`, `others/` too, alike in their sizes: return those."""
+    """Raise `ValueError` unless `found` has the tensors of `types` and `others/`, of like sizes; return these."""
     for name in dict.fromkeys([*types, *found]):
         dtype, shape = found[name]
         dtypes, dims = _OTHERS if name.startswith("others/") else types[name]

@@ -185,7 +185,7 @@ class EncodedVideo(Askable):
 
         Raises `VidsieveError` if there is none, or it is damaged, of another kind, or of another version of the format.
         """
-        return cls(**file.read(path))
+        return file.read(path, cls)
 
     def __repr__(self) -> str:
         return (

@@ -34,6 +34,7 @@ from vidsieve.methods.selection import (
     Selector,
     TopRelevance,
 )
+from vidsieve.methods.stream import StreamMemory
 
 __all__ = [
     "MMR",
@@ -73,6 +74,7 @@ __all__ = [
     "SelectionProblem",
     "Selector",
     "Staged",
+    "StreamMemory",
     "TemporalMerge",
     "TopRelevance",
     "Uniform",

@@ -56,12 +56,20 @@ def in_chunks(method: Reducer) -> Prune:
     return method
 
 
+def check_chunks(method: Prune) -> None:
+    """Raise `WrongArgument` unless the method is as `in_chunks` makes or leaves it."""
+    if in_chunks(method) != method:
+        raise WrongArgument(
+            f"{describe(method.segmenter)} splits a long scene evenly, which needs its end; expected SceneRuns, as "
+            "in_chunks(method) has it"
+        )
+
+
 class Ended(NamedTuple):
     """S segments that have ended, of n tokens; none is empty.
 
     tokens, stats: of those n.  relevance: (n,), of them as part of what is there, the frame after them included.
-    others: (layers, n, D) each.  lengths: int64 (S,), on the CPU as are the gains: float32 (S,), None where lengths alone
-    weigh.
+    others: (layers, n, D) each.  lengths, gains: int64 and float32 (S,), on the CPU; None where lengths alone weigh.
     tokens_before, segments_before: of the video.
     """
 
@@ -180,7 +188,7 @@ class Chunks:
         before = VideoTokens(x[:n], frames, first_frame=tokens.first_frame)
         stats, lengths = _part(stats, slice(n)), torch.tensor([b - a for a, b in pairwise(bounds)])
         segments = Segments(torch.tensor(bounds, device=x.device), int(lengths.max()))
-        gains = _budget(self.method).gains(before, stats, segments)
+        gains = budget_of(self.method).gains(before, stats, segments)
         relevance = self.method.relevance(tokens, self._stats, None)[:n]
         others = {name: stacked[:, :n] for name, stacked in self._others.items()}
         return Ended(before, stats, relevance, others, lengths, None if gains is None else gains.cpu(), *self._before)
@@ -211,7 +219,7 @@ class Chunks:
         return Rows(kept + ended.tokens_before, x[kept], others, order[kept], segment.int().to(x.device))
 
 
-def _budget(method: Prune) -> MarginalGain | Proportional:
+def budget_of(method: Prune) -> MarginalGain | Proportional:
     """The budget of a method from `in_chunks`."""
     return cast(MarginalGain | Proportional, method.budget)
 
@@ -251,8 +259,8 @@ class ChunkedPrune:
             chunked.add(features, frames)
         selection = chunked.finish()                    # exactly round(keep * N) tokens
 
-    Where the centre is the true one and nothing was `capped`, these are the tokens that `method.reduce` keeps of the whole
-    video. Memory: at most hold * K + 2 S tokens, S the segments so far, and one unfinished segment and a chunk, twice
+    Where the centre is the true one and nothing was `capped`, this keeps the tokens that `method.reduce` keeps of the
+    whole. Memory: at most hold * K + 2 S tokens, S the segments so far, and one unfinished segment and a chunk, twice
     while they are joined. `finish` copies the K tokens that stay. On a GPU a chunk waits for the device a few times,
     whatever it holds.
     """
@@ -265,11 +273,7 @@ class ChunkedPrune:
         and `Selection.capped` counts the picks that others got instead.
         Raises `WrongArgument` for a method that cannot select in chunks, `ValueError` for other numbers.
         """
-        if in_chunks(method) != method:
-            raise WrongArgument(
-                f"{describe(method.segmenter)} splits a long scene evenly, which needs its end; expected SceneRuns, as "
-                "in_chunks(method) has it"
-            )
+        check_chunks(method)
         check_number("total is the number of tokens of the whole video, at least 1", total, 1, integer=True)
         check_number("hold is how many times its share by length a segment holds, at least 1", hold, 1)
         self._chunks, self._total, self._hold = Chunks(method, centre, total), total, hold
@@ -299,7 +303,7 @@ class ChunkedPrune:
         self._finished = True
         self._hold_ended(everything=True)
         lengths, gains = torch.cat(self._lengths), torch.cat(self._gains) if self._gains else None
-        floor = _budget(self._chunks.method).floor
+        floor = budget_of(self._chunks.method).floor
         budget, capped = within_held(self._kept, lengths, gains, floor, self._held(lengths))
         for i, rows in enumerate(self._rows):  # one after another, so that little is held twice
             self._rows[i] = rows.take(rows.step <= budget.to(rows.step.device)[rows.segment])

@@ -125,7 +125,7 @@ class Selection:
     def at(self, keep: float) -> "Selection":
         """The selection of a smaller share: the tokens that one shot with that `keep` keeps, exactly.
 
-        Raises `BudgetError` for a share larger than this one, and where that shot keeps more picks of a segment than are
+        Raises `BudgetError` for a larger share than this, and where that shot keeps more picks of a segment than are
         held: which happens only where some were `capped`, or where there are more segments than tokens to keep.
         """
         check_keep(keep)

@@ -11,7 +11,7 @@ import torch
 
 from vidsieve.checks import check_question, describe, require
 from vidsieve.engines.hf import hub
-from vidsieve.engines.hf.processing import patching_first
+from vidsieve.engines.hf.processing import patching_first, without_pixels
 from vidsieve.engines.torchvision import make_importable
 from vidsieve.errors import UnsupportedModel, VidsieveError, WrongArgument
 from vidsieve.types.frames import Frames
@@ -87,7 +87,9 @@ def prepare(processor: Any, frames: Frames, question: str) -> Any:
     """Make the inputs of `model.generate`: the processor's tensors for one video and one question, frames as sampled.
 
     Time stamps are those of the frames. The last frame is repeated for a processor whose patches span several frames
-    and for a model that would take a single frame for an image.
+    and for a model that would take a single frame for an image. Frames on "meta" (`plan_video`) give the prompt, masks
+    and grids of the video without a pixel of it: tensors of pixels are on "meta". Raises `UnsupportedCall` if a
+    processor cannot tell them without pixels.
     """
     return prepare_turns(processor, (frames,), (question,))
 
@@ -110,7 +112,8 @@ def prepare_turns(processor: Any, videos: Sequence[Frames], turns: Sequence[str]
     text = processor.apply_chat_template(messages, add_generation_prompt=True)
     begin = processor.tokenizer.bos_token
     filled = [_long_enough(processor, frames) for frames in videos]
-    return patching_first(processor)(
+    described = all(frames.pixels.is_meta for frames in filled)
+    inputs = (without_pixels if described else patching_first)(processor)(
         text=[text],
         videos=[frames.pixels.permute(0, 3, 1, 2) for frames in filled],
         video_metadata=[_metadata(*pair) for pair in zip(videos, filled, strict=True)],
@@ -119,6 +122,9 @@ def prepare_turns(processor: Any, videos: Sequence[Frames], turns: Sequence[str]
         # The template may have written it already; twice would be another prompt.
         **({"add_special_tokens": False} if begin and text.startswith(begin) else {}),
     )
+    for name in [name for name in inputs if described and name.startswith("pixel_")]:
+        inputs[name] = inputs[name].to("meta")
+    return inputs
 
 
 def _long_enough(processor: Any, frames: Frames) -> Frames:

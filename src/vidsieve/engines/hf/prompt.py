@@ -131,7 +131,9 @@ def shows(adapter: Adapter, arguments: Mapping[str, Any]) -> bool:
 
 def encodes(arguments: Mapping[str, Any]) -> bool:
     """Whether a call with these arguments brings pictures of its own: pixels, or what a vision tower made of them."""
-    return any(arguments.get(name) is not None for name in _SHOWING + _SHOWING_IMAGES)
+    given = [arguments.get(name) for name in _SHOWING + _SHOWING_IMAGES]
+    each = [one for some in given for one in (some.values() if isinstance(some, dict) else (some,))]
+    return any(one is not None for one in each)
 
 
 def read(
