@@ -87,9 +87,9 @@ def prepare(processor: Any, frames: Frames, question: str) -> Any:
     """Make the inputs of `model.generate`: the processor's tensors for one video and one question, frames as sampled.
 
     Time stamps are those of the frames. The last frame is repeated for a processor whose patches span several frames
-    and for a model that would take a single frame for an image. Frames on "meta" (`plan_video`) give the prompt, masks and
-    grids of the video without a pixel of it: tensors of pixels are on "meta". Raises `UnsupportedCall` if a processor
-    cannot tell them without pixels.
+    and for a model that would take a single frame for an image. Frames on "meta" (`plan_video`) give the prompt, masks
+    and grids of the video without a pixel of it: tensors of pixels are on "meta". Raises `UnsupportedCall` if a
+    processor cannot tell them without pixels.
     """
     if not isinstance(frames, Frames):
         raise WrongArgument(f'expected Frames, got {describe(frames)}; read them first: read_video("clip.mp4")')
