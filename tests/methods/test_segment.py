@@ -10,7 +10,7 @@ from tests.synthetic import independent, video_like
 from vidsieve import VideoTokens
 from vidsieve.methods import presets
 from vidsieve.methods.measure import measure
-from vidsieve.methods.segment import PerFrame, SceneCuts, Uniform, Within
+from vidsieve.methods.segment import PerFrame, SceneCuts, SceneRuns, Uniform, Within
 from vidsieve.types.segments import Segments
 from vidsieve.video.decode import read_video
 
@@ -63,3 +63,24 @@ def test_runs_of_frames_within_a_bound_of_tokens() -> None:
         assert int(segments.lengths.sum()) == 130
     with pytest.raises(ValueError, match="at least 1 a segment"):
         Within(0)
+
+
+def test_scene_runs_fill_one_segment_after_another() -> None:
+    tokens = VideoTokens.from_grid(video_like(20, 8, 64, seed=0, cuts=(3, 12)), 20, 2, 4)
+    stats = measure(tokens, {"persistence"})
+    # 3 + 9 + 8 frames in runs of at most 4: 3, 4 + 4 + 1, 4 + 4
+    for runs in (SceneRuns(max_frames=4), SceneRuns(max_tokens=39), SceneRuns(max_frames=4, max_tokens=None)):
+        assert bounds(runs(tokens, stats)) == [8 * t for t in (0, 3, 7, 11, 12, 16, 20)]
+        assert runs(tokens, stats).longest == 32
+    with pytest.raises(ValueError, match="a run needs a bound"):
+        SceneRuns(max_tokens=None)
+
+
+def test_scene_runs_of_frames_of_different_sizes() -> None:
+    frames = (5, 5, 9, 2, 2, 2, 2, 20, 1, 1)
+    tokens = VideoTokens(independent(1, 8, 0).expand(sum(frames), -1), frames)  # one scene after the first frame
+    stats = measure(tokens, {"persistence"})
+    assert bounds(SceneRuns(-1, max_tokens=12)(tokens, stats)) == [0, 10, 21, 27, 47, 49]
+    assert bounds(SceneRuns(-1, max_frames=3, max_tokens=12)(tokens, stats)) == [0, 10, 21, 27, 47, 49]
+    assert bounds(SceneRuns(-1, max_frames=2)(tokens, stats)) == [0, 10, 21, 25, 47, 49]
+    assert SceneRuns(-1, max_tokens=12)(tokens, stats).longest == 20
