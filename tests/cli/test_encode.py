@@ -77,7 +77,7 @@ def test_a_clip_that_fails_does_not_stop_the_others(
     ("options", "line"),
     [
         (["--method", "cdpruner"], "needs the whole video or a prompt"),
-        (["--method", "fastv"], "expected a Prune"),
+        (["--method", "fastv"], "expected Prune("),
         (["--frames", "4", "--fps", "1"], "not allowed with"),
         (["--start", "1:75"], "expected seconds"),
         (["--start", "500"], "before the start at 500 s"),

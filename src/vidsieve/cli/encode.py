@@ -115,7 +115,7 @@ def sampled(clip: str, sample: dict[str, Any], max_pixels: int | None) -> dict[s
     return {**sample, "size": (max(1, int(height * scale)), max(1, int(width * scale)))}
 
 
-def _encoded(model: Any, processor: Any, clip: str, file: Path, request: Request, note: Note) -> dict[str, Any]:
+def _encoded(processor: Any, model: Any, clip: str, file: Path, request: Request, note: Note) -> dict[str, Any]:
     begin = time.perf_counter()
 
     def told(done: Progress) -> None:

@@ -56,12 +56,14 @@ def encode_chunks(
     vision: Vision = "auto",
     strict: bool = False,
     each: Callable[[], None] = lambda: None,
+    read: Callable[[Frames, int], Iterator[Frames]] | None = None,
 ) -> Iterator[FeatureChunk]:
     """Encode `frames`, `size` at a time. The model has a tower attached while this runs; closing the iterator ends it.
 
     frames: of `plan_video`, decoded as they are needed; or decoded ones.  size: a multiple of the frames that the
     processor joins to a temporal patch.  vision: how the tower runs, as `attach` takes it.  strict: as `read_chunks`.
-    each: is called after each decoded frame, in another thread.
+    each: is called after each decoded frame, in another thread.  read: what reads described frames, `size` at a time, in
+    place of `read_chunks`, for what is no file.
     Raises `UnsupportedModel` for a family whose tower is not known to compute each frame alone, `UnsupportedCall` for
     a processor that cannot be asked in chunks, `AlreadyAttached`, `VideoError` as `read_chunks` does.
     """
@@ -80,7 +82,7 @@ def encode_chunks(
     if size % joined and size < len(frames):
         raise ValueError(f"expected size as a multiple of {joined} frames, which the processor joins; got {size}")
     process = _Chunks(adapter, model.config, processor, frames, joined)
-    return _encoded(model, process, frames, size, vision, strict, each)
+    return _encoded(model, process, frames, size, vision, strict, each, read)
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,14 @@ def _told(tokens: tuple[int, ...]) -> str:
 
 
 def _encoded(
-    model: Any, process: _Chunks, frames: Frames, size: int, vision: Vision, strict: bool, each: Callable[[], None]
+    model: Any,
+    process: _Chunks,
+    frames: Frames,
+    size: int,
+    vision: Vision,
+    strict: bool,
+    each: Callable[[], None],
+    read: Callable[[Frames, int], Iterator[Frames]] | None,
 ) -> Iterator[FeatureChunk]:
     faults: list[str] = []  # told here: filters of warnings belong to the caller's thread
 
@@ -167,7 +176,9 @@ def _encoded(
         each()
 
     with attach(model, vision=vision), Stages() as stages:
-        if frames.pixels.is_meta:
+        if read is not None:
+            chunks = read(frames, size)
+        elif frames.pixels.is_meta:
             chunks = read_chunks(frames, size, strict=strict, warn=faults.append, each=tick)
         else:
             chunks = _split(frames, size)

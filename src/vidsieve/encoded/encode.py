@@ -94,7 +94,8 @@ def encode(
         end=end,
         max_frames=max_frames,
     )
-    chunks = encode_chunks(model, processor, frames, chunk, strict=strict)
+    joined = getattr(processor.video_processor, "temporal_patch_size", 1)
+    chunks = encode_chunks(model, processor, frames, -(-chunk // joined) * joined, strict=strict)
     return select(model, processor, frames, chunks, reducer, progress)
 
 
@@ -114,11 +115,12 @@ def select(
     total = int((ids == getattr(model.config, adapter.token)).sum()) - adapter.trailing
     if total < 1:
         raise VidsieveError(f"{type(model).__name__} was shown no video token; nothing can be encoded")
-    chunked, tokens, grid, trailing, done = ChunkedPrune(method, total), [], None, None, 0
+    chunked, tokens, grid, trailing = ChunkedPrune(method, total), [], None, None
     for chunk in chunks:
         chunked.add(chunk.features, chunk.tokens, chunk.others)
         tokens += chunk.tokens
-        grid, trailing, done = chunk.grid, chunk.trailing, done + chunk.frames
+        grid, trailing = chunk.grid, chunk.trailing
+        done = len(frames) * sum(tokens) // total
         progress(Progress(done, len(frames), time.perf_counter() - began))
     if trailing is None:
         raise VidsieveError(f"{frames.source}: gave no frame; nothing can be encoded")

@@ -145,8 +145,9 @@ class EncodedVideo(Askable):
             raise WrongArgument(f"expected the indices of kept tokens sorted, unique and within [0, {total})")
         if self.trailing.ndim != 2 or self.trailing.shape[1] != width:
             raise WrongArgument(f"expected trailing (t, {width}), got {show(self.trailing)}")
-        if not self.frames.pixels.is_meta:  # nothing of them is needed again
-            object.__setattr__(self, "frames", replace(self.frames, pixels=self.frames.pixels.to("meta")))
+        about = {field.name: getattr(self.frames, field.name) for field in fields(Frames)}
+        # Of frames that were planned or decoded, nothing but their description is needed again.
+        object.__setattr__(self, "frames", Frames(**about | {"pixels": self.frames.pixels.to("meta")}))
 
     @property
     def videos(self) -> "tuple[EncodedVideo, ...]":
