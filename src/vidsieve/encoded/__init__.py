@@ -1,5 +1,7 @@
-"""Encode videos once and use them later: the stored tensors of one (`stored`), and jobs of many (`batch`)."""
+"""Encode videos once and use them later: asked again and again (`video`), or jobs of many (`batch`, `stored`)."""
 
 from vidsieve.encoded import batch, stored
+from vidsieve.encoded.at_once import encode_frames
+from vidsieve.encoded.video import EncodedVideo, EncodedVideos
 
-__all__ = ["batch", "stored"]
+__all__ = ["EncodedVideo", "EncodedVideos", "batch", "encode_frames", "stored"]
