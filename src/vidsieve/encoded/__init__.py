@@ -1,11 +1,12 @@
 """Encode videos once and use them later.
 
-`encode` makes an `EncodedVideo` of a clip of any length, which answers questions; `stored` and `batch` hold reduced
-prompts of many clips, for pipelines.
+`encode` makes an `EncodedVideo` of a clip of any length, which answers questions; `encode_frames` of frames that are in
+memory, by any method; `stored` and `batch` hold reduced prompts of many clips, for pipelines.
 """
 
 from vidsieve.encoded import batch, stored
+from vidsieve.encoded.at_once import encode_frames
 from vidsieve.encoded.encode import Progress, encode
 from vidsieve.encoded.video import EncodedVideo, EncodedVideos
 
-__all__ = ["EncodedVideo", "EncodedVideos", "Progress", "batch", "encode", "stored"]
+__all__ = ["EncodedVideo", "EncodedVideos", "Progress", "batch", "encode", "encode_frames", "stored"]

@@ -62,8 +62,8 @@ def encode_chunks(
 
     frames: of `plan_video`, decoded as they are needed; or decoded ones.  size: a multiple of the frames that the
     processor joins to a temporal patch.  vision: how the tower runs, as `attach` takes it.  strict: as `read_chunks`.
-    each: is called after each decoded frame, in another thread.  read: what reads described frames, `size` at a time, in
-    place of `read_chunks`, for what is no file.
+    each: is called after each decoded frame, in another thread.  read: what reads described frames, `size` at a time,
+    in place of `read_chunks`, for what is no file.
     Raises `UnsupportedModel` for a family whose tower is not known to compute each frame alone, `UnsupportedCall` for
     a processor that cannot be asked in chunks, `AlreadyAttached`, `VideoError` as `read_chunks` does.
     """

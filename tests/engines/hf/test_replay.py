@@ -163,6 +163,16 @@ def test_other_ways_to_decode_give_the_same(family: str, options: Any) -> None:
         assert torch.equal(stored.model.generate(**inputs, max_new_tokens=6, **options), expected)
 
 
+def test_a_look_up_that_finds_placeholders_proposes_none() -> None:
+    stored = Stored("qwen2_5_vl")
+    ids = stored.full["input_ids"][0]
+    begin = int((ids == stored.token).nonzero()[0])
+    inputs = stored.reduced(stored.asked(*ids[begin - 2 : begin].tolist()))  # which the video follows in the prompt
+    with stored.on():
+        expected = stored.model.generate(**inputs, max_new_tokens=6)
+        assert torch.equal(stored.model.generate(**inputs, max_new_tokens=6, prompt_lookup_num_tokens=3), expected)
+
+
 @pytest.mark.parametrize("family", FEW)
 def test_a_later_turn_goes_on_from_the_cache(family: str) -> None:
     stored = Stored(family)

@@ -113,9 +113,12 @@ def prepare_turns(processor: Any, videos: Sequence[Frames], turns: Sequence[str]
     begin = processor.tokenizer.bos_token
     filled = [_long_enough(processor, frames) for frames in videos]
     described = all(frames.pixels.is_meta for frames in filled)
+    shown: list[Any] = [frames.pixels.permute(0, 3, 1, 2) for frames in filled]
+    if hasattr(processor, "image_seq_len"):  # SmolVLM, which in older releases counts videos prompt by prompt
+        shown = [shown]
     inputs = (without_pixels if described else patching_first)(processor)(
         text=[text],
-        videos=[frames.pixels.permute(0, 3, 1, 2) for frames in filled],
+        videos=shown,
         video_metadata=[_metadata(*pair) for pair in zip(videos, filled, strict=True)],
         do_sample_frames=False,
         return_tensors="pt",
