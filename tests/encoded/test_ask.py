@@ -1,5 +1,6 @@
 """An encoded video answers as the model that sees the video does, with the same tokens kept; and its file."""
 
+import copy
 import inspect
 import json
 import os
@@ -125,6 +126,23 @@ def test_a_second_turn_follows_the_first(world: World) -> None:
     history = [(turns[0], turns[1])]
     assert world.encoded.ask(*world.both(), turns[2], history, max_new_tokens=6) == expected
     assert world.encoded.ask(*world.both(), turns[2], max_new_tokens=6) != expected
+
+
+def test_what_comes_before_a_question_is_made_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded = world.encoded + world.encoded
+    encoded.inputs(*world.both(), QUESTIONS[0])
+    expected = [(world.encoded + world.encoded).inputs(*world.both(), question) for question in QUESTIONS]
+
+    def refused(*_: Any) -> None:
+        raise AssertionError("the whole video was asked about again")
+
+    monkeypatch.setattr("vidsieve.encoded.prompts._prompt", refused)
+    for question, inputs in zip(QUESTIONS, expected, strict=True):
+        found = encoded.inputs(*world.both(), question)
+        assert found.keys() == inputs.keys()
+        assert all(torch.equal(found[name], inputs[name]) for name in inputs)
+    with pytest.raises(AssertionError):  # another processor may have another template
+        encoded.inputs(world.model, copy.copy(world.processor), QUESTIONS[0])
 
 
 def test_two_videos_are_shown_in_one_prompt(world: World) -> None:

@@ -1,6 +1,8 @@
 """Make the prompts of encoded videos: the processor's own, less the placeholders of dropped tokens."""
 
+import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,24 +19,96 @@ from vidsieve.types.frames import Frames
 Inputs = dict[str, Tensor]
 
 
-def prompts(
-    model: Any, processor: Any, videos: Sequence[Frames], stays: Tensor, conversations: Sequence[Sequence[str]]
-) -> Inputs:
-    """Make `input_ids`, `attention_mask` (B, M) and `position_ids` (B, M) or (R, B, M), padded on the left.
+class Prompts:
+    """Makes the prompts of videos that are shown together. What comes before a question is made once.
 
     videos: on meta, as the processor has them all before the first question.  stays: bool (N,), which visual tokens of
-    the unreduced prompt are left.  conversations: B, of question, answer, question, ..., question each.
-    Raises `UnsupportedCall` if the processor makes another number of visual tokens of the videos than N.
+    the unreduced prompt are left.
     """
-    model = unwrap_model(model)
-    rows = [_prompt(model, processor, videos, stays, turns) for turns in conversations]
-    longest = max(row["input_ids"].shape[-1] for row in rows)
-    fill = {"input_ids": _padding(model, processor)}
 
-    def padded(name: str, row: Inputs) -> Tensor:
-        return pad(row[name], (longest - row[name].shape[-1], 0), value=fill.get(name, 0))
+    def __init__(self, videos: Sequence[Frames], stays: Tensor) -> None:
+        self._videos, self._stays = videos, stays
+        self._short = [_last(frames) for frames in videos]
+        self._head: _Head | None = None
 
-    return {name: torch.cat([padded(name, row) for row in rows], -2).to(model.device) for name in rows[0]}
+    def __call__(self, model: Any, processor: Any, conversations: Sequence[Sequence[str]]) -> Inputs:
+        """Make `input_ids`, `attention_mask` (B, M) and `position_ids` (B, M) or (R, B, M), padded on the left.
+
+        conversations: B, of question, answer, question, ..., question each.
+        Raises `UnsupportedCall` if the processor makes another number of visual tokens of the videos than N.
+        """
+        model = unwrap_model(model)
+        rows = [self._row(model, processor, turns) for turns in conversations]
+        longest = max(row["input_ids"].shape[-1] for row in rows)
+        fill = {"input_ids": _padding(model, processor)}
+
+        def padded(name: str, row: Inputs) -> Tensor:
+            return pad(row[name], (longest - row[name].shape[-1], 0), value=fill.get(name, 0))
+
+        return {name: torch.cat([padded(name, row) for row in rows], -2).to(model.device) for name in rows[0]}
+
+    def _row(self, model: Any, processor: Any, turns: Sequence[str]) -> Inputs:
+        """Make the arguments of one prompt, (1, M) or (R, 1, M), on the CPU.
+
+        A processor writes every placeholder of every frame as text, and reads it again: seconds for an hour of video.
+        So after the first question its prompt of the end of each video is asked for the words alone.
+        """
+        head = self._head
+        if head is not None and head.of(model, processor):
+            return head.followed_by(self._words(model, processor, turns))
+        row = _prompt(model, processor, self._videos, self._stays, turns)
+        head = _Head.read(model, processor, row, self._words(model, processor, turns))
+        self._head = head
+        return row
+
+    def _words(self, model: Any, processor: Any, turns: Sequence[str]) -> Tensor:
+        """The tokens after the videos: int64 (W,)."""
+        ids: Tensor = prepare_turns(processor, self._short, turns)["input_ids"][0]
+        return ids[int((ids == _token(model)).nonzero()[-1]) + 1 :]
+
+
+@dataclass(frozen=True)
+class _Head:
+    """A prompt up to where the last visual token is or was, and where the positions of what follows begin.
+
+    made_by: the processor and the class of the model.
+    """
+
+    made_by: tuple[Any, type]
+    ids: Tensor
+    positions: Tensor
+    following: Tensor
+
+    @classmethod
+    def read(cls, model: Any, processor: Any, row: Inputs, words: Tensor) -> "_Head | None":
+        """Take it from a prompt that ends in `words`; None if it does not, or their positions do not count on."""
+        ids, positions = row["input_ids"], row["position_ids"]
+        end = ids.shape[1] - len(words)  # the last frame may have no token left
+        counted = torch.arange(ids.shape[1] - end)
+        following = positions[..., end : end + 1]
+        same = torch.equal(ids[0, end:], words) and torch.equal(positions[..., end:], following + counted)
+        return (
+            cls((weakref.ref(processor), type(model)), ids[:, :end], positions[..., :end], following) if same else None
+        )
+
+    def of(self, model: Any, processor: Any) -> bool:
+        return self.made_by[0]() is processor and self.made_by[1] is type(model)
+
+    def followed_by(self, words: Tensor) -> Inputs:
+        ids = torch.cat([self.ids, words[None]], -1)
+        positions = torch.cat([self.positions, self.following + torch.arange(len(words))], -1)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "position_ids": positions}
+
+
+def _last(frames: Frames) -> Frames:
+    """The last frames of a video, after whose last token a processor may write their time; in pairs as in the whole."""
+    part = slice(-4 + len(frames) % 2, None)
+    return replace(frames, pixels=frames.pixels[part], index=frames.index[part], seconds=frames.seconds[part])
+
+
+def _token(model: Any) -> int:
+    token: int = getattr(model.config, adapter_for(model).token)
+    return token
 
 
 @torch.no_grad()
@@ -43,8 +117,7 @@ def _prompt(model: Any, processor: Any, videos: Sequence[Frames], stays: Tensor,
     given = prepare_turns(processor, videos, turns)
     given = {name: x for name, x in given.items() if not (isinstance(x, Tensor) and x.is_meta)}
     ids = given.pop("input_ids")  # (1, L)
-    token = getattr(model.config, adapter_for(model).token)
-    visual = (ids[0] == token).nonzero().flatten()
+    visual = (ids[0] == _token(model)).nonzero().flatten()
     if len(visual) != len(stays):
         raise UnsupportedCall(
             f"{type(processor).__name__} makes {len(visual)} visual tokens of {_named(videos)}, which was encoded as "

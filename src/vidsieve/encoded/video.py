@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any, overload
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from vidsieve.checks import check_question, describe, show
 from vidsieve.encoded import file
 from vidsieve.encoded.fingerprint import Fingerprint
-from vidsieve.encoded.prompts import Inputs, prompts
+from vidsieve.encoded.prompts import Inputs, Prompts
 from vidsieve.engines.hf.arguments import unwrap_model
 from vidsieve.engines.hf.replay import Replay
 from vidsieve.errors import UnsupportedCall, WrongArgument
@@ -50,9 +51,12 @@ class Askable(ABC):
         """
         questions = _questions(question)
         before = [text for turn in history for text in turn]
-        stays = torch.cat([video.stays for video in self._checked(model)])
-        shown = [video.frames for video in self.videos]
-        return prompts(model, processor, shown, stays, [(*before, asked) for asked in questions])
+        self._checked(model)
+        return self._prompts(model, processor, [(*before, asked) for asked in questions])
+
+    @cached_property
+    def _prompts(self) -> Prompts:
+        return Prompts([video.frames for video in self.videos], torch.cat([video.stays for video in self.videos]))
 
     def on(self, model: Any) -> AbstractContextManager[None]:
         """Get a context in which `model` reads the encoded video wherever a prompt of `inputs` has its placeholders.
