@@ -115,6 +115,9 @@ def test_the_prompt_has_the_kept_tokens_alone_and_no_pixels(world: World) -> Non
     dropped = sum(world.encoded.tokens) - len(world.encoded.selection)
     assert inputs["input_ids"].shape[1] == whole.shape[1] - dropped
     assert world.encoded.frames.pixels.is_meta
+    positions = inputs["position_ids"]
+    if len(positions) == 4:  # the first row tells samples apart, and must have no gap
+        assert torch.equal(positions[0, 0], torch.arange(positions.shape[-1]))
 
 
 def test_a_second_turn_follows_the_first(world: World) -> None:

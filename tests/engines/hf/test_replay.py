@@ -203,6 +203,20 @@ def test_flash_attention_takes_gaps_in_the_positions_for_no_other_sample(family:
     torch.testing.assert_close(torch.stack(found.logits), torch.stack(expected.logits), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])
+def test_text_before_the_video_may_be_in_the_cache_already(family: str) -> None:
+    stored = Stored(family, tiny.fresh(family))
+    model, inputs = stored.model, stored.reduced(stored.full)
+    cut = lambda where: {name: inputs[name][..., where] for name in ("input_ids", "position_ids")}  # noqa: E731
+    with torch.no_grad(), stored.on():
+        expected = model(**inputs).logits[:, -1]
+        for flash in (False, True):
+            with fake_flash.used_by(model) if flash else ExitStack():
+                cache = model(**cut(slice(0, 4)), use_cache=True)[contract.CACHE]
+                found = model(**cut(slice(4, None)), **{contract.CACHE: cache}).logits[:, -1]
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
 def test_text_in_the_batch_and_calls_with_a_video_of_their_own_are_what_they_are() -> None:
     stored = Stored("qwen3_vl")
     model, inputs = stored.model, stored.reduced(stored.full)
