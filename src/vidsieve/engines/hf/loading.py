@@ -118,9 +118,12 @@ def prepare(processor: Any, frames: Frames, question: str) -> Any:
         frames_indices=[round(second * MICRO) for second in seconds],
     )
     described = pixels.is_meta
+    videos: list[Any] = [pixels.permute(0, 3, 1, 2)]
+    if type(processor).__name__ == "SmolVLMProcessor":
+        videos = [videos]  # one prompt's list; transformers 5.17 takes the frames of a bare video for videos
     inputs = (without_pixels if described else patching_first)(processor)(
         text=[text],
-        videos=[pixels.permute(0, 3, 1, 2)],
+        videos=videos,
         video_metadata=[metadata],
         do_sample_frames=False,
         return_tensors="pt",
