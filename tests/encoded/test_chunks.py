@@ -118,7 +118,7 @@ def test_chunks_have_the_pixels_of_the_whole(kind: str, clip: Path, make: Callab
     expected = prepare(processor, frames, "?")
     name = "pixel_values_videos" if "pixel_values_videos" in expected else "pixel_values"
     along = 1 if expected[name].ndim == 5 else 0
-    process = _Chunks(adapter_for(model), model.config, processor, frames, 2 if kind.startswith(("qwen", "glm")) else 1)
+    process = _Chunks(adapter_for(model), model, processor, frames, 2 if kind.startswith(("qwen", "glm")) else 1)
     made = [process(chunk)[0][name] for chunk in _split(frames, 6)]
     assert torch.equal(torch.cat(made, along), expected[name])
 
@@ -263,8 +263,8 @@ def test_stages_overlap_and_wait_for_one_another() -> None:
             yield number
         gate.set()
 
-    with Stages(waiting=2) as stages:
-        items = stages.ahead(numbers())
+    with Stages() as stages:
+        items = stages.ahead(numbers(), 2)
         assert next(items) == 0
         assert not gate.wait(0.2)
         assert len(made) <= 3  # the one that was taken, and two ahead

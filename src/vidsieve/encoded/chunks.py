@@ -81,7 +81,7 @@ def encode_chunks(
     joined = getattr(processor.video_processor, "temporal_patch_size", 1) if adapter.layout == "grid" else 1
     if size % joined and size < len(frames):
         raise ValueError(f"expected size as a multiple of {joined} frames, which the processor joins; got {size}")
-    process = _Chunks(adapter, model.config, processor, frames, joined)
+    process = _Chunks(adapter, model, processor, frames, joined)
     return _encoded(model, process, frames, size, vision, strict, each, read)
 
 
@@ -121,15 +121,16 @@ class _Layout:
 class _Chunks:
     """Makes the model's inputs of the chunks of one video, as the processor would make them of the whole."""
 
-    def __init__(self, adapter: Adapter, config: Any, processor: Any, frames: Frames, joined: int) -> None:
-        self.adapter, self._config, self._processor, self._joined = adapter, config, processor, joined
-        self._whole = _Layout.of(adapter, config, processor, frames)
+    def __init__(self, adapter: Adapter, model: Any, processor: Any, frames: Frames, joined: int) -> None:
+        self.adapter, self._processor, self._joined = adapter, processor, joined
+        self._config, self._dtype = model.config, model.dtype
+        self._whole = _Layout.of(adapter, self._config, processor, frames)
         self._left, self._done = len(frames), 0  # frames, token frames
         self._processors: dict[int, Any] = {}
 
     def __call__(self, chunk: Frames) -> tuple[Any, _Layout]:
         """Get the inputs of the next chunk, and where its tokens are in them."""
-        inputs = prepare(self._processor_for(chunk), chunk, QUESTION)
+        inputs = prepare(self._processor_for(chunk), chunk, QUESTION).to(self._dtype)  # here: half the bytes wait
         layout = _Layout.read(self.adapter, self._config, self._processor, inputs)
         self._left -= len(chunk)
         expected = self._whole.tokens[self._done :]
@@ -182,7 +183,8 @@ def _encoded(
             chunks = read_chunks(frames, size, strict=strict, warn=faults.append, each=tick)
         else:
             chunks = _split(frames, size)
-        for inputs, layout in stages.ahead(map(process, stages.ahead(chunks))):
+        # Two are decoded ahead, for the time that takes varies most, and pixels are bytes until they are processed.
+        for inputs, layout in stages.ahead(map(process, stages.ahead(chunks, 2))):
             while faults:
                 warnings.warn(faults.pop(0), stacklevel=2)
             yield _features(model, process.adapter, inputs, layout)
@@ -210,7 +212,7 @@ def _features(model: Any, adapter: Adapter, inputs: Any, layout: _Layout) -> Fea
 
     with suppress(_Given), Interceptions() as hooks:
         hooks.before(model.get_decoder(), stop)
-        model(**inputs.to(model.device, model.dtype), use_cache=False)
+        model(**inputs.to(model.device), use_cache=False)
     if not given:
         raise VidsieveError(f"{type(model).__name__} answered without calling its decoder; nothing could be encoded")
     embeds = given["inputs_embeds"][0]  # (L, D)

@@ -16,20 +16,22 @@ class Stopped(Exception):
 class Stages:
     """Threads that make items ahead of who takes them, until the end of the `with` block, which waits for them.
 
-        with Stages() as stages:
-            decoded = stages.ahead(read_chunks(frames, 64))
-            for inputs in stages.ahead(map(process, decoded)): ...
+    with Stages() as stages:
+        decoded = stages.ahead(read_chunks(frames, 64))
+        for inputs in stages.ahead(map(process, decoded)): ...
 
-    waiting: how many items a stage holds at most that are not taken, with the one that it is making.
     """
 
-    def __init__(self, waiting: int = 2) -> None:
-        self._waiting, self._stopped = waiting, False
+    def __init__(self) -> None:
+        self._stopped = False
         self._changed = Condition()
         self._threads: list[Thread] = []
 
-    def ahead(self, items: Iterable[T]) -> Iterator[T]:
-        """Make `items` in a thread; what it raises is raised here, after the items before it."""
+    def ahead(self, items: Iterable[T], waiting: int = 1) -> Iterator[T]:
+        """Make `items` in a thread; what it raises is raised here, after the items before it.
+
+        waiting: how many there are at most that are not taken, with the one that is being made.
+        """
         ready: deque[T] = deque()
         ended: list[BaseException | None] = []
 
@@ -38,7 +40,7 @@ class Stages:
             try:
                 source = iter(items)
                 while True:
-                    self._wait(lambda: len(ready) < self._waiting)
+                    self._wait(lambda: len(ready) < waiting)
                     item = next(source)
                     with self._changed:
                         ready.append(item)

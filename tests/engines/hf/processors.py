@@ -63,7 +63,7 @@ def processor(family: str) -> Any:
         video_processor = transformers.Qwen2VLVideoProcessor(size=pixels, cap_pixels_per_frame=False)
         image_processor = transformers.Qwen2VLImageProcessorPil()
         made, chat = transformers.Qwen2_5_VLProcessor, _CHAT.replace("VIDEO", f"{start}{video}{end}")
-        extra = {}
+        extra: dict[str, Any] = {}
     elif family == "qwen3_vl":
         video_processor = transformers.Qwen3VLVideoProcessor(size=pixels)
         image_processor = transformers.Qwen2VLImageProcessorPil(patch_size=16)
