@@ -16,7 +16,7 @@ from vidsieve.methods.budget import Budget, MarginalGain, Proportional
 from vidsieve.methods.measure import measure
 from vidsieve.methods.merge import NearestKept, TemporalMerge
 from vidsieve.methods.relevance import Contrast, Flat, Given, Novelty, PromptSimilarity, Relevance
-from vidsieve.methods.segment import PerFrame, SceneCuts, Segmenter, Uniform, Whole, Within
+from vidsieve.methods.segment import PerFrame, SceneCuts, SceneRuns, Segmenter, Uniform, Whole, Within
 from vidsieve.methods.selection import (
     MMR,
     ConditionalDPP,
@@ -41,7 +41,9 @@ SELECTORS: list[Selector] = [
     EvenlySpaced(),
     Random(7),
 ]
-SEGMENTERS: list[Segmenter] = [Whole(), PerFrame(), Uniform(2), Within(30), SceneCuts(), SceneCuts(max_tokens=30)]
+SEGMENTERS: list[Segmenter] = [
+    *(Whole(), PerFrame(), Uniform(2), Within(30), SceneCuts(), SceneCuts(max_tokens=30), SceneRuns(max_tokens=30)),
+]
 BUDGETS: list[Budget] = [Proportional(), MarginalGain()]
 RELEVANCES: list[Relevance] = [Flat(), Contrast(), Novelty(), PromptSimilarity()]
 

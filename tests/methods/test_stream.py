@@ -31,6 +31,9 @@ from vidsieve.ops.partition import reference as partition
 def shares(total: int, lengths: list[int], gains: list[float], held: list[int]) -> list[int]:
     """Eq. 3 where no segment gets more than is held of it."""
     full: set[int] = set()
+    if total < len(held):
+        offsets = torch.tensor([0, *held]).cumsum(0)
+        return partition.apportion(ApportionProblem(torch.tensor(gains), offsets, total)).tolist()
     while True:
         left = [s for s in range(len(held)) if s not in full]
         offsets = torch.tensor([0, *(lengths[s] for s in left)]).cumsum(0)

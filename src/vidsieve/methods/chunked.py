@@ -243,6 +243,8 @@ def within_held(total: int, lengths: Tensor, gains: Tensor | None, floor: float,
     """
     budget = shared(total, lengths, gains, floor)
     missing = int((budget - held).clamp(min=0).sum())
+    if missing and total < len(held):  # eq. 3 without floors, whose bounds are what is held: one step
+        return shared(total, held, lengths.float() if gains is None else gains, 0.0), missing
     full = torch.zeros_like(held, dtype=torch.bool)
     while (over := (budget > held) & ~full).any():
         full |= over
