@@ -24,7 +24,8 @@ from vidsieve.types.tokens import Prompt, VideoTokens
 
 if TYPE_CHECKING:
     from vidsieve import cli, encoded, engines, evaluation, video
-    from vidsieve.encoded import EncodedVideo, encode
+    from vidsieve.encoded.encode import encode
+    from vidsieve.encoded.video import EncodedVideo
     from vidsieve.engines.hf import verify
     from vidsieve.engines.hf.attach import attach, detach
 

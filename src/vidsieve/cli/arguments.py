@@ -1,6 +1,7 @@
 """Parse and check the values of command line options."""
 
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -62,7 +63,7 @@ def seconds(text: str) -> float:
     whole = all(value < 60 for value in values[1:]) and len(values) <= 3
     if not whole or not all(0 <= value < float("inf") for value in values):
         raise argparse.ArgumentTypeError(f"expected seconds, such as 90, or 1:30, or 1:02:03; got {text}")
-    return sum(value * 60**power for power, value in enumerate(reversed(values)))
+    return math.fsum(value * 60.0**power for power, value in enumerate(reversed(values)))
 
 
 def rate(text: str) -> float:

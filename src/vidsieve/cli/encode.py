@@ -54,7 +54,7 @@ def encode_all(request: Request, note: Note = lambda what: None) -> dict[str, An
     for left in request.out.glob(f"*{SUFFIX}.*.part"):  # of a run that was killed
         left.unlink(missing_ok=True)
     clips = _listed(request.clips)
-    loaded: list[Any] = []
+    loaded: tuple[Any, Any] | None = None
     rows = []
     for number, clip in enumerate(clips, 1):
         count = f"{Path(clip).name}" if len(clips) == 1 else f"{number} of {len(clips)}, {Path(clip).name}"
@@ -63,10 +63,10 @@ def encode_all(request: Request, note: Note = lambda what: None) -> dict[str, An
             if file.exists():
                 rows.append(_row(clip, file, _stored(clip, file, request)) | {"already_there": True})
                 continue
-            if not loaded:
+            if loaded is None:
                 note("loading the model")
-                loaded += load(request.model, request.device, request.dtype, bar=False)
-            rows.append(_encoded(*loaded, clip, file, request, lambda what, count=count: note(f"{count}: {what}")))
+                loaded = load(request.model, request.device, request.dtype, bar=False)
+            rows.append(_encoded(loaded, clip, file, request, lambda what, count=count: note(f"{count}: {what}")))
         except (VidsieveError, OSError, ValueError, RuntimeError) as error:
             rows.append({"clip": clip, "error": " ".join(str(error).split()) or type(error).__name__})
     failed = [row for row in rows if "error" in row]
@@ -115,8 +115,8 @@ def sampled(clip: str, sample: dict[str, Any], max_pixels: int | None) -> dict[s
     return {**sample, "size": (max(1, int(height * scale)), max(1, int(width * scale)))}
 
 
-def _encoded(processor: Any, model: Any, clip: str, file: Path, request: Request, note: Note) -> dict[str, Any]:
-    begin = time.perf_counter()
+def _encoded(loaded: tuple[Any, Any], clip: str, file: Path, request: Request, note: Note) -> dict[str, Any]:
+    (processor, model), begin = loaded, time.perf_counter()
 
     def told(done: Progress) -> None:
         left = done.seconds_left

@@ -115,7 +115,8 @@ def select(
     total = int((ids == getattr(model.config, adapter.token)).sum()) - adapter.trailing
     if total < 1:
         raise VidsieveError(f"{type(model).__name__} was shown no video token; nothing can be encoded")
-    chunked, tokens, grid, trailing = ChunkedPrune(method, total), [], None, None
+    chunked, grid, trailing = ChunkedPrune(method, total), None, None
+    tokens: list[int] = []
     for chunk in chunks:
         chunked.add(chunk.features, chunk.tokens, chunk.others)
         tokens += chunk.tokens
