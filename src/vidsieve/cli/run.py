@@ -149,6 +149,7 @@ def _described(
         "keep_of": method.keep_of,
         "pixels": request.pixels,
         "tower": trace.tower,
+        "computed": _computed(trace, video.before),
         "cost": trace.cost,
         "stages": video.to_dict()["stages"],
         "tokens_before": video.before,
@@ -181,6 +182,12 @@ def _described(
         "dtype": str(model.dtype).removeprefix("torch."),
         "versions": versions(),
     }
+
+
+def _computed(trace: Trace, tokens: int) -> list[int] | None:
+    """List the tokens whose pixels the tower computed; None for all, and where a group of pixels is no token."""
+    [selection] = trace.pixels or (None,)
+    return None if selection is None or len(selection.source) != tokens else selection.kept.tolist()
 
 
 def _split(before: dict[str, float], answered: Answer, trace: Trace | None = None) -> dict[str, float]:
@@ -216,7 +223,9 @@ def overlay(result: dict[str, Any], frames: Frames | None = None) -> Overlay:
     frames = frames or read_video(result["clip"], index=sample["index"], size=tuple(sample["size"]))
     bounds = [begin for begin, _ in result["segments"] or ()]
     kept = torch.tensor(result["kept"], dtype=torch.int64)
-    return Overlay(frames, kept, result["tokens"], tuple(result["grid"]) if result["grid"] else None, bounds)
+    grid = tuple(result["grid"]) if result["grid"] else None
+    computed = result.get("computed")  # an earlier release has none
+    return Overlay(frames, kept, result["tokens"], grid, bounds, None if computed is None else torch.tensor(computed))
 
 
 def draw(
@@ -298,6 +307,12 @@ def _expected(result: dict[str, Any]) -> Iterator[tuple[str, Any, bool]]:
         f"kept as whole numbers below {sum(tokens)}",
         kept,
         are_integers(kept, 0) and max(kept, default=0) < sum(tokens),
+    )
+    computed = result.get("computed")
+    yield (
+        f"computed as whole numbers below {sum(tokens)} or null",
+        computed,
+        computed is None or (are_integers(computed, 0) and max(computed, default=0) < sum(tokens)),
     )
     pairs = segments is None or (isinstance(segments, list) and all(are_integers(pair, 0, 2) for pair in segments))
     yield "segments as pairs of whole numbers or null", segments, pairs
