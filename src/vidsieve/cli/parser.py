@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vidsieve.cli.arguments import Parser, Version, count, file, folder, fraction, method, question
-from vidsieve.video.decode import SAMPLINGS
+from vidsieve.video.wanted import SAMPLINGS
 
 Command = tuple[Callable[..., Any], Callable[[Any], None]]
 

@@ -29,9 +29,10 @@ from vidsieve.errors import VidsieveError
 from vidsieve.methods.compose import with_pixels
 from vidsieve.telemetry.trace import Trace
 from vidsieve.types.frames import Frames
-from vidsieve.video.decode import Sampling, Wanted, indexed, read_video
+from vidsieve.video.decode import indexed, read_video
 from vidsieve.video.demux import is_path
 from vidsieve.video.overlay import Overlay
+from vidsieve.video.wanted import Sampling, Wanted
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from vidsieve.encoded.stored import read_row
 from vidsieve.errors import VidsieveError
 from vidsieve.methods.base import Attachable
 from vidsieve.methods.compose import with_pixels
-from vidsieve.video.decode import Sampling
+from vidsieve.video.wanted import Sampling
 
 QUESTION = "What happens in this video?"
 

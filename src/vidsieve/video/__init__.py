@@ -1,6 +1,7 @@
-"""Video files: read into frames (`decode`, `demux`), and drawn with what was kept of them (`overlay`)."""
+"""Video files: read into frames (`decode`, `demux`), some at a time (`chunks`); what was kept is drawn (`overlay`)."""
 
+from vidsieve.video.chunks import plan_video, read_chunks
 from vidsieve.video.decode import read_video
 from vidsieve.video.overlay import Overlay
 
-__all__ = ["Overlay", "read_video"]
+__all__ = ["Overlay", "plan_video", "read_chunks", "read_video"]

@@ -7,10 +7,9 @@ frame is the i-th one, whatever the container claims (variable frame rate, B-fra
 count). The second pass seeks from key frame to key frame and decodes only what leads to a sampled frame (`chosen`).
 Where stamps cannot tell frames apart, or the decoder does not give what they promise, every frame is decoded and
 counted instead.
-One full-size picture is held at a time.
+One full-size picture is held at a time. `pieces` has only a part of the frames in memory; `chunks` makes use of that.
 """
 
-import operator
 import os
 import struct
 import sys
@@ -18,14 +17,12 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
-from math import ceil
-from typing import Any, Literal, get_args
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from vidsieve.checks import check_number, require
+from vidsieve.checks import require
 from vidsieve.errors import VideoError
 from vidsieve.types.frames import Frames
 from vidsieve.video.chosen import Decoder, Miscounted
@@ -39,17 +36,15 @@ from vidsieve.video.demux import (
     opened,
     video_stream,
 )
+from vidsieve.video.wanted import LONGEST_SIDE, Sampling, Size, Wanted
 
-LONGEST_SIDE = 1024
 STRETCH = 16  # the widest or highest that a pixel can be for its other side
 LONG_CLIP = 30.0  # seconds; below it a progress bar would be gone before it is read
 _LACKING = (
     "is damaged: cut off before the end of its index (moov), without which nothing of it can be read; fetch it again"
 )
 
-Size = int | tuple[int, int] | None
-Sampling = Literal["even", "keyframes"]
-SAMPLINGS: tuple[str, ...] = get_args(Sampling)
+T = TypeVar("T")
 
 
 def read_video(
@@ -62,13 +57,16 @@ def read_video(
     progress: bool = False,
     strict: bool = False,
     sampling: Sampling = "even",
+    start: float = 0.0,
+    end: float | None = None,
+    max_frames: int | None = None,
 ) -> Frames:
     """Read frames of a video, RGB uint8 (T, H, W, 3), as a player shows them: upright, in square pixels, of one size.
 
     path: of a file; or a file:// or http(s):// address, which is read two or three times. Reads its first video stream.
     At most one of
       num_frames: that many, evenly from the first frame to the last; all of them if there are fewer (default 64).
-      fps: the frame on screen at 0, 1/fps, 2/fps, ... seconds; no frame twice.
+      fps: the frame on screen at 0, 1/fps, 2/fps, ... seconds after `start`; no frame twice.
       index: exactly these frame numbers, in this order. Frames lost to damage have no number if decoding detects it.
     size: (height, width); or the longest side in pixels, in proportion and never enlarged; or None, as shown. Frames
       of another size than the file's first are scaled to it, as ffmpeg does.
@@ -76,112 +74,71 @@ def read_video(
     strict: raise for a file that is cut short or damaged, instead of a warning.
     sampling: "even"; or "keyframes", which takes num_frames of the key frames, evenly among them, or all if they are
       fewer, and decodes no other. They lie where the encoder put them, at uneven distances: `seconds` says when.
+    start, end: seconds; as if the file were only what is on screen from `start` on and before `end`. Numbers and time
+      stamps stay those of the whole file.
+    max_frames: if more would be read, that many evenly among them.
 
     Raises `VideoError`, in one line, for a file that is missing, a directory, empty, not a video, without a picture or
-    without the frame asked for; `MissingExtra` without PyAV; `ValueError` for invalid arguments.
+    without the frame asked for, or that ends before `start`; `MissingExtra` without PyAV; `ValueError` for invalid
+    arguments.
     Warns if a file is cut short or frames are damaged: what they show is the decoder's guess.
     """
-    return indexed(path, Wanted(num_frames, fps, index, size, progress, strict, sampling))()
+    return indexed(path, Wanted(num_frames, fps, index, size, progress, strict, sampling, start, end, max_frames))()
 
 
-def _warn(fault: str) -> None:
+def to_warning(fault: str) -> None:
+    """Warn of a fault of a file."""
     warnings.warn(fault, stacklevel=4)
 
 
 def indexed(
-    path: str | os.PathLike[str], wanted: "Wanted", warn: Callable[[str], None] = _warn
+    path: str | os.PathLike[str], wanted: Wanted, warn: Callable[[str], None] = to_warning
 ) -> Callable[[], Frames]:
     """Read which frames a file has; returns the function that decodes those `wanted`, once.
 
     warn: is given each fault that is no error.
     Both raise as `read_video` does: this for what is no video, the function for what cannot be decoded.
     """
-    av = require("av", "video")
-    require("numpy", "video")
     name = os.fsdecode(path)
+    found = index_of(name)
+    return lambda: trusting(found, name, wanted, lambda index: _read(index, name, wanted, warn))
+
+
+def index_of(name: str) -> Index:
+    """Make the index of a file's packets. Raises as `read_video` does for what is no video."""
+    require("av", "video")
+    require("numpy", "video")
     place = locate(name)
-    with _one_line(place, name):
-        found = by_packets(place, name)
-
-    def decode() -> Frames:
-        with _one_line(place, name):
-            if found.keys:
-                try:
-                    return _read(place, name, found, wanted, warn)
-                except (Miscounted, av.error.InvalidDataError):
-                    pass
-            if wanted.sampling == "keyframes":
-                raise VideoError(
-                    f"{name}: lists no key frames that can be relied on, because of its time stamps or of damage; "
-                    'sample it with sampling="even"'
-                )
-            return _read(place, name, by_decoding(place, name, found), wanted, warn)
-
-    return decode
+    with one_line(place, name):
+        return by_packets(place, name)
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """The arguments of `read_video`, checked."""
+def trusting(found: Index, name: str, wanted: Wanted, act: Callable[[Index], T]) -> T:
+    """Call `act` with the index of the packets; if the decoder does not give what it lists, with one that is counted.
 
-    num_frames: int | None = None
-    fps: float | None = None
-    index: Sequence[int] | None = None
-    size: Size = LONGEST_SIDE
-    progress: bool = False
-    strict: bool = False
-    sampling: Sampling = "even"
-
-    def __post_init__(self) -> None:
-        if sum(choice is not None for choice in (self.num_frames, self.fps, self.index)) > 1:
-            raise ValueError("give one of num_frames, fps and index, not several")
-        if self.sampling not in SAMPLINGS:
-            raise ValueError(f'expected sampling "even" or "keyframes", got {self.sampling!r}')
-        if self.sampling == "keyframes" and (self.fps is not None or self.index is not None):
-            raise ValueError('sampling="keyframes" takes num_frames, not fps or index: they may fall on other frames')
-        if self.num_frames is not None:
-            check_number("num_frames is a whole number, at least 1", self.num_frames, 1, integer=True)
-        if self.fps is not None:
-            check_number("fps is frames a second, above 0", self.fps, 0, sys.float_info.max, exclusive_low=True)
-        if self.index is not None and not len(self.index):
-            raise ValueError("expected at least one frame number in index")
-        sides = self.size if isinstance(self.size, tuple) else (self.size, self.size)
-        if self.size is not None and len(sides) != 2:
-            raise ValueError(f"expected a size of (height, width) or the longest side, got {self.size}")
-        for side in sides if self.size is not None else ():
-            check_number("expected a size of whole pixels, at least 1", side, 1, integer=True)
-
-    def numbers(self, found: Index, name: str) -> list[int]:
-        """Choose the frame numbers to decode. Raises `VideoError` for one that the file lacks."""
-        total = len(found)
-        if self.index is not None:
-            numbers = [_whole(number) for number in self.index]
-            for number in numbers:
-                if not 0 <= number < total:
-                    raise VideoError(f"{name}: has no frame {number}, only 0 to {total - 1}")
-            return numbers
-        if self.fps is not None:
-            # Of each frame, the last step it is still shown at: steps may be very many, frames are not.
-            rate = min(self.fps, 1e7)  # no frame is shown for less than a microsecond
-            steps = max(1, ceil(found.duration * rate - 1e-6))
-            last = [min(steps, ceil((after - 1e-6) * rate)) - 1 for after in found.seconds[1:]]
-            return [i for i, (before, at) in enumerate(pairwise((-1, *last, steps - 1))) if at > before]
-        among: Sequence[int] = range(total)
-        if self.sampling == "keyframes":
-            among = [number for number, _ in found.keys]
-        count = min(len(among), 64 if self.num_frames is None else self.num_frames)
-        return [among[round(i * (len(among) - 1) / max(count - 1, 1))] for i in range(count)]
-
-
-def _whole(number: Any) -> int:
-    try:
-        return operator.index(number)
-    except TypeError as error:
-        raise ValueError(f"expected whole frame numbers in index, got {number!r}") from error
+    Raises `VideoError` in one line for what the decoder raises.
+    """
+    av = require("av", "video")
+    place = locate(name)
+    with one_line(place, name):
+        if found.keys:
+            try:
+                return act(found)
+            except (Miscounted, av.error.InvalidDataError):
+                pass
+        if wanted.sampling == "keyframes":
+            raise VideoError(
+                f"{name}: lists no key frames that can be relied on, because of its time stamps or of damage; "
+                'sample it with sampling="even"'
+            )
+        counted = by_decoding(place, name, found)
+        if not len(counted):
+            raise _without_frames(place, name)
+        return act(counted)
 
 
 @contextmanager
-def _one_line(place: str, name: str) -> Iterator[None]:
+def one_line(place: str, name: str) -> Iterator[None]:
     """Raise what the decoder raises as a `VideoError` of one line."""
     import av
 
@@ -202,23 +159,79 @@ def _without_frames(place: str, name: str) -> VideoError:
     return VideoError(f"{name}: {_LACKING if lacks_its_index(place) else 'has not a single frame in it'}")
 
 
-def _read(place: str, name: str, found: Index, wanted: Wanted, warn: Callable[[str], None]) -> Frames:
-    if not len(found):
-        raise _without_frames(place, name)
+def _read(found: Index, name: str, wanted: Wanted, warn: Callable[[str], None]) -> Frames:
     numbers = wanted.numbers(found, name)
-    with opened(place) as container:
+    faults = Faults(name, wanted.strict, warn, cut=wanted.strict or wanted.index is None)
+    [frames] = pieces(found, name, numbers, wanted.size, len(numbers), faults, wanted.progress)
+    return frames
+
+
+@dataclass(frozen=True)
+class Faults:
+    """How the faults of a file are told: raised as `VideoError` if strict, else given to `warn`.
+
+    cut: whether it is a fault that the file ends too soon.
+    """
+
+    name: str
+    strict: bool
+    warn: Callable[[str], None]
+    cut: bool = True
+
+    def tell(self, fault: str) -> None:
+        """Tell one fault."""
+        if self.strict:
+            raise VideoError(f"{self.name}: {fault}; without strict, that is a warning")
+        self.warn(f"{self.name}: {fault}")
+
+    def tell_of(self, found: Index, damaged: int = 0, count: int = 0) -> None:
+        """Tell the faults of a file of which `damaged` of `count` frames are damaged."""
+        if found.truncated and self.cut:
+            self.tell(f"is cut short: only {len(found)} frames ({found.duration:.1f} s) are there")
+        if damaged:
+            self.tell(f"{damaged} of {count} frames are damaged; what they show is the decoder's guess")
+
+
+def pieces(
+    found: Index, name: str, numbers: Sequence[int], size: Size, length: int, faults: Faults, progress: bool = False
+) -> Iterator[Frames]:
+    """Decode the frames `numbers`, `length` at a time, with one decoder. Numbers must rise if there are several pieces.
+
+    The first frame of the file has the height and width of all. Raises `Miscounted`, maybe after some were yielded.
+    """
+    np = require("numpy", "video")
+    damaged = before = 0
+    with (
+        opened(locate(name)) as container,
+        _progress_bar(progress and found.duration >= LONG_CLIP, len(numbers)) as advance,
+    ):
         decoder = Decoder(container, video_stream(container, name), found, name)
-        with _progress_bar(wanted.progress and found.duration >= LONG_CLIP, len(numbers)) as advance:
-            pixels, damaged = _decode(decoder, numbers, wanted.size, advance)
-    faults = []
-    if found.truncated and (wanted.strict or wanted.index is None):
-        faults.append(f"is cut short: only {len(found)} frames ({found.duration:.1f} s) are there")
-    if damaged:
-        faults.append(f"{damaged} of {len(numbers)} frames are damaged; what they show is the decoder's guess")
-    for fault in faults:
-        if wanted.strict:
-            raise VideoError(f"{name}: {fault}; without strict, that is a warning")
-        warn(f"{name}: {fault}")
+        shown = decoder.frames(numbers)
+        number, frame = next(shown)
+        shape = scaled(decoder, frame, size)
+        for begin in range(0, len(numbers), length):
+            some = numbers[begin : begin + length]
+            pixels = np.empty((len(some), *shape, 3), np.uint8)
+            places: dict[int, list[int]] = {}
+            for at, wanted in enumerate(some):
+                places.setdefault(wanted, []).append(at)
+            for wanted in sorted(places):
+                while number != wanted:
+                    number, frame = next(shown)
+                for at in places[wanted]:
+                    _fill(pixels[at], frame, name)
+                    damaged += frame.is_corrupt
+                    advance()
+            if begin + length >= len(numbers):
+                next(shown, None)  # which sees whether they were the frames that the index lists
+                faults.tell_of(found, damaged, len(numbers))
+            yield described(torch.from_numpy(pixels), some, found, name, decoder.decoded - before)
+            before = decoder.decoded
+            del pixels  # before the next are allocated
+
+
+def described(pixels: Tensor, numbers: Sequence[int], found: Index, name: str, decoded: int = 0) -> Frames:
+    """Make `Frames` of the frames `numbers` of an indexed file."""
     return Frames(
         pixels,
         tuple(numbers),
@@ -227,32 +240,9 @@ def _read(place: str, name: str, found: Index, wanted: Wanted, warn: Callable[[s
         len(found),
         found.duration,
         name,
-        decoder.decoded,
+        decoded,
         len(found.keys),
     )
-
-
-def _decode(decoder: Decoder, numbers: Sequence[int], size: Size, advance: Callable[[], None]) -> tuple[Tensor, int]:
-    """Decode the frames `numbers` into one array (T, H, W, 3), and count those that are damaged.
-
-    The first frame of the file has the height and width of all.
-    """
-    import numpy as np
-
-    places: dict[int, list[int]] = {}
-    for place, number in enumerate(numbers):
-        places.setdefault(number, []).append(place)
-    pixels: Any = None
-    damaged = 0
-    for number, frame in decoder.frames(numbers):
-        if pixels is None:
-            shown = _shown(frame, float(decoder.stream.sample_aspect_ratio or 1), decoder.name)
-            pixels = np.empty((len(numbers), *_scaled(*shown, size), 3), np.uint8)
-        for place in places.get(number, ()):
-            _fill(pixels[place], frame, decoder.name)
-            damaged += frame.is_corrupt
-            advance()
-    return torch.from_numpy(pixels), damaged
 
 
 def _shown(frame: Any, aspect: float, name: str) -> tuple[int, int]:
@@ -263,7 +253,9 @@ def _shown(frame: Any, aspect: float, name: str) -> tuple[int, int]:
     return (width, height) if _orientation(frame, name)[0] else (height, width)
 
 
-def _scaled(height: int, width: int, size: Size) -> tuple[int, int]:
+def scaled(decoder: Decoder, frame: Any, size: Size) -> tuple[int, int]:
+    """Compute the height and width at which a file is read, by its first frame."""
+    height, width = _shown(frame, float(decoder.stream.sample_aspect_ratio or 1), decoder.name)
     if isinstance(size, tuple):
         return size
     scale = 1.0 if size is None else min(1.0, size / max(height, width))
