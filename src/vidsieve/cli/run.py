@@ -32,7 +32,7 @@ from vidsieve.types.frames import Frames
 from vidsieve.video.decode import indexed, read_video
 from vidsieve.video.demux import is_path
 from vidsieve.video.overlay import Overlay
-from vidsieve.video.wanted import Sampling, Wanted
+from vidsieve.video.wanted import Library, Sampling, Wanted
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Request:
     """The arguments of `vidsieve run`. device, dtype: None for those that fit this machine and the checkpoint.
 
     strict: refuse a clip that is cut short or damaged.  sampling: as `read_video` takes it.  pixels: the share
-    of the groups of pixels that the vision tower computes (docs/vision.md); None for all.
+    of the groups of pixels that the vision tower computes (docs/vision.md); None for all.  decoder: as `read_video`
+    takes it.
     """
 
     clip: str
@@ -56,6 +57,19 @@ class Request:
     strict: bool = False
     sampling: Sampling = "even"
     pixels: float | None = None
+    decoder: Library = "pyav"
+
+    @property
+    def wanted(self) -> Wanted:
+        """What is read of the clip; torchcodec decodes on the GPU that is asked for."""
+        on_gpu = self.decoder == "torchcodec" and (self.device or "").startswith("cuda")
+        return Wanted(
+            self.frames,
+            strict=self.strict,
+            sampling=self.sampling,
+            decoder=self.decoder,
+            device=self.device if on_gpu else None,
+        )
 
 
 def run(
@@ -116,8 +130,7 @@ def _loaded(
     note("decoding the clip, and loading the model")
     faults: list[str] = []  # told here: filters of warnings are shared with what a library silences while it loads
     with _clocked(stages, "decode"):
-        wanted = Wanted(request.frames, strict=request.strict, sampling=request.sampling)
-        decode = indexed(request.clip, wanted, faults.append)
+        decode = indexed(request.clip, request.wanted, faults.append)
 
     def decoding() -> Frames:
         with _clocked(stages, "decode"):
@@ -171,6 +184,7 @@ def _described(
             "total": frames.total,
             "duration": frames.duration,
             "sampling": request.sampling,
+            "decoder": request.decoder,
             "decoded": frames.decoded,
             "key_frames": frames.key_frames,
         },

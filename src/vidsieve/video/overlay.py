@@ -111,7 +111,7 @@ class Overlay:
     def draw(self, frame: int, size: tuple[int, int] | None = None) -> Any:
         """Draw frame `frame` of the sample as a PIL image of (width, height), dropped patches dim."""
         Image = _pil().Image
-        image = Image.fromarray(self.frames.pixels[frame].numpy())
+        image = Image.fromarray(self.frames.pixels[frame].cpu().numpy())
         if size is not None:
             image = image.resize(size, Image.Resampling.LANCZOS)
         patch = frame // self._joined
@@ -224,7 +224,7 @@ class Overlay:
             pen = pil.ImageDraw.Draw(image)
             patch = frame // self._joined
             pen.text((image.width - GAP, GAP), _clock(self.frames.seconds[frame]), INK, _font(17), anchor="ra")
-            picture = pil.Image.fromarray(self.frames.pixels[frame].numpy())
+            picture = pil.Image.fromarray(self.frames.pixels[frame].cpu().numpy())
             image.paste(picture.resize((width, height), pil.Image.Resampling.LANCZOS), (GAP, 44))
             image.paste(self.draw(frame, (width, height)), (2 * GAP + width, 44))
             self._chart(pen, (GAP, height + 74, image.width - GAP, height + 74 + CHART), patch)
