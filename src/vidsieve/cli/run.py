@@ -92,7 +92,7 @@ def run(
     require("av", "video")  # not on the clock
     frames, processor, model = _loaded(request, note, stages, loading)
     with _clocked(stages, "process"):
-        inputs = prepare(processor, frames, request.question).to(model.device, model.dtype)
+        inputs = prepare(processor, frames, request.question, model.device).to(model.device, model.dtype)
     if request.compare:  # a first call pays for what later ones do not; neither of the two may be it
         note("warming up")
         with reducer(model):

@@ -107,6 +107,8 @@ def indexed(
     Both raise as `read_video` does: this for what is no video, the function for what cannot be decoded.
     """
     name = os.fsdecode(path)
+    if wanted.decoder == "torchcodec":
+        torchcodec.load()
     found = index_of(name)
     return lambda: trusting(found, name, wanted, lambda index: _read(index, name, wanted, warn))
 
@@ -176,7 +178,6 @@ def _read(found: Index, name: str, wanted: Wanted, warn: Callable[[str], None]) 
 
 
 def _by_torchcodec(found: Index, name: str, numbers: list[int], wanted: Wanted, faults: "Faults") -> Frames:
-    torchcodec.load()
     torchcodec.check_readable(found, name)
     place = locate(name)
     with opened(place) as container:

@@ -11,7 +11,7 @@ import torch
 
 from vidsieve.checks import check_question, describe, require
 from vidsieve.engines.hf import hub
-from vidsieve.engines.hf.processing import patching_first
+from vidsieve.engines.hf.processing import patching_first, processing_device
 from vidsieve.engines.torchvision import make_importable
 from vidsieve.errors import UnsupportedModel, VidsieveError, WrongArgument
 from vidsieve.types.frames import Frames
@@ -83,11 +83,13 @@ class _Described:
     config: Any
 
 
-def prepare(processor: Any, frames: Frames, question: str) -> Any:
+def prepare(processor: Any, frames: Frames, question: str, device: torch.device | str | None = None) -> Any:
     """Make the inputs of `model.generate`: the processor's tensors for one video and one question, frames as sampled.
 
     Time stamps are those of the frames. The last frame is repeated for a processor whose patches span several frames
     and for a model that would take a single frame for an image.
+    device: of the model. On CUDA the frames are moved there as bytes, and scaled, normalised and cut into patches there
+    by the processors of transformers, which rounds otherwise. Else they are processed on the CPU.
     """
     if not isinstance(frames, Frames):
         raise WrongArgument(f'expected Frames, got {describe(frames)}; read them first: read_video("clip.mp4")')
@@ -117,7 +119,7 @@ def prepare(processor: Any, frames: Frames, question: str) -> Any:
     )
     return patching_first(processor)(
         text=[text],
-        videos=[pixels.permute(0, 3, 1, 2)],
+        videos=[pixels.to(processing_device(processor, device)).permute(0, 3, 1, 2)],
         video_metadata=[metadata],
         do_sample_frames=False,
         return_tensors="pt",

@@ -13,6 +13,14 @@ PATCHING = ("Qwen2VLVideoProcessor", "Qwen3VLVideoProcessor")  # of transformers
 ROWS = 2048  # patches that are normalised at once, while they are in the processor's cache
 
 
+def processing_device(processor: Any, device: torch.device | str | None) -> torch.device:
+    """Choose where frames for a model on `device` are processed: there, if that is CUDA, else on the CPU."""
+    where = torch.device("cpu" if device is None else device)
+    kind = type(getattr(processor, "video_processor", None))
+    theirs = kind.__module__.startswith("transformers.models.")  # they compute on tensors alone; others may not
+    return where if where.type == "cuda" and theirs else torch.device("cpu")
+
+
 def patching_first(processor: Any) -> Any:
     """Copy a processor to one that makes the same tensors, bit for bit, sooner; return others as they are.
 
