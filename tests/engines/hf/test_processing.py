@@ -1,7 +1,7 @@
 """Cutting before normalising gives the tensors of transformers' own processors, bit for bit."""
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ import transformers
 from tests.engines.hf import processors
 from vidsieve.engines.hf import loading
 from vidsieve.engines.hf.loading import prepare
-from vidsieve.engines.hf.processing import patching_first, processing_device
+from vidsieve.engines.hf.processing import patching_first, placed
 from vidsieve.types.frames import Frames
 
 QWEN = [transformers.Qwen2VLVideoProcessor, transformers.Qwen3VLVideoProcessor]
@@ -107,7 +107,7 @@ def frames_of(pixels: torch.Tensor) -> Frames:
 def test_no_processor_leaves_the_device_of_the_frames(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     processor, frames = processors.processor(family), frames_of(clip(8))
     plain = prepare(processor, frames, "what?", "cpu")
-    monkeypatch.setattr(loading, "processing_device", lambda processor, device: torch.device(device))
+    monkeypatch.setattr(loading, "placed", lambda processor, pixels, device: pixels.to(device))
     moved = prepare(processor, frames, "what?", "meta")  # where a look at a value would fail
     assert moved.keys() == plain.keys()
     for name in plain:
@@ -120,9 +120,12 @@ def test_frames_are_processed_on_cuda_by_processors_of_transformers_alone() -> N
         pass
 
     theirs, own = (SimpleNamespace(video_processor=kind(**SMALL)) for kind in (QWEN[0], Own))
-    assert processing_device(theirs, "cuda:1") == torch.device("cuda:1")
-    for processor, device in ((theirs, None), (theirs, "cpu"), (theirs, "mps"), (own, "cuda")):
-        assert processing_device(processor, device) == torch.device("cpu")
+    moved: list[Any] = []
+    pixels = cast(torch.Tensor, SimpleNamespace(is_meta=False, to=lambda where: moved.append(torch.device(where))))
+    for processor, device in ((theirs, "cuda:1"), (theirs, None), (theirs, "cpu"), (theirs, "mps"), (own, "cuda")):
+        placed(processor, pixels, device)
+    assert moved == [torch.device("cuda:1"), *[torch.device("cpu")] * 4]
+    assert placed(theirs, torch.empty(1, device="meta"), "cpu").is_meta
 
 
 @pytest.mark.gpu

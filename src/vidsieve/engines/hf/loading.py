@@ -11,7 +11,7 @@ import torch
 
 from vidsieve.checks import check_question, describe, require
 from vidsieve.engines.hf import hub
-from vidsieve.engines.hf.processing import patching_first, processing_device
+from vidsieve.engines.hf.processing import patching_first, placed
 from vidsieve.engines.torchvision import make_importable
 from vidsieve.errors import UnsupportedModel, VidsieveError, WrongArgument
 from vidsieve.types.frames import Frames
@@ -119,7 +119,7 @@ def prepare(processor: Any, frames: Frames, question: str, device: torch.device 
     )
     return patching_first(processor)(
         text=[text],
-        videos=[pixels.to(processing_device(processor, device)).permute(0, 3, 1, 2)],
+        videos=[placed(processor, pixels, device).permute(0, 3, 1, 2)],
         video_metadata=[metadata],
         do_sample_frames=False,
         return_tensors="pt",

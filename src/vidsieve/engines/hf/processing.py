@@ -13,12 +13,12 @@ PATCHING = ("Qwen2VLVideoProcessor", "Qwen3VLVideoProcessor")  # of transformers
 ROWS = 2048  # patches that are normalised at once, while they are in the processor's cache
 
 
-def processing_device(processor: Any, device: torch.device | str | None) -> torch.device:
-    """Choose where frames for a model on `device` are processed: there, if that is CUDA, else on the CPU."""
+def placed(processor: Any, pixels: Tensor, device: torch.device | str | None) -> Tensor:
+    """Move pixels to where they are processed for a model on `device`: there, if that is CUDA, else to the CPU."""
     where = torch.device("cpu" if device is None else device)
     kind = type(getattr(processor, "video_processor", None))
     theirs = kind.__module__.startswith("transformers.models.")  # they compute on tensors alone; others may not
-    return where if where.type == "cuda" and theirs else torch.device("cpu")
+    return pixels if pixels.is_meta else pixels.to(where if where.type == "cuda" and theirs else "cpu")
 
 
 def patching_first(processor: Any) -> Any:
