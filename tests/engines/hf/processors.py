@@ -1,4 +1,4 @@
-"""Real processors of four families, built offline around a byte-level tokenizer, and clips for them.
+"""Real processors of every family, built offline around a byte-level tokenizer, and clips for them.
 
 Video processors need torchvision; tests that use this module skip where it cannot be imported.
 """
@@ -14,10 +14,15 @@ from transformers.video_utils import load_video
 from tests.engines.hf import tiny
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl", "llava_onevision", "internvl")
+EVERY = (*FAMILIES, "glm4v", "glm46v", "video_llama_3", "llava_next_video", "video_llava", "smolvlm")
 _SPECIAL = {
     "qwen": ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
     "llava": ("<unused_1>", "<unused_2>", "<image>", "<video>"),
     "internvl": ("<img>", "</img>", "<IMG_CONTEXT>", "<video>"),
+    "glm": ("<|begin_of_image|>", "<|end_of_image|>", "<|image|>", "<|video|>"),
+    "video_llama_3": ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
+    "video_llava": ("<unused_1>", "<unused_2>", "<image>", "<video>"),
+    "smolvlm": ("<fake_token_around_image>", "<global-img>", "<image>", "<video>"),
 }
 _CHAT = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for c in m['content'] %}"
@@ -69,6 +74,8 @@ def processor(family: str) -> Any:
         image_processor = transformers.LlavaOnevisionImageProcessorPil(size=square)
         made, chat = transformers.LlavaOnevisionProcessor, _CHAT.replace("VIDEO", video)
         extra = {"num_image_tokens": 16, "vision_feature_select_strategy": "full"}
+    elif family not in FAMILIES:
+        return _other(family, tokenizer, pixels)
     else:
         video_processor = transformers.InternVLVideoProcessor(size=square, return_tensors="pt")
         image_processor = transformers.GotOcr2ImageProcessorPil(size=square)
@@ -81,6 +88,38 @@ def processor(family: str) -> Any:
         chat_template=chat,
         **extra,
     )
+
+
+def _other(family: str, tokenizer: Any, pixels: dict[str, int]) -> Any:
+    video = tokenizer.convert_ids_to_tokens(tiny.VIDEO)
+    chat, small = _CHAT.replace("VIDEO", video), {"shortest_edge": 56}
+    square = {"size": small, "crop_size": {"height": 56, "width": 56}}
+    parts: dict[str, Any] = {"tokenizer": tokenizer, "chat_template": chat}
+    if family in ("glm4v", "glm46v"):
+        name = "Glm4v" if family == "glm4v" else "Glm46V"
+        budget = {"shortest_edge": 28 * 28 * 4, "longest_edge": 28 * 28 * 64}
+        parts["video_processor"] = getattr(transformers, f"{name}VideoProcessor")(size=budget)
+        parts["image_processor"] = getattr(transformers, f"{name}ImageProcessorPil")()
+        return getattr(transformers, f"{name}Processor")(**parts)
+    if family == "video_llama_3":
+        budget = {"shortest_edge": 28 * 28 * 4, "longest_edge": 28 * 28 * 64}
+        parts["video_processor"] = transformers.VideoLlama3VideoProcessor(size=budget)
+        parts["image_processor"] = transformers.VideoLlama3ImageProcessorPil()
+        return transformers.VideoLlama3Processor(**parts)
+    if family == "smolvlm":
+        parts["video_processor"] = transformers.SmolVLMVideoProcessor(
+            size={"longest_edge": 112}, max_image_size={"longest_edge": 56}
+        )
+        parts["image_processor"] = transformers.SmolVLMImageProcessorPil()
+        return transformers.SmolVLMProcessor(**parts, image_seq_len=4)
+    parts |= {"patch_size": 14, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    if family == "llava_next_video":
+        parts["video_processor"] = transformers.LlavaNextVideoVideoProcessor(**square)
+        parts["image_processor"] = transformers.LlavaNextImageProcessorPil()
+        return transformers.LlavaNextVideoProcessor(**parts)
+    parts["video_processor"] = transformers.VideoLlavaVideoProcessor(**square)
+    parts["image_processor"] = transformers.CLIPImageProcessorPil()
+    return transformers.VideoLlavaProcessor(**parts)
 
 
 def inputs(processor: Any, clip: Path, question: str, frames: int = 8) -> Any:

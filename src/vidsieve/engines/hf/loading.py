@@ -11,9 +11,10 @@ import torch
 
 from vidsieve.checks import check_question, describe, require
 from vidsieve.engines.hf import hub
-from vidsieve.engines.hf.processing import patching_first, placed
+from vidsieve.engines.hf.processing import patching_first, placed, without_pixels
 from vidsieve.engines.torchvision import make_importable
 from vidsieve.errors import UnsupportedModel, VidsieveError, WrongArgument
+from vidsieve.ops.dispatch import start_hashing
 from vidsieve.types.frames import Frames
 
 MICRO = 10**6  # a second in microseconds
@@ -30,6 +31,8 @@ def load(name: str, device: str | None = None, dtype: str | None = None, bar: bo
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     where_to = usable_device(device)
+    if where_to.type == "cuda":
+        start_hashing()
     dtype = dtype or ("float32" if where_to.type == "cpu" else "auto")
     where = check(name)
     with _loading(name), nullcontext() if bar else without_bars():
@@ -87,7 +90,9 @@ def prepare(processor: Any, frames: Frames, question: str, device: torch.device 
     """Make the inputs of `model.generate`: the processor's tensors for one video and one question, frames as sampled.
 
     Time stamps are those of the frames. The last frame is repeated for a processor whose patches span several frames
-    and for a model that would take a single frame for an image.
+    and for a model that would take a single frame for an image. Frames on "meta" (`plan_video`) give the prompt, masks and
+    grids of the video without a pixel of it: tensors of pixels are on "meta". Raises `UnsupportedCall` if a processor
+    cannot tell them without pixels.
     device: of the model. On CUDA the frames are moved there as bytes, and scaled, normalised and cut into patches there
     by the processors of transformers, which rounds otherwise. Else they are processed on the CPU.
     """
@@ -117,7 +122,8 @@ def prepare(processor: Any, frames: Frames, question: str, device: torch.device 
         video_backend="pyav",
         frames_indices=[round(second * MICRO) for second in seconds],
     )
-    return patching_first(processor)(
+    described = pixels.is_meta
+    inputs = (without_pixels if described else patching_first)(processor)(
         text=[text],
         videos=[placed(processor, pixels, device).permute(0, 3, 1, 2)],
         video_metadata=[metadata],
@@ -126,6 +132,9 @@ def prepare(processor: Any, frames: Frames, question: str, device: torch.device 
         # The template may have written it already; twice would be another prompt.
         **({"add_special_tokens": False} if begin and text.startswith(begin) else {}),
     )
+    for name in [name for name in inputs if described and name.startswith("pixel_")]:
+        inputs[name] = inputs[name].to("meta")
+    return inputs
 
 
 @contextmanager

@@ -1,5 +1,6 @@
-"""Let a processor cut frames into patches while a pixel is still one byte, and normalise the patches: the same values.
+"""Make processors faster, ask them about frames without pixels, and let them resize a chunk as the whole video.
 
+`patching_first` cuts frames into patches while a pixel is still one byte, and normalises the patches: the same values.
 Moving pixels to their patches is most of the work of Qwen's processors, and takes a quarter of the time in bytes.
 """
 
@@ -9,7 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vidsieve.errors import UnsupportedCall
+
 PATCHING = ("Qwen2VLVideoProcessor", "Qwen3VLVideoProcessor")  # of transformers: they normalise, then cut
+# They take pixels for a numpy array, to read its height and width.
+MEASURING = ("LlavaNextVideoProcessor", "LlavaOnevisionProcessor", "VideoLlavaProcessor")
 ROWS = 2048  # patches that are normalised at once, while they are in the processor's cache
 
 
@@ -54,4 +59,52 @@ def patching_first(processor: Any) -> Any:
         return done.view(patches.shape), *grid
 
     video.rescale_and_normalize, video.patchify = defer, cut
+    return processor
+
+
+def without_pixels(processor: Any) -> Any:
+    """Copy a processor to one that takes frames on "meta": its prompt, masks and grids are those of real frames.
+
+    The pixels that come out are on "meta", or zeros that take no memory. Raises `UnsupportedCall` for VideoLLaMA 3
+    while its processor drops tokens by what the pixels show.
+    """
+    video: Any = processor.video_processor
+    compressing = "video_compression_mask" in getattr(video, "model_input_names", ())
+    if compressing and video.use_token_compression:
+        raise UnsupportedCall(
+            f"{type(processor).__name__} leaves out tokens that look as in the frame before, so it cannot say what it "
+            "makes of a video, or of a chunk of one, before every frame is decoded; let vidsieve alone choose the "
+            "tokens: processor.video_processor.use_token_compression = False"
+        )
+    if not (compressing or type(processor).__name__ in MEASURING):
+        return processor
+    processor, video = copy.copy(processor), copy.copy(video)
+    processor.video_processor = video
+    process = video._preprocess
+
+    def stand_in(*args: Any, **kwargs: Any) -> Any:
+        made = process(*args, **kwargs)
+        if compressing:
+            made["video_compression_mask"] = torch.ones(made["video_compression_mask"].shape, dtype=torch.bool)
+        else:
+            pixels = made["pixel_values_videos"]
+            made["pixel_values_videos"] = torch.zeros((), dtype=pixels.dtype).expand(pixels.shape)
+        return made
+
+    video._preprocess = stand_in
+    return processor
+
+
+def resizing_to(processor: Any, height: int, width: int) -> Any:
+    """Copy a processor to one that resizes whatever video it is given to this size, by its own interpolation."""
+    from transformers.image_utils import SizeDict
+    from transformers.video_processing_utils import BaseVideoProcessor
+
+    processor, video = copy.copy(processor), copy.copy(processor.video_processor)
+    processor.video_processor = video
+
+    def resize(videos: Tensor, *args: Any, resample: Any, **settings: Any) -> Any:
+        return BaseVideoProcessor.resize(video, videos, size=SizeDict(height=height, width=width), resample=resample)
+
+    video.resize = resize
     return processor
