@@ -8,6 +8,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -78,6 +79,7 @@ def read_chunks(
     progress: bool = False,
     strict: bool = False,
     warn: Callable[[str], None] = to_warning,
+    each: Callable[[], None] = lambda: None,
 ) -> Iterator[Frames]:
     """Decode what `plan_video` described, `size` frames at a time: the pixels of `read_video`, of one chunk in memory.
 
@@ -89,21 +91,23 @@ def read_chunks(
         raise WrongArgument(f'expected frames of plan_video("clip.mp4"), got {describe(frames)}')
     check_number("size is a whole number of frames, at least 1", size, 1, integer=True)
     _check_order(frames.index)
-    return _chunks(frames, size, progress, Faults(frames.source, strict, warn, cut=strict))
+    faults = Faults(frames.source, strict, warn, cut=strict)
+    shape = (frames.pixels.shape[1], frames.pixels.shape[2])
+    read = partial(pieces, size=shape, length=size, faults=faults, progress=progress, each=each)
+    return _chunks(frames, read, faults)
 
 
-def _chunks(frames: Frames, size: int, progress: bool, faults: Faults) -> Iterator[Frames]:
+def _chunks(frames: Frames, read: Callable[..., Iterator[Frames]], faults: Faults) -> Iterator[Frames]:
     av = require("av", "video")
     name = frames.source
     found = frames.found if isinstance(frames, Planned) else None
     if found is None:
         found = trusting(index_of(name), name, Wanted(), lambda index: index)
         _check_same(found, frames)
-    shape = (frames.pixels.shape[1], frames.pixels.shape[2])
     done = 0
     with one_line(locate(name), name):
         try:
-            for chunk in pieces(found, name, frames.index, shape, size, faults, progress):
+            for chunk in read(found, name, frames.index):
                 done += len(chunk)
                 yield chunk
                 del chunk  # before the next is allocated
@@ -111,18 +115,19 @@ def _chunks(frames: Frames, size: int, progress: bool, faults: Faults) -> Iterat
         except (Miscounted, av.error.InvalidDataError) as error:
             if not found.keys or index_of(name) != found:
                 raise VideoError(f"{name}: has changed since it was planned; plan it again") from error
-        yield from _around_damage(frames, done, size, by_decoding(locate(name), name, found), faults)
+        yield from _around_damage(frames, done, by_decoding(locate(name), name, found), read, faults)
 
 
-def _around_damage(frames: Frames, done: int, size: int, counted: Index, faults: Faults) -> Iterator[Frames]:
+def _around_damage(
+    frames: Frames, done: int, counted: Index, read: Callable[..., Iterator[Frames]], faults: Faults
+) -> Iterator[Frames]:
     """Decode the frames from the `done`-th on of a file that has lost some, each by its time stamp."""
     left = frames.seconds[done:]
     numbers = [max(0, bisect_right(counted.seconds, at + SAME_TIME) - 1) for at in left]
     lost = sum(abs(counted.seconds[number] - at) > SAME_TIME for number, at in zip(numbers, left, strict=True))
     if lost:
         faults.tell(f"{lost} of {len(frames)} frames are lost to damage; the one before is shown instead")
-    shape = (frames.pixels.shape[1], frames.pixels.shape[2])
-    for chunk in pieces(counted, frames.source, numbers, shape, size, faults):
+    for chunk in read(counted, frames.source, numbers):
         here = slice(done, done := done + len(chunk))
         yield replace(frames, pixels=chunk.pixels, index=frames.index[here], seconds=frames.seconds[here])
         del chunk

@@ -220,11 +220,19 @@ class Faults:
 
 
 def pieces(
-    found: Index, name: str, numbers: Sequence[int], size: Size, length: int, faults: Faults, progress: bool = False
+    found: Index,
+    name: str,
+    numbers: Sequence[int],
+    size: Size,
+    length: int,
+    faults: Faults,
+    progress: bool = False,
+    each: Callable[[], None] = lambda: None,
 ) -> Iterator[Frames]:
     """Decode the frames `numbers`, `length` at a time, with one decoder. Numbers must rise if there are several pieces.
 
-    The first frame of the file has the height and width of all. Raises `Miscounted`, maybe after some were yielded.
+    The first frame of the file has the height and width of all. each: is called after each frame.
+    Raises `Miscounted`, maybe after some were yielded.
     """
     np = require("numpy", "video")
     damaged = before = 0
@@ -249,6 +257,7 @@ def pieces(
                     _fill(pixels[at], frame, name)
                     damaged += frame.is_corrupt
                     advance()
+                    each()
             if begin + length >= len(numbers):
                 next(shown, None)  # which sees whether they were the frames that the index lists
                 faults.tell_of(found, damaged, len(numbers))

@@ -19,7 +19,7 @@ _SPECIAL = {
     "qwen": ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
     "llava": ("<unused_1>", "<unused_2>", "<image>", "<video>"),
     "internvl": ("<img>", "</img>", "<IMG_CONTEXT>", "<video>"),
-    "glm": ("<|begin_of_image|>", "<|end_of_image|>", "<|image|>", "<|video|>"),
+    "glm": ("<|begin_of_image|>", "<|end_of_image|>", "<|image|>", "<|video|>", "<|begin_of_video|>"),
     "video_llama_3": ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
     "video_llava": ("<unused_1>", "<unused_2>", "<image>", "<video>"),
     "smolvlm": ("<fake_token_around_image>", "<global-img>", "<image>", "<video>"),
@@ -63,7 +63,7 @@ def processor(family: str) -> Any:
         video_processor = transformers.Qwen2VLVideoProcessor(size=pixels, cap_pixels_per_frame=False)
         image_processor = transformers.Qwen2VLImageProcessorPil()
         made, chat = transformers.Qwen2_5_VLProcessor, _CHAT.replace("VIDEO", f"{start}{video}{end}")
-        extra = {}
+        extra: dict[str, Any] = {}
     elif family == "qwen3_vl":
         video_processor = transformers.Qwen3VLVideoProcessor(size=pixels)
         image_processor = transformers.Qwen2VLImageProcessorPil(patch_size=16)
@@ -100,7 +100,10 @@ def _other(family: str, tokenizer: Any, pixels: dict[str, int]) -> Any:
         budget = {"shortest_edge": 28 * 28 * 4, "longest_edge": 28 * 28 * 64}
         parts["video_processor"] = getattr(transformers, f"{name}VideoProcessor")(size=budget)
         parts["image_processor"] = getattr(transformers, f"{name}ImageProcessorPil")()
-        return getattr(transformers, f"{name}Processor")(**parts)
+        parts["chat_template"] = _CHAT.replace("VIDEO", f"<|begin_of_video|>{video}")
+        glm = getattr(transformers, f"{name}Processor")(**parts)
+        glm.video_start_id, glm.video_end_id = tiny.SPARE, tiny.END_OF_TURN  # there is no id left for an end
+        return glm
     if family == "video_llama_3":
         budget = {"shortest_edge": 28 * 28 * 4, "longest_edge": 28 * 28 * 64}
         parts["video_processor"] = transformers.VideoLlama3VideoProcessor(size=budget)

@@ -1,4 +1,4 @@
-"""A processor that is asked about frames without pixels says what it says of the frames; a chunk is made as the whole."""
+"""A processor that is asked about frames without pixels says what it says of the frames."""
 
 from typing import Any
 
@@ -68,7 +68,5 @@ def test_an_hour_is_asked_about_without_memory(make: Any) -> None:
 
 
 def test_a_processor_that_drops_tokens_by_their_pixels_is_refused(make: Any) -> None:
-    with pytest.raises(
-        UnsupportedCall, match=r"VideoLlama3Processor leaves out tokens .*use_token_compression = False"
-    ):
+    with pytest.raises(UnsupportedCall, match=r"VideoLlama3Processor leaves .*use_token_compression = False"):
         prepare(make("video_llama_3"), described(frames(4)), QUESTION)

@@ -4,7 +4,7 @@ Everything else is the same for every Hugging Face video LLM: `model.base_model`
 a video token, writes the video features over the placeholders, and calls `model.get_decoder()` with `inputs_embeds`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import nn
@@ -29,6 +29,8 @@ class Adapter:
     gap: fewest tokens between two frames; runs closer together are the tiles of one image ("runs").
     per_token: decoder arguments (B, L, ...) that follow the sequence, besides embeddings, positions and mask.
     unchanged: decoder arguments that do not follow the sequence, besides those that transformers' own decoders take.
+    by_frame: whether the tower computes each frame (or temporal patch) from it alone, so that a video may be encoded in
+        chunks.
     per_visual: decoder arguments that are lists of (V, D), a row for each of the V true columns of `visual_pos_masks`.
     """
 
@@ -42,6 +44,7 @@ class Adapter:
     per_token: tuple[str, ...] = ("visual_pos_masks",)
     per_visual: tuple[str, ...] = ("deepstack_visual_embeds",)
     unchanged: tuple[str, ...] = ()
+    by_frame: bool = False
 
 
 _ADAPTERS: dict[str, Adapter] = {}
@@ -66,7 +69,7 @@ for _adapter in (
     # Between tiles of an image are at most four tokens; between frames a time stamp and two markers.
     Adapter(("smolvlm",), layout="runs", token="image_token_id", gap=5, square=True),
 ):
-    register(_adapter)
+    register(replace(_adapter, by_frame=True))
 
 
 def model_types() -> tuple[str, ...]:

@@ -90,9 +90,9 @@ def prepare(processor: Any, frames: Frames, question: str, device: torch.device 
     """Make the inputs of `model.generate`: the processor's tensors for one video and one question, frames as sampled.
 
     Time stamps are those of the frames. The last frame is repeated for a processor whose patches span several frames
-    and for a model that would take a single frame for an image. Frames on "meta" (`plan_video`) give the prompt, masks and
-    grids of the video without a pixel of it: tensors of pixels are on "meta". Raises `UnsupportedCall` if a processor
-    cannot tell them without pixels.
+    and for a model that would take a single frame for an image. Frames on "meta" (`plan_video`) give the prompt, masks
+    and grids of the video without a pixel of it: tensors of pixels are on "meta". Raises `UnsupportedCall` if a
+    processor cannot tell them without pixels.
     device: of the model. On CUDA the frames are moved there as bytes, and scaled, normalised and cut into patches there
     by the processors of transformers, which rounds otherwise. Else they are processed on the CPU.
     """

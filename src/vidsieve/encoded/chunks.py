@@ -1,0 +1,216 @@
+"""Encode a video chunk by chunk: features from the model's own tower, with one chunk in memory at each stage.
+
+    frames = plan_video("lecture.mp4", fps=1)
+    for chunk in encode_chunks(model, processor, frames, 64): ...      # chunk.features (n, D)
+
+Decoding, the processor and the tower overlap. The features are those of the whole video: what a frame looks like to the
+processor is asked of the whole, and the towers that are known here compute a frame from that frame alone.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vidsieve.checks import check_number, describe
+from vidsieve.encoded.stages import Stages
+from vidsieve.engines.hf import adapter_for, arguments, attach, prompt
+from vidsieve.engines.hf.families import Adapter
+from vidsieve.engines.hf.intercept import Interceptions
+from vidsieve.engines.hf.loading import prepare
+from vidsieve.engines.hf.processing import resizing_to
+from vidsieve.engines.hf.seams.vision import Vision, check_vision
+from vidsieve.errors import UnsupportedCall, UnsupportedModel, VidsieveError, WrongArgument
+from vidsieve.types.frames import Frames
+from vidsieve.video.chunks import read_chunks
+
+QUESTION = "?"  # processors want some text; the tower does not see it
+
+
+class FeatureChunk(NamedTuple):
+    """What the tower makes of a chunk of a video: n tokens of D features, in the order of the prompt.
+
+    features: (n, D), on the model's device.  tokens: of each token frame, sum n.  grid: rows and columns of a frame's
+    tokens; None if they form none.  others: per token, (layers, n, D), by the name of the decoder's argument
+    (Qwen3-VL's deepstack).  trailing: (t, D), the model's own token at the end of a video (LLaVA-OneVision), of the
+    last chunk; (0, D) otherwise.
+    """
+
+    features: Tensor
+    tokens: tuple[int, ...]
+    grid: tuple[int, int] | None
+    others: dict[str, Tensor]
+    trailing: Tensor
+
+
+def encode_chunks(
+    model: Any,
+    processor: Any,
+    frames: Frames,
+    size: int,
+    *,
+    vision: Vision = "auto",
+    strict: bool = False,
+    each: Callable[[], None] = lambda: None,
+) -> Iterator[FeatureChunk]:
+    """Encode `frames`, `size` at a time. The model has a tower attached while this runs; closing the iterator ends it.
+
+    frames: of `plan_video`, decoded as they are needed; or decoded ones.  size: a multiple of the frames that the
+    processor joins to a temporal patch.  vision: how the tower runs, as `attach` takes it.  strict: as `read_chunks`.
+    each: is called after each decoded frame, in another thread.
+    Raises `UnsupportedModel` for a family whose tower is not known to compute each frame alone, `UnsupportedCall` for
+    a processor that cannot be asked in chunks, `AlreadyAttached`, `VideoError` as `read_chunks` does.
+    """
+    if not isinstance(frames, Frames) or not len(frames):
+        raise WrongArgument(f'expected frames, got {describe(frames)}; plan them first: plan_video("clip.mp4")')
+    check_vision(vision)
+    model = arguments.unwrap_model(model)
+    adapter = adapter_for(model)
+    if not adapter.by_frame:
+        raise UnsupportedModel(
+            f"model type {model.config.model_type!r} cannot be encoded in chunks: nothing says that its tower computes "
+            "a frame from that frame alone; where it does, say so: Adapter(..., by_frame=True)"
+        )
+    check_number("size is a whole number of frames, at least 1", size, 1, integer=True)
+    joined = getattr(processor.video_processor, "temporal_patch_size", 1) if adapter.layout == "grid" else 1
+    if size % joined and size < len(frames):
+        raise ValueError(f"expected size as a multiple of {joined} frames, which the processor joins; got {size}")
+    process = _Chunks(adapter, model, processor, frames, joined)
+    return _encoded(model, process, frames, size, vision, strict, each)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How a prompt lays out a video. at: columns of its tokens.  tokens, grid: as of a chunk.  size: of pixels.
+
+    last: whether it is the last chunk.
+    """
+
+    at: Tensor
+    tokens: tuple[int, ...]
+    grid: tuple[int, int] | None
+    size: tuple[int, int] | None
+    last: bool = False
+
+    @classmethod
+    def of(cls, adapter: Adapter, config: Any, processor: Any, frames: Frames) -> "_Layout":
+        """Ask the processor about frames without pixels."""
+        bare = replace(frames, pixels=frames.pixels.to("meta"))
+        return cls.read(adapter, config, processor, prepare(processor, bare, QUESTION))
+
+    @classmethod
+    def read(cls, adapter: Adapter, config: Any, processor: Any, inputs: Mapping[str, Any]) -> "_Layout":
+        found = prompt.find(adapter, config, prompt.read(adapter, inputs["input_ids"], None, inputs))
+        if not found.spans:
+            raise VidsieveError(f"{type(processor).__name__} makes no video token of these frames")
+        [span] = found.spans
+        size = None
+        if adapter.layout == "grid":
+            patch = processor.video_processor.patch_size
+            _, high, wide = inputs["video_grid_thw"][0].tolist()
+            size = (high * patch, wide * patch)
+        return cls(torch.from_numpy(span.at), span.frames, span.grid, size)
+
+
+class _Chunks:
+    """Makes the model's inputs of the chunks of one video, as the processor would make them of the whole."""
+
+    def __init__(self, adapter: Adapter, model: Any, processor: Any, frames: Frames, joined: int) -> None:
+        self.adapter, self._processor, self._joined = adapter, processor, joined
+        self._config, self._dtype = model.config, model.dtype
+        self._whole = _Layout.of(adapter, self._config, processor, frames)
+        self._left, self._done = len(frames), 0  # frames, token frames
+        self._processors: dict[int, Any] = {}
+
+    def __call__(self, chunk: Frames) -> tuple[Any, _Layout]:
+        """Get the inputs of the next chunk, and where its tokens are in them."""
+        inputs = prepare(self._processor_for(chunk), chunk, QUESTION).to(self._dtype)  # here: half the bytes wait
+        layout = _Layout.read(self.adapter, self._config, self._processor, inputs)
+        self._left -= len(chunk)
+        expected = self._whole.tokens[self._done :]
+        if self._left:
+            expected = expected[: len(chunk) // self._joined]
+        got = layout.tokens[: len(expected)]  # a lone frame may be there twice
+        if got != expected or layout.grid != self._whole.grid:
+            raise UnsupportedCall(
+                f"{type(self._processor).__name__} makes frames of {_told(got)} tokens of a chunk, and of "
+                f"{_told(expected)} of the whole video, so it cannot be encoded in chunks"
+            )
+        self._done += len(expected)
+        return inputs, replace(layout, at=layout.at[: sum(expected)], tokens=expected, last=not self._left)
+
+    def _processor_for(self, chunk: Frames) -> Any:
+        """Find the processor that gives a chunk the size of the whole: sizes depend on the number of frames."""
+        count = len(chunk)
+        if count not in self._processors:
+            alone, size = _Layout.of(self.adapter, self._config, self._processor, chunk).size, self._whole.size
+            self._processors[count] = self._processor
+            if size is not None and alone != size:
+                self._processors[count] = resizing_to(self._processor, *size)
+        return self._processors[count]
+
+
+def _told(tokens: tuple[int, ...]) -> str:
+    return " or ".join(map(str, sorted(set(tokens)))) or "no"
+
+
+def _encoded(
+    model: Any, process: _Chunks, frames: Frames, size: int, vision: Vision, strict: bool, each: Callable[[], None]
+) -> Iterator[FeatureChunk]:
+    faults: list[str] = []  # told here: filters of warnings belong to the caller's thread
+
+    def tick() -> None:
+        stages.check()
+        each()
+
+    with attach(model, vision=vision), Stages() as stages:
+        if frames.pixels.is_meta:
+            chunks = read_chunks(frames, size, strict=strict, warn=faults.append, each=tick)
+        else:
+            chunks = _split(frames, size)
+        # Two are decoded ahead, for the time that takes varies most, and pixels are bytes until they are processed.
+        for inputs, layout in stages.ahead(map(process, stages.ahead(chunks, 2))):
+            while faults:
+                warnings.warn(faults.pop(0), stacklevel=2)
+            yield _features(model, process.adapter, inputs, layout)
+            del inputs  # before the next are waited for
+
+
+def _split(frames: Frames, size: int) -> Iterator[Frames]:
+    for begin in range(0, len(frames), size):
+        here = slice(begin, begin + size)
+        yield replace(frames, pixels=frames.pixels[here], index=frames.index[here], seconds=frames.seconds[here])
+
+
+class _Given(Exception):
+    """Ends a forward pass once the decoder's arguments are known."""
+
+
+@torch.no_grad()
+def _features(model: Any, adapter: Adapter, inputs: Any, layout: _Layout) -> FeatureChunk:
+    """Run the model up to its decoder, and take what it would be given of the video."""
+    given: dict[str, Any] = {}
+
+    def stop(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given.update(kwargs)
+        raise _Given
+
+    with suppress(_Given), Interceptions() as hooks:
+        hooks.before(model.get_decoder(), stop)
+        model(**inputs.to(model.device), use_cache=False)
+    if not given:
+        raise VidsieveError(f"{type(model).__name__} answered without calling its decoder; nothing could be encoded")
+    embeds = given["inputs_embeds"][0]  # (L, D)
+    at = layout.at.to(embeds.device)
+    others = {
+        name: torch.stack([rows[: len(at)] for rows in given[name]])
+        for name in adapter.per_visual
+        if given.get(name) is not None
+    }
+    after = int(layout.at[-1]) + 1
+    trailing = embeds[after : after + adapter.trailing * layout.last].clone()  # a view would keep all of them
+    return FeatureChunk(embeds[at], layout.tokens, layout.grid, others, trailing)
