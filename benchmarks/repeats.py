@@ -80,17 +80,28 @@ def repeats(groups: Tensor) -> dict[str, float]:
 
 def pixels_of(path: Path, fps: float, side: int, pan: int = 0) -> Tensor:
     """The groups (T, P, C) that the processor of Qwen2.5-VL makes of a clip; see the top for `pan`."""
-    pixels = read_video(path, fps=fps, size=side * 4 // 3 if pan else side).pixels
-    if pan:
-        room = pixels.shape[2] // 4  # to go to and fro in
-        left = [room - abs(room - t * pan % (2 * room)) for t in range(len(pixels))]
-        pixels = torch.stack([frame[:, x : x + 3 * room] for frame, x in zip(pixels, left, strict=True)])
+    pixels = frames_of(path, fps, side, pan)
     limits = {"shortest_edge": 28 * 28, "longest_edge": len(pixels) * side * side}
     processor = transformers.Qwen2VLVideoProcessor(size=limits, cap_pixels_per_frame=False)
     made = processor(videos=[pixels.permute(0, 3, 1, 2)], do_sample_frames=False, return_tensors="pt")
+    return groups_of(made, processor.merge_size)
+
+
+def frames_of(path: Path, fps: float, side: int, pan: int) -> Tensor:
+    """The frames of a clip, uint8 (T, H, W, 3); with `pan`, through a window that moves by so many pixels a frame."""
+    pixels = read_video(path, fps=fps, size=side * 4 // 3 if pan else side).pixels
+    if not pan:
+        return pixels
+    room = pixels.shape[2] // 4  # to go to and fro in
+    left = [room - abs(room - t * pan % (2 * room)) for t in range(len(pixels))]
+    return torch.stack([frame[:, x : x + 3 * room] for frame, x in zip(pixels, left, strict=True)])
+
+
+def groups_of(made: Any, merge: int) -> Tensor:
+    """What a processor made of one video, as groups (T, P, C)."""
     count, rows, columns = made["video_grid_thw"][0].tolist()
     pixels: Tensor = made["pixel_values_videos"]
-    return pixels.view(count, rows * columns // processor.merge_size**2, -1)
+    return pixels.view(count, rows * columns // merge**2, -1)
 
 
 def from_frame_before(groups: Tensor, keep: float) -> PixelSelection:

@@ -24,7 +24,13 @@ RESULT = {
 
 
 def test_a_result_is_read_as_it_is(tmp_path: Path) -> None:
-    for change in ({}, {"grid": None, "segments": None}, {"kept": [], "keep": 1}):
+    for change in (
+        {},
+        {"grid": None, "segments": None},
+        {"kept": [], "keep": 1},
+        {"computed": None},
+        {"computed": [0, 767]},
+    ):
         (tmp_path / "result.json").write_text(json.dumps(RESULT | change), encoding="utf-8-sig")
         assert run.read(tmp_path) == RESULT | change
 
@@ -41,6 +47,8 @@ def test_a_result_is_read_as_it_is(tmp_path: Path) -> None:
         ({"kept": [-1]}, "expected kept as whole numbers below 768, got [-1]"),
         ({"kept": [10**30]}, "expected kept as whole numbers below 768, got"),
         ({"kept": [768]}, "expected kept as whole numbers below 768, got [768]"),
+        ({"computed": [768]}, "expected computed as whole numbers below 768 or null, got [768]"),
+        ({"computed": "all"}, "expected computed as whole numbers below 768 or null, got 'all'"),
         ({"tokens": []}, "expected tokens as whole numbers above 0, got []"),
         ({"tokens": [768, 0, 0, 0], "grid": None}, "expected tokens as whole numbers above 0, got [768, 0, 0, 0]"),
         ({"tokens": [1] * 9}, "expected tokens of at most 8 frames, got [1, 1, "),

@@ -10,7 +10,7 @@ import pytest
 from tests.cli.commands import command
 from tests.clips import write
 from vidsieve import registry
-from vidsieve.cli import answer, demo, main, report
+from vidsieve.cli import answer, demo, main, report, run
 
 pytest.importorskip("av")
 pytest.importorskip("transformers")
@@ -258,5 +258,7 @@ def test_a_share_of_the_pixels_is_recorded_with_what_the_tower_did(
     found = json.loads(capsys.readouterr().out)
     assert found["pixels"] == 0.5
     assert found["tower"] == "packed, 384 of 768 groups of pixels computed"
+    assert len(found["computed"]) == 384
+    assert run.overlay(found).computed.tolist() == found["computed"]
     assert found["tokens_before"] == 768
     assert "RunLength(keep=0.5" in found["reducer"]

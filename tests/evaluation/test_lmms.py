@@ -15,6 +15,7 @@ pytest.importorskip("transformers")
 from tests.engines.hf import tiny
 from vidsieve.errors import MissingExtra, VidsieveError
 from vidsieve.evaluation import lmms
+from vidsieve.methods.compose import with_pixels
 
 
 @dataclass
@@ -72,6 +73,26 @@ def test_a_method_is_attached_to_the_model_that_lmms_eval_loads(harness: list[st
         assert torch.equal(reduced, plain(**request).logits[0, -1])
     before, after = trace.totals["tokens_before"], trace.totals["tokens_after"]
     assert harness == [f"vidsieve: 1 videos, {before} tokens -> {after}"]
+
+
+@torch.no_grad()
+def test_the_tower_computes_the_groups_of_pixels_that_model_args_ask_for(harness: list[str]) -> None:
+    request = tiny.prompt("qwen2_5_vl")
+    for keep in (0.25, 1):
+        found = lmms.vidsieve_qwen2_5_vl(pretrained="x", keep=keep, method="uniform", pixels="0.5").generate_until(
+            [request]
+        )
+        plain = tiny.fresh("qwen2_5_vl")
+        with with_pixels(lmms.registry.method("uniform")(keep), 0.5)(plain) as trace:
+            assert torch.equal(found[0], plain(**request).logits[0, -1])
+        assert "12 of 24 groups of pixels computed" in trace.tower
+        totals = trace.totals
+        assert harness[-2:] == [
+            f"vidsieve: 1 videos, {totals['tokens_before']} tokens -> {totals['tokens_after']}",
+            f"vidsieve: vision tower, last call: {trace.tower}",
+        ]
+    with pytest.raises(ValueError, match=r"in \(0, 1\]"):
+        lmms.vidsieve_qwen2_5_vl(pretrained="x", pixels=2)
 
 
 def test_a_run_in_which_nothing_was_reduced_fails(harness: list[str]) -> None:

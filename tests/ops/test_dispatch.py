@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import threading
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
@@ -13,6 +14,7 @@ from tests.synthetic import independent
 from vidsieve import VideoTokens, ops
 from vidsieve.errors import KernelUnavailable
 from vidsieve.methods import presets
+from vidsieve.ops import dispatch
 
 
 def test_asking_for_what_cannot_run_raises(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,3 +73,22 @@ def test_several_videos_at_once_are_refused_where_no_kernel_takes_them(
     ):
         with pytest.raises(KernelUnavailable, match="expected 1 video, got 2"):
             ask()
+
+
+@pytest.mark.parametrize(
+    ("asked", "kernels", "hashes"), [("auto", "", 1), ("triton", "", 1), ("eager", "", 0), ("auto", "no GPU", 0)]
+)
+def test_triton_hashes_its_library_in_another_thread(
+    asked: str, kernels: str, hashes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = pytest.importorskip("triton.runtime.cache")
+    assert callable(cache.triton_key)  # the name that torch has for it too
+    threads: list[threading.Thread] = []
+    done = threading.Event()
+    monkeypatch.setattr(cache, "triton_key", lambda: (threads.append(threading.current_thread()), done.set()))
+    monkeypatch.setattr(dispatch, "_no_kernels", lambda: kernels)
+    monkeypatch.setenv("VIDSIEVE_OPS", asked)
+    dispatch.start_hashing()
+    assert done.wait(10 if hashes else 0.05) == bool(hashes)
+    assert len(threads) == hashes
+    assert threading.current_thread() not in threads

@@ -58,6 +58,21 @@ def test_a_token_frame_is_drawn_over_every_frame_it_was_made_of(
         assert bool(coloured(picture.draw(frame))[1, 2]) == (frame in frames)
 
 
+def test_patches_that_repeat_an_earlier_frame_are_struck_through() -> None:
+    frames, kept, tokens = sample(2), torch.arange(24), (ROWS * COLUMNS,) * 2
+    plain = Overlay(frames, kept, tokens, (ROWS, COLUMNS))
+    marked = Overlay(frames, kept, tokens, (ROWS, COLUMNS), computed=torch.tensor([*range(12), 14, 23]))
+    first, second = (np.array(plain.draw(i)) != np.array(marked.draw(i)) for i in range(2))
+    assert not first.any()
+    changed = second.any(-1).reshape(ROWS, CELL, COLUMNS, CELL).any((1, 3)).flatten()
+    assert [int(i) for i in changed.nonzero()[0]] == [0, 1, 3, 4, 5, 6, 7, 8, 9, 10]
+    assert np.array(plain.sheet()).shape == np.array(marked.sheet()).shape
+    without = Overlay(frames, kept, tokens, computed=torch.arange(12))
+    assert (np.array(without.draw(1)) == np.array(Overlay(frames, kept, tokens).draw(1))).all()
+    with pytest.raises(ValueError, match=r"expected computed within \[0, 24\)"):
+        Overlay(frames, kept, tokens, computed=torch.tensor([24]))
+
+
 def test_counts_and_segments_follow_the_token_frames() -> None:
     picture = overlay([0, 1, 12, 40], segments=(0, 24, 36))
     assert picture.counts == (2, 1, 0, 1)

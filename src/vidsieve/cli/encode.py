@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def encode_all(request: Request, note: Note = lambda what: None) -> dict[str, An
     loaded: tuple[Any, Any] | None = None
     rows = []
     for number, clip in enumerate(clips, 1):
-        count = f"{Path(clip).name}" if len(clips) == 1 else f"{number} of {len(clips)}, {Path(clip).name}"
+        count = Path(clip).name if len(clips) == 1 else f"{number} of {len(clips)}, {Path(clip).name}"
         file = _file(request.out, clip)
         try:
             if file.exists():
@@ -66,7 +67,7 @@ def encode_all(request: Request, note: Note = lambda what: None) -> dict[str, An
             if loaded is None:
                 note("loading the model")
                 loaded = load(request.model, request.device, request.dtype, bar=False)
-            rows.append(_encoded(loaded, clip, file, request, lambda what, count=count: note(f"{count}: {what}")))
+            rows.append(_encoded(loaded, clip, file, request, partial(_told, note, count)))
         except (VidsieveError, OSError, ValueError, RuntimeError) as error:
             rows.append({"clip": clip, "error": " ".join(str(error).split()) or type(error).__name__})
     failed = [row for row in rows if "error" in row]
@@ -113,6 +114,10 @@ def sampled(clip: str, sample: dict[str, Any], max_pixels: int | None) -> dict[s
     height, width = plan_video(clip, **sample).pixels.shape[1:3]
     scale = min(1.0, (max_pixels / (height * width)) ** 0.5)
     return {**sample, "size": (max(1, int(height * scale)), max(1, int(width * scale)))}
+
+
+def _told(note: Note, clip: str, what: str) -> None:
+    note(f"{clip}: {what}")
 
 
 def _encoded(loaded: tuple[Any, Any], clip: str, file: Path, request: Request, note: Note) -> dict[str, Any]:

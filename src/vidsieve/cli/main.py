@@ -135,6 +135,7 @@ def _run(options: argparse.Namespace) -> Found:
         options.strict,
         options.sampling,
         options.pixels,
+        options.decoder,
     )
     return _carry_out(request, options.out, _films(options))
 

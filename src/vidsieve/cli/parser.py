@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vidsieve.cli.arguments import Parser, Version, count, file, folder, fraction, method, question, rate, seconds
-from vidsieve.video.wanted import SAMPLINGS
+from vidsieve.video.wanted import LIBRARIES, SAMPLINGS
 
 Command = tuple[Callable[..., Any], Callable[[Any], None]]
 
@@ -78,6 +78,8 @@ def _add_run(command: Parser) -> None:
     command.add_argument("--question", "-q", type=question, required=True)
     command.add_argument("--model", "-m", required=True, help="Hub id or folder of a video language model")
     command.add_argument("--strict", action="store_true", help="refuse a clip that is cut short or damaged")
+    about = "what decodes the clip; torchcodec does on the GPU that --device names (pyav)"
+    command.add_argument("--decoder", choices=LIBRARIES, default="pyav", help=about)
     command.add_argument("--max-new-tokens", type=count, default=128, help="longest answer (128)")
     command.add_argument("--only-reduced", action="store_true", help="do not answer with every token too")
     command.add_argument("--out", type=folder, help="folder for result.json and the overlay, a picture")

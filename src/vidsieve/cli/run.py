@@ -32,7 +32,7 @@ from vidsieve.types.frames import Frames
 from vidsieve.video.decode import indexed, read_video
 from vidsieve.video.demux import is_path
 from vidsieve.video.overlay import Overlay
-from vidsieve.video.wanted import Sampling, Wanted
+from vidsieve.video.wanted import Library, Sampling, Wanted
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Request:
     """The arguments of `vidsieve run`. device, dtype: None for those that fit this machine and the checkpoint.
 
     strict: refuse a clip that is cut short or damaged.  sampling: as `read_video` takes it.  pixels: the share
-    of the groups of pixels that the vision tower computes (docs/vision.md); None for all.
+    of the groups of pixels that the vision tower computes (docs/vision.md); None for all.  decoder: as `read_video`
+    takes it.
     """
 
     clip: str
@@ -56,6 +57,19 @@ class Request:
     strict: bool = False
     sampling: Sampling = "even"
     pixels: float | None = None
+    decoder: Library = "pyav"
+
+    @property
+    def wanted(self) -> Wanted:
+        """What is read of the clip; torchcodec decodes on the GPU that is asked for."""
+        on_gpu = self.decoder == "torchcodec" and (self.device or "").startswith("cuda")
+        return Wanted(
+            self.frames,
+            strict=self.strict,
+            sampling=self.sampling,
+            decoder=self.decoder,
+            device=self.device if on_gpu else None,
+        )
 
 
 def run(
@@ -78,7 +92,7 @@ def run(
     require("av", "video")  # not on the clock
     frames, processor, model = _loaded(request, note, stages, loading)
     with _clocked(stages, "process"):
-        inputs = prepare(processor, frames, request.question).to(model.device, model.dtype)
+        inputs = prepare(processor, frames, request.question, model.device).to(model.device, model.dtype)
     if request.compare:  # a first call pays for what later ones do not; neither of the two may be it
         note("warming up")
         with reducer(model):
@@ -116,8 +130,7 @@ def _loaded(
     note("decoding the clip, and loading the model")
     faults: list[str] = []  # told here: filters of warnings are shared with what a library silences while it loads
     with _clocked(stages, "decode"):
-        wanted = Wanted(request.frames, strict=request.strict, sampling=request.sampling)
-        decode = indexed(request.clip, wanted, faults.append)
+        decode = indexed(request.clip, request.wanted, faults.append)
 
     def decoding() -> Frames:
         with _clocked(stages, "decode"):
@@ -150,6 +163,7 @@ def _described(
         "keep_of": method.keep_of,
         "pixels": request.pixels,
         "tower": trace.tower,
+        "computed": _computed(trace, video.before),
         "cost": trace.cost,
         "stages": video.to_dict()["stages"],
         "tokens_before": video.before,
@@ -170,6 +184,7 @@ def _described(
             "total": frames.total,
             "duration": frames.duration,
             "sampling": request.sampling,
+            "decoder": request.decoder,
             "decoded": frames.decoded,
             "key_frames": frames.key_frames,
         },
@@ -182,6 +197,12 @@ def _described(
         "dtype": str(model.dtype).removeprefix("torch."),
         "versions": versions(),
     }
+
+
+def _computed(trace: Trace, tokens: int) -> list[int] | None:
+    """List the tokens whose pixels the tower computed; None for all, and where a group of pixels is no token."""
+    [selection] = trace.pixels or (None,)
+    return None if selection is None or len(selection.source) != tokens else selection.kept.tolist()
 
 
 def _split(before: dict[str, float], answered: Answer, trace: Trace | None = None) -> dict[str, float]:
@@ -217,7 +238,9 @@ def overlay(result: dict[str, Any], frames: Frames | None = None) -> Overlay:
     frames = frames or read_video(result["clip"], index=sample["index"], size=tuple(sample["size"]))
     bounds = [begin for begin, _ in result["segments"] or ()]
     kept = torch.tensor(result["kept"], dtype=torch.int64)
-    return Overlay(frames, kept, result["tokens"], tuple(result["grid"]) if result["grid"] else None, bounds)
+    grid = tuple(result["grid"]) if result["grid"] else None
+    computed = result.get("computed")  # an earlier release has none
+    return Overlay(frames, kept, result["tokens"], grid, bounds, None if computed is None else torch.tensor(computed))
 
 
 def draw(
@@ -299,6 +322,12 @@ def _expected(result: dict[str, Any]) -> Iterator[tuple[str, Any, bool]]:
         f"kept as whole numbers below {sum(tokens)}",
         kept,
         are_integers(kept, 0) and max(kept, default=0) < sum(tokens),
+    )
+    computed = result.get("computed")
+    yield (
+        f"computed as whole numbers below {sum(tokens)} or null",
+        computed,
+        computed is None or (are_integers(computed, 0) and max(computed, default=0) < sum(tokens)),
     )
     pairs = segments is None or (isinstance(segments, list) and all(are_integers(pair, 0, 2) for pair in segments))
     yield "segments as pairs of whole numbers or null", segments, pairs

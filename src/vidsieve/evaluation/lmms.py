@@ -3,8 +3,9 @@
     python -m lmms_eval --model vidsieve_qwen2_5_vl --tasks videomme \\
         --model_args pretrained=Qwen/Qwen2.5-VL-7B-Instruct,keep=0.1,method=vidsieve
 
-Nothing of lmms-eval is copied or patched: each is a subclass made of lmms-eval's class, which takes two arguments more.
-keep=1 runs the model as it is, for the unreduced row. After each task the counts are logged, and a run in which the
+Nothing of lmms-eval is copied or patched: each is a subclass made of lmms-eval's class, which takes three arguments
+more. keep=1 runs the model as it is, for the unreduced row. pixels=0.5 lets the vision tower compute half of the groups
+of pixels (docs/vision.md), with every keep. After each task the counts are logged, and a run in which the
 method was not shown a video for every request, or kept every token, fails: its scores would be of something else.
 docs/reproduce.md has the commands.
 """
@@ -15,6 +16,7 @@ from typing import Any
 from vidsieve import registry
 from vidsieve.checks import require
 from vidsieve.errors import VidsieveError
+from vidsieve.methods.compose import with_pixels
 
 PARENTS = {  # our name: their kind of model, module and class
     "vidsieve_qwen2_5_vl": ("chat", "qwen2_5_vl", "Qwen2_5_VL"),
@@ -47,29 +49,40 @@ def __getattr__(name: str) -> type:
 class Reduced:
     """Attaches a method to the model that the class beside it loads, for as long as that lives."""
 
-    def __init__(self, keep: float = 0.1, method: str = "vidsieve", **rest: Any) -> None:
-        named = registry.method(method)
+    def __init__(self, keep: float = 0.1, method: str = "vidsieve", pixels: float | None = None, **rest: Any) -> None:
+        named, self.keep = registry.method(method), float(keep)
+        reducer = with_pixels(named(self.keep), None if pixels is None else float(pixels))
         super().__init__(**rest)
-        self.trace = None if float(keep) == 1 else named(float(keep))(self.model).trace  # type: ignore[attr-defined]
+        whole = self.keep == 1 and pixels is None
+        self.trace = None if whole else reducer(self.model).trace  # type: ignore[attr-defined]
 
     def generate_until(self, requests: list[Any]) -> Any:
         before = self.trace.totals if self.trace is not None else {}
         answers = super().generate_until(requests)  # type: ignore[misc]
         if self.trace is not None:
             now = self.trace.totals
-            check({name: now[name] - before[name] for name in now}, len(requests))
+            check({name: now[name] - before[name] for name in now}, len(requests), self.keep)
+            if self.trace.pixels:
+                _log(f"vision tower, last call: {self.trace.tower}")
         return answers
 
 
-def check(counts: dict[str, int], requests: int) -> None:
-    """Log what became of the video tokens of this many requests; raise `VidsieveError` where nothing did."""
-    from loguru import logger
+def check(counts: dict[str, int], requests: int, keep: float = 0.0) -> None:
+    """Log what became of the video tokens of this many requests; raise `VidsieveError` where nothing did.
 
+    keep: 1 where all were to stay.
+    """
     if counts["videos"] < requests:
         raise VidsieveError(
             f"of {requests} requests only {counts['videos']} showed the model a video: the others failed (see above) "
             "or were about images, and their scores would not be those of a reduced video"
         )
-    if counts["tokens_after"] >= counts["tokens_before"]:
+    if keep < 1 and counts["tokens_after"] >= counts["tokens_before"]:
         raise VidsieveError(f"all {counts['tokens_before']} video tokens were kept; use keep=1 for the unreduced model")
-    logger.info("vidsieve: {videos} videos, {tokens_before} tokens -> {tokens_after}".format(**counts))
+    _log("{videos} videos, {tokens_before} tokens -> {tokens_after}".format(**counts))
+
+
+def _log(text: str) -> None:
+    from loguru import logger
+
+    logger.info(f"vidsieve: {text}")

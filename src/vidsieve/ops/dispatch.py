@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from threading import Thread
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -35,6 +36,18 @@ def _no_kernels() -> str:
 def available() -> dict[str, str]:
     """The implementations and, for one that cannot run here, the reason."""
     return {"reference": "", "eager": "", "triton": _no_kernels()}
+
+
+def start_hashing() -> None:
+    """Have Triton hash its own library in a thread, while a model is loaded: its first kernel waits for that.
+
+    Every key of its cache contains the hash, which takes a second, and Triton keeps it for the rest of the process.
+    """
+    if os.environ.get("VIDSIEVE_OPS", "auto") not in ("auto", "triton") or _no_kernels():
+        return
+    key = getattr(importlib.import_module("triton.runtime.cache"), "triton_key", None)
+    if callable(key):  # a release that has no such function hashes when it must
+        Thread(target=key, name="vidsieve-triton-key", daemon=True).start()
 
 
 @cache  # a dictionary look-up: operations are called some ten times in a reduction

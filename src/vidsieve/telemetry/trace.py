@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vidsieve.telemetry.timing import StageTimer
+from vidsieve.types.pixels import PixelSelection
 from vidsieve.types.reduction import Reduction
 
 
@@ -177,11 +178,14 @@ class Trace:
 
     calls: the last `remembered` forward passes that saw video tokens, oldest first.  totals: of all passes ever, the
     number of "calls", "videos", "tokens_before", "tokens_after".  tower: how the vision tower last ran, and why.
-    tower_slow: whether it could have run by fewer kernels.  reduces: whether there is a reducer, not a tower alone.
+    tower_slow: whether it could have run by fewer kernels.  pixels: which groups of pixels it computed, for each video
+    of its last call with any; empty without a selector before it.  reduces: whether there is a reducer, or a tower
+    alone.
     """
 
     def __init__(self, remembered: int = 64) -> None:
         self.tower, self.tower_slow, self.reduces = "stock", False, True
+        self.pixels: tuple[PixelSelection, ...] = ()
         self._calls: deque[CallRecord] = deque(maxlen=remembered)
         self._totals = {"calls": 0, "videos": 0, "tokens_before": 0, "tokens_after": 0}
         self._lock = threading.Lock()
@@ -246,7 +250,7 @@ class Trace:
     def __str__(self) -> str:
         if not self.reduces:
             return f"tower: {self.tower}"
-        return self._videos_text() + f"\n  tower: {self.tower}" * self.tower_slow
+        return self._videos_text() + f"\n  tower: {self.tower}" * (self.tower_slow or bool(self.pixels))
 
     def _videos_text(self) -> str:
         totals, videos = self.totals, self.videos
@@ -270,7 +274,12 @@ class Trace:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON knows it. Waits for the device."""
-        return {**self.totals, "tower": self.tower, "remembered_calls": [call.to_dict() for call in self.calls]}
+        return {
+            **self.totals,
+            "tower": self.tower,
+            "pixels": [{"groups": len(chosen.source), "computed": len(chosen)} for chosen in self.pixels],
+            "remembered_calls": [call.to_dict() for call in self.calls],
+        }
 
 
 def _sentence(

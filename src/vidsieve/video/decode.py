@@ -25,6 +25,7 @@ from torch import Tensor
 from vidsieve.checks import require
 from vidsieve.errors import VideoError
 from vidsieve.types.frames import Frames
+from vidsieve.video import torchcodec
 from vidsieve.video.chosen import Decoder, Miscounted
 from vidsieve.video.demux import (
     PATIENCE,
@@ -36,7 +37,7 @@ from vidsieve.video.demux import (
     opened,
     video_stream,
 )
-from vidsieve.video.wanted import LONGEST_SIDE, Sampling, Size, Wanted
+from vidsieve.video.wanted import LONGEST_SIDE, Library, Sampling, Size, Wanted
 
 STRETCH = 16  # the widest or highest that a pixel can be for its other side
 LONG_CLIP = 30.0  # seconds; below it a progress bar would be gone before it is read
@@ -60,6 +61,8 @@ def read_video(
     start: float = 0.0,
     end: float | None = None,
     max_frames: int | None = None,
+    decoder: Library = "pyav",
+    device: str | None = None,
 ) -> Frames:
     """Read frames of a video, RGB uint8 (T, H, W, 3), as a player shows them: upright, in square pixels, of one size.
 
@@ -77,13 +80,17 @@ def read_video(
     start, end: seconds; as if the file were only what is on screen from `start` on and before `end`. Numbers and time
       stamps stay those of the whole file.
     max_frames: if more would be read, that many evenly among them.
+    decoder: "pyav"; or "torchcodec", for undamaged files of one size, which gives the same frames, scaled by a filter
+      that rounds differently, and no progress bar. It does not say which frames are damaged.
+    device: with torchcodec, "cpu" (the default), or "cuda", ..., where decoding and the pixels then are.
 
     Raises `VideoError`, in one line, for a file that is missing, a directory, empty, not a video, without a picture or
-    without the frame asked for, or that ends before `start`; `MissingExtra` without PyAV; `ValueError` for invalid
-    arguments.
+    without the frame asked for, or that ends before `start`; `MissingExtra` without PyAV, or without the decoder asked
+    for; `ValueError` for invalid arguments.
     Warns if a file is cut short or frames are damaged: what they show is the decoder's guess.
     """
-    return indexed(path, Wanted(num_frames, fps, index, size, progress, strict, sampling, start, end, max_frames))()
+    wanted = Wanted(num_frames, fps, index, size, progress, strict, sampling, start, end, max_frames, decoder, device)
+    return indexed(path, wanted)()
 
 
 def to_warning(fault: str) -> None:
@@ -100,6 +107,8 @@ def indexed(
     Both raise as `read_video` does: this for what is no video, the function for what cannot be decoded.
     """
     name = os.fsdecode(path)
+    if wanted.decoder == "torchcodec":
+        torchcodec.load()
     found = index_of(name)
     return lambda: trusting(found, name, wanted, lambda index: _read(index, name, wanted, warn))
 
@@ -162,8 +171,26 @@ def _without_frames(place: str, name: str) -> VideoError:
 def _read(found: Index, name: str, wanted: Wanted, warn: Callable[[str], None]) -> Frames:
     numbers = wanted.numbers(found, name)
     faults = Faults(name, wanted.strict, warn, cut=wanted.strict or wanted.index is None)
+    if wanted.decoder == "torchcodec":
+        return _by_torchcodec(found, name, numbers, wanted, faults)
     [frames] = pieces(found, name, numbers, wanted.size, len(numbers), faults, wanted.progress)
     return frames
+
+
+def _by_torchcodec(found: Index, name: str, numbers: list[int], wanted: Wanted, faults: "Faults") -> Frames:
+    torchcodec.check_readable(found, name)
+    place = locate(name)
+    with opened(place) as container:
+        stream = video_stream(container, name)
+        decoder = Decoder(container, stream, found, name)
+        _, first = next(decoder.frames([0]))
+        shape, turn = scaled(decoder, first, wanted.size), _orientation(first, name)
+        if turn not in _TURNS:
+            raise VideoError(f"{name}: is mirrored, and torchcodec can only turn pictures; {torchcodec.INSTEAD}")
+        stamps = [pts * stream.time_base for pts in found.pts]
+        pixels = torchcodec.decode(place, name, stream.index, stamps, numbers, shape, wanted.device or "cpu")
+    faults.tell_of(found)
+    return described(pixels, numbers, found, name)
 
 
 @dataclass(frozen=True)
@@ -283,14 +310,15 @@ def _orientation(frame: Any, name: str) -> tuple[bool, bool, bool]:
     try:
         matrix = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:  # PyAV 18 cannot list what is newer than it knows (EXIF); it still knows the rotation
-        return {0: (False, False, False), 1: (True, False, True), 2: (False, True, True), 3: (True, True, False)}[
-            round(frame.rotation / 90) % 4
-        ]
+        return _TURNS[round(frame.rotation / 90) % 4]
     if matrix is None:
         return False, False, False
     a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])
     transposed = abs(b) > abs(a)
     return transposed, (c if transposed else a) < 0, (b if transposed else d) < 0
+
+
+_TURNS = ((False, False, False), (True, False, True), (False, True, True), (True, True, False))  # by 90 degrees each
 
 
 def _fill(place: Any, frame: Any, name: str) -> None:

@@ -49,6 +49,8 @@ class Overlay:
     of them, summing to N; models that join neighbouring frames have fewer token frames than frames.
     grid: (rows, columns) of a token frame; None if there is none, then a frame is as bright as its kept share.
     segments: (S + 1,) token offsets of the segments.
+    computed: int64 (C,) indices of the tokens whose pixels the vision tower computed, None for all. The others, with
+    the features of an earlier frame, get a diagonal line; it needs a grid.
     """
 
     frames: Frames
@@ -56,14 +58,16 @@ class Overlay:
     tokens: Sequence[int]
     grid: tuple[int, int] | None = None
     segments: Sequence[int] = ()
+    computed: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not 0 < len(self.tokens) <= len(self.frames):
             raise ValueError(f"expected 1 to {len(self.frames)} token frames, got {len(self.tokens)}")
         if self.grid is not None and any(count != self.grid[0] * self.grid[1] for count in self.tokens):
             raise ValueError(f"expected {self.grid[0]} x {self.grid[1]} tokens in each frame, got {tuple(self.tokens)}")
-        if len(self.kept) and not 0 <= int(self.kept.min()) <= int(self.kept.max()) < sum(self.tokens):
-            raise ValueError(f"expected kept within [0, {sum(self.tokens)}), got {self.kept}")
+        for name, rows in (("kept", self.kept), ("computed", self.computed)):
+            if rows is not None and len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < sum(self.tokens):
+                raise ValueError(f"expected {name} within [0, {sum(self.tokens)}), got {rows}")
 
     @cached_property
     def counts(self) -> tuple[int, ...]:
@@ -77,8 +81,15 @@ class Overlay:
 
     @cached_property
     def _kept_mask(self) -> Tensor:
+        return self._mask_of(self.kept)
+
+    @cached_property
+    def _computed_mask(self) -> Tensor | None:
+        return None if self.computed is None or self.grid is None else self._mask_of(self.computed)
+
+    def _mask_of(self, rows: Tensor) -> Tensor:
         mask = torch.zeros(sum(self.tokens), dtype=torch.bool)
-        mask[self.kept.cpu()] = True
+        mask[rows.cpu()] = True
         return mask
 
     @cached_property
@@ -100,7 +111,7 @@ class Overlay:
     def draw(self, frame: int, size: tuple[int, int] | None = None) -> Any:
         """Draw frame `frame` of the sample as a PIL image of (width, height), dropped patches dim."""
         Image = _pil().Image
-        image = Image.fromarray(self.frames.pixels[frame].numpy())
+        image = Image.fromarray(self.frames.pixels[frame].cpu().numpy())
         if size is not None:
             image = image.resize(size, Image.Resampling.LANCZOS)
         patch = frame // self._joined
@@ -111,6 +122,8 @@ class Overlay:
         bright = Image.fromarray(mask.numpy()).convert("L").resize(image.size, Image.Resampling.NEAREST)
         image = Image.composite(image, dim, bright)
         self._outline(image, mask, _colour(self._segment[patch]))
+        if self._computed_mask is not None:
+            self._strike(image, ~self._computed_mask[self._bounds[patch] : self._bounds[patch + 1]].view(self.grid))
         return image
 
     @staticmethod
@@ -126,6 +139,14 @@ class Overlay:
         for row, column in (framed[1:, 1:] != framed[1:, :-1]).nonzero().tolist():
             x = min(round(column * image.width / columns), image.width - 1)
             pen.line((x, row * image.height / rows, x, (row + 1) * image.height / rows), colour, width)
+
+    @staticmethod
+    def _strike(image: Any, mask: Tensor) -> None:
+        """Draw a diagonal line through every patch of `mask`."""
+        pen = _pil().ImageDraw.Draw(image)
+        high, wide = image.height / mask.shape[0], image.width / mask.shape[1]
+        for row, column in mask.nonzero().tolist():
+            pen.line((column * wide, (row + 1) * high - 1, (column + 1) * wide - 1, row * high), INK)
 
     def sheet(self, caption: str = "") -> Any:
         """Draw the contact sheet, a PIL image: a panel for every token frame (at most 64, evenly), a chart below."""
@@ -170,6 +191,9 @@ class Overlay:
         most = max(self.counts) or 1
         slot = (right - left) / len(self.counts)
         pen.text((left, top - 6), f"tokens kept per frame, at most {most}", FAINT, _font(13), anchor="ls")
+        if self._computed_mask is not None:
+            legend = f"/ repeats an earlier frame: {int(self._computed_mask.sum()):,} of {sum(self.tokens):,} computed"
+            pen.text((right, top - 6), legend, FAINT, _font(13), anchor="rs")
         for patch, count in enumerate(self.counts):
             x = left + patch * slot
             colour = _colour(self._segment[patch])
@@ -200,7 +224,7 @@ class Overlay:
             pen = pil.ImageDraw.Draw(image)
             patch = frame // self._joined
             pen.text((image.width - GAP, GAP), _clock(self.frames.seconds[frame]), INK, _font(17), anchor="ra")
-            picture = pil.Image.fromarray(self.frames.pixels[frame].numpy())
+            picture = pil.Image.fromarray(self.frames.pixels[frame].cpu().numpy())
             image.paste(picture.resize((width, height), pil.Image.Resampling.LANCZOS), (GAP, 44))
             image.paste(self.draw(frame, (width, height)), (2 * GAP + width, 44))
             self._chart(pen, (GAP, height + 74, image.width - GAP, height + 74 + CHART), patch)

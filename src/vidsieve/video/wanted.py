@@ -17,6 +17,8 @@ LONGEST_SIDE = 1024
 Size = int | tuple[int, int] | None
 Sampling = Literal["even", "keyframes"]
 SAMPLINGS: tuple[str, ...] = get_args(Sampling)
+Library = Literal["pyav", "torchcodec"]
+LIBRARIES: tuple[str, ...] = get_args(Library)
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,16 @@ class Wanted:
     start: float = 0.0
     end: float | None = None
     max_frames: int | None = None
+    decoder: Library = "pyav"
+    device: str | None = None
 
     def __post_init__(self) -> None:
+        if self.decoder not in LIBRARIES:
+            raise ValueError(f'expected decoder "pyav" or "torchcodec", got {self.decoder!r}')
+        if self.decoder == "torchcodec" and self.strict:
+            raise ValueError('torchcodec does not say which frames are damaged; with strict, use decoder="pyav"')
+        if self.decoder == "pyav" and self.device is not None:
+            raise ValueError(f'PyAV decodes on the CPU; for device {self.device!r}, use decoder="torchcodec"')
         if sum(choice is not None for choice in (self.num_frames, self.fps, self.index)) > 1:
             raise ValueError("give one of num_frames, fps and index, not several")
         if self.sampling not in SAMPLINGS:

@@ -10,9 +10,9 @@ pytest.importorskip("torchvision", reason="transformers' video processors need t
 
 from tests.engines.hf import processors, tiny
 from tests.engines.hf.reducers import Loudest
-from vidsieve.engines.hf import attach
+from vidsieve.engines.hf import attach, loading
 from vidsieve.engines.hf.loading import prepare
-from vidsieve.errors import WrongArgument
+from vidsieve.errors import VidsieveError, WrongArgument
 from vidsieve.types.frames import Frames
 
 UNEVEN = (0.0, 0.4, 2.0, 2.8, 3.0, 9.01)  # 6 of 60 frames in 12 seconds: a mean rate knows nothing of them
@@ -108,3 +108,13 @@ def test_a_frame_is_shown_as_often_as_it_must(processor: Listening, shown: int) 
     assert given["video_metadata"][0].timestamps == [1.5] * shown
     many = prepare(processor, frames(0.0, 1.0, 2.0), "?")
     assert len(many["videos"][0]) == len(many["video_metadata"][0].frames_indices) == 3
+
+
+def test_triton_hashes_its_library_while_a_model_is_loaded_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    began: list[str] = []
+    monkeypatch.setattr(loading, "start_hashing", lambda: began.append("hash"))
+    monkeypatch.setattr(loading, "usable_device", torch.device)
+    for device, found in (("cpu", []), ("cuda", ["hash"])):
+        with pytest.raises(VidsieveError):  # after which nothing is read
+            loading.load("/nonexistent/model", device)
+        assert began == found

@@ -1,7 +1,7 @@
 """Cutting before normalising gives the tensors of transformers' own processors, bit for bit."""
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -12,8 +12,9 @@ pytest.importorskip("torchvision")
 import transformers
 
 from tests.engines.hf import processors
+from vidsieve.engines.hf import loading
 from vidsieve.engines.hf.loading import prepare
-from vidsieve.engines.hf.processing import patching_first
+from vidsieve.engines.hf.processing import patching_first, placed
 from vidsieve.types.frames import Frames
 
 QWEN = [transformers.Qwen2VLVideoProcessor, transformers.Qwen3VLVideoProcessor]
@@ -94,3 +95,50 @@ def test_a_subclass_that_may_do_otherwise_is_used_as_it_is() -> None:
 
     processor = SimpleNamespace(video_processor=Own(**SMALL))
     assert patching_first(processor) is processor
+
+
+def frames_of(pixels: torch.Tensor) -> Frames:
+    count = len(pixels)
+    times = tuple(0.25 * i for i in range(count))
+    return Frames(pixels.permute(0, 2, 3, 1), tuple(range(count)), times, 4.0, count, count / 4)
+
+
+@pytest.mark.parametrize("family", processors.FAMILIES)
+def test_no_processor_leaves_the_device_of_the_frames(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    processor, frames = processors.processor(family), frames_of(clip(8))
+    plain = prepare(processor, frames, "what?", "cpu")
+    monkeypatch.setattr(loading, "placed", lambda processor, pixels, device: pixels.to(device))
+    moved = prepare(processor, frames, "what?", "meta")  # where a look at a value would fail
+    assert moved.keys() == plain.keys()
+    for name in plain:
+        assert moved[name].device.type == ("meta" if name.startswith("pixel_values") else "cpu")
+        assert (moved[name].shape, moved[name].dtype) == (plain[name].shape, plain[name].dtype)
+
+
+def test_frames_are_processed_on_cuda_by_processors_of_transformers_alone() -> None:
+    class Own(transformers.Qwen2VLVideoProcessor):  # type: ignore[misc]
+        pass
+
+    theirs, own = (SimpleNamespace(video_processor=kind(**SMALL)) for kind in (QWEN[0], Own))
+    moved: list[Any] = []
+    pixels = cast(torch.Tensor, SimpleNamespace(is_meta=False, to=lambda where: moved.append(torch.device(where))))
+    for processor, device in ((theirs, "cuda:1"), (theirs, None), (theirs, "cpu"), (theirs, "mps"), (own, "cuda")):
+        placed(processor, pixels, device)
+    assert moved == [torch.device("cuda:1"), *[torch.device("cpu")] * 4]
+    assert placed(theirs, torch.empty(1, device="meta"), "cpu").is_meta
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", processors.FAMILIES)
+def test_on_cuda_the_values_are_those_of_the_cpu_within_rounding(family: str) -> None:
+    processor, frames = processors.processor(family), frames_of(clip(8))
+    plain, there = (prepare(processor, frames, "what?", device) for device in ("cpu", "cuda"))
+    assert there.keys() == plain.keys()
+    for name in plain:
+        if name.startswith("pixel_values"):
+            assert there[name].is_cuda
+            difference = (there[name].cpu() - plain[name]).abs()
+            assert difference.max() <= 2 / 255 / 0.22  # two levels, by the smallest standard deviation
+            assert difference.mean() <= 0.3 / 255 / 0.22
+        else:
+            assert torch.equal(there[name].cpu(), plain[name])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.ops.vision import problems
+from vidsieve.ops import SegmentAttentionProblem
 from vidsieve.ops.vision import eager, reference
 
 
@@ -25,6 +26,23 @@ def test_a_segment_gets_the_bits_it_has_alone() -> None:
             query=part[0], key=part[1], value=part[2], bounds=torch.tensor([0, end - begin], dtype=torch.int32)
         )
         assert torch.equal(together[begin:end], eager.segment_attention(alone))
+
+
+def test_segments_of_one_length_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, key, value = torch.randn(3, 4, 24, 8).transpose(1, 2)  # as a tower gives them: heads first
+    seen: list[list[int]] = []
+    attend = eager.scaled_dot_product_attention
+    monkeypatch.setattr(
+        eager,
+        "scaled_dot_product_attention",
+        lambda *rows, scale: (seen.append([x.data_ptr() for x in rows]), attend(*rows, scale=scale))[1],
+    )
+    for ends in ([6, 12, 18, 24], [6, 12, 18, 21, 24]):  # of all rows, and of most
+        bounds = torch.tensor([0, *ends], dtype=torch.int32)
+        problem = SegmentAttentionProblem(query, key, value, bounds, 6, 0.5, None)
+        seen.clear()
+        torch.testing.assert_close(eager.segment_attention(problem), reference.segment_attention(problem))
+        assert seen[0] == [x.data_ptr() for x in (query, key, value)]
 
 
 @pytest.mark.parametrize("shape", [{}, {"rows": 1}, {"heads": 1, "width": 2}, {"width": 80, "heads": 16}])

@@ -11,9 +11,10 @@ import torch
 
 from vidsieve.checks import check_question, describe, require
 from vidsieve.engines.hf import hub
-from vidsieve.engines.hf.processing import patching_first, without_pixels
+from vidsieve.engines.hf.processing import patching_first, placed, without_pixels
 from vidsieve.engines.torchvision import make_importable
 from vidsieve.errors import UnsupportedModel, VidsieveError, WrongArgument
+from vidsieve.ops.dispatch import start_hashing
 from vidsieve.types.frames import Frames
 
 MICRO = 10**6  # a second in microseconds
@@ -30,6 +31,8 @@ def load(name: str, device: str | None = None, dtype: str | None = None, bar: bo
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     where_to = usable_device(device)
+    if where_to.type == "cuda":
+        start_hashing()
     dtype = dtype or ("float32" if where_to.type == "cpu" else "auto")
     where = check(name)
     with _loading(name), nullcontext() if bar else without_bars():
@@ -83,18 +86,22 @@ class _Described:
     config: Any
 
 
-def prepare(processor: Any, frames: Frames, question: str) -> Any:
+def prepare(processor: Any, frames: Frames, question: str, device: torch.device | str | None = None) -> Any:
     """Make the inputs of `model.generate`: the processor's tensors for one video and one question, frames as sampled.
 
     Time stamps are those of the frames. The last frame is repeated for a processor whose patches span several frames
     and for a model that would take a single frame for an image. Frames on "meta" (`plan_video`) give the prompt, masks
     and grids of the video without a pixel of it: tensors of pixels are on "meta". Raises `UnsupportedCall` if a
     processor cannot tell them without pixels.
+    device: of the model. On CUDA the frames are moved there as bytes, and scaled, normalised and cut into patches there
+    by the processors of transformers, which rounds otherwise. Else they are processed on the CPU.
     """
-    return prepare_turns(processor, (frames,), (question,))
+    return prepare_turns(processor, (frames,), (question,), device)
 
 
-def prepare_turns(processor: Any, videos: Sequence[Frames], turns: Sequence[str]) -> Any:
+def prepare_turns(
+    processor: Any, videos: Sequence[Frames], turns: Sequence[str], device: torch.device | str | None = None
+) -> Any:
     """Do what `prepare` does for several videos, all before the first question, and a conversation about them.
 
     turns: question, answer, question, ..., question.
@@ -113,7 +120,7 @@ def prepare_turns(processor: Any, videos: Sequence[Frames], turns: Sequence[str]
     begin = processor.tokenizer.bos_token
     filled = [_long_enough(processor, frames) for frames in videos]
     described = all(frames.pixels.is_meta for frames in filled)
-    shown: list[Any] = [frames.pixels.permute(0, 3, 1, 2) for frames in filled]
+    shown: list[Any] = [placed(processor, frames.pixels, device).permute(0, 3, 1, 2) for frames in filled]
     if hasattr(processor, "image_seq_len"):  # SmolVLM, which in older releases counts videos prompt by prompt
         shown = [shown]
     inputs = (without_pixels if described else patching_first)(processor)(

@@ -18,6 +18,14 @@ MEASURING = ("LlavaNextVideoProcessor", "LlavaOnevisionProcessor", "VideoLlavaPr
 ROWS = 2048  # patches that are normalised at once, while they are in the processor's cache
 
 
+def placed(processor: Any, pixels: Tensor, device: torch.device | str | None) -> Tensor:
+    """Move pixels to where they are processed for a model on `device`: there, if that is CUDA, else to the CPU."""
+    where = torch.device("cpu" if device is None else device)
+    kind = type(getattr(processor, "video_processor", None))
+    theirs = kind.__module__.startswith("transformers.models.")  # they compute on tensors alone; others may not
+    return pixels if pixels.is_meta else pixels.to(where if where.type == "cuda" and theirs else "cpu")
+
+
 def patching_first(processor: Any) -> Any:
     """Copy a processor to one that makes the same tensors, bit for bit, sooner; return others as they are.
 

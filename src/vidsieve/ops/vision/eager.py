@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from typing import cast
 
@@ -19,11 +20,15 @@ def segment_attention(problem: SegmentAttentionProblem) -> Tensor:
         attend = cast(Callable[..., Tensor], _varlen_attn())
         return attend(query, key, value, bounds, key_bounds, longest, longest, scale=problem.scale)
     # Segments of one length are one batch, which gives each the bits that it has alone.
-    out = torch.empty_like(query)
-    for rows, columns in _of_equal_lengths(problem):
-        q, k, v = (x[at].transpose(1, 2) for x, at in ((query, rows), (key, columns), (value, columns)))
-        out[rows] = scaled_dot_product_attention(q, k, v, scale=problem.scale).transpose(1, 2)
-    return out
+    groups = _of_equal_lengths(problem)
+    out = torch.empty_like(query) if len(groups) > 1 else None
+    for rows, columns in groups:
+        q, k, v = (at.of(x).transpose(1, 2) for x, at in ((query, rows), (key, columns), (value, columns)))
+        found = scaled_dot_product_attention(q, k, v, scale=problem.scale).transpose(1, 2)
+        if out is None:  # all rows, in order
+            return found.flatten(0, 1)
+        rows.put(out, found)
+    return query.new_empty(query.shape) if out is None else out
 
 
 def takes_bounds(query: Tensor) -> bool:
@@ -44,8 +49,37 @@ def _varlen_attn() -> Callable[..., Tensor] | None:
     return cast(Callable[..., Tensor], varlen_attn) if "scale" in inspect.signature(varlen_attn).parameters else None
 
 
-def _of_equal_lengths(problem: SegmentAttentionProblem) -> list[tuple[Tensor, Tensor]]:
-    """List the rows (segments, length) of queries and of keys, by length of segment."""
+@dataclass(frozen=True)
+class _Segments:
+    """Segments of `length` rows that begin at the rows `begins`."""
+
+    begins: list[int]
+    length: int
+
+    def of(self, x: Tensor) -> Tensor:
+        """Get them of x (N, H, d) as (segments, length, H, d): without a copy where they are one after another."""
+        span = self._span
+        if span is not None:
+            return x[span].view(len(self.begins), self.length, *x.shape[1:])
+        return x[self._rows(x.device)]
+
+    def put(self, x: Tensor, values: Tensor) -> None:
+        """Write `values` to them."""
+        span = self._span
+        x[self._rows(x.device) if span is None else span] = values if span is None else values.flatten(0, 1)
+
+    @property
+    def _span(self) -> slice | None:
+        begin, end = self.begins[0], self.begins[0] + len(self.begins) * self.length
+        together = self.length > 0 and self.begins == list(range(begin, end, self.length))
+        return slice(begin, end) if together else None
+
+    def _rows(self, device: torch.device) -> Tensor:
+        return torch.tensor(self.begins, device=device)[:, None] + torch.arange(self.length, device=device)
+
+
+def _of_equal_lengths(problem: SegmentAttentionProblem) -> list[tuple[_Segments, _Segments]]:
+    """List the segments of queries and of keys, by length."""
     bounds = problem.bounds.tolist()
     key_bounds = bounds if problem.key_bounds is None else problem.key_bounds.tolist()
     begins: dict[tuple[int, int], list[tuple[int, int]]] = {}
@@ -53,13 +87,8 @@ def _of_equal_lengths(problem: SegmentAttentionProblem) -> list[tuple[Tensor, Te
         lengths = bounds[s + 1] - bounds[s], key_bounds[s + 1] - key_bounds[s]
         if lengths[0]:
             begins.setdefault(lengths, []).append((bounds[s], key_bounds[s]))
-    device = problem.query.device
-
-    def rows(begins: list[int], length: int) -> Tensor:
-        return torch.tensor(begins, device=device)[:, None] + torch.arange(length, device=device)
-
     return [
-        (rows([of_query for of_query, _ in pairs], length), rows([of_key for _, of_key in pairs], key_length))
+        (_Segments([of_query for of_query, _ in pairs], length), _Segments([of_key for _, of_key in pairs], key_length))
         for (length, key_length), pairs in begins.items()
     ]
 

@@ -103,6 +103,19 @@ def test_a_frame_that_repeats_as_a_whole_costs_nothing_and_changes_nothing(famil
     assert "18 of 36 groups of pixels computed" in trace.tower
 
 
+@pytest.mark.parametrize("method", [None, Prune(0.25)], ids=repr)
+def test_a_trace_tells_the_groups_also_beside_a_reducer(method: Prune | None) -> None:
+    model, inputs = tiny.model("qwen2_5_vl"), repeating("qwen2_5_vl", videos=2)
+    selector = RunLength(0.5)
+    with Staged({Pixels(): selector, **({0: method} if method else {})})(model) as trace:
+        assert (trace.pixels, trace.to_dict()["pixels"]) == ((), [])
+        logits(model, inputs)
+    assert str(trace).splitlines()[-1].strip() == "tower: packed, 36 of 72 groups of pixels computed"
+    assert trace.to_dict()["pixels"] == [{"groups": 36, "computed": 18}] * 2
+    repeated = torch.cat([chosen.kept[chosen.source] + 36 * i for i, chosen in enumerate(trace.pixels)])
+    assert torch.equal(repeated, sources(inputs, selector))
+
+
 @pytest.mark.parametrize("family", MERGED)
 def test_it_composes_with_a_reduction_before_the_language_model(family: str) -> None:
     model, inputs = tiny.model(family), repeating(family)
@@ -151,6 +164,8 @@ def test_repeated_patches_of_a_batch_of_frames_are_overwritten_too(family: str, 
     torch.testing.assert_close(found, true, atol=1e-4, rtol=1e-4)
     assert (found - stock).abs().max() > 1e-3
     assert f"{len(selection)} of {16 * len(pixels)} patches computed" in trace.tower
+    assert str(trace) == f"tower: {trace.tower}"
+    assert trace.to_dict()["pixels"] == [{"groups": 16 * len(pixels), "computed": len(selection)}]
     assert torch.equal(logits(model, inputs), stock)
 
 

@@ -160,6 +160,7 @@ class VisionSeam(OfOneModel):
             sources.append(selection.source + before)
             selections.append(selection)
             begin, before = begin + frames * places, before + len(selection)
+        self._trace.pixels = tuple(selections)
         nonfinite = NonFiniteCheck()
         nonfinite.start(selections)
         return torch.cat(kept), torch.cat(sources), nonfinite

@@ -131,6 +131,7 @@ class BatchedPixels(OfOneModel):
         layout = BatchLayout(len(groups), tokens, tokens - groups.shape[1])
         kept, source = layout.with_extra(selections)
         bounds = layout.bounds(kept.device)
+        self._trace.pixels = tuple(selections)
         self._trace.tower = f"{sum(map(len, selections))} of {groups.shape[0] * groups.shape[1]} patches computed"
         self._calls.enter(
             TowerCall(
