@@ -53,6 +53,7 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
 
             monkeypatch.setattr(module, "num2words", str)
         processor = processors.processor(KIND.get(family, family))
+        processors.skip_unless_told_of_frames(processor)
         if family == "video_llama_3":
             processor.video_processor.use_token_compression = False
         return processor

@@ -35,7 +35,9 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Any:
             import transformers.models.smolvlm.processing_smolvlm as module
 
             monkeypatch.setattr(module, "num2words", str)
-        return processors.processor(family)
+        processor = processors.processor(family)
+        processors.skip_unless_told_of_frames(processor)
+        return processor
 
     return made
 

@@ -103,8 +103,11 @@ def resizing_to(processor: Any, height: int, width: int) -> Any:
     processor, video = copy.copy(processor), copy.copy(processor.video_processor)
     processor.video_processor = video
 
-    def resize(videos: Tensor, *args: Any, resample: Any, **settings: Any) -> Any:
-        return BaseVideoProcessor.resize(video, videos, size=SizeDict(height=height, width=width), resample=resample)
+    process, size = video._preprocess, SizeDict(height=height, width=width)
 
-    video.resize = resize
+    def resized(videos: list[Tensor], **settings: Any) -> Any:
+        made = [BaseVideoProcessor.resize(video, one, size=size, resample=settings["resample"]) for one in videos]
+        return process(videos=made, **settings | {"do_resize": False})
+
+    video._preprocess = resized
     return processor
