@@ -123,14 +123,15 @@ class _Chunks:
 
     def __init__(self, adapter: Adapter, model: Any, processor: Any, frames: Frames, joined: int) -> None:
         self.adapter, self._processor, self._joined = adapter, processor, joined
-        self._config, self._dtype = model.config, model.dtype
+        self._config, self._dtype, self._device = model.config, model.dtype, model.device
         self._whole = _Layout.of(adapter, self._config, processor, frames)
         self._left, self._done = len(frames), 0  # frames, token frames
         self._processors: dict[int, Any] = {}
 
     def __call__(self, chunk: Frames) -> tuple[Any, _Layout]:
         """Get the inputs of the next chunk, and where its tokens are in them."""
-        inputs = prepare(self._processor_for(chunk), chunk, QUESTION).to(self._dtype)  # here: half the bytes wait
+        inputs = prepare(self._processor_for(chunk), chunk, QUESTION, self._device)
+        inputs = inputs.to(self._dtype)  # here: half the bytes wait
         layout = _Layout.read(self.adapter, self._config, self._processor, inputs)
         self._left -= len(chunk)
         expected = self._whole.tokens[self._done :]
