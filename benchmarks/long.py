@@ -127,7 +127,7 @@ def encoded(model: Any, made: Any, video: Frames, method: Any, chunk: int, devic
     few = described(max(1, round(4 * chunk / video.fps)), video.fps, video.pixels.shape[1])
     chunks = [*frames_of(few, chunk)]
     making, _ = timed(lambda: [*frames_of(few, chunk)], device)
-    processing, inputs = timed(lambda: [prepare(made, part, "?") for part in chunks], device)
+    processing, inputs = timed(lambda: [prepare(made, part, "?", device) for part in chunks], device)
     ready = [given.to(device, model.dtype) for given in inputs]
     names = ("pixel_values_videos", "video_grid_thw")
     with attach(model, vision="auto"), torch.no_grad():
