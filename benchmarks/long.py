@@ -4,8 +4,8 @@
     python -m benchmarks.long --shrink --seconds 30 120 --size 64 --kept 200 --device cpu
 
 The real model class with random weights and the processor of Qwen2.5-VL; the frames of the video, `--fps` a second, are
-made as they are asked for, scenes of noise that moves, so no decoder is timed. A row for each length: peak memory of
-the device and of the process while the video is encoded, beyond what the model holds; the time alone of making frames,
+made as they are asked for, scenes of noise with a square that moves, so no decoder is timed. A row for each length: peak memory of
+the device and of the process while the video is encoded, beyond what the model holds (`held_bytes`); the time alone of making frames,
 of the processor and of the tower, and of all three at once; the file. Then a question about the longest, twice: the
 time to the first token beside a prefill of as many tokens without anything attached.
 """
@@ -26,10 +26,10 @@ import torch
 import transformers
 from benchmarks.first_token import make
 from torch import Tensor
-from vidsieve.encoded.chunks import encode_chunks
 
 from vidsieve import registry
 from vidsieve.cli.demo import copy_model
+from vidsieve.encoded.chunks import encode_chunks
 from vidsieve.encoded.encode import select
 from vidsieve.encoded.video import EncodedVideo
 from vidsieve.engines.hf import attach
@@ -66,7 +66,7 @@ def described(seconds: int, fps: float, side: int) -> Frames:
 
 
 def frames_of(video: Frames, size: int) -> Iterator[Frames]:
-    """Make the frames of a described video, `size` at a time: noise that moves a pixel a frame, and cuts."""
+    """Make the frames of a described video, `size` at a time: noise, a square that moves through it, and cuts."""
     side, scene = video.pixels.shape[1], max(1, round(SCENE * video.fps))
     for begin in range(0, len(video), size):
         numbers = range(begin, min(begin + size, len(video)))
@@ -79,8 +79,11 @@ def frames_of(video: Frames, size: int) -> Iterator[Frames]:
 
 def _picture(side: int, scene: int, step: int) -> Tensor:
     noise = torch.randint(256, (side // 8 + 1, side // 8 + 1, 3), generator=torch.Generator().manual_seed(scene))
-    large = noise.to(torch.uint8).repeat_interleave(8, 0).repeat_interleave(8, 1)
-    return large[:side, :side].roll(step, 1)
+    picture = noise.to(torch.uint8).repeat_interleave(8, 0).repeat_interleave(8, 1)[:side, :side]
+    size = side // 4
+    left = step * (side - size) // max(1, 3 * SCENE)
+    picture[size : 2 * size, left : left + size] = 255
+    return picture
 
 
 class Memory:
@@ -105,7 +108,11 @@ class Memory:
         self._thread.join()
         cuda = self.device.type == "cuda"
         peak = torch.cuda.max_memory_allocated() - self.allocated if cuda else None
-        return {"peak_bytes": peak, "rss_bytes": self.most - self.before}
+        return {
+            "peak_bytes": peak,
+            "held_bytes": self.allocated if cuda else None,
+            "rss_bytes": self.most - self.before,
+        }
 
 
 def _resident() -> int:
@@ -210,7 +217,7 @@ def main() -> None:
     parser.add_argument("--fps", type=float, default=2.0, help="(2)")
     parser.add_argument("--side", type=int, default=448, help="pixels of a frame in each direction (448)")
     parser.add_argument("--kept", type=int, default=16000, help="tokens that stay of the longest (16000)")
-    parser.add_argument("--chunk", type=int, default=32, help="frames (32)")
+    parser.add_argument("--chunk", type=int, default=64, help="frames (64)")
     parser.add_argument("--shrink", action="store_true", help="small layers, to see that it runs")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="(bfloat16; float32 on cpu)")
     parser.add_argument("--device", help="(cuda where there is one)")

@@ -81,6 +81,7 @@ def joined(chunks: list[FeatureChunk]) -> FeatureChunk:
         chunks[0].grid,
         {name: torch.cat([chunk.others[name] for chunk in chunks], 1) for name in names},
         torch.cat([chunk.trailing for chunk in chunks]),
+        chunks[0].total,
     )
 
 
@@ -93,6 +94,7 @@ def test_chunks_have_the_features_of_the_whole(family: str, clip: Path, make: Ca
         chunks = list(encode_chunks(model, processor, planned, size))
         assert len(chunks) == -(-FRAMES // size)
         one = joined(chunks)
+        assert one.total == len(one.features)
         rows, expected = torch.cat([one.features, one.trailing]), given["inputs_embeds"][0, at]
         if size == 6:
             assert torch.equal(rows, expected)

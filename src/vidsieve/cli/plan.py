@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vidsieve.encoded.encode import CHUNK
+from vidsieve.encoded.encode import chunk_of
 from vidsieve.engines.hf.families import adapter_for
 from vidsieve.engines.hf.loading import check, prepare, usable_device
 from vidsieve.engines.hf.vision.tower import find_tower
@@ -57,9 +57,9 @@ def plan(
     before = int((ids == token).sum()) - adapter_for(described).trailing
     kept = kept_count(keep, before)
     note("timing the decoder and the processor")
-    first = next(iter(read_chunks(frames, CHUNK)))
+    first = next(iter(read_chunks(frames, chunk_of(frames, on))))
     decode, processing = (
-        _timed(lambda: next(iter(read_chunks(frames, CHUNK)))),
+        _timed(lambda: next(iter(read_chunks(frames, chunk_of(frames, on))))),
         _timed(lambda: prepare(processor, first, QUESTION)),
     )
     chunks = len(frames) / len(first)

@@ -21,7 +21,7 @@ from vidsieve.encoded.stages import Stages
 from vidsieve.engines.hf import adapter_for, arguments, attach, prompt
 from vidsieve.engines.hf.families import Adapter
 from vidsieve.engines.hf.intercept import Interceptions
-from vidsieve.engines.hf.loading import prepare
+from vidsieve.engines.hf.loading import prepare, prepare_video
 from vidsieve.engines.hf.processing import resizing_to
 from vidsieve.engines.hf.seams.vision import Vision, check_vision
 from vidsieve.errors import UnsupportedCall, UnsupportedModel, VidsieveError, WrongArgument
@@ -37,7 +37,7 @@ class FeatureChunk(NamedTuple):
     features: (n, D), on the model's device.  tokens: of each token frame, sum n.  grid: rows and columns of a frame's
     tokens; None if they form none.  others: per token, (layers, n, D), by the name of the decoder's argument
     (Qwen3-VL's deepstack).  trailing: (t, D), the model's own token at the end of a video (LLaVA-OneVision), of the
-    last chunk; (0, D) otherwise.
+    last chunk; (0, D) otherwise.  total: tokens of the whole video.
     """
 
     features: Tensor
@@ -45,6 +45,7 @@ class FeatureChunk(NamedTuple):
     grid: tuple[int, int] | None
     others: dict[str, Tensor]
     trailing: Tensor
+    total: int
 
 
 def encode_chunks(
@@ -100,9 +101,20 @@ class _Layout:
 
     @classmethod
     def of(cls, adapter: Adapter, config: Any, processor: Any, frames: Frames) -> "_Layout":
-        """Ask the processor about frames without pixels."""
+        """Ask the processor about frames without pixels. `at` is left empty where a grid says all else.
+
+        The prompt of an hour takes seconds to write.
+        """
         bare = replace(frames, pixels=frames.pixels.to("meta"))
-        return cls.read(adapter, config, processor, prepare(processor, bare, QUESTION))
+        if adapter.layout != "grid":
+            return cls.read(adapter, config, processor, prepare(processor, bare, QUESTION))
+        made = prepare_video(processor, bare)
+        [(count, high, wide)] = made["video_grid_thw"].tolist()
+        merges = made.get("video_merge_sizes")
+        merge = getattr(config.vision_config, "spatial_merge_size", 1) if merges is None else int(merges[0])
+        grid, patch = (high // merge, wide // merge), processor.video_processor.patch_size
+        tokens = (grid[0] * grid[1],) * count
+        return cls(torch.empty(0, dtype=torch.int64), tokens, grid, (high * patch, wide * patch))
 
     @classmethod
     def read(cls, adapter: Adapter, config: Any, processor: Any, inputs: Mapping[str, Any]) -> "_Layout":
@@ -127,6 +139,11 @@ class _Chunks:
         self._whole = _Layout.of(adapter, self._config, processor, frames)
         self._left, self._done = len(frames), 0  # frames, token frames
         self._processors: dict[int, Any] = {}
+
+    @property
+    def total(self) -> int:
+        """Count the tokens of the whole video."""
+        return sum(self._whole.tokens)
 
     def __call__(self, chunk: Frames) -> tuple[Any, _Layout]:
         """Get the inputs of the next chunk, and where its tokens are in them."""
@@ -188,7 +205,7 @@ def _encoded(
         for inputs, layout in stages.ahead(map(process, stages.ahead(chunks, 2))):
             while faults:
                 warnings.warn(faults.pop(0), stacklevel=2)
-            yield _features(model, process.adapter, inputs, layout)
+            yield _features(model, process.adapter, inputs, layout, process.total)
             del inputs  # before the next are waited for
 
 
@@ -203,7 +220,7 @@ class _Given(Exception):
 
 
 @torch.no_grad()
-def _features(model: Any, adapter: Adapter, inputs: Any, layout: _Layout) -> FeatureChunk:
+def _features(model: Any, adapter: Adapter, inputs: Any, layout: _Layout, total: int) -> FeatureChunk:
     """Run the model up to its decoder, and take what it would be given of the video."""
     given: dict[str, Any] = {}
 
@@ -225,4 +242,4 @@ def _features(model: Any, adapter: Adapter, inputs: Any, layout: _Layout) -> Fea
     }
     after = int(layout.at[-1]) + 1
     trailing = embeds[after : after + adapter.trailing * layout.last].clone()  # a view would keep all of them
-    return FeatureChunk(embeds[at], layout.tokens, layout.grid, others, trailing)
+    return FeatureChunk(embeds[at], layout.tokens, layout.grid, others, trailing, total)

@@ -16,8 +16,7 @@ from vidsieve.checks import check_keep, check_number
 from vidsieve.encoded.chunks import FeatureChunk, encode_chunks
 from vidsieve.encoded.fingerprint import Fingerprint
 from vidsieve.encoded.video import EncodedVideo
-from vidsieve.engines.hf import adapter_for, arguments
-from vidsieve.engines.hf.loading import prepare
+from vidsieve.engines.hf import arguments
 from vidsieve.errors import UnsupportedCall, VidsieveError
 from vidsieve.methods.base import Reducer
 from vidsieve.methods.chunked import ChunkedPrune, in_chunks
@@ -26,8 +25,8 @@ from vidsieve.types.frames import Frames
 from vidsieve.video.chunks import plan_video
 from vidsieve.video.wanted import LONGEST_SIDE, Sampling, Size
 
-CHUNK = 16  # sampled frames that are decoded, processed and encoded at a time
-_ANY = "?"  # a question, where only the video's part of a prompt is wanted
+LONGEST_CHUNK = 64  # sampled frames that are decoded, processed and encoded at a time
+CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 64 << 20}  # of pixels in one
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def encode(
     size: Size = LONGEST_SIDE,
     sampling: Sampling = "even",
     strict: bool = False,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     progress: Callable[[Progress], None] = _silent,
 ) -> EncodedVideo:
     """Encode `clip`, and keep a share `keep` of its tokens: what every later question is answered from.
@@ -75,14 +74,16 @@ def encode(
 
     keep, method: as `attach` takes them; a method that can select chunk after chunk (`in_chunks`).
     num_frames, fps, start, end, max_frames, size, sampling, strict: as `read_video` takes them.
-    chunk: sampled frames that are processed at a time; rounded up to what the model merges into one token frame.
+    chunk: sampled frames that are processed at a time, rounded up to what the model merges into one token frame;
+    None for those of 16 MiB of pixels, or of 64 MiB on a GPU, at most 64.
     progress: called after each chunk.
     Raises `VideoError` for a clip that cannot be read, `WrongArgument` for a method that cannot select in chunks,
     `UnsupportedCall` for a model whose tower cannot be called in chunks, `UnsupportedModel` without an adapter.
     """
     model = arguments.unwrap_model(model)
     reducer = _in_chunks(method, keep)
-    check_number("chunk is a whole number of frames, at least 1", chunk, 1, integer=True)
+    if chunk is not None:
+        check_number("chunk is a whole number of frames, at least 1", chunk, 1, integer=True)
     frames = plan_video(
         clip,
         num_frames=num_frames,
@@ -94,9 +95,16 @@ def encode(
         end=end,
         max_frames=max_frames,
     )
+    size = chunk or chunk_of(frames, model.device)
     joined = getattr(processor.video_processor, "temporal_patch_size", 1)
-    chunks = encode_chunks(model, processor, frames, -(-chunk // joined) * joined, strict=strict)
+    chunks = encode_chunks(model, processor, frames, -(-size // joined) * joined, strict=strict)
     return select(model, processor, frames, chunks, reducer, progress)
+
+
+def chunk_of(frames: Frames, device: torch.device) -> int:
+    """Choose how many frames are processed at a time."""
+    most = CHUNK_BYTES["cpu" if device.type == "cpu" else "cuda"]
+    return max(1, min(LONGEST_CHUNK, most // frames.pixels[0].nbytes))
 
 
 @torch.no_grad()
@@ -110,24 +118,21 @@ def select(
 ) -> EncodedVideo:
     """Keep what `method` (from `in_chunks`) selects of the `chunks` of features that `model` makes of `frames`."""
     began = time.perf_counter()
-    adapter = adapter_for(model)
-    ids = prepare(processor, frames, _ANY)["input_ids"]
-    total = int((ids == getattr(model.config, adapter.token)).sum()) - adapter.trailing
-    if total < 1:
-        raise VidsieveError(f"{type(model).__name__} was shown no video token; nothing can be encoded")
-    chunked, grid, trailing = ChunkedPrune(method, total), None, None
+    chunked, grid, trailing = None, None, None
     tokens: list[int] = []
     for chunk in chunks:
+        if chunked is None:
+            chunked = ChunkedPrune(method, chunk.total, held_on="cpu")
         chunked.add(chunk.features, chunk.tokens, chunk.others)
         tokens += chunk.tokens
         grid, trailing = chunk.grid, chunk.trailing
-        done = len(frames) * sum(tokens) // total
+        done = len(frames) * sum(tokens) // chunk.total
         progress(Progress(done, len(frames), time.perf_counter() - began))
-    if trailing is None:
+    if chunked is None or trailing is None:
         raise VidsieveError(f"{frames.source}: gave no frame; nothing can be encoded")
     selection = chunked.finish()
     fingerprint = Fingerprint.of(model, method.keep, repr(method))
-    return EncodedVideo(frames, selection, trailing, tuple(tokens), grid, fingerprint)
+    return EncodedVideo(frames, selection, trailing.cpu(), tuple(tokens), grid, fingerprint)
 
 
 def _in_chunks(method: str | Reducer, keep: float | None) -> Prune:

@@ -65,17 +65,20 @@ class Askable(ABC):
         model is within it, other threads may call the model but not enter. Everything is undone at the end.
         Raises what `vidsieve.engines.hf.replay.Replay` raises, and `WrongArgument` for another model.
         """
-        videos = self._checked(model)
-        features = [rows for video in videos for rows in (video.selection.features, video.trailing)]
-        device = features[0].device
-        return Replay(
-            model,
-            torch.cat([rows.to(device) for rows in features]),
-            {
-                name: torch.cat([video.selection.others[name].to(device) for video in videos], 1)
-                for name in videos[0].selection.others
-            },
-        )
+        self._checked(model)
+        device = unwrap_model(model).get_input_embeddings().weight.device
+        if self.__dict__.get("_placed", (None,))[0] != device:  # moved once, not for each question
+            self.__dict__["_placed"] = (device, *self._rows(device))
+        _, features, others = self.__dict__["_placed"]
+        return Replay(model, features, others)
+
+    def _rows(self, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
+        """Collect what is written over the placeholders, (V, D), and of later layers, (layers, V, D) by name."""
+        rows = [x for video in self.videos for x in (video.selection.features, video.trailing)]
+        return torch.cat([x.to(device) for x in rows]), {
+            name: torch.cat([video.selection.others[name].to(device) for video in self.videos], 1)
+            for name in self.videos[0].selection.others
+        }
 
     @overload
     def ask(self, model: Any, processor: Any, question: str, history: Turns = ..., **generate: Any) -> str: ...

@@ -267,19 +267,27 @@ class ChunkedPrune:
     whatever it holds.
     """
 
-    def __init__(self, method: Prune, total: int, hold: float = 2.0, centre: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        method: Prune,
+        total: int,
+        hold: float = 2.0,
+        centre: Tensor | None = None,
+        held_on: torch.device | str | None = None,
+    ) -> None:
         """
         method: as `in_chunks` makes or leaves it.  total: N.  centre: (D,), the mean of the video where it is known;
         None for the mean of the frames so far.
         hold: each segment holds so many times its share by length, at least 1. A larger share than that is cut to it,
         and `Selection.capped` counts the picks that others got instead.
+        held_on: where what is picked is held, and the selection will be; None for where the features are.
         Raises `WrongArgument` for a method that cannot select in chunks, `ValueError` for other numbers.
         """
         check_chunks(method)
         check_number("total is the number of tokens of the whole video, at least 1", total, 1, integer=True)
         check_number("hold is how many times its share by length a segment holds, at least 1", hold, 1)
         self._chunks, self._total, self._hold = Chunks(method, centre, total), total, hold
-        self._kept = kept_count(method.keep, total)
+        self._kept, self._held_on = kept_count(method.keep, total), held_on
         self._rows: list[Rows] = []
         self._lengths: list[Tensor] = []
         self._gains: list[Tensor] = []
@@ -320,7 +328,8 @@ class ChunkedPrune:
         ended = self._chunks.ended(everything)
         if ended is None:
             return
-        self._rows.append(self._chunks.pick(ended, self._held(ended.lengths)))
+        rows = self._chunks.pick(ended, self._held(ended.lengths))
+        self._rows.append(rows if self._held_on is None else rows.to(self._held_on))
         self._lengths.append(ended.lengths)
         if ended.gains is not None:
             self._gains.append(ended.gains)

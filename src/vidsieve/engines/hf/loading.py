@@ -137,6 +137,17 @@ def prepare_turns(
     return inputs
 
 
+def prepare_video(processor: Any, frames: Frames) -> Any:
+    """Make what `prepare` makes of the video alone: pixels and grids, without writing a prompt."""
+    filled = _long_enough(processor, frames)
+    return (without_pixels if frames.pixels.is_meta else patching_first)(processor).video_processor(
+        videos=[filled.pixels.permute(0, 3, 1, 2)],
+        video_metadata=[_metadata(frames, filled)],
+        do_sample_frames=False,
+        return_tensors="pt",
+    )
+
+
 def _long_enough(processor: Any, frames: Frames) -> Frames:
     """Repeat the last frame until the processor can take them as a video."""
     lone = hasattr(processor, "image_seq_length") or hasattr(processor, "image_seq_len")  # InternVL, SmolVLM
