@@ -13,6 +13,7 @@ A request may ask, for its videos, with `mm_processor_kwargs`:
 
 import functools
 import importlib
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from vidsieve.types.tokens import Prompt, VideoTokens
 
 VARIABLE = "VIDSIEVE_VLLM"
 KWARG = "vidsieve"
+MAX_QUESTION = 4096  # characters
 
 
 def retained(total: int, rate: float) -> int:
@@ -123,6 +125,24 @@ def check_pipeline(stages: int) -> None:
         )
 
 
+def pruning_rate(spec: tuple[str, float] | None) -> float | None:
+    """The rate vidsieve prunes with, None where vLLM's own code runs.
+
+    spec: `--video-pruning-method` and `--video-pruning-rate`, None without a rate.  Raises `UnsupportedCall` for a
+    method named in VIDSIEVE_VLLM that these options leave nothing to do.
+    """
+    if spec is not None and spec[0] == "evs":
+        return spec[1]
+    if method_is_explicit():
+        got = "no --video-pruning-rate above 0" if spec is None else f"--video-pruning-method {spec[0]}"
+        raise UnsupportedCall(
+            f"{VARIABLE}={os.environ[VARIABLE]} names a method that would never run: got {got}, expected "
+            "--video-pruning-rate RATE and no --video-pruning-method. "
+            f"Start the server so, or unset {VARIABLE}, or set it to off"
+        )
+    return None
+
+
 @dataclass(frozen=True)
 class RequestOptions:
     """What a request asks for its videos. keep: None, what the server's pruning rate leaves."""
@@ -145,6 +165,8 @@ class RequestOptions:
             check_keep(keep)
         if question is not None and not (isinstance(question, str) and question.strip()):
             raise UnsupportedCall(f"expected some text for question, got {question!r}")
+        if question is not None and len(question) > MAX_QUESTION:
+            raise UnsupportedCall(f"expected a question of at most {MAX_QUESTION} characters, got {len(question)}")
         return cls(None if keep is None else float(keep), question)
 
     def check(self, method: Method) -> None:
@@ -165,6 +187,20 @@ class RequestOptions:
         return retained(total, rate) if self.keep is None else kept_count(self.keep, total)
 
 
-def order(count: int, question: list[int]) -> Tensor:
-    """What the front end orders of the encoder for one video, as vLLM carries it there: int64 (1 + M,)."""
-    return torch.tensor([count, *question])
+def order(keep: float | None, question: list[int]) -> Tensor:
+    """What the front end orders of the encoder for one video, as vLLM carries it there: float64 (1 + M,).
+
+    A wish and not a count: both ends apply `ordered_count` to it, each to the length that it sees.
+    """
+    return torch.tensor([math.nan if keep is None else keep, *question], dtype=torch.float64)
+
+
+def ordered_count(ordered: Tensor, total: int, rate: float) -> int:
+    """How many of a video's `total` tokens stay by its order."""
+    keep = float(ordered[0])
+    return RequestOptions(None if math.isnan(keep) else keep).count(total, rate)
+
+
+def ordered_question(ordered: Tensor) -> list[int]:
+    """The question's token ids in an order, none if nothing was asked."""
+    return [int(token) for token in ordered[1:].tolist()]
