@@ -56,7 +56,7 @@ def _config(family: str) -> Any:
     tower = {**_TOWER, "patch_size": 16, "num_position_embeddings": 64}
     if family in ("qwen3_5", "qwen3_5_moe"):
         heads = {"linear_num_key_heads": 2, "linear_num_value_heads": 2}
-        text = {**_TEXT, **heads, "linear_key_head_dim": 32, "linear_value_head_dim": 32, "head_dim": 64}
+        text = {**_TEXT, **heads, "linear_key_head_dim": 128, "linear_value_head_dim": 128, "head_dim": 64}
         text["layer_types"] = ["linear_attention", "full_attention", "full_attention"]
         text["rope_parameters"] = tiny._mrope(3, 3, 2, mrope_interleaved=True, partial_rotary_factor=0.25)
         if family == "qwen3_5":

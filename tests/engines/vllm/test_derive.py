@@ -77,7 +77,7 @@ def test_qwen3_5_in_pieces_and_as_hugging_face_keeps_it(start: Start, family: st
 
 def test_stock_cannot_prune_qwen3_5(start: Start) -> None:
     stock = start("qwen3_5", 0.5, None, **HYBRID)
-    with pytest.raises(Exception, match=r"video_pruning_method|EngineCore"):
+    with pytest.raises(Exception, match="video_pruning_method"):
         stock.ask([request("qwen3_5")])
 
 
