@@ -208,7 +208,7 @@ class Engine:
         self._watch()
 
     def _watch(self) -> None:
-        gather, reduce = self.runner._gather_mm_embeddings, getattr(self.model, "_reduce", None)
+        gather, reduce = self.runner._gather_mm_embeddings, getattr(self.model, "_reduce_each", None)
 
         def gathered(*args: Any, **kwargs: Any) -> Any:
             out = gather(*args, **kwargs)
@@ -219,12 +219,12 @@ class Engine:
 
         def reduced(*args: Any) -> Any:
             out = reduce(*args)
-            self.kept.append(out.kept)
+            self.kept += [reduction.kept for reduction in out]
             return out
 
         self.runner._gather_mm_embeddings = gathered
         if reduce is not None:
-            self.model._reduce = reduced
+            self.model._reduce_each = reduced
         if not getattr(self.model, "sieves", False):
             # vLLM's CPU runner forgets to look, and fails; on a GPU it does look.
             self.runner.is_multimodal_pruning_enabled = getattr(self.model, "is_multimodal_pruning_enabled", False)

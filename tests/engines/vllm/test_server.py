@@ -201,8 +201,12 @@ def test_each_question_gets_its_own_selection(start: Start, family: str) -> None
         wish = {"mm_processor_kwargs": {"vidsieve": {"question": question}}}
         return served.ask([request(family, clip, question="Well?", **wish, **more)])[0]
 
+    encoded: list[int] = []
+    visual = served.model.visual.forward
+    served.model.visual.forward = lambda pixels, **kw: encoded.append(len(pixels) // 4) or visual(pixels, **kw)
     one, two, again = (ask(question) for question in (*questions, questions[0]))
     assert len(served.kept) == 2, "the third answer needs no new selection"
+    assert encoded == [128], "nor the second a new pass through the encoder"
     assert not torch.equal(served.kept[0], served.kept[1])
     marker = list(one.prompt_token_ids).index(tiny.START)
     assert two.num_cached_tokens <= marker + 32, "nothing of the other question's video is reused"
@@ -286,9 +290,12 @@ def test_one_line_says_what_is_active(start: Start, log: list[str]) -> None:
 
 def test_a_video_of_nan_does_not_end_the_server(start: Start, log: list[str]) -> None:
     served = start("qwen2_5_vl", 0.75)
-    reduction = served.model._reduce(torch.full((128, 128), torch.nan), (8, 4, 4), settings.order(None, []))
-    assert len(reduction) == 32
-    assert any("NaN" in line for line in log)
+    fit, broken = torch.randn(128, 128), torch.full((128, 128), torch.nan)
+    ordered = [settings.order(None, [])] * 3
+    reductions = served.model._reduce_each([fit, broken, fit], [(8, 4, 4)] * 3, ordered)
+    assert [len(reduction) for reduction in reductions] == [32] * 3
+    assert torch.equal(reductions[0].kept, reductions[2].kept)
+    assert sum("NaN" in line for line in log) == 1
 
 
 def test_together_no_more_is_encoded_than_without_pruning(start: Start) -> None:

@@ -16,7 +16,7 @@ from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 from vidsieve.engines.vllm.models import Sieved
 from vidsieve.engines.vllm.processor import Processor
-from vidsieve.engines.vllm.settings import KWARG
+from vidsieve.engines.vllm.settings import KWARG, ordered_key
 
 _NEWLINE = 1  # tokens that follow a video's patches in its placeholder
 
@@ -24,8 +24,8 @@ _NEWLINE = 1  # tokens that follow a video's patches in its placeholder
 class FlatProcessor(Processor):
     """Of LLaVA-OneVision."""
 
-    def _videos(self, out: BatchFeature) -> int:
-        return len(out.get("pixel_values_videos", ()))
+    def _videos(self, out: BatchFeature) -> list[dict[str, Tensor]]:
+        return [{"pixels": video} for video in out.get("pixel_values_videos", ())]
 
     def _total(self, video: Any, placeholder: list[int]) -> int:
         return len(placeholder) - _NEWLINE
@@ -53,11 +53,21 @@ class SievedFlat(Sieved):
 
     def _embed_videos(self, kwargs: dict[str, Any]) -> Sequence[Tensor]:
         orders = kwargs.pop(KWARG)
-        videos = super(Sieved, self).embed_multimodal(**kwargs)  # type: ignore[misc]
-        out = []
+        videos = [embeds.view(-1, embeds.shape[-1]) for embeds in super(Sieved, self).embed_multimodal(**kwargs)]  # type: ignore[misc]
+        return self._after_encoder(videos, orders)
+
+    def _embed_held(self, kwargs: dict[str, Any], embeds: Tensor) -> Sequence[Tensor]:
+        return self._after_encoder([embeds.to(kwargs["pixel_values_videos"][0].device)], kwargs[KWARG])
+
+    def _after_encoder(self, videos: Sequence[Tensor], orders: Sequence[Tensor]) -> list[Tensor]:
+        frame = self._side() ** 2
+        patches = [embeds[:-_NEWLINE] for embeds in videos]
+        sizes = [(len(embeds) // frame, self._side(), self._side()) for embeds in patches]
         with gpu_sync_allowed():
             for embeds, ordered in zip(videos, orders, strict=True):
-                patches, newline = embeds.view(-1, embeds.shape[-1]).tensor_split([-_NEWLINE])
-                size = (len(patches) // self._side() ** 2, self._side(), self._side())
-                out.append(torch.cat([self._reduce(patches, size, ordered).apply(patches), newline]))
-        return out
+                self._unpruned.put(ordered_key(ordered), embeds)
+            reductions = self._reduce_each(patches, sizes, orders)
+        return [
+            torch.cat([reduction.apply(kept), embeds[-_NEWLINE:]])
+            for reduction, kept, embeds in zip(reductions, patches, videos, strict=True)
+        ]

@@ -22,7 +22,8 @@ from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 from vidsieve.engines.vllm import positions
 from vidsieve.engines.vllm.processor import served
 from vidsieve.engines.vllm.runner import patch_runner
-from vidsieve.engines.vllm.settings import KWARG, check_pipeline, ordered_count, ordered_question
+from vidsieve.engines.vllm.settings import KWARG, check_pipeline, ordered_count, ordered_key, ordered_question
+from vidsieve.engines.vllm.unpruned import Unpruned
 from vidsieve.errors import NonFiniteFeatures
 from vidsieve.methods.presets import uniform
 from vidsieve.types.reduction import Reduction
@@ -47,6 +48,7 @@ class Sieved:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         self._serving = serving
         self._batch = vllm_config.scheduler_config.max_num_encoder_input_tokens
+        self._unpruned = Unpruned()
         self._turns = bool(vllm_config.model_config.uses_mrope)  # positions have three dimensions
         name = type(self).__name__
         if self._serving is None:
@@ -67,7 +69,21 @@ class Sieved:
     def embed_multimodal(self, **kwargs: Any) -> Any:
         if not self.sieves or KWARG not in kwargs:
             return super().embed_multimodal(**kwargs)  # type: ignore[misc]
-        return [embeds for part in self._batches(kwargs) for embeds in self._embed_videos(part)]
+        videos = range(len(kwargs[KWARG]))
+        held = [self._unpruned.get(ordered_key(ordered)) for ordered in kwargs[KWARG]]
+        new, patches = [video for video in videos if held[video] is None], self._patches(kwargs)
+        out: dict[int, Tensor] = {}
+        if new:
+            fresh = _videos(kwargs, new, patches)
+            out.update(zip(new, (e for part in self._batches(fresh) for e in self._embed_videos(part)), strict=True))
+        for video in videos:
+            if (embeds := held[video]) is not None:
+                (out[video],) = self._embed_held(_videos(kwargs, [video], patches), embeds)
+        return [out[video] for video in videos]
+
+    def _embed_held(self, kwargs: dict[str, Any], embeds: Tensor) -> Sequence[Tensor]:
+        """The same for one video whose unpruned embeddings (N, D) are on the host."""
+        raise NotImplementedError
 
     def _embed_videos(self, kwargs: dict[str, Any]) -> Sequence[Tensor]:
         """What goes into the encoder cache for some videos, from the arguments of `embed_multimodal`."""
@@ -90,26 +106,37 @@ class Sieved:
         begin = 0
         for end in range(1, len(patches) + 1):
             if end == len(patches) or sum(patches[begin : end + 1]) > limit:
-                yield _videos(kwargs, begin, end, patches)
+                yield _videos(kwargs, range(begin, end), patches)
                 begin = end
 
-    def _reduce(self, features: Tensor, size: tuple[int, int, int], ordered: Tensor) -> Reduction:
-        """What stays of the features (N, D) of a video of `size` frames, rows and columns."""
+    def _reduce_each(
+        self, features: Sequence[Tensor], sizes: Sequence[tuple[int, int, int]], orders: Sequence[Tensor]
+    ) -> list[Reduction]:
+        """What stays of each of several videos' features (N, D), of `sizes` frames, rows and columns."""
         method, rate = self._serving  # type: ignore[misc]
-        tokens = VideoTokens.from_grid(features, *size)
-        count, question = ordered_count(ordered, len(tokens), rate), ordered_question(ordered)
-        prompt = None
-        if question:
-            language_model = self.get_language_model()  # type: ignore[attr-defined]
-            prompt = Prompt(language_model.embed_input_ids(torch.tensor(question, device=features.device)))
+        videos = [VideoTokens.from_grid(x, *size) for x, size in zip(features, sizes, strict=True)]
+        counts = [ordered_count(ordered, len(video), rate) for ordered, video in zip(orders, videos, strict=True)]
+        prompts = [self._prompt(ordered_question(ordered), features[0].device) for ordered in orders]
         try:
-            reduction = method.reduce(tokens, count, prompt)
-            reduction.check()
+            reductions = method.reduce_each(videos, counts, prompts)
+            for reduction in reductions:
+                reduction.check()
         except NonFiniteFeatures as error:  # one broken video must not end the server for all
+            if len(videos) > 1:
+                alone = zip(features, sizes, orders, strict=True)
+                return [
+                    reduction for x, size, ordered in alone for reduction in self._reduce_each([x], [size], [ordered])
+                ]
             logger.error("vidsieve: %s; keeping evenly spaced tokens of this video", error)
-            zeros = VideoTokens.from_grid(torch.zeros_like(features[:, :1]), *size)
-            reduction = uniform(count / len(tokens)).reduce(zeros)
-        return reduction
+            zeros = VideoTokens.from_grid(torch.zeros_like(features[0][:, :1]), *sizes[0])
+            return [uniform(counts[0] / len(zeros)).reduce(zeros)]
+        return reductions
+
+    def _prompt(self, question: list[int], device: torch.device) -> Prompt | None:
+        if not question:
+            return None
+        language_model = self.get_language_model()  # type: ignore[attr-defined]
+        return Prompt(language_model.embed_input_ids(torch.tensor(question, device=device)))
 
 
 class _SievedQwen(Sieved):
@@ -134,6 +161,10 @@ class _SievedQwen(Sieved):
 
     def _embed_videos(self, kwargs: dict[str, Any]) -> Sequence[Tensor]:
         return super(Sieved, self).embed_multimodal(**kwargs)  # type: ignore[misc,no-any-return]
+
+    def _embed_held(self, kwargs: dict[str, Any], embeds: Tensor) -> Sequence[Tensor]:
+        device = kwargs.pop("pixel_values_videos").device
+        return self._embed_videos({**kwargs, "video_embeds": embeds.to(device)})
 
     def _patches(self, kwargs: Mapping[str, Any]) -> list[int]:
         return kwargs["video_grid_thw"].prod(-1).tolist()  # type: ignore[no-any-return]
@@ -162,12 +193,18 @@ class _SievedQwen(Sieved):
     def _postprocess_video_embeds_evs(self, splits: Sequence[Tensor], video_input: Any) -> tuple[Tensor, ...]:
         if not self.sieves:
             return super()._postprocess_video_embeds_evs(splits, video_input)  # type: ignore[misc,no-any-return]
-        out = []
+        grids = video_input["video_grid_thw"].tolist()
         with gpu_sync_allowed():
-            for video, (embeds, grid) in enumerate(zip(splits, video_input["video_grid_thw"].tolist(), strict=True)):
-                reduction = self._reduce(self._features(embeds), self._size(grid), video_input.orders[video])
-                out.append(self._described(reduction.apply(embeds), reduction.kept.cpu(), grid, video_input, video))
-        return tuple(out)
+            for embeds, ordered in zip(splits, video_input.orders, strict=True):
+                self._unpruned.put(ordered_key(ordered), embeds)
+            features, sizes = [self._features(embeds) for embeds in splits], [self._size(grid) for grid in grids]
+            reductions = self._reduce_each(features, sizes, video_input.orders)
+            together = torch.cat([reduction.kept for reduction in reductions]).cpu()  # one wait for all of them
+            kept = torch.split(together, [len(reduction) for reduction in reductions])
+            return tuple(
+                self._described(reduction.apply(embeds), kept[video], grids[video], video_input, video)
+                for video, (reduction, embeds) in enumerate(zip(reductions, splits, strict=True))
+            )
 
     def _features(self, embeds: Tensor) -> Tensor:
         """What tokens are compared by: what follows in a row is for deeper layers (Qwen3-VL)."""
@@ -235,18 +272,22 @@ def _with_channels(embeds: Tensor, channels: Tensor) -> Tensor:
     return torch.cat([embeds, channels.to(embeds.device, embeds.dtype)], dim=1)
 
 
-def _videos(kwargs: Mapping[str, Any], begin: int, end: int, patches: list[int]) -> dict[str, Any]:
-    """The arguments of `embed_multimodal` for some of its videos."""
-    if end - begin == len(patches):
+def _videos(kwargs: Mapping[str, Any], some: Sequence[int], patches: list[int]) -> dict[str, Any]:
+    """The arguments of `embed_multimodal` for some of its videos, in their order."""
+    if len(some) == len(patches):
         return dict(kwargs)
-    packed = (
-        {name for name in ("pixel_values_videos", "video_embeds") if name in kwargs} if _PACKED in kwargs else set()
-    )
-    some = {name: value[begin:end] for name, value in kwargs.items() if name not in packed}
-    for name in packed:
-        rows = len(kwargs[name]) * torch.tensor([0, *patches]).cumsum(0) // sum(patches)
-        some[name] = kwargs[name][rows[begin] : rows[end]]
-    return some
+    packed = [name for name in ("pixel_values_videos", "video_embeds") if name in kwargs and _PACKED in kwargs]
+    out = {}
+    for name, value in kwargs.items():
+        if name in packed:
+            sizes = [len(value) * size // sum(patches) for size in patches]
+            parts = value.split(sizes)
+            out[name] = torch.cat([parts[video] for video in some]) if len(some) > 1 else parts[some[0]]
+        elif isinstance(value, Tensor):
+            out[name] = value[list(some)]
+        else:
+            out[name] = [value[video] for video in some]
+    return out
 
 
 class SievedGrid(_SievedQwen):

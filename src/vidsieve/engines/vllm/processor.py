@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
+from torch import Tensor
 from transformers import BatchFeature
+from vllm.multimodal.hasher import MultiModalHasher
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.processing import ProcessorInputs
 
@@ -42,8 +44,20 @@ def check_hooks(override: type, base: type) -> None:
 
 
 _OWN = {
-    *("_tokens", "_checked", "_videos", "_total", "_resized"),
-    *("_batches", "_embed_videos", "_patches", "_patches_per_token", "_reduce", "_features", "_size", "_described"),
+    *("_tokens", "_checked", "_videos", "_key", "_total", "_resized"),
+    *(
+        "_batches",
+        "_embed_videos",
+        "_patches",
+        "_patches_per_token",
+        "_reduce_each",
+        "_prompt",
+        "_embed_held",
+        "_after_encoder",
+        "_features",
+        "_size",
+        "_described",
+    ),
     *("_span", "_step", "_side"),
 }
 
@@ -84,12 +98,28 @@ class Processor:
         videos = self._videos(out)
         if videos and served(self.info.ctx.model_config) is not None:
             asked = RequestOptions.of(hf_kwargs)
-            question = [] if asked.question is None else self._tokens(asked.question)
-            out[KWARG] = [order(asked.keep, question)] * videos
+            if asked.question is None:
+                out[KWARG] = [order(asked.keep, [])] * len(videos)
+            else:
+                question = self._tokens(asked.question)
+                out[KWARG] = [order(asked.keep, question, self._key(video)) for video in videos]
         return out
 
-    def _videos(self, out: BatchFeature) -> int:
-        """How many videos are in what Hugging Face's processor returned."""
+    def _key(self, video: Mapping[str, Tensor]) -> bytes | None:
+        """A name for a video, so that another question about it need not have it encoded again.
+
+        vLLM's own name for it does not serve: the question is part of that, and a client may choose it.
+        """
+        if not video:
+            return None
+        algorithm = self.info.ctx.get_mm_config().mm_hasher_algorithm
+        return bytes.fromhex(MultiModalHasher.hash_kwargs(algorithm, **video))[:16]
+
+    def _videos(self, out: BatchFeature) -> list[dict[str, Tensor]]:
+        """What the encoder is to read of each video, from what Hugging Face's processor returned.
+
+        Nothing where a client sent the embeddings themselves.
+        """
         raise NotImplementedError
 
     def _total(self, video: Any, placeholder: list[int]) -> int:
@@ -159,8 +189,12 @@ class GridProcessor(Processor):
 
     settled = ("get_video_repl",)
 
-    def _videos(self, out: BatchFeature) -> int:
-        return len(out.get("video_grid_thw", ()))
+    def _videos(self, out: BatchFeature) -> list[dict[str, Tensor]]:
+        grids = out.get("video_grid_thw", ())
+        if "pixel_values_videos" not in out:
+            return [{} for _ in grids]
+        pixels = out["pixel_values_videos"].split([int(grid.prod()) for grid in grids])
+        return [{"pixels": video, "grid": grid} for video, grid in zip(pixels, grids, strict=True)]
 
     def _total(self, video: Any, placeholder: list[int]) -> int:
         merge = self.info.get_hf_config().vision_config.spatial_merge_size

@@ -15,7 +15,7 @@ import functools
 import importlib
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -73,13 +73,35 @@ class Method:
 
     def reduce(self, tokens: VideoTokens, count: int, prompt: Prompt | None) -> Reduction:
         """Exactly `count` of `tokens`. Raises `UnsupportedCall` if the method leaves another number."""
-        reduction = self.build(count / len(tokens)).reduce(tokens, prompt)
-        if len(reduction) != count:
-            raise UnsupportedCall(
-                f"{VARIABLE}={self.name} kept {len(reduction)} of {len(tokens)} tokens where {count} were due; "
-                "a server needs a method of exact counts, for the prompt has its placeholders before the video is seen"
-            )
-        return reduction
+        return self.reduce_each([tokens], [count], [prompt])[0]
+
+    def reduce_each(
+        self, videos: Sequence[VideoTokens], counts: Sequence[int], prompts: Sequence[Prompt | None]
+    ) -> list[Reduction]:
+        """Exactly `counts` of each of several videos; those of one length and count go through the device together.
+
+        Raises `UnsupportedCall` if the method leaves another number.
+        """
+        groups: dict[tuple[int, int], list[int]] = {}
+        for video, (tokens, count) in enumerate(zip(videos, counts, strict=True)):
+            groups.setdefault((len(tokens), count), []).append(video)
+        reductions: dict[int, Reduction] = {}
+        for (total, count), some in groups.items():
+            made = _built(self, count / total).reduce_each([videos[i] for i in some], [prompts[i] for i in some])
+            reductions.update(zip(some, made, strict=True))
+            for reduction in made:
+                if len(reduction) != count:
+                    raise UnsupportedCall(
+                        f"{VARIABLE}={self.name} kept {len(reduction)} of {total} tokens where {count} were due; a "
+                        "server needs a method of exact counts, for the prompt has its placeholders before the video "
+                        "is seen"
+                    )
+        return [reductions[video] for video in range(len(videos))]
+
+
+@functools.lru_cache(maxsize=256)
+def _built(method: Method, keep: float) -> Reducer:
+    return method.build(keep)
 
 
 def _find(name: str) -> Callable[[float], Reducer]:
@@ -187,12 +209,17 @@ class RequestOptions:
         return retained(total, rate) if self.keep is None else kept_count(self.keep, total)
 
 
-def order(keep: float | None, question: list[int]) -> Tensor:
-    """What the front end orders of the encoder for one video, as vLLM carries it there: float64 (1 + M,).
+_KEY = 16  # bytes that name a video
+
+
+def order(keep: float | None, question: list[int], key: bytes | None = None) -> Tensor:
+    """What the front end orders of the encoder for one video, as vLLM carries it there: float64 (1 + 16 + M,).
 
     A wish and not a count: both ends apply `ordered_count` to it, each to the length that it sees.
+    key: 16 bytes that name the video, where its unpruned embeddings may be wanted again.
     """
-    return torch.tensor([math.nan if keep is None else keep, *question], dtype=torch.float64)
+    name = [-1] * _KEY if key is None else list(key)
+    return torch.tensor([math.nan if keep is None else keep, *name, *question], dtype=torch.float64)
 
 
 def ordered_count(ordered: Tensor, total: int, rate: float) -> int:
@@ -201,6 +228,12 @@ def ordered_count(ordered: Tensor, total: int, rate: float) -> int:
     return RequestOptions(None if math.isnan(keep) else keep).count(total, rate)
 
 
+def ordered_key(ordered: Tensor) -> bytes | None:
+    """The name of the video in an order, None if it has none."""
+    name = [int(byte) for byte in ordered[1 : 1 + _KEY].tolist()]
+    return None if name[0] < 0 else bytes(name)
+
+
 def ordered_question(ordered: Tensor) -> list[int]:
     """The question's token ids in an order, none if nothing was asked."""
-    return [int(token) for token in ordered[1:].tolist()]
+    return [int(token) for token in ordered[1 + _KEY :].tolist()]
