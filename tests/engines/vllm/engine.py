@@ -205,6 +205,7 @@ class Engine:
         self.model = self.runner.get_model()
         self.positions: dict[str, Any] = {}  # of each request, as the last step with its prompt left them
         self.kept: list[torch.Tensor] = []  # of each video encoded, in that order
+        self.features: list[torch.Tensor] = []  # that it was chosen by
         self._watch()
 
     def _watch(self) -> None:
@@ -219,6 +220,7 @@ class Engine:
 
         def reduced(*args: Any) -> Any:
             out = reduce(*args)
+            self.features += args[0]
             self.kept += [reduction.kept for reduction in out]
             return out
 

@@ -1,5 +1,6 @@
 """Models that no list names: what derives from a root is served like it, whatever it is called."""
 
+import importlib
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -14,16 +15,18 @@ if importlib.util.find_spec("vllm") is None:
 import torch
 from vllm import ModelRegistry
 from vllm.model_executor.models.llava_onevision import LlavaOnevisionForConditionalGeneration
+from vllm.model_executor.models.opencua import OpenCUAForConditionalGeneration
 from vllm.model_executor.models.qwen2_vl import Qwen2VLForConditionalGeneration
-from vllm.model_executor.models.qwen3_5 import Qwen3_5ForConditionalGeneration, Qwen3_5MoeForConditionalGeneration
+from vllm.model_executor.models.qwen3_5 import Qwen3_5ForConditionalGeneration
 from vllm.model_executor.models.qwen3_vl import Qwen3VLForConditionalGeneration
 
 from tests.engines.hf import tiny
 from tests.engines.vllm import engine, truth
 from tests.engines.vllm.engine import clip, ids, mixed, pads, request
+from vidsieve import VideoTokens
 from vidsieve.engines.vllm import runner, settings
 from vidsieve.engines.vllm.derive import derive
-from vidsieve.engines.vllm.models import SievedInterleaved
+from vidsieve.engines.vllm.models import SievedGrid, SievedInterleaved
 from vidsieve.errors import UnsupportedCall, UnsupportedModel
 from vidsieve.methods import presets
 
@@ -61,18 +64,23 @@ def test_qwen3_5_is_served_as_qwen3_vl_is(start: Start, family: str) -> None:
 
 
 @each_qwen3_5
-def test_qwen3_5_in_pieces_and_as_hugging_face_keeps_it(start: Start, family: str) -> None:
+def test_qwen3_5_in_pieces_and_from_the_features_of_hugging_face(start: Start, family: str) -> None:
     asked = [request(family), mixed(family)]
     served = start(family, 0.75, **HYBRID)
     expected = [(served.positions[out.request_id], ids(out)) for one in asked for out in served.ask([one])]
-    kept = served.kept[0].tolist()
+    kept, features = served.kept[0], served.features[0]
     pieces = start(family, 0.75, max_num_batched_tokens=64, max_num_seqs=2, **HYBRID)
     for one, (where, answer) in zip(asked, expected, strict=True):
         (out,) = pieces.ask([one])
         assert torch.equal(pieces.positions[out.request_id], where)
         assert ids(out) == answer
-    _, _, theirs = truth.answer(family, asked[0], presets.vidsieve(0.25))
-    assert theirs == [kept]
+    assert torch.equal(kept, presets.vidsieve(0.25).reduce(VideoTokens.from_grid(features, 8, 4, 4)).kept)
+    known = truth.inputs(family, asked[0])
+    with torch.no_grad():
+        out = engine.hugging_face(family).model.get_video_features(
+            known["pixel_values_videos"], known["video_grid_thw"]
+        )
+    torch.testing.assert_close(features.float(), torch.cat(list(out.pooler_output)), rtol=0, atol=0.05)
 
 
 def test_stock_cannot_prune_qwen3_5(start: Start) -> None:
@@ -150,11 +158,24 @@ def test_llava_onevision_which_vllm_cannot_prune(start: Start) -> None:
     assert kept == [served.kept[0].tolist()]
 
 
-@pytest.mark.parametrize("theirs", [Qwen3_5ForConditionalGeneration, Qwen3_5MoeForConditionalGeneration])
-def test_what_derives_from_a_root_is_served(theirs: type) -> None:
-    ours, _ = derive(theirs)
+@pytest.mark.parametrize(
+    ("module", "name", "layout"),
+    [
+        ("qwen3_5", "Qwen3_5MoeForConditionalGeneration", SievedInterleaved),
+        ("interns1_pro", "InternS1ProForConditionalGeneration", SievedInterleaved),
+        ("interns2_preview", "InternS2PreviewForConditionalGeneration", SievedInterleaved),
+        ("interns2_mobius", "InternS2MobiusForConditionalGeneration", SievedInterleaved),
+        ("cosmos3", "Cosmos3ForConditionalGeneration", SievedInterleaved),
+        ("colqwen3_5", "ColQwen3_5Model", SievedInterleaved),
+        ("exaone4_5", "Exaone4_5_ForConditionalGeneration", SievedGrid),
+    ],
+)
+def test_what_derives_from_a_root_is_served(module: str, name: str, layout: type) -> None:
+    theirs = getattr(importlib.import_module(f"vllm.model_executor.models.{module}"), name)
+    ours, reason = derive(theirs)
+    assert not reason
     assert ours is not None
-    assert issubclass(ours, SievedInterleaved)
+    assert issubclass(ours, layout)
     assert issubclass(ours, theirs)
     assert derive(theirs)[0] is ours
     assert getattr(sys.modules[ours.__module__], ours.__name__) is ours, "pickle finds it"
@@ -166,6 +187,7 @@ def test_a_model_with_positions_of_its_own_is_not() -> None:
     assert ours is None
     assert "get_mrope_input_positions" in reason
     assert derive(Qwen2VLForConditionalGeneration) == (None, "")
+    assert derive(OpenCUAForConditionalGeneration) == (None, "it takes no video")
 
 
 class _Config:
