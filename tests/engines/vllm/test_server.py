@@ -246,6 +246,11 @@ def test_what_cannot_be_honoured_is_refused_and_the_server_goes_on(start: Start,
     ):
         with pytest.raises(ValueError, match=message):
             served.ask([request(family, mm_processor_kwargs={"vidsieve": wish})])
+        image = {"image": mixed(family)["multi_modal_data"]["image"][:1]}
+        still = {"prompt": engine.prompt(family, "image"), "multi_modal_data": image}
+        served.ask([still])  # so that its image is cached
+        with pytest.raises(ValueError, match=message):
+            served.ask([{**still, "mm_processor_kwargs": {"vidsieve": wish}}])
     assert len(ids(served.ask([request(family)])[0])) == 4
 
     served = start(family, 0.75, "cdpruner")
