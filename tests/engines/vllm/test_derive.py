@@ -158,6 +158,40 @@ def test_llava_onevision_which_vllm_cannot_prune(start: Start) -> None:
     assert kept == [served.kept[0].tolist()]
 
 
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])
+def test_a_video_held_beside_a_new_one(start: Start, family: str) -> None:
+    """A second question encodes what is new in it, and each video gets its own selection."""
+    served = start(family, 0.75, "cdpruner", enable_prefix_caching=False)
+    name = "_video_pixels_to_features" if family == "llava_onevision" else "_process_video_input"
+    encode, encoded = getattr(served.model, name), []
+
+    def counted(*args: Any) -> Any:
+        out = encode(*args)
+        encoded.append(sum(map(len, out)) if family == "llava_onevision" or args[0]["type"] != "video_embeds" else 0)
+        return out
+
+    setattr(served.model, name, counted)
+    clips = [clip(seed, 8)[0] if family == "llava_onevision" else clip(seed, 8) for seed in range(3)]
+
+    def ask(question: str, *videos: Any) -> list[list[int]]:
+        served.kept.clear()
+        wish = {"mm_processor_kwargs": {"vidsieve": {"question": question}}}
+        served.ask([request(family, *videos, **wish)])
+        return [kept.tolist() for kept in served.kept]
+
+    (first,) = ask("red green blue", clips[1])
+    once = sum(encoded)
+    (other,) = ask("1 2 3 4 5 6 7", clips[1])
+    assert other != first
+    assert sum(encoded) == once
+    together = sorted(ask("1 2 3 4 5 6 7 8", *clips))
+    assert sum(encoded) == 3 * once
+    served.llm.llm_engine.reset_encoder_cache()  # as for new weights
+    alone = [kept for video in clips for kept in ask("1 2 3 4 5 6 7 8", video)]
+    assert sum(encoded) == 6 * once
+    assert together == sorted(alone)
+
+
 @pytest.mark.parametrize(
     ("module", "name", "layout"),
     [

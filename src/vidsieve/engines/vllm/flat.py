@@ -57,7 +57,9 @@ class SievedFlat(Sieved):
         return self._after_encoder(videos, orders)
 
     def _embed_held(self, kwargs: dict[str, Any], embeds: Tensor) -> Sequence[Tensor]:
-        return self._after_encoder([embeds.to(kwargs["pixel_values_videos"][0].device)], kwargs[KWARG])
+        with gpu_sync_allowed():
+            embeds = embeds.to(kwargs["pixel_values_videos"][0].device)
+        return self._after_encoder([embeds], kwargs[KWARG])
 
     def _after_encoder(self, videos: Sequence[Tensor], orders: Sequence[Tensor]) -> list[Tensor]:
         frame = self._side() ** 2

@@ -21,7 +21,7 @@ from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 from vidsieve.engines.vllm import positions
 from vidsieve.engines.vllm.processor import served
-from vidsieve.engines.vllm.runner import patch_runner
+from vidsieve.engines.vllm.runner import patch_runner, patch_worker
 from vidsieve.engines.vllm.settings import KWARG, check_pipeline, ordered_count, ordered_key, ordered_question
 from vidsieve.engines.vllm.unpruned import Unpruned
 from vidsieve.errors import NonFiniteFeatures
@@ -60,11 +60,20 @@ class Sieved:
             *(name, method.name, 100 * (1 - rate)),
         )
         patch_runner()
+        patch_worker()
 
     @property
     def sieves(self) -> bool:
         """Whether our selection runs here, rather than vLLM as it is."""
         return self._serving is not None
+
+    def forget(self) -> None:
+        """Drop what is held of videos, for the weights it was made with may be others now."""
+        self._unpruned = Unpruned()
+
+    def load_weights(self, weights: Any) -> Any:
+        self.forget()
+        return super().load_weights(weights)  # type: ignore[misc]
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
         if not self.sieves or KWARG not in kwargs:
@@ -164,7 +173,9 @@ class _SievedQwen(Sieved):
 
     def _embed_held(self, kwargs: dict[str, Any], embeds: Tensor) -> Sequence[Tensor]:
         device = kwargs.pop("pixel_values_videos").device
-        return self._embed_videos({**kwargs, "video_embeds": embeds.to(device)})
+        with gpu_sync_allowed():
+            embeds = embeds.to(device)
+        return self._embed_videos({**kwargs, "video_embeds": embeds})
 
     def _patches(self, kwargs: Mapping[str, Any]) -> list[int]:
         return kwargs["video_grid_thw"].prod(-1).tolist()  # type: ignore[no-any-return]
@@ -185,10 +196,11 @@ class _SievedQwen(Sieved):
         if not self._turns:
             return tuple(splits)
         sizes = [self._size(grid) for grid in image_input["image_grid_thw"].tolist()]
-        return tuple(
-            _with_channels(embeds, positions.pack(positions.grid(*size)))
-            for embeds, size in zip(splits, sizes, strict=True)
-        )
+        with gpu_sync_allowed():
+            return tuple(
+                _with_channels(embeds, positions.pack(positions.grid(*size)))
+                for embeds, size in zip(splits, sizes, strict=True)
+            )
 
     def _postprocess_video_embeds_evs(self, splits: Sequence[Tensor], video_input: Any) -> tuple[Tensor, ...]:
         if not self.sieves:
@@ -252,13 +264,13 @@ class _SievedQwen(Sieved):
         clean = [embeds[:, : -positions.CHANNELS] for embeds in multimodal_embeddings]
         if clean:
             channels = torch.cat([embeds[:, -positions.CHANNELS :] for embeds in multimodal_embeddings])
+            pads = (self.config.image_token_id, self.config.video_token_id)
             with gpu_sync_allowed():  # the one wait
                 fields, on_host = positions.unpack(channels.cpu()), mrope_positions.cpu()
                 ids = input_ids.tolist() if isinstance(input_ids, Tensor) else input_ids
-            media = torch.split(fields, [len(embeds) for embeds in clean])
-            pads = (self.config.image_token_id, self.config.video_token_id)
-            positions.fill(on_host, ids, pads, num_computed_tokens, media)
-            mrope_positions = on_host.to(mrope_positions.device)
+                media = torch.split(fields, [len(embeds) for embeds in clean])
+                positions.fill(on_host, ids, pads, num_computed_tokens, media)
+                mrope_positions = on_host.to(mrope_positions.device)
             last = on_host[:, -1]
         else:
             with gpu_sync_allowed():

@@ -45,20 +45,8 @@ def check_hooks(override: type, base: type) -> None:
 
 _OWN = {
     *("_tokens", "_checked", "_videos", "_key", "_total", "_resized"),
-    *(
-        "_batches",
-        "_embed_videos",
-        "_patches",
-        "_patches_per_token",
-        "_reduce_each",
-        "_prompt",
-        "_embed_held",
-        "_after_encoder",
-        "_features",
-        "_size",
-        "_described",
-    ),
-    *("_span", "_step", "_side"),
+    *("_batches", "_embed_videos", "_embed_held", "_after_encoder", "forget", "_reduce_each", "_prompt", "_features"),
+    *("_patches", "_patches_per_token", "_size", "_side", "_step", "_span", "_described"),
 }
 
 

@@ -24,6 +24,24 @@ def pruning_spec(model_config: Any) -> tuple[str, float] | None:
     return None if multimodal is None else multimodal.get_video_pruning_spec()
 
 
+def patch_worker() -> None:
+    """Have what a vidsieve model holds of videos dropped when vLLM drops its own, as it does for new weights."""
+    from vllm.v1.worker.gpu_worker import Worker  # of both runners, and of CPUs
+
+    reset = Worker.reset_encoder_cache
+    if hasattr(reset, "__wrapped__"):
+        return
+
+    @wraps(reset)
+    def reset_and_forget(worker: Any, *args: Any, **kwargs: Any) -> Any:
+        model = worker.model_runner.get_model()
+        if getattr(model, "sieves", False):
+            model.forget()
+        return reset(worker, *args, **kwargs)
+
+    Worker.reset_encoder_cache = reset_and_forget
+
+
 def patch_runner() -> None:
     """Spare vLLM's first model runner, if this vLLM has it, its special treatment of a vidsieve model."""
     try:

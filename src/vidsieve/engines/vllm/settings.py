@@ -141,7 +141,7 @@ def check_pipeline(stages: int) -> None:
     """
     if stages > 1:
         raise UnsupportedCall(
-            f"pipeline_parallel_size is {stages}, and beyond the first stage tokens of pruned videos would have wrong "
+            f"pipeline_parallel_size is {stages}, and beyond the first stage tokens of pruned videos may have wrong "
             "positions; expected 1: start the server with --pipeline-parallel-size 1 (--tensor-parallel-size may take "
             "its place), or without --video-pruning-rate"
         )
