@@ -210,12 +210,13 @@ def walk(tokens: int) -> dict[str, float]:
     import torch
     from vllm.model_executor.models.qwen3_vl import Qwen3VLForConditionalGeneration
 
-    from vidsieve.engines.vllm.models import SievedQwen3VL
+    from vidsieve.engines.vllm.derive import derive
 
     config = SimpleNamespace(image_token_id=1, video_token_id=2, vision_start_token_id=3)
     ids, positions = [2] * tokens, torch.arange(tokens).repeat(3, 1)
     found = {}
-    for name, model in (("evs", Qwen3VLForConditionalGeneration), ("vidsieve", SievedQwen3VL)):
+    stock = Qwen3VLForConditionalGeneration
+    for name, model in (("evs", stock), ("vidsieve", derive(stock)[0])):
         me = SimpleNamespace(config=config, sieves=True, _recompute_mrope_positions=model._recompute_mrope_positions)
         times = []
         for _ in range(50):

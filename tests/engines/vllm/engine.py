@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 os.environ.update(
     VLLM_CPU_KVCACHE_SPACE="1",
@@ -21,7 +22,7 @@ os.environ.update(
     HF_HUB_OFFLINE="1",
 )
 
-from vllm import LLM, SamplingParams
+from vllm import LLM, ModelRegistry, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
 
 from tests.engines.hf import processors, tiny
@@ -34,11 +35,35 @@ FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 
 
 def _config(family: str) -> Any:
-    if family == "qwen2_5_vl":
+    if family == "llava_onevision":
+        tower = {**tiny._TOWER, "model_type": "siglip_vision_model", "vision_use_head": False}
+        return transformers.LlavaOnevisionConfig(
+            text_config={"model_type": "qwen2", **_TEXT},
+            vision_config={**tower, "hidden_size": 64, "intermediate_size": 96},
+            vision_feature_select_strategy="full",
+            vision_feature_layer=-1,
+            image_grid_pinpoints=[[56, 56], [56, 112], [112, 56]],
+            image_token_index=tiny.IMAGE,
+            video_token_index=tiny.VIDEO,
+            **tiny._IDS,
+        )
+    if family.startswith("qwen2_5_vl"):
         tower = {**_TOWER, "patch_size": 14, "fullatt_block_indexes": [1], "window_size": 56, "tokens_per_second": 2}
         text = {**_TEXT, "rope_parameters": tiny._mrope(4, 6, 6)}
+        if family == "qwen2_5_vl_counting":  # positions of one dimension, as EXAONE 4.5 has
+            text["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0}
         return transformers.Qwen2_5_VLConfig(text_config=text, vision_config=tower, **tiny._QWEN_IDS)
-    tower = {**_TOWER, "patch_size": 16, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
+    tower = {**_TOWER, "patch_size": 16, "num_position_embeddings": 64}
+    if family in ("qwen3_5", "qwen3_5_moe"):
+        heads = {"linear_num_key_heads": 2, "linear_num_value_heads": 2}
+        text = {**_TEXT, **heads, "linear_key_head_dim": 128, "linear_value_head_dim": 128, "head_dim": 64}
+        text["layer_types"] = ["linear_attention", "full_attention", "full_attention"]
+        text["rope_parameters"] = tiny._mrope(3, 3, 2, mrope_interleaved=True, partial_rotary_factor=0.25)
+        if family == "qwen3_5":
+            return transformers.Qwen3_5Config(text_config=text, vision_config=tower, **tiny._QWEN_IDS)
+        text |= {**tiny._EXPERTS, "shared_expert_intermediate_size": 32}
+        return transformers.Qwen3_5MoeConfig(text_config=text, vision_config=tower, **tiny._QWEN_IDS)
+    tower["deepstack_visual_indexes"] = [0, 1]
     text = {**_TEXT, "rope_parameters": tiny._mrope(6, 5, 5, mrope_interleaved=True)}
     if family == "qwen3_vl_moe":
         text |= {**tiny._EXPERTS, "norm_topk_prob": True}
@@ -64,7 +89,9 @@ def hugging_face(family: str) -> Any:
 @functools.cache
 def real_processor(family: str) -> Any:
     """The processor of a family. Images are normalised like videos, as vLLM takes for granted."""
-    processor = processors.processor(family.removesuffix("_moe"))
+    if family == "llava_onevision":
+        return processors.processor(family)
+    processor = processors.processor("qwen2_5_vl" if family.startswith("qwen2_5") else "qwen3_vl")
     processor.video_processor.size = {"shortest_edge": 56 * 56, "longest_edge": 112 * 112 * 1024}
     for name in ("image_mean", "image_std"):
         setattr(processor.image_processor, name, getattr(processor.video_processor, name))
@@ -76,9 +103,18 @@ def checkpoint(family: str, folder: Path) -> Path:
     path = folder / family
     if not path.exists():
         hugging_face(family).save_pretrained(path)
+        if family == "llava_onevision":
+            _rename_tower(path / "model.safetensors")
         processor = real_processor(family)
         processor.save_pretrained(path)
     return path
+
+
+def _rename_tower(path: Path) -> None:
+    """Name the weights of SigLIP as checkpoints do, and vLLM expects."""
+    weights = load_file(path)
+    names = {n: n.replace("vision_tower.", "vision_tower.vision_model.") for n in weights if "vision_model." not in n}
+    save_file({names.get(name, name): weight for name, weight in weights.items()}, path, metadata={"format": "pt"})
 
 
 def clip(seed: int = 0, frames: int = 16, size: int = 112) -> tuple[Any, dict[str, Any]]:
@@ -105,23 +141,52 @@ _MARK = {"video": tiny.VIDEO, "image": tiny.IMAGE}
 
 def prompt(family: str, *media: str, question: str = "What moves?", before: str = "You see:") -> str:
     """A prompt with `media`, each "video" or "image"."""
-    tokenizer = real_processor(family).tokenizer
-    marks = "".join(
-        tokenizer.decode([tiny.START, _MARK[kind], tiny.END], skip_special_tokens=False) for kind in media or ("video",)
-    )
+    media = media or ("video",)
+    if family == "llava_onevision":
+        marks = "".join(f"<{kind}>" for kind in media)
+    else:
+        decode = functools.partial(real_processor(family).tokenizer.decode, skip_special_tokens=False)
+        marks = "".join(decode([tiny.START, _MARK[kind], tiny.END]) for kind in media)
     return f"<|im_start|>user\n{before}{marks}{question}<|im_end|>\n<|im_start|>assistant\n"
 
 
-class Engine:
-    """A vLLM engine in this process. method: None for vLLM without vidsieve."""
+def request(family: str, *videos: Any, question: str = "What moves?", **extra: Any) -> dict[str, Any]:
+    """One request about some clips, by default one."""
+    videos = videos or (clip(),)
+    text = prompt(family, *["video"] * len(videos), question=question)
+    return {"prompt": text, "multi_modal_data": {"video": list(videos)}, **extra}
 
-    def __init__(self, path: Path, rate: float = 0.0, method: str | None = "vidsieve", **options: Any) -> None:
-        os.environ["VIDSIEVE_VLLM"] = method or "off"
+
+def mixed(family: str) -> dict[str, Any]:
+    """An image, a video, an image, another video, in one prompt."""
+    images = [np.random.default_rng(seed).integers(0, 255, (112, 168, 3), dtype=np.uint8) for seed in (5, 6)]
+    return {
+        "prompt": prompt(family, "image", "video", "image", "video"),
+        "multi_modal_data": {"video": [clip(1, 8), clip(2, 6)], "image": images},
+    }
+
+
+def ids(out: Any) -> list[int]:
+    return list(out.outputs[0].token_ids)
+
+
+def pads(out: Any) -> int:
+    """Tokens of videos in a prompt."""
+    return sum(token == tiny.VIDEO for token in out.prompt_token_ids)
+
+
+class Engine:
+    """A vLLM engine in this process. method: VIDSIEVE_VLLM, not set if empty, None for vLLM without vidsieve."""
+
+    def __init__(self, path: Path, rate: float = 0.0, method: str | None = "", **options: Any) -> None:
+        os.environ["VIDSIEVE_VLLM"] = "off" if method is None else method
+        if method == "":
+            del os.environ["VIDSIEVE_VLLM"]
         settings.configured.cache_clear()
         from vllm.model_executor.model_loader import utils
 
         utils._MODEL_ARCH_BY_HASH.clear()
-        _take_back()
+        vars(ModelRegistry).pop("resolve_model_cls", None)  # vLLM's own look-up is back
         register()
         settled = {
             "dtype": "float32",
@@ -138,30 +203,33 @@ class Engine:
         self.llm = LLM(model=str(path), **{**settled, **options})
         self.runner = self.llm.llm_engine.model_executor.driver_worker.worker.model_runner
         self.model = self.runner.get_model()
-        self.positions: dict[str, torch.Tensor] = {}  # of each request, as the last step with its prompt left them
+        self.positions: dict[str, Any] = {}  # of each request, as the last step with its prompt left them
         self.kept: list[torch.Tensor] = []  # of each video encoded, in that order
+        self.features: list[torch.Tensor] = []  # that it was chosen by
         self._watch()
 
     def _watch(self) -> None:
-        gather, reduce = self.runner._gather_mm_embeddings, getattr(self.model, "_reduce", None)
+        gather, reduce = self.runner._gather_mm_embeddings, getattr(self.model, "_reduce_each", None)
 
         def gathered(*args: Any, **kwargs: Any) -> Any:
             out = gather(*args, **kwargs)
             for name in self.runner.input_batch.req_ids:
-                self.positions[name.partition("-")[0]] = self.runner.requests[name].mrope_positions.clone()
+                where = self.runner.requests[name].mrope_positions  # None where they just count
+                self.positions[name.partition("-")[0]] = where if where is None else where.clone()
             return out
 
         def reduced(*args: Any) -> Any:
             out = reduce(*args)
-            self.kept.append(out.kept)
+            self.features += args[0]
+            self.kept += [reduction.kept for reduction in out]
             return out
 
         self.runner._gather_mm_embeddings = gathered
         if reduce is not None:
-            self.model._reduce = reduced
+            self.model._reduce_each = reduced
         if not getattr(self.model, "sieves", False):
             # vLLM's CPU runner forgets to look, and fails; on a GPU it does look.
-            self.runner.is_multimodal_pruning_enabled = self.model.is_multimodal_pruning_enabled
+            self.runner.is_multimodal_pruning_enabled = getattr(self.model, "is_multimodal_pruning_enabled", False)
 
     def ask(self, requests: list[dict[str, Any]], tokens: int = 4) -> list[Any]:
         sampling = SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True, logprobs=3)
@@ -171,19 +239,3 @@ class Engine:
         del self.llm, self.runner, self.model
         gc.collect()
         cleanup_dist_env_and_memory()
-
-
-def _take_back() -> None:
-    """Put vLLM's own models back into its registry."""
-    from vllm import ModelRegistry
-    from vllm.model_executor.models.registry import _LazyRegisteredModel
-
-    vars(ModelRegistry).pop("resolve_model_cls", None)
-    for architecture, module in {
-        "Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl",
-        "Qwen3VLForConditionalGeneration": "qwen3_vl",
-        "Qwen3VLMoeForConditionalGeneration": "qwen3_vl_moe",
-    }.items():
-        ModelRegistry.models[architecture] = _LazyRegisteredModel(
-            module_name=f"vllm.model_executor.models.{module}", class_name=architecture
-        )

@@ -139,6 +139,13 @@ def test_reading_a_prompt_again_changes_nothing() -> None:
     assert torch.equal(where, expected())
 
 
+def test_a_step_may_bring_nothing_of_a_medium() -> None:
+    where, _ = positions.initial(len(IDS), [medium for medium, _ in MEDIA])
+    nothing = torch.zeros(0, 5, dtype=torch.long)
+    positions.fill(where, IDS, (PAD,), 0, [nothing, *(positions.unpack(channels) for _, channels in MEDIA), nothing])
+    assert torch.equal(where, expected())
+
+
 def test_a_medium_that_is_not_there_is_an_error() -> None:
     where, _ = positions.initial(4, [])
     with pytest.raises(ValueError, match="expected a medium after token 0"):

@@ -4,9 +4,7 @@ CONTRIBUTING.md says how to run these.
 """
 
 import importlib.util
-import logging
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,15 +12,16 @@ import pytest
 if importlib.util.find_spec("vllm") is None:
     pytest.skip("vLLM is not installed; `make test-vllm` sets it up beside this environment", allow_module_level=True)
 
-import numpy as np
 import torch
 from vllm import ModelRegistry
+from vllm.model_executor.models.qwen3_vl import Qwen3VLForConditionalGeneration
 from vllm.plugins import load_plugins_by_group
 
 from tests.engines.hf import tiny
 from tests.engines.vllm import engine, truth
+from tests.engines.vllm.engine import ids, mixed, pads, request
 from vidsieve import VideoTokens
-from vidsieve.engines.vllm import models, runner, settings
+from vidsieve.engines.vllm import processor, settings
 from vidsieve.errors import UnsupportedModel
 from vidsieve.methods import presets
 from vidsieve.types.tokens import Prompt
@@ -34,43 +33,6 @@ NOTHING = 1e-17  # a rate so small that every token stays: with it, a pruning se
 Start = Callable[..., engine.Engine]
 
 
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("checkpoints")
-
-
-@pytest.fixture
-def start(checkpoints: Path) -> Iterator[Start]:
-    """Engines, closed at the end of the test; one at a time."""
-    running: list[engine.Engine] = []
-
-    def starting(family: str, *args: Any, **options: Any) -> engine.Engine:
-        while running:
-            running.pop().close()
-        running.append(engine.Engine(engine.checkpoint(family, checkpoints), *args, **options))
-        return running[0]
-
-    yield starting
-    while running:
-        running.pop().close()
-
-
-def request(family: str, *videos: Any, question: str = "What moves?", **extra: Any) -> dict[str, Any]:
-    """One request about some clips, by default one."""
-    videos = videos or (engine.clip(),)
-    text = engine.prompt(family, *["video"] * len(videos), question=question)
-    return {"prompt": text, "multi_modal_data": {"video": list(videos)}, **extra}
-
-
-def mixed(family: str) -> dict[str, Any]:
-    """An image, a video, an image, another video, in one prompt."""
-    images = [np.random.default_rng(seed).integers(0, 255, (112, 168, 3), dtype=np.uint8) for seed in (5, 6)]
-    return {
-        "prompt": engine.prompt(family, "image", "video", "image", "video"),
-        "multi_modal_data": {"video": [engine.clip(1, 8), engine.clip(2, 6)], "image": images},
-    }
-
-
 def small(family: str, seed: int = 0) -> Any:
     """A clip after which transformers and vLLM put text at the same position, unpruned.
 
@@ -78,10 +40,6 @@ def small(family: str, seed: int = 0) -> Any:
     transformers 4 did, behind the last position. For a video that is wider than long they agree.
     """
     return engine.clip(seed, 8, 224) if family == "qwen2_5_vl" else engine.clip(seed)
-
-
-def ids(out: Any) -> list[int]:
-    return list(out.outputs[0].token_ids)
 
 
 def log_probabilities(out: Any) -> list[float]:
@@ -100,7 +58,7 @@ def test_as_many_are_kept_as_the_rate_leaves(start: Start, family: str, rate: fl
     out = served.ask([request(family), request(family, engine.clip(3, 5, 84))])
     for answer, total in zip(out, (8 * 16, 3 * 9), strict=True):
         expected = max(1, int(total * (1 - rate)))
-        assert sum(token == tiny.VIDEO for token in answer.prompt_token_ids) == expected
+        assert pads(answer) == expected
     assert [len(kept) for kept in served.kept] == [max(1, int(n * (1 - rate))) for n in (128, 27)]
 
 
@@ -243,8 +201,12 @@ def test_each_question_gets_its_own_selection(start: Start, family: str) -> None
         wish = {"mm_processor_kwargs": {"vidsieve": {"question": question}}}
         return served.ask([request(family, clip, question="Well?", **wish, **more)])[0]
 
+    encoded: list[int] = []
+    visual = served.model.visual.forward
+    served.model.visual.forward = lambda pixels, **kw: encoded.append(len(pixels) // 4) or visual(pixels, **kw)
     one, two, again = (ask(question) for question in (*questions, questions[0]))
     assert len(served.kept) == 2, "the third answer needs no new selection"
+    assert encoded == [128], "nor the second a new pass through the encoder"
     assert not torch.equal(served.kept[0], served.kept[1])
     marker = list(one.prompt_token_ids).index(tiny.START)
     assert two.num_cached_tokens <= marker + 32, "nothing of the other question's video is reused"
@@ -270,7 +232,7 @@ def test_a_request_may_keep_more_or_less(start: Start, family: str) -> None:
     served = start(family, 0.75)
     asked = [request(family, mm_processor_kwargs={"vidsieve": {"keep": keep}}) for keep in (0.5, 0.1, 1.0)]
     for out, count in zip(served.ask(asked), (64, 13, 128), strict=True):
-        assert sum(token == tiny.VIDEO for token in out.prompt_token_ids) == count
+        assert pads(out) == count
 
 
 @each_family
@@ -279,10 +241,16 @@ def test_what_cannot_be_honoured_is_refused_and_the_server_goes_on(start: Start,
     for wish, message in (
         ({"question": "What?"}, "does not look at the question"),
         ({"keep": 0}, r"in \(0, 1\]"),
+        ({"question": "why " * 2000}, "at most 4096 characters, got 8000"),
         ({"ratio": 0.5}, "expected mm_processor_kwargs"),
     ):
         with pytest.raises(ValueError, match=message):
             served.ask([request(family, mm_processor_kwargs={"vidsieve": wish})])
+        image = {"image": mixed(family)["multi_modal_data"]["image"][:1]}
+        still = {"prompt": engine.prompt(family, "image"), "multi_modal_data": image}
+        served.ask([still])  # so that its image is cached
+        with pytest.raises(ValueError, match=message):
+            served.ask([{**still, "mm_processor_kwargs": {"vidsieve": wish}}])
     assert len(ids(served.ask([request(family)])[0])) == 4
 
     served = start(family, 0.75, "cdpruner")
@@ -304,9 +272,9 @@ def test_without_a_rate_nothing_is_different(start: Start, family: str) -> None:
 
 def test_experts_are_served_too(start: Start) -> None:
     served = start("qwen3_vl_moe", 0.75, load_format="dummy")  # transformers saves experts in another layout
-    assert type(served.model).__name__ == "SievedQwen3VLMoe"
+    assert type(served.model).__name__ == "SievedQwen3VLMoeForConditionalGeneration"
     (out,) = served.ask([request("qwen3_vl_moe")])
-    assert sum(token == tiny.VIDEO for token in out.prompt_token_ids) == 32
+    assert pads(out) == 32
 
 
 def test_vidcom2_stays_vllms_own(start: Start) -> None:
@@ -314,22 +282,11 @@ def test_vidcom2_stays_vllms_own(start: Start) -> None:
     assert not served.model.sieves
 
 
-@pytest.fixture
-def log() -> Iterator[list[str]]:
-    """What vidsieve writes into vLLM's log."""
-    lines: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("vllm.vidsieve")
-    logger.addHandler(handler)
-    yield lines
-    logger.removeHandler(handler)
-
-
 def test_one_line_says_what_is_active(start: Start, log: list[str]) -> None:
     start("qwen3_vl", 0.9)
     assert [line for line in log if "active" in line] == [
-        "vidsieve: active in SievedQwen3VL: vidsieve keeps 10 % of the tokens of each video, in place of EVS"
+        "vidsieve: active in SievedQwen3VLForConditionalGeneration: "
+        "vidsieve keeps 10 % of the tokens of each video, in place of EVS"
     ]
     log.clear()
     start("qwen3_vl", 0.0)
@@ -338,9 +295,12 @@ def test_one_line_says_what_is_active(start: Start, log: list[str]) -> None:
 
 def test_a_video_of_nan_does_not_end_the_server(start: Start, log: list[str]) -> None:
     served = start("qwen2_5_vl", 0.75)
-    reduction = served.model._reduce(torch.full((128, 128), torch.nan), (8, 4, 4), settings.order(32, []))
-    assert len(reduction) == 32
-    assert any("NaN" in line for line in log)
+    fit, broken = torch.randn(128, 128), torch.full((128, 128), torch.nan)
+    ordered = [settings.order(None, [])] * 3
+    reductions = served.model._reduce_each([fit, broken, fit], [(8, 4, 4)] * 3, ordered)
+    assert [len(reduction) for reduction in reductions] == [32] * 3
+    assert torch.equal(reductions[0].kept, reductions[2].kept)
+    assert sum("NaN" in line for line in log) == 1
 
 
 def test_together_no_more_is_encoded_than_without_pruning(start: Start) -> None:
@@ -354,10 +314,11 @@ def test_together_no_more_is_encoded_than_without_pruning(start: Start) -> None:
 
 
 def test_vllm_finds_the_plug_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    vars(ModelRegistry).pop("resolve_model_cls", None)
     monkeypatch.setenv(settings.VARIABLE, "vidsieve")
     settings.configured.cache_clear()
     load_plugins_by_group("vllm.general_plugins")["vidsieve"]()
-    assert ModelRegistry.models["Qwen3VLForConditionalGeneration"].class_name == "SievedQwen3VL"
+    assert hasattr(ModelRegistry.resolve_model_cls, "__wrapped__")
 
 
 def test_a_vllm_that_would_not_call_an_override_is_refused() -> None:
@@ -365,32 +326,4 @@ def test_a_vllm_that_would_not_call_an_override_is_refused() -> None:
         def _postprocess_by_another_name(self) -> None: ...
 
     with pytest.raises(UnsupportedModel, match="_postprocess_by_another_name"):
-        models.check_hooks(Override, models.qwen3_vl.Qwen3VLForConditionalGeneration)
-
-
-class _Registry:
-    """vLLM's registry, as far as `report_unsupported` goes."""
-
-    def resolve_model_cls(self, architectures: Any, model_config: Any) -> Any:
-        return type("Other", (), {"supports_multimodal": True}), "OtherForConditionalGeneration"
-
-
-class _Config:
-    """A model configuration with a pruning rate."""
-
-    multimodal_config = property(lambda self: self)
-
-    def get_video_pruning_spec(self) -> Any:
-        return "evs", 0.9
-
-
-def test_an_unsupported_model_says_so(log: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    registry: Any = _Registry()
-    runner.report_unsupported(registry)
-    runner.report_unsupported(registry)
-    monkeypatch.delenv(settings.VARIABLE, raising=False)
-    registry.resolve_model_cls(["OtherForConditionalGeneration"], model_config=_Config())
-    assert ["NOT active in OtherForConditionalGeneration" in line for line in log] == [True]
-    monkeypatch.setenv(settings.VARIABLE, "vidsieve")
-    with pytest.raises(UnsupportedModel, match="NOT active"):
-        registry.resolve_model_cls(["OtherForConditionalGeneration"], model_config=_Config())
+        processor.check_hooks(Override, Qwen3VLForConditionalGeneration)

@@ -86,11 +86,54 @@ def test_a_request_may_wish() -> None:
 
 
 @pytest.mark.parametrize(
-    "wish", ["0.2", {"ratio": 0.2}, {"keep": "half"}, {"keep": 1.5}, {"keep": 0}, {"keep": True}, {"question": " "}]
+    "wish",
+    [
+        *("0.2", {"ratio": 0.2}, {"keep": "half"}, {"keep": 1.5}, {"keep": 0}, {"keep": True}),
+        *({"question": " "}, {"question": "?" * 4097}),
+    ],
 )
 def test_a_wish_that_makes_no_sense_is_refused(wish: object) -> None:
     with pytest.raises(ValueError, match=r"expected|keep is the fraction"):
         RequestOptions.of({"vidsieve": wish})
+
+
+@pytest.mark.parametrize("keep", [None, 0.2, 1.0])
+@pytest.mark.parametrize("key", [None, bytes(range(240, 256))])
+@pytest.mark.parametrize("question", [[], [5], [151_000, 3]])
+def test_an_order_says_at_one_end_what_it_was_given_at_the_other(
+    keep: float | None, key: bytes | None, question: list[int]
+) -> None:
+    ordered = settings.order(keep, question, key)
+    assert settings.ordered_question(ordered) == question
+    assert settings.ordered_key(ordered) == key
+    for total in (1, 128, 5824):
+        assert settings.ordered_count(ordered, total, 0.75) == RequestOptions(keep).count(total, 0.75)
+
+
+@pytest.mark.parametrize("name", ["vidsieve", "cdpruner"])
+def test_videos_reduced_together_keep_what_each_keeps_alone(name: str) -> None:
+    method = Method.named(name)
+    videos = [
+        VideoTokens.from_grid(video_like(frames, 12, 16, seed, torch.float32, cuts=(2,)), frames, 3, 4)
+        for seed, frames in enumerate((6, 4, 6, 6))
+    ]
+    prompts = [Prompt(video.features[:4]) if method.asks else None for video in videos]
+    counts = [18, 12, 30, 18]
+    alone = [method.reduce(*one).kept for one in zip(videos, counts, prompts, strict=True)]
+    together = method.reduce_each(videos, counts, prompts)
+    assert all(torch.equal(mine.kept, kept) for mine, kept in zip(together, alone, strict=True))
+
+
+def test_a_named_method_that_would_never_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(settings.VARIABLE, raising=False)
+    assert settings.pruning_rate(("evs", 0.9)) == 0.9
+    assert settings.pruning_rate(("vidcom2", 0.9)) is None
+    assert settings.pruning_rate(None) is None
+    monkeypatch.setenv(settings.VARIABLE, "divprune")
+    assert settings.pruning_rate(("evs", 0.9)) == 0.9
+    for spec, got in ((None, "no --video-pruning-rate above 0"), (("vidcom2", 0.9), "--video-pruning-method vidcom2")):
+        with pytest.raises(UnsupportedCall, match=f"VIDSIEVE_VLLM=divprune names .* got {got}, expected"):
+            settings.pruning_rate(spec)
 
 
 def test_a_question_goes_to_methods_that_hear_it_and_only_there() -> None:

@@ -13,12 +13,13 @@ def inputs(family: str, request: dict[str, Any]) -> Any:
     """What a request to vLLM is to Hugging Face."""
     processor = engine.real_processor(family)
     data = request["multi_modal_data"]
-    videos = data.get("video", [])
+    videos = [video if isinstance(video, tuple) else (video, {}) for video in data.get("video", [])]
+    known = [{k: v for k, v in known.items() if k != "do_sample_frames"} for _, known in videos]
     return processor(
         text=[request["prompt"]],
         images=data.get("image"),
         videos=[torch.from_numpy(video).permute(0, 3, 1, 2) for video, _ in videos] or None,
-        video_metadata=[{k: v for k, v in known.items() if k != "do_sample_frames"} for _, known in videos] or None,
+        **({"video_metadata": known} if any(known) else {}),
         do_sample_frames=False,
         return_tensors="pt",
     )

@@ -45,6 +45,8 @@ def fill(positions: Tensor, ids: Sequence[int], pads: tuple[int, ...], computed:
     """
     begin = computed
     for rows in media:
+        if not len(rows):
+            continue
         index, lead = rows[0, 3:].tolist()
         if index == 0:  # else the step begins inside this medium
             begin = _first(ids, pads, begin) - lead

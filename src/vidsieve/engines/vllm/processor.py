@@ -1,23 +1,36 @@
-"""The front end of vLLM's Qwen2.5-VL and Qwen3-VL: a video's tokens in the prompt, and what is ordered for it."""
+"""The front end of vLLM's models: a video's tokens in the prompt, and what is ordered of the encoder for it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
+from torch import Tensor
 from transformers import BatchFeature
-from vllm.model_executor.models import qwen2_5_vl, qwen3_vl
+from vllm.multimodal.hasher import MultiModalHasher
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.processing import ProcessorInputs
 
 from vidsieve.engines.vllm.runner import pruning_spec
-from vidsieve.engines.vllm.settings import KWARG, Method, RequestOptions, configured, order
+from vidsieve.engines.vllm.settings import (
+    KWARG,
+    Method,
+    RequestOptions,
+    configured,
+    order,
+    ordered_count,
+    pruning_rate,
+)
 from vidsieve.errors import UnsupportedCall, UnsupportedModel
 
 
 def served(model_config: Any) -> tuple[Method, float] | None:
-    """The method and the pruning rate a server was started with; None where vLLM's own code is to run."""
-    spec, method = pruning_spec(model_config), configured()
-    return (method, spec[1]) if spec is not None and spec[0] == "evs" and method is not None else None
+    """The method and the pruning rate a server was started with; None where vLLM's own code is to run.
+
+    Raises `UnsupportedCall` if the user named a method and it would not run.
+    """
+    method = configured()
+    rate = None if method is None else pruning_rate(pruning_spec(model_config))
+    return None if method is None or rate is None else (method, rate)
 
 
 def check_hooks(override: type, base: type) -> None:
@@ -30,47 +43,88 @@ def check_hooks(override: type, base: type) -> None:
         )
 
 
-_OWN = {"_tokens", "_batches", "_reduce", "_size", "_described", "_span"}
+_OWN = {
+    *("_tokens", "_checked", "_videos", "_key", "_total", "_resized"),
+    *("_batches", "_embed_videos", "_embed_held", "_after_encoder", "forget", "_reduce_each", "_prompt", "_features"),
+    *("_patches", "_patches_per_token", "_size", "_side", "_step", "_span", "_described"),
+}
 
 
-class _Processor:
+class Processor:
     """In the front end: how many tokens each video has in the prompt, and what is ordered of the encoder for it.
 
     The order rides along as one more field of the video (`settings.order`), so both ends agree by construction.
     """
 
+    settled: ClassVar[tuple[str, ...]] = ()  # methods of the root's processor that a subclass of it must not change
+
     info: Any
 
-    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, Any]) -> BatchFeature:
-        out = super()._apply_hf_processor_main(mm_items, _without(hf_kwargs))  # type: ignore[misc]
-        serving = served(self.info.ctx.model_config)
+    def apply(self, inputs: ProcessorInputs, timing_ctx: Any) -> Any:
+        self._checked(inputs)
+        return super().apply(inputs, timing_ctx)  # type: ignore[misc]
+
+    def _checked(self, inputs: ProcessorInputs) -> None:
+        """Refuse a request whose wishes cannot be honoured, whatever it brings and whatever is cached of it."""
         if KWARG in (self.info.ctx.get_mm_config().mm_processor_kwargs or {}):
             raise UnsupportedCall(
                 f'"{KWARG}" belongs into the mm_processor_kwargs of a request; '
                 "for all requests there are --video-pruning-rate and VIDSIEVE_VLLM"
             )
+        serving, wishes = served(self.info.ctx.model_config), inputs.hf_processor_mm_kwargs
         if serving is None:
-            if KWARG in hf_kwargs:
+            if KWARG in wishes:
                 raise UnsupportedCall(f'this server does not prune with vidsieve, so "{KWARG}" cannot be honoured')
-            return out
-        method, rate = serving
-        if "video_grid_thw" in out:
+            return
+        asked = RequestOptions.of(wishes)
+        has_video = inputs.mm_data_items.get_count("video", strict=False) > 0
+        if has_video or asked.question is not None:
+            asked.check(serving[0])
+
+    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, Any]) -> BatchFeature:
+        out = super()._apply_hf_processor_main(mm_items, _without(hf_kwargs))  # type: ignore[misc]
+        videos = self._videos(out)
+        if videos and served(self.info.ctx.model_config) is not None:
             asked = RequestOptions.of(hf_kwargs)
-            asked.check(method)
-            question = [] if asked.question is None else self._tokens(asked.question)
-            merge = self.info.get_hf_config().vision_config.spatial_merge_size
-            out[KWARG] = [
-                order(asked.count(t * (h // merge) * (w // merge), rate), question)
-                for t, h, w in out["video_grid_thw"].tolist()
-            ]
+            if asked.question is None:
+                out[KWARG] = [order(asked.keep, [])] * len(videos)
+            else:
+                question = self._tokens(asked.question)
+                out[KWARG] = [order(asked.keep, question, self._key(video)) for video in videos]
         return out
+
+    def _key(self, video: Mapping[str, Tensor]) -> bytes | None:
+        """A name for a video, so that another question about it need not have it encoded again.
+
+        vLLM's own name for it does not serve: the question is part of that, and a client may choose it.
+        """
+        if not video:
+            return None
+        algorithm = self.info.ctx.get_mm_config().mm_hasher_algorithm
+        return bytes.fromhex(MultiModalHasher.hash_kwargs(algorithm, **video))[:16]
+
+    def _videos(self, out: BatchFeature) -> list[dict[str, Tensor]]:
+        """What the encoder is to read of each video, from what Hugging Face's processor returned.
+
+        Nothing where a client sent the embeddings themselves.
+        """
+        raise NotImplementedError
+
+    def _total(self, video: Any, placeholder: list[int]) -> int:
+        """The tokens of a video before pruning. placeholder: vLLM's own for it."""
+        raise NotImplementedError
+
+    def _resized(self, ids: list[int], pad: int, count: int) -> list[int]:
+        """A video's placeholder with `count` pads, all where its first one is."""
+        first = ids.index(pad)
+        return [*ids[:first], *[pad] * count, *(token for token in ids[first:] if token != pad)]
 
     def _tokens(self, question: str) -> list[int]:
         return list(self.info.get_tokenizer().encode(question, add_special_tokens=False))
 
     def _get_mm_fields_config(
         self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, Any]
-    ) -> Mapping[str, Any]:
+    ) -> Mapping[str, MultiModalFieldConfig]:
         fields = super()._get_mm_fields_config(hf_inputs, _without(hf_processor_mm_kwargs))  # type: ignore[misc]
         return {**fields, KWARG: MultiModalFieldConfig.batched("video", keep_on_cpu=True)}
 
@@ -78,13 +132,17 @@ class _Processor:
         self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, Any], out_mm_kwargs: Any
     ) -> Sequence[Any]:
         updates = super()._get_prompt_updates(mm_items, _without(hf_processor_mm_kwargs), out_mm_kwargs)  # type: ignore[misc]
-        if served(self.info.ctx.model_config) is None:
+        serving = served(self.info.ctx.model_config)
+        if serving is None:
             return updates  # type: ignore[no-any-return]
-        pad = self.info.get_hf_config().video_token_id
+        _, rate = serving
+        config = self.info.get_hf_config()
+        pad = config.video_token_id if hasattr(config, "video_token_id") else config.video_token_index
 
         def sized(stock: Any, item: int) -> list[int]:
-            content, count = stock(item), int(out_mm_kwargs["video"][item][KWARG].data[0])
-            return _resized(list(getattr(content, "full", content)), pad, count)
+            content, video = stock(item), out_mm_kwargs["video"][item]
+            ids = list(getattr(content, "full", content))
+            return self._resized(ids, pad, ordered_count(video[KWARG].data, self._total(video, ids), rate))
 
         return [
             replace(update, replacement=lambda item, stock=update.replacement: sized(stock, item))
@@ -114,19 +172,19 @@ def _without(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in kwargs.items() if key != KWARG}
 
 
-def _resized(ids: list[int], pad: int, count: int) -> list[int]:
-    """A video's placeholder with `count` pads, all where its first one is."""
-    first = ids.index(pad)
-    return [*ids[:first], *[pad] * count, *(token for token in ids[first:] if token != pad)]
+class GridProcessor(Processor):
+    """Of Qwen2.5-VL and Qwen3-VL, which say of each video what grid it has."""
 
+    settled = ("get_video_repl",)
 
-class Qwen2_5_VLProcessor(_Processor, qwen2_5_vl.Qwen2_5_VLMultiModalProcessor):
-    """Of Qwen2.5-VL."""
+    def _videos(self, out: BatchFeature) -> list[dict[str, Tensor]]:
+        grids = out.get("video_grid_thw", ())
+        if "pixel_values_videos" not in out:
+            return [{} for _ in grids]
+        pixels = out["pixel_values_videos"].split([int(grid.prod()) for grid in grids])
+        return [{"pixels": video, "grid": grid} for video, grid in zip(pixels, grids, strict=True)]
 
-
-class Qwen3VLProcessor(_Processor, qwen3_vl.Qwen3VLMultiModalProcessor):
-    """Of Qwen3-VL, dense or not."""
-
-
-check_hooks(_Processor, qwen2_5_vl.Qwen2_5_VLMultiModalProcessor)
-check_hooks(_Processor, qwen3_vl.Qwen3VLMultiModalProcessor)
+    def _total(self, video: Any, placeholder: list[int]) -> int:
+        merge = self.info.get_hf_config().vision_config.spatial_merge_size
+        frames, rows, columns = video["video_grid_thw"].data.tolist()
+        return int(frames * (rows // merge) * (columns // merge))

@@ -12,7 +12,7 @@ from typing import Any
 from vllm.logger import init_logger
 from vllm.model_executor.models.interfaces import supports_multimodal, supports_multimodal_pruning
 
-from vidsieve.engines.vllm.settings import VARIABLE, method_is_explicit
+from vidsieve.engines.vllm.settings import VARIABLE, method_is_explicit, pruning_rate
 from vidsieve.errors import UnsupportedModel
 
 logger = init_logger("vllm.vidsieve")
@@ -24,10 +24,32 @@ def pruning_spec(model_config: Any) -> tuple[str, float] | None:
     return None if multimodal is None else multimodal.get_video_pruning_spec()
 
 
-def patch_runner() -> None:
-    """Spare vLLM's first model runner, if it runs here, its special treatment of a vidsieve model."""
-    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+def patch_worker() -> None:
+    """Have what a vidsieve model holds of videos dropped when vLLM drops its own, as it does for new weights."""
+    from vllm.v1.worker.gpu_worker import Worker  # of both runners, and of CPUs
 
+    reset = Worker.reset_encoder_cache
+    if hasattr(reset, "__wrapped__"):
+        return
+
+    @wraps(reset)
+    def reset_and_forget(worker: Any, *args: Any, **kwargs: Any) -> Any:
+        model = worker.model_runner.get_model()
+        if getattr(model, "sieves", False):
+            model.forget()
+        return reset(worker, *args, **kwargs)
+
+    Worker.reset_encoder_cache = reset_and_forget
+
+
+def patch_runner() -> None:
+    """Spare vLLM's first model runner, if this vLLM has it, its special treatment of a vidsieve model."""
+    try:
+        from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("vllm.v1.worker"):
+            raise
+        return
     if hasattr(GPUModelRunner._execute_mm_encoder, "__wrapped__"):
         return
     encode, gather = GPUModelRunner._execute_mm_encoder, GPUModelRunner._gather_mm_embeddings
@@ -57,30 +79,37 @@ def _reads_prompts(runner: Any) -> bool:
     return any(request.num_computed_tokens < request.num_prompt_tokens for request in requests)
 
 
-def report_unsupported(registry: Any) -> None:
-    """Have the server log a warning, as it loads a model, when it is to prune videos and vidsieve does not support it.
+def derive_models(registry: Any) -> None:
+    """Have vLLM's registry answer with our subclass of each model that has one, made when a server asks for the model.
 
-    A user who named a method in VIDSIEVE_VLLM gets `UnsupportedModel` instead.
+    For any other model that is to prune, the server logs a warning as it loads it; a user who named a method in
+    VIDSIEVE_VLLM gets `UnsupportedModel` instead. A second call changes nothing.
     """
     resolve = registry.resolve_model_cls
     if hasattr(resolve, "__wrapped__"):
         return
 
     @wraps(resolve)
-    def resolve_and_report(architectures: Any, model_config: Any) -> Any:
+    def resolve_and_derive(architectures: Any, model_config: Any) -> Any:
         model, architecture = resolve(architectures, model_config)
-        spec = pruning_spec(model_config)
-        if spec is not None and supports_multimodal(model) and not hasattr(model, "sieves"):
-            from vidsieve.engines.vllm import ARCHITECTURES
+        if not supports_multimodal(model) or getattr(model_config, "runner_type", None) == "draft":
+            return model, architecture
+        from vidsieve.engines.vllm.derive import ROOTS, derive  # not at start-up: it loads what models are made of
 
+        ours, reason = derive(model)
+        if ours is not None:
+            return ours, architecture
+        rate = pruning_rate(pruning_spec(model_config))
+        if rate is not None:
             instead = "vLLM's own method runs" if supports_multimodal_pruning(model) else "nothing is pruned"
+            roots = ", ".join(root.rpartition(".")[2] for root in ROOTS)
             text = (
-                f"vidsieve: NOT active in {architecture}, expected one of {', '.join(ARCHITECTURES)}; "
-                f"with --video-pruning-rate {spec[1]} as given, {instead}"
+                f"vidsieve: NOT active in {architecture}: {reason or f'expected one of {roots}, or a subclass'}; "
+                f"with --video-pruning-rate {rate} as given, {instead}"
             )
             if method_is_explicit():
                 raise UnsupportedModel(f"{text}. Unset {VARIABLE}, or set it to off, to go on without vidsieve")
             logger.warning(text)
         return model, architecture
 
-    registry.resolve_model_cls = resolve_and_report
+    registry.resolve_model_cls = resolve_and_derive

@@ -13,8 +13,9 @@ A request may ask, for its videos, with `mm_processor_kwargs`:
 
 import functools
 import importlib
+import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,7 @@ from vidsieve.types.tokens import Prompt, VideoTokens
 
 VARIABLE = "VIDSIEVE_VLLM"
 KWARG = "vidsieve"
+MAX_QUESTION = 4096  # characters
 
 
 def retained(total: int, rate: float) -> int:
@@ -71,13 +73,35 @@ class Method:
 
     def reduce(self, tokens: VideoTokens, count: int, prompt: Prompt | None) -> Reduction:
         """Exactly `count` of `tokens`. Raises `UnsupportedCall` if the method leaves another number."""
-        reduction = self.build(count / len(tokens)).reduce(tokens, prompt)
-        if len(reduction) != count:
-            raise UnsupportedCall(
-                f"{VARIABLE}={self.name} kept {len(reduction)} of {len(tokens)} tokens where {count} were due; "
-                "a server needs a method of exact counts, for the prompt has its placeholders before the video is seen"
-            )
-        return reduction
+        return self.reduce_each([tokens], [count], [prompt])[0]
+
+    def reduce_each(
+        self, videos: Sequence[VideoTokens], counts: Sequence[int], prompts: Sequence[Prompt | None]
+    ) -> list[Reduction]:
+        """Exactly `counts` of each of several videos; those of one length and count go through the device together.
+
+        Raises `UnsupportedCall` if the method leaves another number.
+        """
+        groups: dict[tuple[int, int], list[int]] = {}
+        for video, (tokens, count) in enumerate(zip(videos, counts, strict=True)):
+            groups.setdefault((len(tokens), count), []).append(video)
+        reductions: dict[int, Reduction] = {}
+        for (total, count), some in groups.items():
+            made = _built(self, count / total).reduce_each([videos[i] for i in some], [prompts[i] for i in some])
+            reductions.update(zip(some, made, strict=True))
+            for reduction in made:
+                if len(reduction) != count:
+                    raise UnsupportedCall(
+                        f"{VARIABLE}={self.name} kept {len(reduction)} of {total} tokens where {count} were due; a "
+                        "server needs a method of exact counts, for the prompt has its placeholders before the video "
+                        "is seen"
+                    )
+        return [reductions[video] for video in range(len(videos))]
+
+
+@functools.lru_cache(maxsize=256)
+def _built(method: Method, keep: float) -> Reducer:
+    return method.build(keep)
 
 
 def _find(name: str) -> Callable[[float], Reducer]:
@@ -117,10 +141,28 @@ def check_pipeline(stages: int) -> None:
     """
     if stages > 1:
         raise UnsupportedCall(
-            f"pipeline_parallel_size is {stages}, and beyond the first stage tokens of pruned videos would have wrong "
+            f"pipeline_parallel_size is {stages}, and beyond the first stage tokens of pruned videos may have wrong "
             "positions; expected 1: start the server with --pipeline-parallel-size 1 (--tensor-parallel-size may take "
             "its place), or without --video-pruning-rate"
         )
+
+
+def pruning_rate(spec: tuple[str, float] | None) -> float | None:
+    """The rate vidsieve prunes with, None where vLLM's own code runs.
+
+    spec: `--video-pruning-method` and `--video-pruning-rate`, None without a rate.  Raises `UnsupportedCall` for a
+    method named in VIDSIEVE_VLLM that these options leave nothing to do.
+    """
+    if spec is not None and spec[0] == "evs":
+        return spec[1]
+    if method_is_explicit():
+        got = "no --video-pruning-rate above 0" if spec is None else f"--video-pruning-method {spec[0]}"
+        raise UnsupportedCall(
+            f"{VARIABLE}={os.environ[VARIABLE]} names a method that would never run: got {got}, expected "
+            "--video-pruning-rate RATE and no --video-pruning-method. "
+            f"Start the server so, or unset {VARIABLE}, or set it to off"
+        )
+    return None
 
 
 @dataclass(frozen=True)
@@ -145,6 +187,8 @@ class RequestOptions:
             check_keep(keep)
         if question is not None and not (isinstance(question, str) and question.strip()):
             raise UnsupportedCall(f"expected some text for question, got {question!r}")
+        if question is not None and len(question) > MAX_QUESTION:
+            raise UnsupportedCall(f"expected a question of at most {MAX_QUESTION} characters, got {len(question)}")
         return cls(None if keep is None else float(keep), question)
 
     def check(self, method: Method) -> None:
@@ -165,6 +209,31 @@ class RequestOptions:
         return retained(total, rate) if self.keep is None else kept_count(self.keep, total)
 
 
-def order(count: int, question: list[int]) -> Tensor:
-    """What the front end orders of the encoder for one video, as vLLM carries it there: int64 (1 + M,)."""
-    return torch.tensor([count, *question])
+_KEY = 16  # bytes that name a video
+
+
+def order(keep: float | None, question: list[int], key: bytes | None = None) -> Tensor:
+    """What the front end orders of the encoder for one video, as vLLM carries it there: float64 (1 + 16 + M,).
+
+    A wish and not a count: both ends apply `ordered_count` to it, each to the length that it sees.
+    key: 16 bytes that name the video, where its unpruned embeddings may be wanted again.
+    """
+    name = [-1] * _KEY if key is None else list(key)
+    return torch.tensor([math.nan if keep is None else keep, *name, *question], dtype=torch.float64)
+
+
+def ordered_count(ordered: Tensor, total: int, rate: float) -> int:
+    """How many of a video's `total` tokens stay by its order."""
+    keep = float(ordered[0])
+    return RequestOptions(None if math.isnan(keep) else keep).count(total, rate)
+
+
+def ordered_key(ordered: Tensor) -> bytes | None:
+    """The name of the video in an order, None if it has none."""
+    name = [int(byte) for byte in ordered[1 : 1 + _KEY].tolist()]
+    return None if name[0] < 0 else bytes(name)
+
+
+def ordered_question(ordered: Tensor) -> list[int]:
+    """The question's token ids in an order, none if nothing was asked."""
+    return [int(token) for token in ordered[1 + _KEY :].tolist()]
