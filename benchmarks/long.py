@@ -7,8 +7,8 @@ The real model class with random weights and the processor of Qwen2.5-VL. The fr
 made as they are asked for, noise with a square that moves and a cut every 20 seconds, so no decoder is timed.
 A row for each length: peak memory of the device and of the process while the video is encoded, beyond what the model
 holds (`held_bytes`); the time alone of making frames, of the processor and of the tower, and of all three at once; the
-file. Then a question about the longest, in turns: the time to the first token beside a prefill of as many tokens without
-anything attached.
+file. Then a question about the longest, in turns: the time to the first token, beside a prefill of as many tokens of
+text.
 """
 
 import argparse
