@@ -43,7 +43,7 @@ from vidsieve.types.frames import Frames
 RESULTS = Path(__file__).parent / "results"
 SCENE = 20  # seconds until the picture changes
 ROUNDS = 5
-WORD = 10  # a token of text
+WORDS = 10, 80  # tokens of text
 QUESTION = "What happens after the second speaker?"
 
 
@@ -185,7 +185,7 @@ def asked(model: Any, made: Any, stored: EncodedVideo, device: torch.device) -> 
     making, given = timed(lambda: stored.inputs(model, made, QUESTION), device)
     again, _ = timed(lambda: stored.inputs(model, made, "And what before?"), device)
     length = given["input_ids"].shape[1]
-    words = {"input_ids": torch.full((1, length), WORD, device=device)}
+    words = {"input_ids": torch.randint(*WORDS, (1, length), device=device)}
     words["attention_mask"] = torch.ones_like(words["input_ids"])
 
     def first(inputs: Any) -> float:

@@ -138,7 +138,8 @@ class _Chunks:
         self._config, self._dtype, self._device = model.config, model.dtype, model.device
         self._whole = _Layout.of(adapter, self._config, processor, frames)
         self._left, self._done = len(frames), 0  # frames, token frames
-        self._processors: dict[int, Any] = {}
+        self._processors: dict[int, Any] = {}  # by the frames of a chunk, as
+        self._prompts: dict[int, tuple[Any, _Layout]] = {}  # these are
 
     @property
     def total(self) -> int:
@@ -147,9 +148,8 @@ class _Chunks:
 
     def __call__(self, chunk: Frames) -> tuple[Any, _Layout]:
         """Get the inputs of the next chunk, and where its tokens are in them."""
-        inputs = prepare(self._processor_for(chunk), chunk, QUESTION, self._device)
+        inputs, layout = self._processed(chunk)
         inputs = inputs.to(self._dtype)  # here: half the bytes wait
-        layout = _Layout.read(self.adapter, self._config, self._processor, inputs)
         self._left -= len(chunk)
         expected = self._whole.tokens[self._done :]
         if self._left:
@@ -162,6 +162,23 @@ class _Chunks:
             )
         self._done += len(expected)
         return inputs, replace(layout, at=layout.at[: sum(expected)], tokens=expected, last=not self._left)
+
+    def _processed(self, chunk: Frames) -> tuple[Any, _Layout]:
+        """Get the processor's inputs of a chunk. The prompt of one is that of all with as many tokens.
+
+        A tower does not see it, and writing it takes longer than the pixels.
+        """
+        processor, known = self._processor_for(chunk), self._prompts.get(len(chunk))
+        if known is not None:
+            made = prepare_video(processor, chunk, self._device)
+            if made["video_grid_thw"].tolist() == known[0]["video_grid_thw"].tolist():
+                return type(known[0])({**known[0], **made}), known[1]
+        inputs = prepare(processor, chunk, QUESTION, self._device)
+        layout = _Layout.read(self.adapter, self._config, self._processor, inputs)
+        if self.adapter.layout == "grid":
+            words = {name: x for name, x in inputs.items() if not name.startswith("pixel_values")}
+            self._prompts[len(chunk)] = type(inputs)(words), layout
+        return inputs, layout
 
     def _processor_for(self, chunk: Frames) -> Any:
         """Find the processor that gives a chunk the size of the whole: sizes depend on the number of frames."""

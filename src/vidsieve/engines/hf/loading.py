@@ -137,11 +137,11 @@ def prepare_turns(
     return inputs
 
 
-def prepare_video(processor: Any, frames: Frames) -> Any:
+def prepare_video(processor: Any, frames: Frames, device: torch.device | str | None = None) -> Any:
     """Make what `prepare` makes of the video alone: pixels and grids, without writing a prompt."""
     filled = _long_enough(processor, frames)
     return (without_pixels if frames.pixels.is_meta else patching_first)(processor).video_processor(
-        videos=[filled.pixels.permute(0, 3, 1, 2)],
+        videos=[placed(processor, filled.pixels, device).permute(0, 3, 1, 2)],
         video_metadata=[_metadata(frames, filled)],
         do_sample_frames=False,
         return_tensors="pt",
