@@ -44,13 +44,13 @@ def test_every_step_equals_the_ground_truth(family: str, attention: str, rows: i
     assert trace.kv_length == max(kept)
 
 
-@pytest.mark.parametrize("family", [family for family in tiny.FAMILIES if family not in BY_HAND])
+@pytest.mark.parametrize("family", [family for family in tiny.FIRST if family not in BY_HAND])
 def test_every_other_family_equals_its_observed_inputs_reduced_by_hand(family: str) -> None:
     report = verify(tiny.model(family), tiny.batch(*prompts(family, 2)), LouderThanMean(), STEPS, TOLERANCE)
     assert report.ok, report
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@tiny.every_family
 def test_the_answer_changes_and_the_cache_is_really_shorter(family: str) -> None:
     model, inputs = tiny.model(family), tiny.prompt(family)
     length, tokens = inputs["input_ids"].shape[1], int(tiny.is_video(family, inputs["input_ids"]).sum())
@@ -65,7 +65,7 @@ def test_the_answer_changes_and_the_cache_is_really_shorter(family: str) -> None
     assert attention.keys.shape[2] == trace.kv_length + STEPS - 1
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@tiny.every_family
 def test_keep_everything_is_the_unreduced_model(family: str) -> None:
     model, inputs = tiny.model(family), tiny.batch(*prompts(family, 2))
     whole = generate(model, inputs)
@@ -88,7 +88,7 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@tiny.every_family
 def test_detaching_leaves_nothing_behind(family: str) -> None:
     model, inputs = tiny.model(family), tiny.prompt(family)
     whole, clean = generate(model, inputs), snapshot(model)

@@ -41,7 +41,7 @@ def words(family: str, *ids: int) -> tiny.Inputs:
 
 @pytest.mark.parametrize("first", ["video", "text"])
 @pytest.mark.parametrize("reducer", [Loudest(), Staged({1: Loudest()})], ids=["before", "inside"])
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@tiny.every_family
 def test_a_row_of_text_beside_a_row_of_video(family: str, reducer: Any, first: str) -> None:
     model, rows = tiny.model(family), {"video": tiny.prompt(family), "text": words(family, 7, 8, 9, 10)}
     alone = {kind: answer(model, row, reducer)[0] for kind, row in rows.items()}
@@ -56,7 +56,7 @@ def placeholder(family: str) -> int:
     return int(getattr(tiny.model(family).config, adapter_for(tiny.model(family)).token))
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@tiny.every_family
 def test_a_placeholder_that_is_quoted_is_text(family: str) -> None:
     model, mark = tiny.model(family), placeholder(family)
     text = words(family, 7, *[mark] * 4, 8, 9, 10, 11, 12, 13, *[mark] * 4, 14)
@@ -98,7 +98,7 @@ def test_a_body_whose_arguments_have_no_names_is_read() -> None:
     assert len(trace.videos) == 1
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@tiny.every_family
 def test_text_alone_is_untouched(family: str) -> None:
     model, ids = tiny.model(family), torch.tensor([[7, 8, 9, 10]])
     text = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

@@ -24,26 +24,26 @@ os.environ.update(
 from vllm import LLM, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
 
-from tests.engines.hf import processors, tiny
+from tests.engines.hf import configs, processors, tiny
 from vidsieve.engines.vllm import register, settings
 
 # vLLM on CPU wants heads of 32.
-_TEXT = {**tiny._TEXT, "hidden_size": 128, "intermediate_size": 192, "head_dim": 32, "max_position_embeddings": 16384}
-_TOWER = {**tiny._QWEN_TOWER, "hidden_size": 64, "out_hidden_size": 128}
+_TEXT = {**configs.TEXT, "hidden_size": 128, "intermediate_size": 192, "head_dim": 32, "max_position_embeddings": 16384}
+_TOWER = {**configs.QWEN_TOWER, "hidden_size": 64, "out_hidden_size": 128}
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 
 
 def _config(family: str) -> Any:
     if family == "qwen2_5_vl":
         tower = {**_TOWER, "patch_size": 14, "fullatt_block_indexes": [1], "window_size": 56, "tokens_per_second": 2}
-        text = {**_TEXT, "rope_parameters": tiny._mrope(4, 6, 6)}
-        return transformers.Qwen2_5_VLConfig(text_config=text, vision_config=tower, **tiny._QWEN_IDS)
+        text = {**_TEXT, "rope_parameters": configs.mrope(4, 6, 6)}
+        return transformers.Qwen2_5_VLConfig(text_config=text, vision_config=tower, **configs.QWEN_IDS)
     tower = {**_TOWER, "patch_size": 16, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
-    text = {**_TEXT, "rope_parameters": tiny._mrope(6, 5, 5, mrope_interleaved=True)}
+    text = {**_TEXT, "rope_parameters": configs.mrope(6, 5, 5, mrope_interleaved=True)}
     if family == "qwen3_vl_moe":
-        text |= {**tiny._EXPERTS, "norm_topk_prob": True}
-        return transformers.Qwen3VLMoeConfig(text_config=text, vision_config=tower, **tiny._QWEN_IDS)
-    return transformers.Qwen3VLConfig(text_config=text, vision_config=tower, **tiny._QWEN_IDS)
+        text |= {**configs.EXPERTS, "norm_topk_prob": True}
+        return transformers.Qwen3VLMoeConfig(text_config=text, vision_config=tower, **configs.QWEN_IDS)
+    return transformers.Qwen3VLConfig(text_config=text, vision_config=tower, **configs.QWEN_IDS)
 
 
 @functools.cache

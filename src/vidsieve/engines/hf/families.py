@@ -20,9 +20,14 @@ class Adapter:
     model_types: the `config.model_type` values this adapter serves.
     layout: how the number of frames of a video, and of tokens in each, is determined.
         "grid"   the `video_grid_thw` argument (T, H, W in patches) and the vision tower's spatial merge size.
+        "parts"  the same, but a row of it describes a part of a video; the parts of one prompt are one video.
         "clips"  one block per video, all of one length; `pixel_values_videos` has the number of frames.
         "runs"   every unbroken run of placeholders is one frame; the runs of a prompt are one video.
     token: the config attribute that holds the id of the placeholder.
+    merge: attribute of the vision config with the patches, or (rows, columns) of them, that make a token ("grid").
+    merged_frames: attribute of the vision config with the T that make a frame; "all" of a row's ("grid", "parts").
+    row_end: tokens after each row of a frame that are not patches, and so are always kept ("grid").
+    between: config attributes with the ids around a video, where images use the same placeholder ("grid").
     trailing: tokens at the end of each video that are not patches, and so are always kept ("clips").
     square: whether a frame's tokens, where a square number, form a square grid ("clips", "runs").
     frame_tokens: config attribute with the tokens of a frame; runs of any other length are images ("runs").
@@ -33,8 +38,12 @@ class Adapter:
     """
 
     model_types: tuple[str, ...]
-    layout: Literal["grid", "clips", "runs"] = "grid"
+    layout: Literal["grid", "parts", "clips", "runs"] = "grid"
     token: str = "video_token_id"
+    merge: str = "spatial_merge_size"
+    merged_frames: str | None = None
+    row_end: int = 0
+    between: tuple[str, str] | None = None
     trailing: int = 0
     square: bool = False
     frame_tokens: str | None = None
@@ -45,6 +54,28 @@ class Adapter:
 
 
 _ADAPTERS: dict[str, Adapter] = {}
+_MASKS = "the masks of its decoder are made outside it, from the whole prompt, and cannot be made anew of what is left"
+# Model types that take videos and cannot be served, with the reason.
+REFUSED: dict[str, str] = {
+    **dict.fromkeys(
+        ("qwen2_5_omni", "qwen3_omni_moe"),
+        "it speaks what its thinker writes; give model.thinker, which sees the video, instead",
+    ),
+    "instructblipvideo": "its Q-Former makes a fixed number of queries of each frame, and none is of a place in it",
+    "minimax_m3_vl": "its sparse layers take a position for a place in the cache, and kept tokens have positions with gaps",
+    **dict.fromkeys(("gemma4", "gemma4_unified", "molmo2"), _MASKS),
+    **dict.fromkeys(
+        ("minicpmv4_6", "minicpmv4_7", "minicpm_ocr", "nemotron_h_omni", "perception_lm"),
+        "its layout of a video has not been compared with the model by hand yet",
+    ),
+    **dict.fromkeys(
+        (
+            *("videoprism", "videoprism_vision_model", "vjepa2", "xclip", "videomt", "embedding_gemma2"),
+            *("pe_video", "pe_video_encoder", "pe_audio_video", "pe_audio_video_encoder"),
+        ),
+        "it is an encoder: no language model reads what it makes of a video",
+    ),
+}
 
 
 def register(adapter: Adapter) -> None:
@@ -56,7 +87,18 @@ def register(adapter: Adapter) -> None:
 for _adapter in (
     Adapter(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "video_llama_3")),
     # The frames of a GLM video use the image placeholder; `mm_token_type_ids` distinguishes them from images.
-    Adapter(("glm4v", "glm4v_moe", "glm46v"), token="image_token_id"),
+    Adapter(("glm4v", "glm4v_moe", "glm46v", "glmga", "glm_ocr"), token="image_token_id"),
+    # The same, but what stands between two marks is a video, whatever `mm_token_type_ids` say.
+    Adapter(("glm5_next",), token="image_token_id", between=("video_start_token_id", "video_end_token_id")),
+    Adapter(("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker", "exaone4_5", "hyperclovax_vision_v2")),
+    Adapter(("lfm3_vl", "cosmos3_edge", "cosmos3_omni", "cohere_compass", "dots3_note")),
+    Adapter(("qwen4_exp",), per_token=("ple_input_ids",)),
+    # The resampler after its tower makes one frame of two.
+    Adapter(("ernie4_5_vl_moe",), merged_frames="temporal_merge_size", per_token=("moe_mm_token_type_ids",)),
+    # Of each part, some frames long, the tower takes the mean over time.
+    Adapter(("kimi_k25",), layout="parts", merge="merge_kernel_size", merged_frames="all"),
+    Adapter(("muse_glimmer", "muse_spark"), merge="merge_size"),
+    Adapter(("hy_v4_vl",), row_end=1),
     Adapter(("llava_onevision",), layout="clips", trailing=1, square=True),
     Adapter(("llava_next_video",), layout="clips", square=True),
     # 257 tokens a frame, the first of them a class token: no grid.
@@ -80,6 +122,8 @@ def adapter_for(model: nn.Module) -> Adapter:
     model_type = getattr(config, "model_type", None)
     if model_type in _ADAPTERS:
         return _ADAPTERS[model_type]
+    if model_type in REFUSED:
+        raise UnsupportedModel(f"{describe(model)}, of type {model_type!r}, cannot be served: {REFUSED[model_type]}")
     found = f"model type {model_type!r}" if model_type else f"{describe(model)}, which has no config.model_type"
     if model_type and not hasattr(config, "vision_config"):
         found += ", without a vision tower: of a part, as model.language_model is one, give the whole model instead"
