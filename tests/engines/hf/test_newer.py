@@ -1,5 +1,6 @@
 """The families of newer.py: every kind of prompt in one batch, by hooks and by hand. The rest: `make test-matrix`."""
 
+import re
 from typing import Any
 
 import pytest
@@ -7,7 +8,9 @@ import torch
 
 from tests.engines.hf import newer, tiny
 from tests.engines.hf.reducers import LouderThanMean, MergeIntoLoudest
-from vidsieve.engines.hf import verify
+from vidsieve.engines.hf import adapter_for, attach, verify
+from vidsieve.errors import UnsupportedCall
+from vidsieve.methods import Pixels, RunLength, Staged
 from vidsieve.methods.base import Reducer
 
 NEWER = [family for family in newer.NEWER if newer.exists(family)]
@@ -55,3 +58,31 @@ def test_every_kind_of_prompt_in_one_batch(family: str) -> None:
     assert report.ok, report
     assert {video.row for video in report.trace.videos} == {0, 1}
     assert report.trace.totals["tokens_before"] == 3 * 4 * 6  # videos, frames, tokens
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_the_tower_is_run_as_the_adapter_says(family: str) -> None:
+    model, inputs = tiny.model(family), tiny.prompt(family)
+    with torch.no_grad():
+        plain = model(**inputs).logits
+        with attach(model, vision="auto") as trace:
+            found = model(**inputs).logits
+    torch.testing.assert_close(found, plain, atol=1e-5, rtol=1e-5)
+    assert ("packed" if trace.tower == "packed" else "batched" if not trace.tower_slow else "stock") == adapter_for(
+        model
+    ).tower
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_what_the_adapter_says_is_not_served_is_refused(family: str) -> None:
+    model = tiny.model(family)
+    adapter = adapter_for(model)
+    for reason, method in (
+        (adapter.not_inside, Staged({2: LouderThanMean()})),
+        (adapter.not_before_tower, Staged({Pixels(): RunLength(0.5)})),
+    ):
+        if reason:
+            with pytest.raises(UnsupportedCall, match=re.escape(reason)):
+                attach(model, method)
+        else:
+            attach(model, method).remove()

@@ -35,6 +35,11 @@ class Adapter:
     per_token: decoder arguments (B, L, ...) that follow the sequence, besides embeddings, positions and mask.
     unchanged: decoder arguments that do not follow the sequence, besides those that transformers' own decoders take.
     per_visual: decoder arguments that are lists of (V, D), a row for each of the V true columns of `visual_pos_masks`.
+    tower: how `vision="auto"` runs its tower: "packed", one attention call a layer; "batched", as it is, since frames
+        are one batch; "stock", as it is.
+    not_inside, not_before_tower, not_stored: why stages inside the model, selectors before its tower, and stored
+        features are refused; empty where they are served.
+    tested: the releases of transformers that were tested.
     """
 
     model_types: tuple[str, ...]
@@ -51,10 +56,21 @@ class Adapter:
     per_token: tuple[str, ...] = ("visual_pos_masks",)
     per_visual: tuple[str, ...] = ("deepstack_visual_embeds",)
     unchanged: tuple[str, ...] = ()
+    tower: Literal["packed", "batched", "stock"] = "packed"
+    not_inside: str = ""
+    not_before_tower: str = ""
+    not_stored: str = ""
+    tested: tuple[str, ...] = ("5.14.1", "5.17.0", "5.24.0")
 
 
 _ADAPTERS: dict[str, Adapter] = {}
 _MASKS = "the masks of its decoder are made outside it, from the whole prompt, and cannot be made anew of what is left"
+_WINDOWS = "some of its layers see a window, and whether dropped tokens count towards its width is not defined"
+_CHOSEN = "its layers choose the keys that they, or layers after them, see"
+_UNPROVEN = "what its tower makes of fewer groups of pixels has not been compared with the same by hand"
+_IMAGES = "it hands the frames of a video over as images, and nothing tells which of them are one video"
+_ARGUMENTS = "its decoder takes an argument for every token, which is not stored"
+_PARTS = "several videos of a prompt cannot be told apart in what would be stored"
 # Model types that take videos and cannot be served, with the reason.
 REFUSED: dict[str, str] = {
     **dict.fromkeys(
@@ -62,7 +78,7 @@ REFUSED: dict[str, str] = {
         "it speaks what its thinker writes; give model.thinker, which sees the video, instead",
     ),
     "instructblipvideo": "its Q-Former makes a fixed number of queries of each frame, and none is of a place in it",
-    "minimax_m3_vl": "its sparse layers take a position for a place in the cache, and kept tokens have positions with gaps",
+    "minimax_m3_vl": "its sparse layers take a position for a place in the cache; what is kept has positions with gaps",
     **dict.fromkeys(("gemma4", "gemma4_unified", "molmo2"), _MASKS),
     **dict.fromkeys(
         ("minicpmv4_6", "minicpmv4_7", "minicpm_ocr", "nemotron_h_omni", "perception_lm"),
@@ -87,26 +103,102 @@ def register(adapter: Adapter) -> None:
 for _adapter in (
     Adapter(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "video_llama_3")),
     # The frames of a GLM video use the image placeholder; `mm_token_type_ids` distinguishes them from images.
-    Adapter(("glm4v", "glm4v_moe", "glm46v", "glmga", "glm_ocr"), token="image_token_id"),
+    Adapter(("glm4v", "glm4v_moe", "glm46v"), token="image_token_id"),
+    Adapter(("glmga", "glm_ocr"), token="image_token_id", not_before_tower=_UNPROVEN),
     # The same, but what stands between two marks is a video, whatever `mm_token_type_ids` say.
-    Adapter(("glm5_next",), token="image_token_id", between=("video_start_token_id", "video_end_token_id")),
-    Adapter(("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker", "exaone4_5", "hyperclovax_vision_v2")),
-    Adapter(("lfm3_vl", "cosmos3_edge", "cosmos3_omni", "cohere_compass", "dots3_note")),
-    Adapter(("qwen4_exp",), per_token=("ple_input_ids",)),
+    Adapter(
+        ("glm5_next",),
+        token="image_token_id",
+        between=("video_start_token_id", "video_end_token_id"),
+        not_inside=_CHOSEN,
+        not_before_tower=_UNPROVEN,
+        tested=("5.17.0", "5.24.0"),
+    ),
+    Adapter(("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker", "cosmos3_omni"), not_before_tower=_UNPROVEN),
+    Adapter(("hyperclovax_vision_v2",), not_before_tower=_UNPROVEN, tested=("5.24.0",)),
+    Adapter(("cosmos3_edge",), tower="stock", not_before_tower=_UNPROVEN, tested=("5.17.0", "5.24.0")),
+    Adapter(("exaone4_5",), not_inside=_WINDOWS, not_before_tower=_UNPROVEN),
+    Adapter(("cohere_compass",), not_inside=_WINDOWS, not_before_tower=_UNPROVEN, tested=("5.17.0", "5.24.0")),
+    Adapter(("dots3_note",), not_inside=_WINDOWS, not_before_tower=_UNPROVEN, tested=("5.24.0",)),
+    Adapter(
+        ("lfm3_vl",), not_inside="some of its layers are convolutions", not_before_tower=_UNPROVEN, tested=("5.24.0",)
+    ),
+    Adapter(
+        ("qwen4_exp",),
+        per_token=("ple_input_ids",),
+        not_inside=_CHOSEN,
+        not_before_tower=_UNPROVEN,
+        not_stored=_ARGUMENTS,
+        tested=("5.17.0", "5.24.0"),
+    ),
     # The resampler after its tower makes one frame of two.
-    Adapter(("ernie4_5_vl_moe",), merged_frames="temporal_merge_size", per_token=("moe_mm_token_type_ids",)),
+    Adapter(
+        ("ernie4_5_vl_moe",),
+        merged_frames="temporal_merge_size",
+        per_token=("moe_mm_token_type_ids",),
+        not_inside="its layers take moe_mm_token_type_ids, which no stage shortens",
+        not_before_tower=_UNPROVEN,
+        not_stored=_ARGUMENTS,
+    ),
     # Of each part, some frames long, the tower takes the mean over time.
-    Adapter(("kimi_k25",), layout="parts", merge="merge_kernel_size", merged_frames="all"),
-    Adapter(("muse_glimmer", "muse_spark"), merge="merge_size"),
-    Adapter(("hy_v4_vl",), row_end=1),
-    Adapter(("llava_onevision",), layout="clips", trailing=1, square=True),
-    Adapter(("llava_next_video",), layout="clips", square=True),
+    Adapter(
+        ("kimi_k25",),
+        layout="parts",
+        merge="merge_kernel_size",
+        merged_frames="all",
+        tower="stock",
+        not_before_tower=_UNPROVEN,
+        not_stored=_PARTS,
+        tested=("5.14.1", "5.24.0"),
+    ),
+    Adapter(
+        ("muse_glimmer",),
+        merge="merge_size",
+        tower="stock",
+        not_inside=_WINDOWS,
+        not_before_tower=_UNPROVEN,
+        tested=("5.17.0", "5.24.0"),
+    ),
+    Adapter(
+        ("muse_spark",),
+        merge="merge_size",
+        tower="stock",
+        not_inside=_WINDOWS,
+        not_before_tower=_UNPROVEN,
+        tested=("5.24.0",),
+    ),
+    Adapter(
+        ("hy_v4_vl",),
+        row_end=1,
+        not_inside=_CHOSEN,
+        not_before_tower=_UNPROVEN,
+        not_stored="the tokens that end a row of a frame would be taken for video",
+        tested=("5.24.0",),
+    ),
+    Adapter(("llava_onevision",), layout="clips", trailing=1, square=True, tower="batched"),
+    Adapter(("llava_next_video",), layout="clips", square=True, tower="batched"),
     # 257 tokens a frame, the first of them a class token: no grid.
-    Adapter(("video_llava",), layout="clips"),
+    Adapter(("video_llava",), layout="clips", tower="batched"),
     # One image tile is indistinguishable from one frame; an image of several tiles is one longer run.
-    Adapter(("internvl",), layout="runs", token="image_token_id", frame_tokens="image_seq_length", square=True),
+    Adapter(
+        ("internvl",),
+        layout="runs",
+        token="image_token_id",
+        frame_tokens="image_seq_length",
+        square=True,
+        tower="batched",
+        not_before_tower=_IMAGES,
+    ),
     # Between tiles of an image are at most four tokens; between frames a time stamp and two markers.
-    Adapter(("smolvlm",), layout="runs", token="image_token_id", gap=5, square=True),
+    Adapter(
+        ("smolvlm",),
+        layout="runs",
+        token="image_token_id",
+        gap=5,
+        square=True,
+        tower="batched",
+        not_before_tower=_IMAGES,
+    ),
 ):
     register(_adapter)
 
@@ -114,6 +206,22 @@ for _adapter in (
 def model_types() -> tuple[str, ...]:
     """List the model types that have an adapter, sorted."""
     return tuple(sorted(_ADAPTERS))
+
+
+def table() -> list[dict[str, Any]]:
+    """List, for each model type, its layout and what is served; where something is not, the reason."""
+    return [
+        {
+            "type": model_type,
+            "layout": one.layout,
+            "inside": one.not_inside,
+            "tower": one.tower,
+            "before tower": one.not_before_tower,
+            "stored": one.not_stored,
+            "tested": list(one.tested),
+        }
+        for model_type, one in sorted(_ADAPTERS.items())
+    ]
 
 
 def adapter_for(model: nn.Module) -> Adapter:
