@@ -267,4 +267,5 @@ def exists(family: str) -> bool:
 
 
 NO_IMAGE_BESIDE = ("glm_ocr", "glmga")  # transformers itself refuses an image and a video in one call
+ROUNDED = ("exaone4_5", "lfm3_vl", "hy_v4_vl")  # of which a packed tower differs from a stock one by a last bit
 KINDS = ("mm_token_type_ids", "moe_mm_token_type_ids")

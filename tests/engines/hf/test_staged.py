@@ -40,7 +40,7 @@ def test_every_step_equals_the_layers_by_hand(family: str, attention: str, rows:
 
 
 @pytest.mark.parametrize(("attention", "rows"), [("sdpa", 1), ("sdpa", 2), ("eager", 2)])
-@tiny.every_family
+@tiny.every_family_inside
 def test_every_family_verifies(family: str, attention: str, rows: int) -> None:
     linear = family.startswith("qwen3_5")  # layer 0 has no attention to read
     middle: Reducer = LouderThanMean() if linear else attended(0.5)
@@ -105,7 +105,7 @@ def test_two_videos_and_images_verify(family: str) -> None:
     assert len(report.trace.videos) == 2
 
 
-@tiny.every_family
+@tiny.every_family_inside
 def test_detaching_leaves_nothing_behind(family: str) -> None:
     model, inputs = tiny.model(family), tiny.prompt(family)
     whole, clean, registered = model.generate(**inputs, max_new_tokens=2), snapshot(model), registry()

@@ -14,6 +14,7 @@ from torch import Tensor
 from tests.engines.hf import configs, newer
 from tests.engines.hf.configs import *  # noqa: F403  # tests call the tokens by this module
 from tests.engines.hf.configs import END, IMAGE, PAD, SPARE, START, VIDEO
+from vidsieve.engines.hf.families import table
 
 Inputs = dict[str, Tensor]
 FIRST = tuple(configs.CONFIGS)
@@ -25,6 +26,15 @@ def marks(family: str) -> tuple[pytest.MarkDecorator, ...]:
     return (pytest.mark.matrix,) if family in newer.NEWER else ()
 
 
+def served(family: str, inside: bool) -> bool:
+    """Whether stages inside the model are served, if that is what is asked for."""
+    rows = {row["type"]: row for row in table()}
+    return not inside or not rows[family]["inside"]
+
+
+every_family_inside = pytest.mark.parametrize(
+    "family", [pytest.param(f, marks=marks(f)) for f in FAMILIES if served(f, inside=True)]
+)
 every_family = pytest.mark.parametrize("family", [pytest.param(f, marks=marks(f)) for f in FAMILIES])
 
 
