@@ -14,7 +14,7 @@ from vidsieve.engines.hf.contract import CACHE
 from vidsieve.errors import BudgetError
 from vidsieve.methods.merge import TemporalMerge
 from vidsieve.methods.segment import Whole
-from vidsieve.telemetry.flops import affordable, layer_costs, total
+from vidsieve.telemetry.flops import LayerCost, affordable, layer_costs, total
 
 
 def deep(layers: int) -> Any:
@@ -173,3 +173,9 @@ def test_heads_may_be_wider_than_the_hidden_size_allows() -> None:
     with torch.device("meta"):
         cost = layer_costs(transformers.AutoModelForImageTextToText.from_config(config).get_decoder())[0]
     assert cost.pair == 2 * 2 * 4 * 32
+
+
+def test_a_query_sees_no_more_keys_than_its_window() -> None:
+    cost = LayerCost(0.0, 1.0, window=4)
+    for tokens, past in ((3, 0), (9, 0), (5, 2), (5, 7)):
+        assert cost.flops(tokens, past) == sum(min(past + n + 1, 4) for n in range(tokens))
