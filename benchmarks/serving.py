@@ -153,8 +153,8 @@ def checkpoint(family: str, folder: Path) -> Path:
     engine._TOWER.update(tower)
     half = text["head_dim"] // 2
     sections = [half // 4, *[3 * half // 8] * 2]  # time, rows, columns
-    mrope = engine.tiny._mrope
-    engine.tiny._mrope = lambda *_, **extra: mrope(*sections, **extra)
+    mrope = engine.configs.mrope
+    engine.configs.mrope = lambda *_, **extra: mrope(*sections, **extra)
     if not torch.cuda.is_available():
         return engine.checkpoint(family, folder)
     path, config = folder / family, engine._config(family)

@@ -101,7 +101,7 @@ def of_model(family: str, name: str, device: torch.device) -> Values:
 def everything(device: torch.device) -> Values:
     for name in REDUCERS:
         yield from of_reducer(name, device)
-    for family in tiny.FAMILIES:
+    for family in tiny.FIRST:
         for name in ATTACHED:
             yield from of_model(family, name, device)
 

@@ -14,7 +14,7 @@ from vidsieve.methods import Pixels, RunLength, Staged
 from vidsieve.methods.base import Attachable
 
 BEFORE = Staged({Pixels(): RunLength(0.5), 0: Loudest()})
-CASES = [(family, Loudest()) for family in tiny.FAMILIES]
+CASES = [pytest.param(family, Loudest(), marks=tiny.marks(family)) for family in tiny.FAMILIES]
 CASES += [(family, BEFORE) for family in ("qwen2_5_vl", "qwen3_vl", "llava_onevision")]
 
 
@@ -29,7 +29,7 @@ def test_what_the_decoder_would_be_given_of_every_family(family: str, method: At
         watching.remove()
     ran = []
     with torch.no_grad(), (attachment := attach(model, method)):
-        watching = model.get_decoder().norm.register_forward_pre_hook(lambda *_: ran.append(True))
+        watching = model.get_decoder().layers[0].register_forward_pre_hook(lambda *_: ran.append(True))
         found = stored._given_to_decoder(attachment, inputs)
         watching.remove()
     assert not ran

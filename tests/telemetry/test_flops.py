@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from tests.engines.hf import tiny
+from tests.engines.hf import configs, tiny
 from tests.engines.hf.reducers import LouderThanMean, Loudest
 from vidsieve import Prune, Staged
 from vidsieve.engines.hf import attach
@@ -14,12 +14,12 @@ from vidsieve.engines.hf.contract import CACHE
 from vidsieve.errors import BudgetError
 from vidsieve.methods.merge import TemporalMerge
 from vidsieve.methods.segment import Whole
-from vidsieve.telemetry.flops import affordable, layer_costs, total
+from vidsieve.telemetry.flops import LayerCost, affordable, layer_costs, total
 
 
 def deep(layers: int) -> Any:
     """The tiny Qwen2.5-VL with another number of layers."""
-    config = tiny._CONFIGS["qwen2_5_vl"]()
+    config = configs.CONFIGS["qwen2_5_vl"]()
     text = config.text_config
     text.num_hidden_layers, text.layer_types = layers, ["full_attention"] * layers
     made = transformers.AutoModelForImageTextToText.from_config(config).eval()
@@ -35,7 +35,7 @@ def test_a_layer_of_qwen2_5_vl_7b() -> None:
             num_hidden_layers=2,
             num_attention_heads=28,
             num_key_value_heads=4,
-            rope_parameters=tiny._mrope(16, 24, 24),
+            rope_parameters=configs.mrope(16, 24, 24),
         )
         cost = layer_costs(transformers.AutoModel.from_config(text))[1]
     attention = 2 * 3584 * 3584 + 2 * 3584 * 4 * 128  # q and o, k and v
@@ -167,9 +167,15 @@ def test_the_cost_of_a_second_video_is_that_of_attending_to_the_first_too() -> N
 
 
 def test_heads_may_be_wider_than_the_hidden_size_allows() -> None:
-    config = tiny._CONFIGS["qwen3_vl"]()
+    config = configs.CONFIGS["qwen3_vl"]()
     config.text_config.head_dim = 32  # of four heads, where there are 64 features
     config.text_config.rope_parameters["mrope_section"] = [8, 4, 4]
     with torch.device("meta"):
         cost = layer_costs(transformers.AutoModelForImageTextToText.from_config(config).get_decoder())[0]
     assert cost.pair == 2 * 2 * 4 * 32
+
+
+def test_a_query_sees_no_more_keys_than_its_window() -> None:
+    cost = LayerCost(0.0, 1.0, window=4)
+    for tokens, past in ((3, 0), (9, 0), (5, 2), (5, 7)):
+        assert cost.flops(tokens, past) == sum(min(past + n + 1, 4) for n in range(tokens))

@@ -9,6 +9,7 @@
     vidsieve batch CLIPS        reduced features of many clips, on one machine or a cluster
     vidsieve warm MODEL         compile what a model needs, before its first video waits for it
     vidsieve methods            the methods for --method
+    vidsieve models             the model types that are served, and what of them
     vidsieve env                what is installed, and what can run
     vidsieve bench ops          milliseconds and memory of a reduction, beside the loops in use today
     vidsieve eval               what each method loses on a synthetic suite, or on natural shots
@@ -348,6 +349,19 @@ def _methods(options: argparse.Namespace) -> Found:
     return [method.to_dict() for method in registry.methods().values()]
 
 
+def _models(options: argparse.Namespace) -> Found:
+    """List the model types that are served, what of each works, and the types that are refused."""
+    from vidsieve.cli.models import found
+
+    return found()
+
+
+def _show_models(found: Found) -> None:
+    from vidsieve.cli.models import show
+
+    show(found)
+
+
 def _env(options: argparse.Namespace) -> Found:
     """Show what is installed and what can run, for troubleshooting."""
     from vidsieve.cli.env import environment
@@ -367,5 +381,6 @@ COMMANDS: dict[str, Command] = {
     "bench": (_bench, report.show_bench),
     "eval": (_eval, report.show_eval),
     "methods": (_methods, report.show_methods),
+    "models": (_models, _show_models),
     "env": (_env, report.show_env),
 }

@@ -61,6 +61,7 @@ def parser(commands: Mapping[str, Command]) -> Parser:
         "bench": (_add_bench, []),
         "eval": (_add_eval, []),
         "methods": (None, []),
+        "models": (None, []),
         "env": (None, []),
     }
     for name, (add, parents) in layouts.items():

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vidsieve.checks import describe, require
-from vidsieve.engines.hf import adapter_for, attach
+from vidsieve.engines.hf import adapter_for, arguments, attach
 from vidsieve.engines.hf.intercept import Interceptions
 from vidsieve.engines.hf.loading import prepare
 from vidsieve.errors import UnsupportedCall, VidsieveError, WrongArgument
@@ -103,6 +103,8 @@ def encode(
             f"what is stored is what the language model would be given, and {reducer!r} does not reduce that; "
             "expected a reducer, or stages at Pixels() and 0"
         )
+    if reason := adapter_for(arguments.unwrap_model(model)).not_stored:
+        raise UnsupportedCall(f"features of {type(model).__name__} cannot be stored: {reason}")
     inputs = prepare(processor, frames, question).to(model.device, model.dtype)
     with (attachment := attach(model, reducer)) as trace:
         given = _given_to_decoder(attachment, inputs)

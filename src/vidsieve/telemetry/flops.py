@@ -14,24 +14,31 @@ from torch import nn
 
 @dataclass(frozen=True)
 class LayerCost:
-    """FLOPs of one decoder layer: `linear` a token, `pair` for each query and key."""
+    """FLOPs of one decoder layer: `linear` a token, `pair` for each query and key.
+
+    window: the most keys that a query sees; None for all before it.
+    """
 
     linear: float
     pair: float
+    window: int | None = None
 
     def flops(self, tokens: int, past: int = 0) -> float:
         """A causal pass over `tokens`, after `past` in the cache."""
-        return self.linear * tokens + self.pair * tokens * (past + (tokens + 1) / 2)
+        growing = tokens if self.window is None else max(0, min(tokens, self.window - past))
+        pairs = growing * (past + (growing + 1) / 2) + (tokens - growing) * (self.window or 0)
+        return self.linear * tokens + self.pair * pairs
 
 
 def layer_costs(decoder: nn.Module) -> tuple[LayerCost, ...]:
     """The costs of the layers of `decoder`, a text model of transformers."""
     config: Any = decoder.config
     layers: Any = decoder.layers
-    return tuple(_layer_cost(layer, config) for layer in layers)
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * len(layers)
+    return tuple(_layer_cost(layer, config, kind) for layer, kind in zip(layers, kinds, strict=False))
 
 
-def _layer_cost(layer: nn.Module, config: Any) -> LayerCost:
+def _layer_cost(layer: nn.Module, config: Any, kind: str) -> LayerCost:
     routed = getattr(config, "num_experts_per_tok", None) or 1
     linear = 0.0
     for module in layer.modules():
@@ -43,10 +50,16 @@ def _layer_cost(layer: nn.Module, config: Any) -> LayerCost:
                 linear += 2 * weight.numel()
             elif weight.ndim == 3 and hasattr(module, "num_experts"):
                 linear += 2 * weight.numel() * routed / len(weight)
-    attention = getattr(layer, "self_attn", None)
-    heads = config.num_attention_heads
-    width = heads * (getattr(attention, "head_dim", None) or config.hidden_size // heads)
-    return LayerCost(linear, 4 * width if attention is not None else 0.0)
+    attention: Any = getattr(layer, "self_attn", None)
+    if attention is None:
+        return LayerCost(linear, 0.0)
+    config = getattr(attention, "config", config)  # of this layer, where layers differ
+    heads = getattr(attention, "num_heads", None) or config.num_attention_heads
+    size = getattr(attention, "head_dim", None)
+    latent = getattr(attention, "qk_head_dim", None)  # DeepSeek's keys are of another size than its values
+    both = latent + attention.v_head_dim if latent else 2 * (size or config.hidden_size // heads)
+    window = config.sliding_window if kind == "sliding_attention" else None
+    return LayerCost(linear, 2.0 * heads * both, window)
 
 
 def total(costs: Sequence[LayerCost], tokens: int, past: Sequence[int]) -> float:

@@ -116,7 +116,7 @@ def test_a_method_of_the_cache_that_is_gone_is_refused(monkeypatch: pytest.Monke
         attach(tiny.model("qwen2_5_vl"), Loudest())
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@tiny.every_family
 def test_every_family_keeps_to_it(family: str) -> None:
     attach(tiny.model(family), Loudest()).remove()
 

@@ -28,7 +28,7 @@ def frame(tokens: int, before: int = 6) -> list[int]:
     return [7] * before + [tiny.IMAGE] * tokens
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@tiny.every_family
 def test_frames_and_grid(family: str) -> None:
     model = tiny.model(family)
     with attach(model, Loudest()) as trace:

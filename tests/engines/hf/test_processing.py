@@ -131,7 +131,7 @@ def test_frames_are_processed_on_cuda_by_processors_of_transformers_alone() -> N
 @pytest.mark.gpu
 @pytest.mark.parametrize("family", processors.FAMILIES)
 def test_on_cuda_the_values_are_those_of_the_cpu_within_rounding(family: str) -> None:
-    # Of noise, whose neighbours have nothing in common, what is rounded between two passes shows: smooth ones, as filmed.
+    # Smooth ones, as filmed: of noise, rounding between the two passes of a resize shows.
     smooth = torch.nn.functional.interpolate(clip(8, 10, 16).float(), (70, 110), mode="bicubic").clamp(0, 255).byte()
     processor, frames = processors.processor(family), frames_of(smooth)
     plain, there = (prepare(processor, frames, "what?", device) for device in ("cpu", "cuda"))

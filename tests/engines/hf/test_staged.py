@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from tests.engines.hf import fake_flash, tiny
+from tests.engines.hf import configs, fake_flash, tiny
 from tests.engines.hf.reducers import LouderThanMean, Loudest, MergeIntoLoudest
 from tests.engines.hf.staged import STAGES, TOLERANCE, answer, attended, expected, truth
 from tests.engines.hf.test_ground_truth import snapshot
@@ -40,7 +40,7 @@ def test_every_step_equals_the_layers_by_hand(family: str, attention: str, rows:
 
 
 @pytest.mark.parametrize(("attention", "rows"), [("sdpa", 1), ("sdpa", 2), ("eager", 2)])
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@tiny.every_family_inside
 def test_every_family_verifies(family: str, attention: str, rows: int) -> None:
     linear = family.startswith("qwen3_5")  # layer 0 has no attention to read
     middle: Reducer = LouderThanMean() if linear else attended(0.5)
@@ -105,7 +105,7 @@ def test_two_videos_and_images_verify(family: str) -> None:
     assert len(report.trace.videos) == 2
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@tiny.every_family_inside
 def test_detaching_leaves_nothing_behind(family: str) -> None:
     model, inputs = tiny.model(family), tiny.prompt(family)
     whole, clean, registered = model.generate(**inputs, max_new_tokens=2), snapshot(model), registry()
@@ -123,9 +123,9 @@ def registry() -> set[str]:
 
 
 def test_linear_attention_after_a_stage_sees_no_padding(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = tiny._CONFIGS["qwen3_5"]()
+    config = configs.CONFIGS["qwen3_5"]()
     config.text_config.layer_types = ["full_attention", "linear_attention", "full_attention"]
-    monkeypatch.setitem(tiny._CONFIGS, "qwen3_5", lambda: config)
+    monkeypatch.setitem(configs.CONFIGS, "qwen3_5", lambda: config)
     model, inputs = tiny.fresh("qwen3_5"), tiny.batch(*prompts("qwen3_5", 2))
     for stages in ({1: LouderThanMean()}, {0: Loudest(0.8), 1: LouderThanMean(), 2: Loudest(0.1)}):
         assert verify(model, inputs, Staged(stages), STEPS, TOLERANCE).ok

@@ -31,7 +31,7 @@ def test_by_hand_the_tower_sees_what_a_selector_before_it_leaves(family: str, in
     assert "computed" in report.trace.tower
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@tiny.every_family
 def test_the_models_it_is_tested_on_have_the_same_weights_whatever_was_drawn_before(family: str) -> None:
     torch.rand(3)
     one = tiny.fresh(family).state_dict()

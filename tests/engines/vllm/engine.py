@@ -25,12 +25,12 @@ os.environ.update(
 from vllm import LLM, ModelRegistry, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
 
-from tests.engines.hf import processors, tiny
+from tests.engines.hf import configs, processors, tiny
 from vidsieve.engines.vllm import register, settings
 
 # vLLM on CPU wants heads of 32.
-_TEXT = {**tiny._TEXT, "hidden_size": 128, "intermediate_size": 192, "head_dim": 32, "max_position_embeddings": 16384}
-_TOWER = {**tiny._QWEN_TOWER, "hidden_size": 64, "out_hidden_size": 128}
+_TEXT = {**configs.TEXT, "hidden_size": 128, "intermediate_size": 192, "head_dim": 32, "max_position_embeddings": 16384}
+_TOWER = {**configs.QWEN_TOWER, "hidden_size": 64, "out_hidden_size": 128}
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 
 
@@ -45,30 +45,30 @@ def _config(family: str) -> Any:
             image_grid_pinpoints=[[56, 56], [56, 112], [112, 56]],
             image_token_index=tiny.IMAGE,
             video_token_index=tiny.VIDEO,
-            **tiny._IDS,
+            **configs.IDS,
         )
     if family.startswith("qwen2_5_vl"):
         tower = {**_TOWER, "patch_size": 14, "fullatt_block_indexes": [1], "window_size": 56, "tokens_per_second": 2}
-        text = {**_TEXT, "rope_parameters": tiny._mrope(4, 6, 6)}
+        text = {**_TEXT, "rope_parameters": configs.mrope(4, 6, 6)}
         if family == "qwen2_5_vl_counting":  # positions of one dimension, as EXAONE 4.5 has
             text["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0}
-        return transformers.Qwen2_5_VLConfig(text_config=text, vision_config=tower, **tiny._QWEN_IDS)
+        return transformers.Qwen2_5_VLConfig(text_config=text, vision_config=tower, **configs.QWEN_IDS)
     tower = {**_TOWER, "patch_size": 16, "num_position_embeddings": 64}
     if family in ("qwen3_5", "qwen3_5_moe"):
         heads = {"linear_num_key_heads": 2, "linear_num_value_heads": 2}
         text = {**_TEXT, **heads, "linear_key_head_dim": 128, "linear_value_head_dim": 128, "head_dim": 64}
         text["layer_types"] = ["linear_attention", "full_attention", "full_attention"]
-        text["rope_parameters"] = tiny._mrope(3, 3, 2, mrope_interleaved=True, partial_rotary_factor=0.25)
+        text["rope_parameters"] = configs.mrope(3, 3, 2, mrope_interleaved=True, partial_rotary_factor=0.25)
         if family == "qwen3_5":
-            return transformers.Qwen3_5Config(text_config=text, vision_config=tower, **tiny._QWEN_IDS)
-        text |= {**tiny._EXPERTS, "shared_expert_intermediate_size": 32}
-        return transformers.Qwen3_5MoeConfig(text_config=text, vision_config=tower, **tiny._QWEN_IDS)
+            return transformers.Qwen3_5Config(text_config=text, vision_config=tower, **configs.QWEN_IDS)
+        text |= {**configs.EXPERTS, "shared_expert_intermediate_size": 32}
+        return transformers.Qwen3_5MoeConfig(text_config=text, vision_config=tower, **configs.QWEN_IDS)
     tower["deepstack_visual_indexes"] = [0, 1]
-    text = {**_TEXT, "rope_parameters": tiny._mrope(6, 5, 5, mrope_interleaved=True)}
+    text = {**_TEXT, "rope_parameters": configs.mrope(6, 5, 5, mrope_interleaved=True)}
     if family == "qwen3_vl_moe":
-        text |= {**tiny._EXPERTS, "norm_topk_prob": True}
-        return transformers.Qwen3VLMoeConfig(text_config=text, vision_config=tower, **tiny._QWEN_IDS)
-    return transformers.Qwen3VLConfig(text_config=text, vision_config=tower, **tiny._QWEN_IDS)
+        text |= {**configs.EXPERTS, "norm_topk_prob": True}
+        return transformers.Qwen3VLMoeConfig(text_config=text, vision_config=tower, **configs.QWEN_IDS)
+    return transformers.Qwen3VLConfig(text_config=text, vision_config=tower, **configs.QWEN_IDS)
 
 
 @functools.cache

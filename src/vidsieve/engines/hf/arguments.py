@@ -7,6 +7,7 @@ from torch import nn
 
 from vidsieve import registry
 from vidsieve.checks import describe
+from vidsieve.engines.hf.families import Adapter
 from vidsieve.errors import UnsupportedCall, UnsupportedModel, WrongArgument
 from vidsieve.methods.base import Attachable, Reducer
 from vidsieve.methods.compose import Staged
@@ -65,6 +66,20 @@ def check_outputs(outputs: Any) -> None:
     """Raise `ValueError` unless `outputs` names a layout, or is None."""
     if outputs not in (None, "left", "prompt"):
         raise ValueError(f"expected outputs to be 'left' or 'prompt', got {describe(outputs)}")
+
+
+def check_served(adapter: Adapter, model: nn.Module, inside: bool, before_tower: bool) -> None:
+    """Raise `UnsupportedCall` for stages inside the model, or before its tower, if `adapter` says why not."""
+    name = type(model).__name__
+    if inside and adapter.not_inside:
+        raise UnsupportedCall(
+            f"stages inside {name} are not served: {adapter.not_inside}; reduce before the language model"
+        )
+    if before_tower and adapter.not_before_tower:
+        raise UnsupportedCall(
+            f"a selector cannot act before the vision tower of {name}: {adapter.not_before_tower}; "
+            "reduce after the tower"
+        )
 
 
 def refuse_compiled(*modules: nn.Module) -> None:

@@ -105,12 +105,14 @@ class Attachment:
         self.trace.reduces = first is not None or bool(stages)
         refuse_attention(first)
         arguments.refuse_compiled(model, self.target.body, self.target.decoder)
+        pixels = reducer.pixels if isinstance(reducer, Staged) else None
+        arguments.check_served(self.target.adapter, model, inside=bool(stages), before_tower=pixels is not None)
         contract.check(model, self.target.adapter, layers=bool(stages))
         self._removed = False
         with Interceptions() as hooks:
             self._turn_on(hooks, at_layers=bool(stages))
             hooks.callback(self.target.states.clear)
-            VisionSeam(model, vision, reducer.pixels if isinstance(reducer, Staged) else None, self.trace, hooks)
+            VisionSeam(model, vision, pixels, self.trace, hooks)
             if reducer is not None and self.trace.reduces:
                 self._install(reducer, first, stages, outputs, hooks)
             hooks.put(self.target.body, _HANDLE, self)

@@ -47,6 +47,7 @@ _BUILDER_OPTIONS = {
 }
 _BODY = {
     "grid": {"input_ids", "inputs_embeds", "video_grid_thw"},
+    "parts": {"input_ids", "inputs_embeds", "video_grid_thw"},
     "clips": {"input_ids", "inputs_embeds", "pixel_values_videos"},
     "runs": {"input_ids", "inputs_embeds", "pixel_values"},
 }

@@ -4,7 +4,7 @@ Everything else is the same for every Hugging Face video LLM: `model.base_model`
 a video token, writes the video features over the placeholders, and calls `model.get_decoder()` with `inputs_embeds`.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import nn
@@ -20,9 +20,14 @@ class Adapter:
     model_types: the `config.model_type` values this adapter serves.
     layout: how the number of frames of a video, and of tokens in each, is determined.
         "grid"   the `video_grid_thw` argument (T, H, W in patches) and the vision tower's spatial merge size.
+        "parts"  the same, but a row of it describes a part of a video; the parts of one prompt are one video.
         "clips"  one block per video, all of one length; `pixel_values_videos` has the number of frames.
         "runs"   every unbroken run of placeholders is one frame; the runs of a prompt are one video.
     token: the config attribute that holds the id of the placeholder.
+    merge: attribute of the vision config with the patches, or (rows, columns) of them, that make a token ("grid").
+    merged_frames: attribute of the vision config with the T that make a frame; "all" of a row's ("grid", "parts").
+    row_end: tokens after each row of a frame that are not patches, and so are always kept ("grid").
+    between: config attributes with the ids around a video, where images use the same placeholder ("grid").
     trailing: tokens at the end of each video that are not patches, and so are always kept ("clips").
     square: whether a frame's tokens, where a square number, form a square grid ("clips", "runs").
     frame_tokens: config attribute with the tokens of a frame; runs of any other length are images ("runs").
@@ -32,11 +37,20 @@ class Adapter:
     by_frame: whether the tower computes each frame (or temporal patch) from it alone, so that a video may be encoded in
         chunks.
     per_visual: decoder arguments that are lists of (V, D), a row for each of the V true columns of `visual_pos_masks`.
+    tower: how `vision="auto"` runs its tower: "packed", one attention call a layer; "batched", as it is, since frames
+        are one batch; "stock", as it is.
+    not_inside, not_before_tower, not_stored: why stages inside the model, selectors before its tower, and stored
+        features are refused; empty where they are served.
+    tested: the releases of transformers that were tested.
     """
 
     model_types: tuple[str, ...]
-    layout: Literal["grid", "clips", "runs"] = "grid"
+    layout: Literal["grid", "parts", "clips", "runs"] = "grid"
     token: str = "video_token_id"
+    merge: str = "spatial_merge_size"
+    merged_frames: str | None = None
+    row_end: int = 0
+    between: tuple[str, str] | None = None
     trailing: int = 0
     square: bool = False
     frame_tokens: str | None = None
@@ -45,9 +59,42 @@ class Adapter:
     per_visual: tuple[str, ...] = ("deepstack_visual_embeds",)
     unchanged: tuple[str, ...] = ()
     by_frame: bool = False
+    tower: Literal["packed", "batched", "stock"] = "packed"
+    not_inside: str = ""
+    not_before_tower: str = ""
+    not_stored: str = ""
+    tested: tuple[str, ...] = ("5.14.1", "5.17.0", "5.24.0")
 
 
 _ADAPTERS: dict[str, Adapter] = {}
+_MASKS = "the masks of its decoder are made outside it, from the whole prompt, and cannot be made anew of what is left"
+_WINDOWS = "some of its layers see a window, and whether dropped tokens count towards its width is not defined"
+_CHOSEN = "its layers choose the keys that they, or layers after them, see"
+_UNPROVEN = "what its tower makes of fewer groups of pixels has not been compared with the same by hand"
+_IMAGES = "it hands the frames of a video over as images, and nothing tells which of them are one video"
+_ARGUMENTS = "its decoder takes an argument for every token, which is not stored"
+_PARTS = "several videos of a prompt cannot be told apart in what would be stored"
+# Model types that take videos and cannot be served, with the reason.
+REFUSED: dict[str, str] = {
+    **dict.fromkeys(
+        ("qwen2_5_omni", "qwen3_omni_moe"),
+        "it speaks what its thinker writes; give model.thinker, which sees the video, instead",
+    ),
+    "instructblipvideo": "its Q-Former makes a fixed number of queries of each frame, and none is of a place in it",
+    "minimax_m3_vl": "its sparse layers take a position for a place in the cache; what is kept has positions with gaps",
+    **dict.fromkeys(("gemma4", "gemma4_unified", "molmo2"), _MASKS),
+    **dict.fromkeys(
+        ("minicpmv4_6", "minicpmv4_7", "minicpm_ocr", "nemotron_h_omni", "perception_lm"),
+        "its layout of a video has not been compared with the model by hand yet",
+    ),
+    **dict.fromkeys(
+        (
+            *("videoprism", "videoprism_vision_model", "vjepa2", "xclip", "videomt", "embedding_gemma2"),
+            *("pe_video", "pe_video_encoder", "pe_audio_video", "pe_audio_video_encoder"),
+        ),
+        "it is an encoder: no language model reads what it makes of a video",
+    ),
+}
 
 
 def register(adapter: Adapter) -> None:
@@ -57,24 +104,131 @@ def register(adapter: Adapter) -> None:
 
 
 for _adapter in (
-    Adapter(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "video_llama_3")),
+    Adapter(
+        ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "video_llama_3"), by_frame=True
+    ),
     # The frames of a GLM video use the image placeholder; `mm_token_type_ids` distinguishes them from images.
-    Adapter(("glm4v", "glm4v_moe", "glm46v"), token="image_token_id"),
-    Adapter(("llava_onevision",), layout="clips", trailing=1, square=True),
-    Adapter(("llava_next_video",), layout="clips", square=True),
+    Adapter(("glm4v", "glm4v_moe", "glm46v"), token="image_token_id", by_frame=True),
+    Adapter(("glmga", "glm_ocr"), token="image_token_id", not_before_tower=_UNPROVEN),
+    # The same, but what stands between two marks is a video, whatever `mm_token_type_ids` say.
+    Adapter(
+        ("glm5_next",),
+        token="image_token_id",
+        between=("video_start_token_id", "video_end_token_id"),
+        not_inside=_CHOSEN,
+        not_before_tower=_UNPROVEN,
+        tested=("5.17.0", "5.24.0"),
+    ),
+    Adapter(("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker", "cosmos3_omni"), not_before_tower=_UNPROVEN),
+    Adapter(("hyperclovax_vision_v2",), not_before_tower=_UNPROVEN, tested=("5.24.0",)),
+    Adapter(("cosmos3_edge",), tower="stock", not_before_tower=_UNPROVEN, tested=("5.17.0", "5.24.0")),
+    Adapter(("exaone4_5",), not_inside=_WINDOWS, not_before_tower=_UNPROVEN),
+    Adapter(("cohere_compass",), not_inside=_WINDOWS, not_before_tower=_UNPROVEN, tested=("5.17.0", "5.24.0")),
+    Adapter(("dots3_note",), not_inside=_WINDOWS, not_before_tower=_UNPROVEN, tested=("5.24.0",)),
+    Adapter(
+        ("lfm3_vl",), not_inside="some of its layers are convolutions", not_before_tower=_UNPROVEN, tested=("5.24.0",)
+    ),
+    Adapter(
+        ("qwen4_exp",),
+        per_token=("ple_input_ids",),
+        not_inside=_CHOSEN,
+        not_before_tower=_UNPROVEN,
+        not_stored=_ARGUMENTS,
+        tested=("5.17.0", "5.24.0"),
+    ),
+    # The resampler after its tower makes one frame of two.
+    Adapter(
+        ("ernie4_5_vl_moe",),
+        merged_frames="temporal_merge_size",
+        per_token=("moe_mm_token_type_ids",),
+        not_inside="its layers take moe_mm_token_type_ids, which no stage shortens",
+        not_before_tower=_UNPROVEN,
+        not_stored=_ARGUMENTS,
+    ),
+    # Of each part, some frames long, the tower takes the mean over time.
+    Adapter(
+        ("kimi_k25",),
+        layout="parts",
+        merge="merge_kernel_size",
+        merged_frames="all",
+        tower="stock",
+        not_before_tower=_UNPROVEN,
+        not_stored=_PARTS,
+        tested=("5.14.1", "5.24.0"),
+    ),
+    Adapter(
+        ("muse_glimmer",),
+        merge="merge_size",
+        tower="stock",
+        not_inside=_WINDOWS,
+        not_before_tower=_UNPROVEN,
+        tested=("5.17.0", "5.24.0"),
+    ),
+    Adapter(
+        ("muse_spark",),
+        merge="merge_size",
+        tower="stock",
+        not_inside=_WINDOWS,
+        not_before_tower=_UNPROVEN,
+        tested=("5.24.0",),
+    ),
+    Adapter(
+        ("hy_v4_vl",),
+        row_end=1,
+        not_inside=_CHOSEN,
+        not_before_tower=_UNPROVEN,
+        not_stored="the tokens that end a row of a frame would be taken for video",
+        tested=("5.24.0",),
+    ),
+    Adapter(("llava_onevision",), layout="clips", trailing=1, square=True, by_frame=True, tower="batched"),
+    Adapter(("llava_next_video",), layout="clips", square=True, by_frame=True, tower="batched"),
     # 257 tokens a frame, the first of them a class token: no grid.
-    Adapter(("video_llava",), layout="clips"),
+    Adapter(("video_llava",), layout="clips", by_frame=True, tower="batched"),
     # One image tile is indistinguishable from one frame; an image of several tiles is one longer run.
-    Adapter(("internvl",), layout="runs", token="image_token_id", frame_tokens="image_seq_length", square=True),
+    Adapter(
+        ("internvl",),
+        layout="runs",
+        token="image_token_id",
+        frame_tokens="image_seq_length",
+        square=True,
+        by_frame=True,
+        tower="batched",
+        not_before_tower=_IMAGES,
+    ),
     # Between tiles of an image are at most four tokens; between frames a time stamp and two markers.
-    Adapter(("smolvlm",), layout="runs", token="image_token_id", gap=5, square=True),
+    Adapter(
+        ("smolvlm",),
+        layout="runs",
+        token="image_token_id",
+        gap=5,
+        square=True,
+        by_frame=True,
+        tower="batched",
+        not_before_tower=_IMAGES,
+    ),
 ):
-    register(replace(_adapter, by_frame=True))
+    register(_adapter)
 
 
 def model_types() -> tuple[str, ...]:
     """List the model types that have an adapter, sorted."""
     return tuple(sorted(_ADAPTERS))
+
+
+def table() -> list[dict[str, Any]]:
+    """List, for each model type, its layout and what is served; where something is not, the reason."""
+    return [
+        {
+            "type": model_type,
+            "layout": one.layout,
+            "inside": one.not_inside,
+            "tower": one.tower,
+            "before tower": one.not_before_tower,
+            "stored": one.not_stored,
+            "tested": list(one.tested),
+        }
+        for model_type, one in sorted(_ADAPTERS.items())
+    ]
 
 
 def adapter_for(model: nn.Module) -> Adapter:
@@ -83,6 +237,8 @@ def adapter_for(model: nn.Module) -> Adapter:
     model_type = getattr(config, "model_type", None)
     if model_type in _ADAPTERS:
         return _ADAPTERS[model_type]
+    if model_type in REFUSED:
+        raise UnsupportedModel(f"{describe(model)}, of type {model_type!r}, cannot be served: {REFUSED[model_type]}")
     found = f"model type {model_type!r}" if model_type else f"{describe(model)}, which has no config.model_type"
     if model_type and not hasattr(config, "vision_config"):
         found += ", without a vision tower: of a part, as model.language_model is one, give the whole model instead"

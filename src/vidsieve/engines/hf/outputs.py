@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vidsieve.engines.hf.prompt import Array
+from vidsieve.engines.hf.layouts import Array
 from vidsieve.engines.hf.sequence import SequenceSelection
 from vidsieve.errors import UnsupportedCall
 

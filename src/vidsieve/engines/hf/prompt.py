@@ -4,42 +4,26 @@ Everything here runs on the host, on copies of the token ids and of the argument
 tokens. They are numpy arrays, whose operations take a few microseconds where torch's take ten: the device waits.
 """
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise, repeat
+from itertools import repeat
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from vidsieve.engines.hf.columns import Columns
 from vidsieve.engines.hf.families import Adapter
+from vidsieve.engines.hf.layouts import LAYOUTS, Array, VideoSpan
 from vidsieve.errors import UnsupportedCall
 
-Array = npt.NDArray[Any]
 _DESCRIBING = ("video_grid_thw", "video_merge_sizes", "video_compression_mask")
 _READ = (*_DESCRIBING, "attention_mask")  # arguments of the body that are read
 _SHOWING = ("pixel_values_videos", "mm_encoder_outputs")  # arguments with which a placeholder is a video, not text
 _SHOWING_IMAGES = ("pixel_values", "image_hidden_states")  # and where a video's frames are passed as images
-
-
-@dataclass(frozen=True, eq=False)
-class VideoSpan:
-    """The place of one video in a batch of prompts.
-
-    row: the prompt.  at: int64 (N,), the columns of its tokens.  frames: tokens in each frame.  grid: (rows, columns)
-    of the tokens of a frame, None if they form none.
-    """
-
-    row: int
-    at: Array
-    frames: tuple[int, ...]
-    grid: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +165,7 @@ def find(
     placed, arguments = host_inputs.placeholder, host_inputs.arguments
     if placed is None:
         placed = np.equal(host_inputs.ids, getattr(config, adapter.token))  # type: ignore[arg-type]  # one of the two is
-    video = _video_mask(adapter, placed, arguments)
+    video = _video_mask(adapter, config, placed, host_inputs)
     columns = [np.flatnonzero(row) for row in video]  # for every row, where a video has its tokens
     for row, at in enumerate(columns if copies > 1 else ()):
         if not np.array_equal(at, columns[row - row % copies]):
@@ -189,7 +173,7 @@ def find(
                 f"expected {copies} equal rows for each prompt, as generate makes them, but row {row} has videos "
                 "elsewhere; pass pixels in place of mm_encoder_outputs to a call of your own"
             )
-    cut = {"grid": _by_grid, "clips": _by_clip, "runs": _by_run}[adapter.layout]
+    cut = LAYOUTS[adapter.layout]
     spans = tuple(cut(adapter, config, columns[::copies], arguments)) if any(map(len, columns)) else ()
     if not spans:
         return PromptLayout(placed)
@@ -265,8 +249,17 @@ def _refuse_packed(not_padding: Array, positions: Array | None, masked: bool) ->
             )
 
 
-def _video_mask(adapter: Adapter, placeholder: Array, arguments: Mapping[str, Any]) -> Array:
+def _video_mask(adapter: Adapter, config: Any, placeholder: Array, host_inputs: HostInputs) -> Array:
     """Find the placeholders of videos, if images may use the same id: bool (B, L)."""
+    arguments = host_inputs.arguments
+    if adapter.between is not None:
+        if host_inputs.ids is None:
+            raise UnsupportedCall(
+                f"expected input_ids, in which {' and '.join(adapter.between)} mark a video, got inputs_embeds alone"
+            )
+        begins, ends = ((host_inputs.ids == getattr(config, mark)).cumsum(1) for mark in adapter.between)
+        marked: Array = placeholder & (begins > ends)
+        return marked
     if adapter.token != "image_token_id":
         return placeholder
     kinds = arguments.get("mm_token_type_ids")  # 0 text, 1 image, 2 video
@@ -277,83 +270,6 @@ def _video_mask(adapter: Adapter, placeholder: Array, arguments: Mapping[str, An
     elif adapter.layout == "grid" and arguments.get("video_grid_thw") is None:
         return np.zeros_like(placeholder)
     return placeholder
-
-
-def _by_grid(adapter: Adapter, config: Any, placed: list[Array], arguments: Mapping[str, Any]) -> Iterator[VideoSpan]:
-    grids = arguments.get("video_grid_thw")
-    if grids is None:
-        raise UnsupportedCall(f"found {sum(map(len, placed))} video placeholders but no video_grid_thw to lay them out")
-    merges = arguments.get("video_merge_sizes")
-    alike = getattr(config.vision_config, "spatial_merge_size", 1)
-    merges = [alike] * len(grids) if merges is None else merges.tolist()
-    survives = arguments.get("video_compression_mask")  # (all tokens,) of VideoLLaMA 3, whose processor drops some
-    described: list[tuple[tuple[int, ...], tuple[int, int] | None]] = []  # tokens in each frame, grid
-    seen = 0
-    for (frames, high, wide), merge in zip(grids.tolist(), merges, strict=True):
-        grid = (high // merge, wide // merge)
-        size = grid[0] * grid[1]
-        if survives is None:
-            described.append(((size,) * frames, grid))
-            continue
-        counts = survives[seen : seen + frames * size].reshape(frames, size).sum(1).tolist()
-        seen += frames * size
-        complete = all(count == size for count in counts)
-        described.append((tuple(count for count in counts if count), grid if complete else None))
-    queue = iter(described)
-    for row, columns in enumerate(placed):
-        taken = 0
-        while taken < len(columns):
-            lengths, shape = next(queue, ((), None))
-            taken += sum(lengths)
-            if not lengths or taken > len(columns):
-                raise UnsupportedCall(
-                    f"row {row} has {len(columns)} video placeholders, which is no whole number of the videos that "
-                    f"video_grid_thw = {grids.tolist()} describes; pass a prompt's videos in one call, unchunked"
-                )
-            yield VideoSpan(row, columns[taken - sum(lengths) : taken], lengths, shape)
-
-
-def _by_clip(adapter: Adapter, config: Any, placed: list[Array], arguments: Mapping[str, Any]) -> Iterator[VideoSpan]:
-    pixels = arguments.get("pixel_values_videos")  # (videos, frames, 3, H, W)
-    if pixels is None:
-        raise UnsupportedCall(f"found {sum(map(len, placed))} video placeholders but no pixel_values_videos")
-    videos, frames = pixels.shape[:2]
-    length, odd = divmod(sum(map(len, placed)), videos)
-    size, uneven = divmod(length - adapter.trailing, frames)
-    if odd or uneven or size < 1:
-        raise UnsupportedCall(
-            f"expected {videos} videos of {frames} frames, {adapter.trailing} tokens after each, "
-            f"got {sum(map(len, placed))} video placeholders"
-        )
-    for row, columns in enumerate(placed):
-        if len(columns) % length:
-            raise UnsupportedCall(f"row {row} has {len(columns)} video placeholders, no multiple of {length} a video")
-        for at in columns.reshape(-1, length):
-            yield VideoSpan(row, at[: size * frames], (size,) * frames, _square(adapter, size))
-
-
-def _by_run(adapter: Adapter, config: Any, placed: list[Array], arguments: Mapping[str, Any]) -> Iterator[VideoSpan]:
-    size = getattr(config, adapter.frame_tokens) if adapter.frame_tokens else None
-    for row, columns in enumerate(placed):
-        if not len(columns):
-            continue
-        bounds = [0, *(np.flatnonzero(np.diff(columns) > 1) + 1).tolist(), len(columns)]
-        runs = [columns[a:b] for a, b in pairwise(bounds)]
-        gaps = [math.inf, *(int(b[0] - a[-1]) - 1 for a, b in pairwise(runs)), math.inf]
-        frames = [
-            run
-            for run, around in zip(runs, pairwise(gaps), strict=True)
-            if min(around) >= adapter.gap and size in (None, len(run))
-        ]
-        if len(frames) > 1:  # a single one is an image
-            lengths = tuple(len(run) for run in frames)
-            grid = _square(adapter, lengths[0]) if len(set(lengths)) == 1 else None
-            yield VideoSpan(row, np.concatenate(frames), lengths, grid)
-
-
-def _square(adapter: Adapter, size: int) -> tuple[int, int] | None:
-    side = math.isqrt(size)
-    return (side, side) if adapter.square and side * side == size else None
 
 
 def _prompt_end(not_padding: Array, answered: Array | None, after_video: int) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vidsieve.engines.graph import ReductionGraph
 from vidsieve.engines.hf.columns import Columns
-from vidsieve.engines.hf.prompt import VideoSpan
+from vidsieve.engines.hf.layouts import VideoSpan
 from vidsieve.engines.hf.sequence import SequenceSelection, VideoReduction, reduced
 from vidsieve.engines.streams import stream_for
 from vidsieve.methods.base import Reducer, kept_count

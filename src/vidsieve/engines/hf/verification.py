@@ -94,29 +94,34 @@ def verify(
         raise ValueError("found no video in the inputs, so there is nothing to verify")
     logits = torch.stack(answer.logits, 1)  # (B, steps, V)
     tokens = answer.sequences[:, -steps:]  # (B, steps)
-    given = _watch(model, inputs, pixels)
+    given, merged = _watch(model, inputs, pixels)
     same, difference = 0, 0.0
     for row in range(len(tokens)):
         videos = [video for video in trace.calls[0].videos if video.row == row]
-        expected = _by_hand(model, given, inputs["attention_mask"][row], row, videos, tokens[row])  # (steps, V)
+        expected = _by_hand(model, given, merged, inputs["attention_mask"][row], row, videos, tokens[row])  # (steps, V)
         difference = max(difference, float((expected - logits[row]).abs().max()))
         same += int((expected.argmax(-1) == logits[row].argmax(-1)).sum())
     return Verification(len(tokens), steps, same, difference, tolerance, trace)
 
 
-def _watch(model: Any, inputs: Mapping[str, Any], pixels: PixelSelector | None) -> dict[str, Any]:
-    """Record the arguments of the decoder for the unreduced prompt, of the groups that `pixels` lets the tower see."""
+def _watch(model: Any, inputs: Mapping[str, Any], pixels: PixelSelector | None) -> tuple[dict[str, Any], Any]:
+    """Record the arguments of the decoder for the unreduced prompt, of the groups that `pixels` lets the tower see.
+
+    Returned with the output of the body.
+    """
     seen: list[dict[str, Any]] = []
+    outputs: list[Any] = []
     with Interceptions() as hooks:
         if pixels is not None:
             hooks.enter_context(attach(model, Staged({Pixels(): pixels})))
         hooks.before(model.get_decoder(), lambda module, args, kwargs: seen.append(dict(kwargs)))
+        hooks.after(model.base_model, lambda module, args, kwargs, output: outputs.append(output))
         model.generate(**inputs, max_new_tokens=1, do_sample=False, num_beams=1)
-    return seen[0]
+    return seen[0], outputs[0]
 
 
 def _by_hand(
-    model: Any, given: dict[str, Any], mask: Tensor, row: int, videos: list[VideoRecord], tokens: Tensor
+    model: Any, given: dict[str, Any], merged: Any, mask: Tensor, row: int, videos: list[VideoRecord], tokens: Tensor
 ) -> Tensor:
     """Compute the logits (steps, V) of one prompt, unpadded and reduced by hand, continued by `tokens` (steps,)."""
     embeds = given["inputs_embeds"][row]  # (L, D)
@@ -134,10 +139,16 @@ def _by_hand(
             full[visual[row]] = rows[here[visual]].to(full)
             stacked.append(full)
 
+    others = {  # (L,) or (L, ...)
+        name: given[name][row]
+        for name in adapter_for(model).per_token
+        if name != "visual_pos_masks" and given.get(name) is not None
+    }
     not_padding = mask.to(embeds.device).bool()  # (L,)
     clips = [_Clip(not_padding[: int(video.at[-1]) + 1].cumsum(0)[video.at.to(embeds.device)] - 1) for video in videos]
     embeds, *stacked = [stream[not_padding] for stream in (embeds, *stacked)]
     positions = positions[..., not_padding]
+    others = {name: x[not_padding] for name, x in others.items()}
     end = positions[..., -1:]  # which the answer goes on from, also where that token is dropped
     visual = visual[row, not_padding] if visual is not None else None
     stages: dict[int, list[Reduction]] = {}
@@ -147,6 +158,7 @@ def _by_hand(
     if first := stages.pop(0, None):
         stays, (embeds, *stacked) = _reduce(clips, first, [embeds, *stacked])
         positions = positions[..., stays]
+        others = {name: x[stays] for name, x in others.items()}
         visual = visual[stays] if visual is not None else None
 
     rows = []
@@ -156,9 +168,9 @@ def _by_hand(
         if stages:
             hidden = _through_layers(model.get_decoder(), embeds, positions, visual, stacked, stages, clips)
         else:
-            extra: dict[str, Any] = {}
+            extra: dict[str, Any] = {name: x[None] for name, x in others.items()}
             if visual is not None:
-                extra = {"visual_pos_masks": visual[None], "deepstack_visual_embeds": [s[visual] for s in stacked]}
+                extra |= {"visual_pos_masks": visual[None], "deepstack_visual_embeds": [s[visual] for s in stacked]}
             hidden = model.get_decoder()(
                 inputs_embeds=embeds[None],
                 position_ids=positions[..., None, :],
@@ -166,11 +178,29 @@ def _by_hand(
                 use_cache=False,
                 **extra,
             ).last_hidden_state[0]
-        rows.append(model.get_output_embeddings()(hidden[-1]))
+        rows.append(_head(model, merged, hidden[-1]))
         embeds = torch.cat([embeds, model.get_input_embeddings()(token[None])])
         stacked = [torch.cat([stream, torch.zeros_like(embeds[:1])]) for stream in stacked]
         positions = torch.cat([positions, end + step], -1)
+        # An argument of ids goes on with the answer; of kinds of tokens, with text.
+        more = {name: token if name.endswith("input_ids") else torch.zeros_like(token) for name in others}
+        others = {name: torch.cat([x, more[name][None].to(x)]) for name, x in others.items()}
     return torch.stack(rows)
+
+
+def _head(model: Any, merged: Any, hidden: Tensor) -> Tensor:
+    """Compute the logits (V,) of `hidden` (D,) as the model does, which may scale or cap them.
+
+    merged: an output of the body, in the form that the model expects.
+    """
+    if model.base_model is model:
+        logits: Tensor = model.get_output_embeddings()(hidden)
+        return logits
+    given = type(merged)(**{**merged, "last_hidden_state": hidden[None, None]})
+    with Interceptions() as hooks:
+        hooks.put(model.base_model, "forward", lambda *args, **kwargs: given)
+        logits = model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=hidden.device)).logits
+    return logits[0, 0]
 
 
 @dataclass

@@ -80,6 +80,10 @@ def why_not(tower: nn.Module) -> Reason | None:
     """Say why `tower` cannot be packed; None if it can."""
     if _is_compiled(tower):
         return Reason("it is compiled, and would not see what is attached later; attach first")
+    told = "merge_sizes" in inspect.signature(type(tower).forward).parameters
+    merges = told or hasattr(tower.config, "spatial_merge_size")
+    if not merges and packed_attentions(tower):
+        return Reason("its patches become tokens in a way that is not known here")
     functions = layout_functions(tower)
     if not packed_attentions(tower):
         return Reason("its frames are one batch already", expected=True)

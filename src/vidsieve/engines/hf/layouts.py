@@ -1,0 +1,141 @@
+"""Cut the placeholders of a batch of prompts into videos and frames. `LAYOUTS` has one function for each layout.
+
+A layout is a function of (adapter, config, placed, arguments) that yields a `VideoSpan` for each video, row after row.
+config: of the model.  placed: for each row, int64 (n,), the columns of its placeholders.  arguments: of the body, on
+the host. It raises `UnsupportedCall` if the placeholders do not fit the arguments.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain, groupby, pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vidsieve.engines.hf.families import Adapter
+from vidsieve.errors import UnsupportedCall
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class VideoSpan:
+    """The place of one video in a batch of prompts.
+
+    row: the prompt.  at: int64 (N,), the columns of its tokens.  frames: tokens in each frame.  grid: (rows, columns)
+    of the tokens of a frame, None if they form none.
+    """
+
+    row: int
+    at: Array
+    frames: tuple[int, ...]
+    grid: tuple[int, int] | None = None
+
+
+def _by_grid(adapter: Adapter, config: Any, placed: list[Array], arguments: Mapping[str, Any]) -> Iterator[VideoSpan]:
+    queue = iter(_described(adapter, config, placed, arguments))
+    for row, columns in enumerate(placed):
+        taken = 0
+        while taken < len(columns):
+            lengths, shape = next(queue, ((), None))
+            begin, taken = taken, taken + sum(lengths)
+            if not lengths or taken > len(columns):
+                raise UnsupportedCall(
+                    f"row {row} has {len(columns)} video placeholders, which is no whole number of the videos that "
+                    f"video_grid_thw = {arguments['video_grid_thw'].tolist()} describes; pass a prompt's videos in one "
+                    "call, unchunked"
+                )
+            at = columns[begin:taken]
+            if adapter.row_end and shape is not None:
+                high, wide = shape[0], shape[1] - adapter.row_end
+                at, shape = at.reshape(-1, shape[1])[:, :wide].reshape(-1), (high, wide)
+                lengths = (high * wide,) * len(lengths)
+            yield VideoSpan(row, at, lengths, shape)
+
+
+def _by_part(adapter: Adapter, config: Any, placed: list[Array], arguments: Mapping[str, Any]) -> Iterator[VideoSpan]:
+    for row, parts in groupby(_by_grid(adapter, config, placed, arguments), lambda span: span.row):
+        spans = list(parts)
+        shapes = {span.grid for span in spans}
+        at = np.concatenate([span.at for span in spans])
+        yield VideoSpan(row, at, tuple(chain(*(s.frames for s in spans))), shapes.pop() if len(shapes) == 1 else None)
+
+
+def _described(
+    adapter: Adapter, config: Any, placed: list[Array], arguments: Mapping[str, Any]
+) -> list[tuple[tuple[int, ...], tuple[int, int] | None]]:
+    """Read the tokens in each frame, and the grid of a frame, of every row of `video_grid_thw`."""
+    grids = arguments.get("video_grid_thw")
+    if grids is None:
+        raise UnsupportedCall(f"found {sum(map(len, placed))} video placeholders but no video_grid_thw to lay them out")
+    merges = arguments.get("video_merge_sizes")
+    alike = getattr(config.vision_config, adapter.merge, 1)
+    merges = [alike] * len(grids) if merges is None else merges.tolist()
+    survives = arguments.get("video_compression_mask")  # (all tokens,) of VideoLLaMA 3, whose processor drops some
+    described: list[tuple[tuple[int, ...], tuple[int, int] | None]] = []
+    seen = 0
+    for (frames, high, wide), merge in zip(grids.tolist(), merges, strict=True):
+        rows, columns = (merge, merge) if isinstance(merge, int) else merge
+        grid = (high // rows, wide // columns + adapter.row_end)
+        size = grid[0] * grid[1]
+        if adapter.merged_frames is not None:
+            frames //= (
+                frames if adapter.merged_frames == "all" else getattr(config.vision_config, adapter.merged_frames)
+            )
+        if survives is None:
+            described.append(((size,) * frames, grid))
+            continue
+        counts = survives[seen : seen + frames * size].reshape(frames, size).sum(1).tolist()
+        seen += frames * size
+        complete = all(count == size for count in counts)
+        described.append((tuple(count for count in counts if count), grid if complete else None))
+    return described
+
+
+def _by_clip(adapter: Adapter, config: Any, placed: list[Array], arguments: Mapping[str, Any]) -> Iterator[VideoSpan]:
+    pixels = arguments.get("pixel_values_videos")  # (videos, frames, 3, H, W)
+    if pixels is None:
+        raise UnsupportedCall(f"found {sum(map(len, placed))} video placeholders but no pixel_values_videos")
+    videos, frames = pixels.shape[:2]
+    length, odd = divmod(sum(map(len, placed)), videos)
+    size, uneven = divmod(length - adapter.trailing, frames)
+    if odd or uneven or size < 1:
+        raise UnsupportedCall(
+            f"expected {videos} videos of {frames} frames, {adapter.trailing} tokens after each, "
+            f"got {sum(map(len, placed))} video placeholders"
+        )
+    for row, columns in enumerate(placed):
+        if len(columns) % length:
+            raise UnsupportedCall(f"row {row} has {len(columns)} video placeholders, no multiple of {length} a video")
+        for at in columns.reshape(-1, length):
+            yield VideoSpan(row, at[: size * frames], (size,) * frames, _square(adapter, size))
+
+
+def _by_run(adapter: Adapter, config: Any, placed: list[Array], arguments: Mapping[str, Any]) -> Iterator[VideoSpan]:
+    size = getattr(config, adapter.frame_tokens) if adapter.frame_tokens else None
+    for row, columns in enumerate(placed):
+        if not len(columns):
+            continue
+        bounds = [0, *(np.flatnonzero(np.diff(columns) > 1) + 1).tolist(), len(columns)]
+        runs = [columns[a:b] for a, b in pairwise(bounds)]
+        gaps = [math.inf, *(int(b[0] - a[-1]) - 1 for a, b in pairwise(runs)), math.inf]
+        frames = [
+            run
+            for run, around in zip(runs, pairwise(gaps), strict=True)
+            if min(around) >= adapter.gap and size in (None, len(run))
+        ]
+        if len(frames) > 1:  # a single one is an image
+            lengths = tuple(len(run) for run in frames)
+            grid = _square(adapter, lengths[0]) if len(set(lengths)) == 1 else None
+            yield VideoSpan(row, np.concatenate(frames), lengths, grid)
+
+
+def _square(adapter: Adapter, size: int) -> tuple[int, int] | None:
+    side = math.isqrt(size)
+    return (side, side) if adapter.square and side * side == size else None
+
+
+Layout = Callable[[Adapter, Any, list[Array], Mapping[str, Any]], Iterator[VideoSpan]]
+LAYOUTS: dict[str, Layout] = {"grid": _by_grid, "parts": _by_part, "clips": _by_clip, "runs": _by_run}
