@@ -7,6 +7,7 @@ encoded.ask(model, processor, "Who speaks?")
 import os
 import time
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,7 +97,8 @@ def encode(
     )
     joined = getattr(processor.video_processor, "temporal_patch_size", 1)
     chunks = encode_chunks(model, processor, frames, -(-chunk // joined) * joined, strict=strict)
-    return select(model, processor, frames, chunks, reducer, progress)
+    with closing(chunks):  # at once, or a traceback that somebody keeps would keep the model attached
+        return select(model, processor, frames, chunks, reducer, progress)
 
 
 @torch.no_grad()
