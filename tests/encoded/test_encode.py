@@ -163,13 +163,15 @@ def test_a_processor_that_chooses_tokens_by_their_pixels_is_refused(clip: Path) 
         ({"chunk": 0}, "chunk is a whole number of frames"),
         ({"keep": 0}, "keep is the fraction"),
         ({"method": "cdpruner"}, "needs the whole video or a prompt"),
-        ({"method": "fastv"}, "does not reduce before the language model|expected Prune"),
-        ({"num_frames": 4, "fps": 1.0}, "at most one of|num_frames"),
+        ({"method": "fastv"}, "does not reduce before the language model alone; expected a Prune"),
+        ({"num_frames": 4, "fps": 1.0}, "give one of num_frames, fps"),
+        ({"processor": None}, "expected the model's processor, with a video processor, got None"),
+        ({"clip": "absent.mp4"}, "absent.mp4: no such file"),
     ],
 )
-def test_what_cannot_be_is_refused(
-    internvl: tuple[Any, Any], clip: Path, options: dict[str, Any], says: str
-) -> None:
-    with pytest.raises((ValueError, TypeError), match=says) as caught:
-        vidsieve.encode(*internvl, clip, **options)
+def test_what_cannot_be_is_refused(internvl: tuple[Any, Any], clip: Path, options: dict[str, Any], says: str) -> None:
+    model, processor = internvl
+    given = {"processor": processor, "clip": clip, **options}
+    with pytest.raises((ValueError, TypeError, OSError), match=says) as caught:
+        vidsieve.encode(model, given.pop("processor"), given.pop("clip"), **given)
     assert "\n" not in str(caught.value)

@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-from vidsieve.checks import check_keep, check_number
+from vidsieve.checks import check_keep, check_number, describe
 from vidsieve.encoded.chunks import FeatureChunk, encode_chunks
 from vidsieve.encoded.fingerprint import Fingerprint
 from vidsieve.encoded.video import EncodedVideo
 from vidsieve.engines.hf import adapter_for, arguments
 from vidsieve.engines.hf.loading import prepare
-from vidsieve.errors import UnsupportedCall, VidsieveError
+from vidsieve.errors import UnsupportedCall, VidsieveError, WrongArgument
 from vidsieve.methods.base import Reducer
 from vidsieve.methods.chunked import ChunkedPrune, in_chunks
 from vidsieve.methods.prune import Prune
@@ -82,6 +82,11 @@ def encode(
     `UnsupportedCall` for a model whose tower cannot be called in chunks, `UnsupportedModel` without an adapter.
     """
     model = arguments.unwrap_model(model)
+    if getattr(processor, "video_processor", None) is None:
+        raise WrongArgument(
+            f"expected the model's processor, with a video processor, got {describe(processor)}; "
+            "AutoProcessor.from_pretrained(...) is it"
+        )
     reducer = _in_chunks(method, keep)
     check_number("chunk is a whole number of frames, at least 1", chunk, 1, integer=True)
     frames = plan_video(
