@@ -1,6 +1,16 @@
 """encode, ask, plan: a clip is encoded chunk by chunk, stored, and asked about without it."""
 
+import fcntl
+import itertools
 import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +31,11 @@ def called(capsys: pytest.CaptureFixture[str], *command: Any) -> Any:
     capsys.readouterr()
     assert main.main([*map(str, command), "--json"]) == 0
     return json.loads(capsys.readouterr().out)
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """What a command ends with on standard error, after lines of progress."""
+    return capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.fixture
@@ -52,13 +67,129 @@ def test_the_same_command_goes_on_and_other_settings_are_refused(
     before = Path(row["file"]).stat().st_mtime_ns
     (tmp_path / "clip.vidsieve.1.part").write_bytes(b"what a killed run left")
     again = ["encode", world / "clip.mp4", "--model", world / "model", "--out", tmp_path]
+    copied = shutil.copytree(world / "model", tmp_path / "copied")
     found = called(capsys, *again, "--frames", 12, "--keep", "25%")
     assert found["rows"][0]["already_there"]
     assert Path(row["file"]).stat().st_mtime_ns == before
     assert not list(tmp_path.glob("*.part"))
-    for other in (["--frames", "10", "--keep", "25%"], ["--frames", "12", "--keep", "10%"]):
-        assert main.main([*map(str, again), *other]) == 1
-        assert "choose another folder" in capsys.readouterr().err
+    for other, says in {
+        ("--frames", "10"): "holds this clip as 12 frames of 336 x 448, .* asked for is as 10 frames",
+        ("--frames", "12", "--keep", "10%"): "holds this clip by Prune.*keep=0.25",
+        ("--frames", "12", "--dtype", "bfloat16"): "holds this clip in float32; asked for is in bfloat16",
+        ("--frames", "12", "--model", str(copied)): "holds this clip by the model .*; asked for is by the model",
+    }.items():
+        assert main.main([*map(str, again), "--keep", "25%", *other]) == 1
+        error = capsys.readouterr().err
+        assert re.search(says, error)
+        assert error.endswith("; choose another folder\n")
+
+
+def clips_of(world: Path, folder: Path, names: Sequence[str] = ("a.mp4", "b.mp4", "c.mp4")) -> Path:
+    folder.mkdir()
+    for name in names:
+        (folder / name).hardlink_to(world / "clip.mp4")
+    return folder
+
+
+def test_interrupted_it_says_how_many_are_stored_and_goes_on(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync, calls = os.fsync, itertools.count()
+
+    def interrupt(file: int) -> None:
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    clips, out = clips_of(world, tmp_path / "clips"), tmp_path / "out"
+    command = ["encode", clips, "--model", world / "model", "--frames", 4, "--out", out]
+    assert main.main([*map(str, command)]) == 130
+    assert last_line(capsys) == (
+        f"vidsieve: interrupted; 1 of 3 clips are stored in {out}; the same command goes on with the others"
+    )
+    assert [file.suffix for file in out.iterdir()] == [".vidsieve"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "vidsieve-encode"]
+    rows = called(capsys, *command)["rows"]
+    assert ["already_there" in row for row in rows] == [True, False, False]
+
+
+def test_killed_while_it_writes_it_goes_on(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clips, out = clips_of(world, tmp_path / "clips"), tmp_path / "out"
+    command = ["encode", clips, "--model", world / "model", "--frames", 4, "--out", out]
+    script = (
+        "import itertools, os, signal, sys\n"
+        "from vidsieve.cli import main\n"
+        "fsync, calls = os.fsync, itertools.count()\n"
+        "os.fsync = lambda file: fsync(file) if next(calls) != 1 else os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"main.main({[*map(str, command)]!r})\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == -signal.SIGKILL
+    assert sorted(file.suffix for file in out.iterdir()) == [".part", ".vidsieve"]
+    with (out / "x.vidsieve.1.part").open("wb") as other:  # of another process, which writes it now
+        fcntl.flock(other, fcntl.LOCK_EX)
+        rows = called(capsys, *command)["rows"]
+    assert ["already_there" in row for row in rows] == [True, False, False]
+    assert [file.name for file in out.glob("*.part")] == ["x.vidsieve.1.part"]
+    assert len({vidsieve.EncodedVideo.load(file).frames.source for file in out.glob("*.vidsieve")}) == 3
+
+
+def test_a_full_disk_ends_it_in_a_line(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    clips, out = clips_of(world, tmp_path / "clips"), tmp_path / "out"
+    monkeypatch.setattr(os, "fsync", full)
+    assert main.main(["encode", str(clips), "--model", str(world / "model"), "--frames", "4", "--out", str(out)]) == 1
+    error = last_line(capsys)
+    assert error.startswith(f"vidsieve: error: cannot write {out}")
+    assert error.endswith("(No space left on device); nothing is left of it")
+    assert not list(out.iterdir())
+
+
+def test_a_model_that_cannot_be_loaded_is_no_fault_of_the_clips(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clips, out = clips_of(world, tmp_path / "clips"), tmp_path / "out"
+    command = ["encode", clips, "--model", world / "model", "--out", out, "--device", "nonsense"]
+    assert main.main([*map(str, command)]) == 1
+    assert last_line(capsys).startswith("vidsieve: error: device 'nonsense' cannot be used here")
+
+
+def test_any_name_of_a_clip(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("two\nlines.mp4", os.fsdecode(b"\xff.mp4"), "\N{VIDEO CAMERA}" * 62 + ".mp4", "-h '.mp4")
+    clips, out = clips_of(world, tmp_path / "clips", names), tmp_path / "out"
+    command = [*map(str, ["encode", clips, "--model", world / "model", "--frames", 4, "--out", out])]
+    assert main.main(command) == 0
+    printed = capsys.readouterr().out
+    assert len(printed.splitlines()) == 2 * len(names) + 1
+    printed.encode()
+    rows = called(capsys, *command)["rows"]
+    assert all(row["already_there"] for row in rows)
+    assert {vidsieve.EncodedVideo.load(row["file"]).frames.source for row in rows} == {row["clip"] for row in rows}
+    (tmp_path / "bad").mkdir()
+    for name in names:
+        (tmp_path / "bad" / name).write_bytes(b"no video")
+        assert main.main(["encode", str(tmp_path / "bad" / name), *command[2:]]) == 1
+        assert re.search("vidsieve: error: .*(bad|text).*is not a video", last_line(capsys))
+
+
+def test_a_damaged_file_says_what_to_do(
+    world: Path, stored: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = Path(stored["rows"][0]["file"])
+    data = file.read_bytes()
+    again = ["encode", world / "clip.mp4", "--model", world / "model", "--out", tmp_path, "--frames", 12]
+    for tenth in range(10):
+        file.write_bytes(data[: len(data) * tenth // 10])
+        for command in (["ask", file, "-q", "Who?"], [*again, "--keep", "25%"]):
+            assert main.main([*map(str, command)]) == 1
+            error = capsys.readouterr().err
+            assert error.startswith(f"vidsieve: error: {file}: is damaged")
+            assert error.endswith("; delete it, and encode the clip again\n")
+            assert error.count("\n") == 1
 
 
 def test_a_clip_that_fails_does_not_stop_the_others(

@@ -54,13 +54,19 @@ def frames(seed: int = 0, count: int = 8) -> Frames:
     return Frames(pixels, tuple(range(count)), tuple(i / 2 for i in range(count)), 2.0, count, count / 2, f"{seed}.mp4")
 
 
+def processor_of(family: str) -> Any:
+    """A processor that tells the videos of a prompt and keeps all of their tokens."""
+    processor = processors.processor(family)
+    if family == "video_llama_3":  # would choose tokens by their pixels
+        processor.video_processor.use_token_compression = False
+    if family.startswith("glm"):  # tells videos from images by marks that this vocabulary has no room for
+        processor.video_start_id, processor.video_end_id = tiny.TURN, tiny.END_OF_TURN
+    return processor
+
+
 class World:
     def __init__(self, family: str) -> None:
-        self.model, self.processor, self.frames = tiny.model(family), processors.processor(family), frames()
-        if family == "video_llama_3":  # whose processor would choose tokens by their pixels
-            self.processor.video_processor.use_token_compression = False
-        if family.startswith("glm"):  # tells videos from images by marks that this vocabulary has no room for
-            self.processor.video_start_id, self.processor.video_end_id = tiny.TURN, tiny.END_OF_TURN
+        self.model, self.processor, self.frames = tiny.model(family), processor_of(family), frames()
         self.encoded = encode_frames(self.model, self.processor, self.frames, Loudest())
 
     def both(self) -> tuple[Any, Any]:
@@ -301,7 +307,7 @@ def _short(tensors: Any, metadata: Any, video: Any) -> None:
 
 CHANGES: dict[str, tuple[Callable[..., Any], str]] = {
     "newer": (lambda t, m, v: m.update(format="2"), "is of format '2', newer than 1.*update vidsieve"),
-    "older": (lambda t, m, v: m.update(format="0"), "is of format '0', older than 1.*encode it again"),
+    "older": (lambda t, m, v: m.update(format="0"), "is of format '0', older than 1.*encode the clip again"),
     "batch": (lambda t, m, v: (m.clear(), m.update(vidsieve="{}")), "a file of `vidsieve batch`"),
     "foreign": (lambda t, m, v: m.clear(), "expected an encoded video, and this is none"),
     "short": (_short, "is damaged.*features is F32"),

@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from vidsieve import registry, writable
+from vidsieve.cli.report import printable
 from vidsieve.encoded.clips import find
 from vidsieve.encoded.encode import Progress, encode
+from vidsieve.encoded.job import sweep_parts
 from vidsieve.encoded.video import EncodedVideo
 from vidsieve.engines.hf.loading import check, load
 from vidsieve.errors import VidsieveError
 from vidsieve.methods.chunked import in_chunks
+from vidsieve.types.frames import Frames
 from vidsieve.video.chunks import plan_video
 from vidsieve.video.demux import is_path
 
@@ -47,35 +50,52 @@ def encode_all(request: Request, note: Note = lambda what: None) -> dict[str, An
     """Encode each clip that is not stored in the folder `out` yet. Returns JSON values: a row for each clip.
 
     A clip that fails is a row with its error, and the others go on. A file is written under another name and renamed,
-    so one that exists is whole. Raises `VidsieveError` if every clip failed.
+    so one that exists is whole. Raises `VidsieveError` if every clip failed, or one cannot be written, or the model not
+    loaded.
     """
     in_chunks(registry.method(request.method)(request.keep))  # refused before anything is loaded
     check(request.model)
-    writable.folder(request.out).mkdir(parents=True, exist_ok=True)
-    for left in request.out.glob(f"*{SUFFIX}.*.part"):  # of a run that was killed
-        left.unlink(missing_ok=True)
     clips = _listed(request.clips)
-    loaded: tuple[Any, Any] | None = None
-    rows = []
-    for number, clip in enumerate(clips, 1):
-        count = Path(clip).name if len(clips) == 1 else f"{number} of {len(clips)}, {Path(clip).name}"
-        file = _file(request.out, clip)
-        try:
-            if file.exists():
-                rows.append(_row(clip, file, _stored(clip, file, request)) | {"already_there": True})
-                continue
-            if loaded is None:
-                note("loading the model")
-                loaded = load(request.model, request.device, request.dtype, bar=False)
-            rows.append(_encoded(loaded, clip, file, request, partial(_told, note, count)))
-        except (VidsieveError, OSError, ValueError, RuntimeError) as error:
-            rows.append({"clip": clip, "error": " ".join(str(error).split()) or type(error).__name__})
+    writable.folder(request.out).mkdir(parents=True, exist_ok=True)
+    sweep_parts(request.out)
+    try:
+        rows = list(_rows(clips, request, note))
+    except KeyboardInterrupt:
+        stored = sum(_file(request.out, clip).exists() for clip in clips)
+        raise KeyboardInterrupt(
+            f"{stored} of {len(clips)} clips are stored in {request.out}; the same command goes on with the others"
+        ) from None
     failed = [row for row in rows if "error" in row]
     if len(failed) == len(rows):
         raise VidsieveError(
             failed[0]["error"] if len(rows) == 1 else f"none of {len(rows)} clips: {failed[0]['error']}"
         )
     return {"rows": rows, "folder": str(request.out), "method": request.method, "keep": request.keep}
+
+
+def _rows(clips: Sequence[str], request: Request, note: Note) -> Iterator[dict[str, Any]]:
+    """Yield the row of each clip once it is stored, or has failed. What is no fault of the clip is raised."""
+    loaded = None
+    if not all(_file(request.out, clip).exists() for clip in clips):
+        note("loading the model")
+        loaded = load(request.model, request.device, request.dtype, bar=False)
+    for number, clip in enumerate(clips, 1):
+        begin, file = time.perf_counter(), _file(request.out, clip)
+        name = printable(Path(clip).name)
+        count = name if len(clips) == 1 else f"{number} of {len(clips)}, {name}"
+        try:
+            there = loaded is None or file.exists()
+            if there:
+                encoded = _stored(clip, file, request)
+            else:
+                encoded = _encoded(loaded, clip, request, partial(_told, note, count))
+        except (VidsieveError, OSError, ValueError, RuntimeError) as error:
+            yield {"clip": clip, "error": " ".join(str(error).split()) or type(error).__name__}
+            continue
+        if not there:
+            encoded.save(file)  # a disk that is full is so for every clip
+        more = {"already_there": True} if there else {"seconds": time.perf_counter() - begin}
+        yield _row(clip, file, encoded) | more
 
 
 def _listed(sources: Sequence[str]) -> list[str]:
@@ -89,22 +109,41 @@ def _listed(sources: Sequence[str]) -> list[str]:
 
 def _file(out: Path, clip: str) -> Path:
     """Name the file of a clip: by the clip's name, then a digest of its path, for two may have one name."""
-    return out / f"{Path(clip).stem[:60]}-{hashlib.sha256(clip.encode()).hexdigest()[:8]}{SUFFIX}"
+    stem = "".join(letter if letter.isprintable() else "_" for letter in Path(clip).stem)
+    short = stem.encode()[:60].decode(errors="ignore")  # file systems count bytes
+    return out / f"{short}-{hashlib.sha256(os.fsencode(clip)).hexdigest()[:8]}{SUFFIX}"
 
 
 def _stored(clip: str, file: Path, request: Request) -> EncodedVideo:
-    """Read what is stored. Raises `VidsieveError` if it is of other frames, or by another method or keep."""
+    """Read what is stored. Raises `VidsieveError` if it is of other frames, or by another model, method or keep."""
     encoded = EncodedVideo.load(file)
-    method = repr(in_chunks(registry.method(request.method)(request.keep)))
+    dtype = str(encoded.selection.features.dtype).removeprefix("torch.")
     frames = plan_video(clip, **sampled(clip, request.sample, request.max_pixels))
-    asked = (method, frames.index, tuple(frames.pixels.shape))
-    found = (encoded.fingerprint.method, encoded.frames.index, tuple(encoded.frames.pixels.shape))
-    if found != asked:
-        raise VidsieveError(
-            f"{file} holds {len(found[1])} frames of this clip, {found[2][1]} x {found[2][2]}, by {found[0]}; "
-            f"asked for are {len(asked[1])}, {asked[2][1]} x {asked[2][2]}, by {method}; choose another folder"
-        )
+    asked = {
+        "by the model": request.model,
+        "by": repr(in_chunks(registry.method(request.method)(request.keep))),
+        "in": dtype if request.dtype in (None, "auto") else request.dtype,
+        "as": _described(frames),
+    }
+    made = encoded.fingerprint
+    found = {"by the model": made.name, "by": made.method, "in": dtype, "as": _described(encoded.frames)}
+    for how, what in asked.items():
+        if found[how] != what:
+            raise VidsieveError(
+                f"{file} holds this clip {how} {found[how]}; asked for is {how} {what}; choose another folder"
+            )
+    if (frames.index, frames.seconds, frames.total) != (
+        encoded.frames.index,
+        encoded.frames.seconds,
+        encoded.frames.total,
+    ):
+        raise VidsieveError(f"{file} holds other frames of this clip than are asked for; choose another folder")
     return encoded
+
+
+def _described(frames: Frames) -> str:
+    count, height, width, _ = frames.pixels.shape
+    return f"{count} frames of {height} x {width}, {frames.seconds[0]:.2f} s to {frames.seconds[-1]:.2f} s"
 
 
 def sampled(clip: str, sample: dict[str, Any], max_pixels: int | None) -> dict[str, Any]:
@@ -120,8 +159,8 @@ def _told(note: Note, clip: str, what: str) -> None:
     note(f"{clip}: {what}")
 
 
-def _encoded(loaded: tuple[Any, Any], clip: str, file: Path, request: Request, note: Note) -> dict[str, Any]:
-    (processor, model), begin = loaded, time.perf_counter()
+def _encoded(loaded: Any, clip: str, request: Request, note: Note) -> EncodedVideo:
+    processor, model = loaded
 
     def told(done: Progress) -> None:
         left = done.seconds_left
@@ -129,9 +168,7 @@ def _encoded(loaded: tuple[Any, Any], clip: str, file: Path, request: Request, n
 
     note("reading which frames there are")
     sample = sampled(clip, request.sample, request.max_pixels)
-    encoded = encode(model, processor, clip, request.keep, method=request.method, progress=told, **sample)
-    encoded.save(file)
-    return _row(clip, file, encoded) | {"seconds": time.perf_counter() - begin}
+    return encode(model, processor, clip, request.keep, method=request.method, progress=told, **sample)
 
 
 def _row(clip: str, file: Path, encoded: EncodedVideo) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _print_error(error: BaseException, typed: Sequence[str], usage: str = "") -> None:
     """Print an error as one line, and with --json as a document too."""
-    message = " ".join(str(error).split()) or type(error).__name__
+    message = report.printable(" ".join(str(error).split())) or type(error).__name__
     begin = "vidsieve: " if isinstance(error, KeyboardInterrupt) else f"{usage}vidsieve: error: "
     print(f"{begin}{message}", file=sys.stderr)
     if "--json" in typed:

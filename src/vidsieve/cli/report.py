@@ -146,15 +146,20 @@ def _ms(milliseconds: float) -> str:
 
 def show_encode(found: Any) -> None:
     for row in found["rows"]:
-        name = Path(row["clip"]).name
+        name = printable(Path(row["clip"]).name)
         if "error" in row:
-            print(row["error"] if row["clip"] in row["error"] else f"{name}: {row['error']}")
+            print(printable(row["error"]) if row["clip"] in row["error"] else f"{name}: {printable(row['error'])}")
             continue
         kept = f"{row['tokens_before']} video tokens -> {row['tokens_after']} kept, {_bytes(row['bytes'])}"
         took = "was there" if row.get("already_there") else f"{row['seconds']:.1f} s"
-        print(f"{name}: {row['frames']} frames of {row['duration']:.1f} s, {kept}; {took}\n  {row['file']}")
+        print(f"{name}: {row['frames']} frames of {row['duration']:.1f} s, {kept}; {took}\n  {printable(row['file'])}")
     files = [row["file"] for row in found["rows"] if "file" in row]
     print(f"ask: vidsieve ask {shlex.quote(files[0])} --question '...'")
+
+
+def printable(text: str) -> str:
+    """Escape what would begin another line, or is no text: names of files may hold anything."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def show_answer(row: Any) -> None:
@@ -169,7 +174,8 @@ def show_plan(found: Any) -> None:
     size, seconds = found["bytes"], found["seconds"]
     height, width = found["size"]
     stages = {name: seconds[name] for name in ("decode", "process", "tower")}
-    print(f"{Path(found['clip']).name}: {found['frames']} frames of {height} x {width}, {found['duration']:.1f} s")
+    name = printable(Path(found["clip"]).name)
+    print(f"{name}: {found['frames']} frames of {height} x {width}, {found['duration']:.1f} s")
     print(f"{found['tokens_before']} video tokens -> {found['tokens_after']} kept, a file of {_bytes(size['stored'])}")
     print(f"prompt: {found['prompt_before']} -> {found['prompt_after']} tokens, KV cache ", end="")
     print(f"{_bytes(size['kv_before'])} -> {_bytes(size['kv_after'])}; weights {_bytes(size['weights'])}")

@@ -8,7 +8,7 @@ processor is asked of the whole, and the towers that are known here compute a fr
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -58,7 +58,7 @@ def encode_chunks(
     strict: bool = False,
     each: Callable[[], None] = lambda: None,
     read: Callable[[Frames, int], Iterator[Frames]] | None = None,
-) -> Iterator[FeatureChunk]:
+) -> Generator[FeatureChunk]:
     """Encode `frames`, `size` at a time. The model has a tower attached while this runs; closing the iterator ends it.
 
     frames: of `plan_video`, decoded as they are needed; or decoded ones.  size: a multiple of the frames that the
@@ -204,7 +204,7 @@ def _encoded(
     strict: bool,
     each: Callable[[], None],
     read: Callable[[Frames, int], Iterator[Frames]] | None,
-) -> Iterator[FeatureChunk]:
+) -> Generator[FeatureChunk]:
     faults: list[str] = []  # told here: filters of warnings belong to the caller's thread
 
     def tick() -> None:

@@ -7,17 +7,18 @@ encoded.ask(model, processor, "Who speaks?")
 import os
 import time
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from vidsieve.checks import check_keep, check_number
+from vidsieve.checks import check_keep, check_number, describe
 from vidsieve.encoded.chunks import FeatureChunk, encode_chunks
 from vidsieve.encoded.fingerprint import Fingerprint
 from vidsieve.encoded.video import EncodedVideo
 from vidsieve.engines.hf import arguments
-from vidsieve.errors import UnsupportedCall, VidsieveError
+from vidsieve.errors import UnsupportedCall, VidsieveError, WrongArgument
 from vidsieve.methods.base import Reducer
 from vidsieve.methods.chunked import ChunkedPrune, in_chunks
 from vidsieve.methods.prune import Prune
@@ -81,6 +82,11 @@ def encode(
     `UnsupportedCall` for a model whose tower cannot be called in chunks, `UnsupportedModel` without an adapter.
     """
     model = arguments.unwrap_model(model)
+    if getattr(processor, "video_processor", None) is None:
+        raise WrongArgument(
+            f"expected the model's processor, with a video processor, got {describe(processor)}; "
+            "AutoProcessor.from_pretrained(...) is it"
+        )
     reducer = _in_chunks(method, keep)
     if chunk is not None:
         check_number("chunk is a whole number of frames, at least 1", chunk, 1, integer=True)
@@ -98,7 +104,8 @@ def encode(
     size = chunk or chunk_of(frames, model.device)
     joined = getattr(processor.video_processor, "temporal_patch_size", 1)
     chunks = encode_chunks(model, processor, frames, -(-size // joined) * joined, strict=strict)
-    return select(model, processor, frames, chunks, reducer, progress)
+    with closing(chunks):  # at once, or a traceback that somebody keeps would keep the model attached
+        return select(model, processor, frames, chunks, reducer, progress)
 
 
 def chunk_of(frames: Frames, device: torch.device) -> int:

@@ -109,7 +109,8 @@ def read(path: str | os.PathLike[str], make: Callable[..., Video]) -> Video:
         raise VidsieveError(f"{where}: cannot be read ({error.strerror or error})") from error
     except (safetensors.SafetensorError, RecursionError, KeyError, TypeError, ValueError) as error:
         raise VidsieveError(
-            f"{where}: is damaged, or vidsieve did not write it ({' '.join(str(error).split())}); encode it again"
+            f"{where}: is damaged, or vidsieve did not write it ({' '.join(str(error).split())}); "
+            "delete it, and encode the clip again"
         ) from error
 
 
@@ -124,7 +125,7 @@ def _check_format(where: Path, metadata: Mapping[str, str]) -> None:
         raise _OtherFile(f"{where}: expected an encoded video, and this is {kind}")
     if found != str(FORMAT):
         age = "newer" if found.isdecimal() and int(found) > FORMAT else "older"
-        remedy = "update vidsieve" if age == "newer" else "encode it again"
+        remedy = "update vidsieve" if age == "newer" else "delete it, and encode the clip again"
         raise _OtherFile(f"{where}: is of format {found!r}, {age} than {FORMAT}, which is read here; {remedy}")
 
 

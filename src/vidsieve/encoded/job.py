@@ -3,7 +3,10 @@
 import hashlib
 import json
 import os
+import secrets
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +17,9 @@ from vidsieve.errors import VidsieveError
 from vidsieve.methods.base import Attachable
 from vidsieve.methods.compose import with_pixels
 from vidsieve.video.wanted import Sampling
+
+if sys.platform != "win32":
+    import fcntl
 
 QUESTION = "What happens in this video?"
 
@@ -99,7 +105,8 @@ class Job:
 
     def sweep(self, note: Callable[[str], None]) -> None:
         """Delete the partial files of a killed run, and rename damaged ones, so that their clips are encoded again."""
-        for left in (*self.features.glob("*.part"), *self.features.glob("*.trying")):
+        sweep_parts(self.features)
+        for left in self.features.glob("*.trying"):
             left.unlink(missing_ok=True)
         for file in self.features.glob("*.safetensors"):
             try:
@@ -111,9 +118,11 @@ class Job:
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write `data` to `path` completely or not at all, so that nobody reads half a file."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
-        with part.open("wb") as file:
+        with part.open("xb") as file:
+            if sys.platform != "win32":
+                fcntl.flock(file, fcntl.LOCK_EX)  # which ends with the process, and tells `sweep_parts` of it
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -121,3 +130,12 @@ def write_whole(path: Path, data: bytes) -> None:
     except BaseException:  # a full disk, Ctrl-C
         part.unlink(missing_ok=True)
         raise
+
+
+def sweep_parts(folder: Path) -> None:
+    """Delete what `write_whole` left in `folder` where it was killed; not what another process is writing."""
+    for part in folder.glob("*.part"):
+        with suppress(FileNotFoundError, PermissionError, BlockingIOError), part.open("rb") as file:
+            if sys.platform != "win32":
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            part.unlink()

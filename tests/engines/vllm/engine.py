@@ -36,7 +36,7 @@ FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 
 def _config(family: str) -> Any:
     if family == "llava_onevision":
-        tower = {**tiny._TOWER, "model_type": "siglip_vision_model", "vision_use_head": False}
+        tower = {**configs.TOWER, "model_type": "siglip_vision_model", "vision_use_head": False}
         return transformers.LlavaOnevisionConfig(
             text_config={"model_type": "qwen2", **_TEXT},
             vision_config={**tower, "hidden_size": 64, "intermediate_size": 96},

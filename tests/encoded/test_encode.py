@@ -1,0 +1,177 @@
+"""`vidsieve.encode` on a file: the answers of the hooked model, whatever the chunks, and few pixels at a time."""
+
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("torchvision", reason="transformers' video processors need torchvision")
+pytest.importorskip("av", reason="reading a video file needs av")
+
+from transformers.models.smolvlm import processing_smolvlm
+
+import vidsieve
+from tests.clips import write
+from tests.encoded.test_ask import Fixed, processor_of, same
+from tests.engines.hf import processors, tiny
+from tests.engines.hf.test_replay import blind
+from vidsieve.encoded import chunks as module
+from vidsieve.engines.hf.loading import prepare
+from vidsieve.errors import BudgetError, NonFiniteFeatures, UnsupportedCall
+from vidsieve.video import read_video
+
+# GLM's processors make numpy arrays of torch tensors, of which numpy 2 warns.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+FRAMES = 23  # odd, so that the last token frame of some families is of one frame
+QUESTIONS = ["What moves?", "何が動きますか"]
+GREEDY = {"max_new_tokens": 6, "do_sample": False}
+
+
+def drawn(number: int, height: int, width: int) -> np.ndarray:
+    """Scenes of seven frames with grain: of tokens that are all but equal, rounding would choose."""
+    scene = np.random.default_rng(number // 7).integers(0, 200, (height // 8, width // 8, 3))
+    grain = np.random.default_rng(1000 + number).integers(0, 50, (height, width, 3))
+    return (scene.repeat(8, 0).repeat(8, 1) + grain).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("video") / "clip.mp4", count=60, draw=drawn)
+
+
+@pytest.fixture(scope="module", params=processors.EVERY)
+def both(request: pytest.FixtureRequest) -> Iterator[tuple[Any, Any]]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processing_smolvlm, "num2words", str)  # it spells the number of frames by an optional package
+        processor = processor_of(request.param)
+        processors.skip_unless_told_of_frames(processor)
+        yield tiny.model(request.param), processor
+
+
+@pytest.fixture
+def internvl() -> tuple[Any, Any]:
+    return tiny.fresh("internvl"), processor_of("internvl")
+
+
+def test_the_answers_are_those_of_the_hooked_model(both: tuple[Any, Any], clip: Path, tmp_path: Path) -> None:
+    model, processor = both
+    encoded = vidsieve.encode(model, processor, clip, 0.25, num_frames=FRAMES, chunk=6)
+    kept, total = encoded.selection.kept, sum(encoded.tokens)
+    assert len(kept) == round(0.25 * total)
+    frames, expected = read_video(clip, num_frames=FRAMES), []
+    for question in QUESTIONS:
+        inputs = prepare(processor, frames, question)
+        with vidsieve.attach(model, Fixed(kept)) as trace:
+            out = model.generate(**inputs, **GREEDY)
+        assert sum(video.before for video in trace.videos) == total
+        text = processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        expected.append(text[0].strip())
+    encoded.save(tmp_path / "a.vidsieve")
+    loaded = vidsieve.EncodedVideo.load(tmp_path / "a.vidsieve")
+    same(encoded, loaded)
+    with blind(model):
+        assert encoded.ask(model, processor, QUESTIONS, **GREEDY) == expected
+        assert [loaded.ask(model, processor, question, **GREEDY) for question in QUESTIONS] == expected
+
+
+def test_which_tokens_stay_depends_neither_on_chunks_nor_on_a_later_cut(both: tuple[Any, Any], clip: Path) -> None:
+    whole = vidsieve.encode(*both, clip, 0.4, num_frames=FRAMES, chunk=FRAMES + 1)
+    for chunk in (2, 6, 16):
+        found = vidsieve.encode(*both, clip, 0.4, num_frames=FRAMES, chunk=chunk)
+        assert torch.equal(found.selection.kept, whole.selection.kept)
+        torch.testing.assert_close(found.selection.features, whole.selection.features, rtol=0, atol=1e-5)
+        assert (found.tokens, found.grid, found.fingerprint) == (whole.tokens, whole.grid, whole.fingerprint)
+    for keep in (0.1, 0.25):
+        less = vidsieve.encode(*both, clip, keep, num_frames=FRAMES, chunk=6)
+        cut = whole.at(keep)
+        assert len(cut.selection) == round(keep * sum(whole.tokens))
+        assert torch.equal(cut.selection.kept, less.selection.kept)
+        assert cut.ask(*both, QUESTIONS[0], **GREEDY) == less.ask(*both, QUESTIONS[0], **GREEDY)
+    with pytest.raises(BudgetError, match="are held; select with a larger keep"):
+        whole.at(0.5)
+
+
+def test_few_chunks_of_pixels_are_alive_at_a_time(
+    internvl: tuple[Any, Any], clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, processor = internvl
+    alive = {"decoded": weakref.WeakSet[Any](), "processed": weakref.WeakSet[Any]()}
+    most = dict.fromkeys(alive, 0)
+    came = 0
+
+    def watch(kind: str, tensor: Any) -> None:
+        alive[kind].add(tensor.untyped_storage())
+        most[kind] = max(most[kind], len(alive[kind]))
+
+    def reading(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        nonlocal came
+        for chunk in read(*args, **kwargs):
+            came += 1
+            watch("decoded", chunk.pixels)
+            yield chunk
+            del chunk
+
+    def preparing(*args: Any) -> Any:
+        inputs = make(*args)
+        if not inputs["pixel_values"].is_meta:
+            watch("processed", inputs["pixel_values"])
+        return inputs
+
+    read, make = module.read_chunks, module.prepare
+    monkeypatch.setattr(module, "read_chunks", reading)
+    monkeypatch.setattr(module, "prepare", preparing)
+    vidsieve.encode(model, processor, clip, 0.25, num_frames=60, chunk=2)
+    assert came == 30
+    # One is being made, some wait, one is being used.
+    assert most["decoded"] <= 4
+    assert most["processed"] <= 3
+    assert not [*alive["decoded"], *alive["processed"]]
+
+
+def test_a_failure_leaves_the_model_free_at_once(internvl: tuple[Any, Any], clip: Path) -> None:
+    model, processor = internvl
+    hook = model.base_model.multi_modal_projector.register_forward_hook(lambda *args: args[-1] * float("nan"))
+    with pytest.raises(NonFiniteFeatures) as caught:
+        vidsieve.encode(model, processor, clip, 0.25, num_frames=40, chunk=2)
+    hook.remove()
+    assert caught.value.__traceback__ is not None  # as a notebook keeps it
+    encoded = vidsieve.encode(model, processor, clip, 0.25, num_frames=4, chunk=2)
+    assert len(encoded.selection) == round(0.25 * sum(encoded.tokens))
+
+
+def test_progress_counts_to_the_last_frame(internvl: tuple[Any, Any], clip: Path) -> None:
+    told: list[vidsieve.encoded.Progress] = []
+    vidsieve.encode(*internvl, clip, num_frames=FRAMES, chunk=6, progress=told.append)
+    assert [(one.frames, one.total) for one in told] == [(count, FRAMES) for count in (6, 12, 18, 23)]
+    assert told[-1].seconds_left == 0 < told[0].seconds_left
+
+
+def test_a_processor_that_chooses_tokens_by_their_pixels_is_refused(clip: Path) -> None:
+    processor = processor_of("video_llama_3")
+    processor.video_processor.use_token_compression = True
+    with pytest.raises(UnsupportedCall, match="use_token_compression"):
+        vidsieve.encode(tiny.model("video_llama_3"), processor, clip, 0.25, num_frames=8)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"chunk": 0}, "chunk is a whole number of frames"),
+        ({"keep": 0}, "keep is the fraction"),
+        ({"method": "cdpruner"}, "needs the whole video or a prompt"),
+        ({"method": "fastv"}, "does not reduce before the language model alone; expected a Prune"),
+        ({"num_frames": 4, "fps": 1.0}, "give one of num_frames, fps"),
+        ({"processor": None}, "expected the model's processor, with a video processor, got None"),
+        ({"clip": "absent.mp4"}, "absent.mp4: no such file"),
+    ],
+)
+def test_what_cannot_be_is_refused(internvl: tuple[Any, Any], clip: Path, options: dict[str, Any], says: str) -> None:
+    model, processor = internvl
+    given = {"processor": processor, "clip": clip, **options}
+    with pytest.raises((ValueError, TypeError, OSError), match=says) as caught:
+        vidsieve.encode(model, given.pop("processor"), given.pop("clip"), **given)
+    assert "\n" not in str(caught.value)
