@@ -15,7 +15,7 @@ from tests.engines.hf.reducers import Loudest
 from vidsieve.encoded.stored import _given_to_decoder
 from vidsieve.engines.hf import adapter_for, attach, contract
 from vidsieve.engines.hf.replay import Replay
-from vidsieve.errors import AlreadyAttached, UnsupportedCall, WrongArgument
+from vidsieve.errors import AlreadyAttached, UnsupportedCall, UnsupportedModel, WrongArgument
 
 GENERATE = {"max_new_tokens": 6, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
 TOWERS = ("visual", "vision_tower", "vision_model", "video_tower", "image_tower")
@@ -115,7 +115,7 @@ def state(model: Any) -> Any:
     ]
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", tiny.FIRST)
 def test_it_answers_as_the_model_does_with_the_same_tokens(family: str) -> None:
     stored = Stored(family)
     model = stored.model
@@ -323,6 +323,13 @@ def test_a_reducer_on_the_model_is_refused_and_a_fast_tower_is_not() -> None:
         pass
     with stored.on(), attach(stored.model, Loudest()), pytest.raises(UnsupportedCall, match=says):
         stored.model.generate(**inputs, max_new_tokens=3)
+
+
+@pytest.mark.parametrize("family", [family for family in tiny.FAMILIES if family not in tiny.FIRST])
+def test_families_that_were_not_compared_are_refused(family: str) -> None:
+    model = tiny.model(family)
+    with pytest.raises(UnsupportedModel, match="does not answer from stored rows"):
+        Replay(model, torch.zeros(1, model.get_input_embeddings().weight.shape[1]), {})
 
 
 def test_what_is_no_row_of_the_model_is_refused() -> None:

@@ -73,6 +73,7 @@ _CHOSEN = "its layers choose the keys that they, or layers after them, see"
 _UNPROVEN = "what its tower makes of fewer groups of pixels has not been compared with the same by hand"
 _IMAGES = "it hands the frames of a video over as images, and nothing tells which of them are one video"
 _ARGUMENTS = "its decoder takes an argument for every token, which is not stored"
+_APART = "nobody has compared its answers from stored features yet, nor its tower chunk by chunk with the whole"
 _PARTS = "several videos of a prompt cannot be told apart in what would be stored"
 # Model types that take videos and cannot be served, with the reason.
 REFUSED: dict[str, str] = {
@@ -225,6 +226,7 @@ def table() -> list[dict[str, Any]]:
             "tower": one.tower,
             "before tower": one.not_before_tower,
             "stored": one.not_stored,
+            "encode": one.not_stored or ("" if one.by_frame else _APART),
             "tested": list(one.tested),
         }
         for model_type, one in sorted(_ADAPTERS.items())

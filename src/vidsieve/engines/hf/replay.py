@@ -22,7 +22,7 @@ from vidsieve.engines.hf.attach import attachment_of
 from vidsieve.engines.hf.families import adapter_for
 from vidsieve.engines.hf.intercept import Interceptions, OfOneModel
 from vidsieve.engines.hf.sequence import flash_lengths
-from vidsieve.errors import AlreadyAttached, UnsupportedCall, WrongArgument
+from vidsieve.errors import AlreadyAttached, UnsupportedCall, UnsupportedModel, WrongArgument
 
 Arguments = dict[str, Any]
 _HANDLE = "_vidsieve_replay"  # the attribute of a model's body that holds what is replayed on it
@@ -36,7 +36,8 @@ class Replay(OfOneModel):
     features: (V, D), one row for each placeholder of a prompt.  others: (layers, V, D) of the decoder's arguments for
     visual tokens, by name.
     Entering raises `AlreadyAttached` if another video is replayed on the model, `UnsupportedCall` if a reducer is
-    attached to it or it is compiled, `WrongArgument` for tensors of other shapes or names.
+    attached to it or it is compiled, `WrongArgument` for tensors of other shapes or names; making one,
+    `UnsupportedModel` for a family of which nobody has shown that it works.
     A call that brings pixels of its own is left alone. In a call with placeholders and none, `UnsupportedCall` is
     raised for a prompt with another number of placeholders, without `position_ids` or `input_ids`, or in pieces.
     """
@@ -44,6 +45,11 @@ class Replay(OfOneModel):
     def __init__(self, model: Any, features: Tensor, others: Mapping[str, Tensor]) -> None:
         self._model = arguments.unwrap_model(model)
         self._adapter = adapter_for(self._model)
+        if not self._adapter.by_frame:
+            raise UnsupportedModel(
+                f"model type {self._model.config.model_type!r} does not answer from stored rows: nobody has compared "
+                "its answers yet, nor whether its tower computes a frame from that frame alone; attach a method instead"
+            )
         if features.ndim != 2:
             raise WrongArgument(f"expected features (V, D), got {show(features)}")
         for name, rows in others.items():
