@@ -17,9 +17,8 @@ def found() -> dict[str, Any]:
 
 def show(found: Any) -> None:
     """Print the table, and the reasons below it."""
-    print(
-        f"{'type':<25}{'layout':<8}{'before':<8}{'inside':<8}{'tower':<9}{'before tower':<14}{'stored':<8}{'encode':<8}tested"
-    )
+    names = f"{'type':<25}{'layout':<8}{'before':<8}{'inside':<8}{'tower':<9}{'before tower':<14}"
+    print(f"{names}{'stored':<8}{'encode':<8}tested")
     for row in found["models"]:
         inside, pixels, stored, encode = ("no" if row[what] else "yes" for what in SERVED)
         print(

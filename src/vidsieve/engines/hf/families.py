@@ -67,7 +67,9 @@ class Adapter:
 
 
 _ADAPTERS: dict[str, Adapter] = {}
-_MASKS = "the masks of its decoder are made outside it, from the whole prompt, and cannot be made anew of what is left"
+_MASKS = (
+    "the masks of its decoder are made outside it; shortened ones have not been compared with the model by hand yet"
+)
 _WINDOWS = "some of its layers see a window, and whether dropped tokens count towards its width is not defined"
 _CHOSEN = "its layers choose the keys that they, or layers after them, see"
 _UNPROVEN = "what its tower makes of fewer groups of pixels has not been compared with the same by hand"
