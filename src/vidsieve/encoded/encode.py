@@ -81,7 +81,7 @@ def encode(
     `UnsupportedCall` for a model whose tower cannot be called in chunks, `UnsupportedModel` without an adapter.
     """
     model = arguments.unwrap_model(model)
-    reducer = _in_chunks(method, keep)
+    reducer = chunkwise(method, keep)
     check_number("chunk is a whole number of frames, at least 1", chunk, 1, integer=True)
     frames = plan_video(
         clip,
@@ -130,7 +130,7 @@ def select(
     return EncodedVideo(frames, selection, trailing, tuple(tokens), grid, fingerprint)
 
 
-def _in_chunks(method: str | Reducer, keep: float | None) -> Prune:
+def chunkwise(method: str | Reducer, keep: float | None) -> Prune:
     """Make the method as it selects chunk after chunk."""
     made = arguments.named(method, keep, {})
     if not isinstance(made, Reducer):
