@@ -25,6 +25,7 @@ from vidsieve.types.tokens import Prompt, VideoTokens
 if TYPE_CHECKING:
     from vidsieve import cli, encoded, engines, evaluation, video
     from vidsieve.encoded.encode import encode
+    from vidsieve.encoded.stream import Stream
     from vidsieve.encoded.video import EncodedVideo
     from vidsieve.engines.hf import verify
     from vidsieve.engines.hf.attach import attach, detach
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 __version__ = version("vidsieve")
 
 _OF_MODELS = ("attach", "detach", "verify")  # these need transformers, which the core does not,
-_OF_VIDEOS = ("EncodedVideo", "encode")  # these PyAV too,
+_OF_VIDEOS = ("EncodedVideo", "Stream", "encode")  # these PyAV too,
 _LATER = ("cli", "encoded", "engines", "evaluation", "video")  # and these each something of their own, or time
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "Reducer",
     "Reduction",
     "Staged",
+    "Stream",
     "VideoTokens",
     "attach",
     "cli",

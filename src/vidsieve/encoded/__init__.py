@@ -1,12 +1,14 @@
 """Encode videos once and use them later.
 
 `encode` makes an `EncodedVideo` of a clip of any length, which answers questions; `encode_frames` of frames that are in
-memory, by any method; `stored` and `batch` hold reduced prompts of many clips, for pipelines.
+memory, by any method; `Stream` remembers one without an end; `stored` and `batch` hold reduced prompts of many clips,
+for pipelines.
 """
 
 from vidsieve.encoded import batch, stored
 from vidsieve.encoded.at_once import encode_frames
 from vidsieve.encoded.encode import Progress, encode
+from vidsieve.encoded.stream import Stream
 from vidsieve.encoded.video import EncodedVideo, EncodedVideos
 
-__all__ = ["EncodedVideo", "EncodedVideos", "Progress", "batch", "encode", "encode_frames", "stored"]
+__all__ = ["EncodedVideo", "EncodedVideos", "Progress", "Stream", "batch", "encode", "encode_frames", "stored"]

@@ -72,18 +72,31 @@ def encode_chunks(
         raise WrongArgument(f'expected frames, got {describe(frames)}; plan them first: plan_video("clip.mp4")')
     check_vision(vision)
     model = arguments.unwrap_model(model)
+    adapter, joined = by_frame(model, processor)
+    check_number("size is a whole number of frames, at least 1", size, 1, integer=True)
+    if size % joined and size < len(frames):
+        raise ValueError(f"expected size as a multiple of {joined} frames, which the processor joins; got {size}")
+    process = _Chunks(adapter, model, processor, frames, joined)
+    return _encoded(model, process, frames, size, vision, strict, each, read)
+
+
+def by_frame(model: Any, processor: Any) -> tuple[Adapter, int]:
+    """Get the adapter of `model`, and how many frames the processor joins to a temporal patch.
+
+    Raises `UnsupportedModel` for a family whose tower is not known to compute each of these alone.
+    """
     adapter = adapter_for(model)
     if not adapter.by_frame:
         raise UnsupportedModel(
             f"model type {model.config.model_type!r} cannot be encoded in chunks: nothing says that its tower computes "
             "a frame from that frame alone; where it does, say so: Adapter(..., by_frame=True)"
         )
-    check_number("size is a whole number of frames, at least 1", size, 1, integer=True)
-    joined = getattr(processor.video_processor, "temporal_patch_size", 1) if adapter.layout == "grid" else 1
-    if size % joined and size < len(frames):
-        raise ValueError(f"expected size as a multiple of {joined} frames, which the processor joins; got {size}")
-    process = _Chunks(adapter, model, processor, frames, joined)
-    return _encoded(model, process, frames, size, vision, strict, each, read)
+    return adapter, getattr(processor.video_processor, "temporal_patch_size", 1) if adapter.layout == "grid" else 1
+
+
+def size_of(model: Any, processor: Any, frames: Frames) -> tuple[int, int] | None:
+    """Ask the processor which height and width it gives `frames`; None for one that gives any video the same."""
+    return _Layout.of(adapter_for(model), model.config, processor, frames).size
 
 
 @dataclass(frozen=True)

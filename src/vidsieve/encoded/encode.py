@@ -87,7 +87,7 @@ def encode(
             f"expected the model's processor, with a video processor, got {describe(processor)}; "
             "AutoProcessor.from_pretrained(...) is it"
         )
-    reducer = _in_chunks(method, keep)
+    reducer = chunkwise(method, keep)
     if chunk is not None:
         check_number("chunk is a whole number of frames, at least 1", chunk, 1, integer=True)
     frames = plan_video(
@@ -142,7 +142,7 @@ def select(
     return EncodedVideo(frames, selection, trailing.cpu(), tuple(tokens), grid, fingerprint)
 
 
-def _in_chunks(method: str | Reducer, keep: float | None) -> Prune:
+def chunkwise(method: str | Reducer, keep: float | None) -> Prune:
     """Make the method as it selects chunk after chunk."""
     made = arguments.named(method, keep, {})
     if not isinstance(made, Reducer):

@@ -48,6 +48,7 @@ def write(
     trailing: Tensor,
     tokens: tuple[int, ...],
     grid: tuple[int, int] | None,
+    size: tuple[int, int] | None,
     fingerprint: Fingerprint,
 ) -> None:
     """Write the parts of an encoded video, completely or not at all. Raises `VidsieveError` if that cannot be."""
@@ -65,6 +66,7 @@ def write(
             "frames": {"shape": list(frames.pixels.shape), **about},
             "tokens": tokens,
             "grid": grid,
+            "size": size,
             "floor": selection.floor,
             "original_count": selection.original_count,
             "capped": selection.capped,
@@ -180,6 +182,7 @@ def _parts(tensors: dict[str, Tensor], video: Mapping[str, Any]) -> dict[str, An
         "trailing": tensors["trailing"],
         "tokens": _numbers(video["tokens"]),
         "grid": None if video["grid"] is None else _numbers(video["grid"]),
+        "size": None if video["size"] is None else _pair(video["size"]),
         "fingerprint": fingerprint,
     }
 
@@ -208,6 +211,13 @@ def _number(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _LARGEST:
         raise ValueError(f"expected a number of tokens, got {value!r}")
     return value
+
+
+def _pair(values: Any) -> tuple[int, ...]:
+    sides = _numbers(values)
+    if len(sides) != 2 or not all(sides) or math.prod(sides) > _LARGEST:
+        raise ValueError(f"expected a height and a width, got {values!r}")
+    return sides
 
 
 def _numbers(values: Any) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from vidsieve.engines.hf import adapter_for
 from vidsieve.engines.hf.arguments import unwrap_model
 from vidsieve.engines.hf.intercept import Interceptions
 from vidsieve.engines.hf.loading import prepare_turns
+from vidsieve.engines.hf.processing import resizing_to
 from vidsieve.errors import UnsupportedCall
 from vidsieve.types.frames import Frames
 
@@ -23,11 +24,12 @@ class Prompts:
     """Makes the prompts of videos that are shown together. What comes before a question is made once.
 
     videos: on meta, as the processor has them all before the first question.  stays: bool (N,), which visual tokens of
-    the unreduced prompt are left.
+    the unreduced prompt are left.  size: the height and width that the processor gives their frames; None where it
+    chooses.
     """
 
-    def __init__(self, videos: Sequence[Frames], stays: Tensor) -> None:
-        self._videos, self._stays = videos, stays
+    def __init__(self, videos: Sequence[Frames], stays: Tensor, size: tuple[int, int] | None = None) -> None:
+        self._videos, self._stays, self._size = videos, stays, size
         self._short = [_last(frames) for frames in videos]
         self._head: _Head | None = None
 
@@ -56,15 +58,18 @@ class Prompts:
         head = self._head
         if head is not None and head.of(model, processor):
             return head.followed_by(self._words(model, processor, turns))
-        row = _prompt(model, processor, self._videos, self._stays, turns)
+        row = _prompt(model, self._sized(processor), self._videos, self._stays, turns)
         head = _Head.read(model, processor, row, self._words(model, processor, turns))
         self._head = head
         return row
 
     def _words(self, model: Any, processor: Any, turns: Sequence[str]) -> Tensor:
         """The tokens after the videos: int64 (W,)."""
-        ids: Tensor = prepare_turns(processor, self._short, turns)["input_ids"][0]
+        ids: Tensor = prepare_turns(self._sized(processor), self._short, turns)["input_ids"][0]
         return ids[int((ids == _token(model)).nonzero()[-1]) + 1 :]
+
+    def _sized(self, processor: Any) -> Any:
+        return processor if self._size is None else resizing_to(processor, *self._size)
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,8 @@ class Askable(ABC):
 
     @cached_property
     def _prompts(self) -> Prompts:
-        return Prompts([video.frames for video in self.videos], torch.cat([video.stays for video in self.videos]))
+        stays = torch.cat([video.stays for video in self.videos])
+        return Prompts([video.frames for video in self.videos], stays, self.videos[0].size)
 
     def on(self, model: Any) -> AbstractContextManager[None]:
         """Get a context in which `model` reads the encoded video wherever a prompt of `inputs` has its placeholders.
@@ -132,7 +133,8 @@ class EncodedVideo(Askable):
     frames: which frames of which file; their pixels are on meta.  selection: the kept tokens and their features.
     trailing: (t, D), tokens of the model's own at the end of a video (LLaVA-OneVision), else (0, D).
     tokens: of each token frame before the reduction, which sum to N.  grid: rows and columns of a token frame, None
-    if it has none.  fingerprint: the model, and what reduced the video.
+    if it has none.  fingerprint: the model, and what reduced the video.  size: the height and width that the processor
+    is told to give every frame (a stream, whose length it does not know); None where it chooses, as it did.
     Raises `WrongArgument` for parts that do not belong together.
     """
 
@@ -142,6 +144,7 @@ class EncodedVideo(Askable):
     tokens: tuple[int, ...]
     grid: tuple[int, int] | None
     fingerprint: Fingerprint
+    size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         total, width = sum(self.tokens), self.selection.features.shape[1]
@@ -216,6 +219,11 @@ class EncodedVideos(Askable):
                     f"expected videos that one model encoded, got {first.fingerprint.model_type} and "
                     f"{video.fingerprint.model_type}, whose configurations differ"
                 )
+            if video.size != first.size:
+                raise WrongArgument(
+                    f"expected videos with frames of one size, got {_told(first.size)} and {_told(video.size)}; what a "
+                    "stream remembers is shown alone, or with more of frames of its size"
+                )
 
     @property
     def videos(self) -> tuple[EncodedVideo, ...]:
@@ -224,6 +232,10 @@ class EncodedVideos(Askable):
     def at(self, keep: float) -> "EncodedVideos":
         """Keep fewer tokens of each video, as `EncodedVideo.at` does."""
         return EncodedVideos(tuple(video.at(keep) for video in self.several))
+
+
+def _told(size: tuple[int, int] | None) -> str:
+    return "one that the processor chose" if size is None else "{} x {}".format(*size)
 
 
 def _questions(question: Any) -> Sequence[str]:

@@ -5,8 +5,9 @@ the B tokens among all segments that are still remembered, none of which gets ba
 with nothing is forgotten, so there are never more than B, and one costs as much time after a year as after an hour.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -69,6 +70,12 @@ class StreamMemory:
     def __len__(self) -> int:
         """Tokens remembered of the segments that have ended."""
         return int(self._memory.held.sum())
+
+    def copy(self) -> Self:
+        """The same memory, which goes on apart from this one. They share tensors, which neither writes to."""
+        made = copy.copy(self)
+        made._chunks = copy.copy(self._chunks)
+        return made
 
     def add(self, features: Tensor, frames: Sequence[int], others: Mapping[str, Tensor] | None = None) -> None:
         """Add the next frames; arguments and errors as in `ChunkedPrune.add`."""

@@ -63,7 +63,7 @@ def plan(name: str, wanted: Wanted, warn: Callable[[str], None] = to_warning) ->
         with opened(locate(name)) as container:
             decoder = Decoder(container, video_stream(container, name), found, name)
             [(_, first)] = decoder.frames([])
-            shape = scaled(decoder, first, wanted.size)
+            shape = scaled(decoder.stream, first, wanted.size, name)
         Faults(name, wanted.strict, warn, cut=wanted.strict or wanted.index is None).tell_of(found)
         pixels = torch.empty(len(numbers), *shape, 3, dtype=torch.uint8, device="meta")
         frames = described(pixels, numbers, found, name)

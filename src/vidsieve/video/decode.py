@@ -184,7 +184,7 @@ def _by_torchcodec(found: Index, name: str, numbers: list[int], wanted: Wanted, 
         stream = video_stream(container, name)
         decoder = Decoder(container, stream, found, name)
         _, first = next(decoder.frames([0]))
-        shape, turn = scaled(decoder, first, wanted.size), _orientation(first, name)
+        shape, turn = scaled(stream, first, wanted.size, name), _orientation(first, name)
         if turn not in _TURNS:
             raise VideoError(f"{name}: is mirrored, and torchcodec can only turn pictures; {torchcodec.INSTEAD}")
         stamps = [pts * stream.time_base for pts in found.pts]
@@ -243,7 +243,7 @@ def pieces(
         decoder = Decoder(container, video_stream(container, name), found, name)
         shown = decoder.frames(numbers)
         number, frame = next(shown)
-        shape = scaled(decoder, frame, size)
+        shape = scaled(decoder.stream, frame, size, name)
         for begin in range(0, len(numbers), length):
             some = numbers[begin : begin + length]
             pixels = np.empty((len(some), *shape, 3), np.uint8)
@@ -254,7 +254,7 @@ def pieces(
                 while number != wanted:
                     number, frame = next(shown)
                 for at in places[wanted]:
-                    _fill(pixels[at], frame, name)
+                    fill(pixels[at], frame, name)
                     damaged += frame.is_corrupt
                     advance()
                     each()
@@ -289,9 +289,9 @@ def _shown(frame: Any, aspect: float, name: str) -> tuple[int, int]:
     return (width, height) if _orientation(frame, name)[0] else (height, width)
 
 
-def scaled(decoder: Decoder, frame: Any, size: Size) -> tuple[int, int]:
+def scaled(stream: Any, frame: Any, size: Size, name: str) -> tuple[int, int]:
     """Compute the height and width at which a file is read, by its first frame."""
-    height, width = _shown(frame, float(decoder.stream.sample_aspect_ratio or 1), decoder.name)
+    height, width = _shown(frame, float(stream.sample_aspect_ratio or 1), name)
     if isinstance(size, tuple):
         return size
     scale = 1.0 if size is None else min(1.0, size / max(height, width))
@@ -321,7 +321,7 @@ def _orientation(frame: Any, name: str) -> tuple[bool, bool, bool]:
 _TURNS = ((False, False, False), (True, False, True), (False, True, True), (True, True, False))  # by 90 degrees each
 
 
-def _fill(place: Any, frame: Any, name: str) -> None:
+def fill(place: Any, frame: Any, name: str) -> None:
     """Write one frame, upright and resized, to `place` (H, W, 3)."""
     transposed, mirrored, upturned = _orientation(frame, name)
     stored = place.swapaxes(0, 1) if transposed else place

@@ -118,7 +118,7 @@ def prepare_turns(
     messages[0]["content"] = [*({"type": "video"} for _ in videos), {"type": "text", "text": turns[0]}]
     text = processor.apply_chat_template(messages, add_generation_prompt=True)
     begin = processor.tokenizer.bos_token
-    filled = [_long_enough(processor, frames) for frames in videos]
+    filled = [long_enough(processor, frames) for frames in videos]
     described = all(frames.pixels.is_meta for frames in filled)
     shown: list[Any] = [placed(processor, frames.pixels, device).permute(0, 3, 1, 2) for frames in filled]
     if hasattr(processor, "image_seq_len"):  # SmolVLM, which in older releases counts videos prompt by prompt
@@ -139,7 +139,7 @@ def prepare_turns(
 
 def prepare_video(processor: Any, frames: Frames, device: torch.device | str | None = None) -> Any:
     """Make what `prepare` makes of the video alone: pixels and grids, without writing a prompt."""
-    filled = _long_enough(processor, frames)
+    filled = long_enough(processor, frames)
     return (without_pixels if frames.pixels.is_meta else patching_first)(processor).video_processor(
         videos=[placed(processor, filled.pixels, device).permute(0, 3, 1, 2)],
         video_metadata=[_metadata(frames, filled)],
@@ -148,7 +148,7 @@ def prepare_video(processor: Any, frames: Frames, device: torch.device | str | N
     )
 
 
-def _long_enough(processor: Any, frames: Frames) -> Frames:
+def long_enough(processor: Any, frames: Frames) -> Frames:
     """Repeat the last frame until the processor can take them as a video."""
     lone = hasattr(processor, "image_seq_length") or hasattr(processor, "image_seq_len")  # InternVL, SmolVLM
     needed = max(getattr(processor.video_processor, "temporal_patch_size", 1), 2 * lone)

@@ -1,0 +1,206 @@
+"""Read a video that has no end yet: a file that grows, an HTTP or HLS address, an RTSP camera.
+
+for frames, seconds in live("rtsp://camera/1", fps=2):    # uint8 (1, H, W, 3), as soon as it is there
+    ...
+"""
+
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from math import ceil, inf
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vidsieve.checks import check_number, require
+from vidsieve.errors import VideoError
+from vidsieve.video.decode import fill, scaled
+from vidsieve.video.demux import PATIENCE, locate, video_stream
+from vidsieve.video.wanted import LONGEST_SIDE, Size
+
+RTSP = ("rtsp", "rtsps")
+PAUSE = 0.05  # seconds between looks at a file that has not grown
+LONGEST = 3600.0  # seconds that one may wait
+
+
+def live(
+    address: str | os.PathLike[str],
+    fps: float,
+    *,
+    size: Size = LONGEST_SIDE,
+    patience: float = PATIENCE,
+    options: Mapping[str, str] | None = None,
+) -> Iterator[tuple[Tensor, tuple[float, ...]]]:
+    """Read frames as they come: RGB uint8 (1, H, W, 3), upright, all of one size, with their seconds from the first.
+
+    address: of a file that is being written, from its beginning on, in a format without an index at its end (MPEG-TS,
+      Matroska, fragmented MP4); or http(s)://, of a stream or a playlist of HLS; or rtsp(s)://.
+    fps: of each 1/fps seconds of the stream, the first frame; all frames if there are fewer.
+    size: as `read_video` takes it.  patience: seconds without a byte after which a file is complete, and an address is
+      given up.  options: of FFmpeg, for the address: {"rtsp_transport": "udp"}, {"headers": "..."}.
+    What is damaged in transit is left out, with a warning, and what follows up to the next key frame. Time stamps that
+    are missing or go back, as where a camera begins anew, are continued.
+    Ends with the stream. Raises `VideoError`, in one line, for what cannot be opened or has no picture, and when a
+    connection is lost, after the frames before that; `ValueError` for invalid arguments. Warns at the end of an address
+    that had not told it beforehand (RTSP, a live playlist, an answer without a length), which may be a loss too.
+    """
+    name = os.fsdecode(address)
+    check_number("fps is frames a second, above 0", fps, 0, sys.float_info.max, exclusive_low=True)
+    check_number("patience is in seconds, above 0", patience, 0, LONGEST, exclusive_low=True)
+    require("av", "video")
+    require("numpy", "video")
+    place = name if name.partition("://")[0].lower() in RTSP else locate(name)
+    return _read(name, place, fps, size, patience, dict(options or {}))
+
+
+def _read(
+    name: str, place: str, fps: float, size: Size, patience: float, options: dict[str, str]
+) -> Iterator[tuple[Tensor, tuple[float, ...]]]:
+    np = require("numpy", "video")
+    reached = _Clock()
+    with _told(name, patience, reached), _opened(place, patience, options) as container:
+        stream = video_stream(container, name)
+        stream.thread_type = "SLICE"  # threads that each decode a frame hold back as many
+        shape, following = None, 0.0
+        # That of a file does not run: it ends by itself when nothing comes.
+        limit = inf if place.startswith("file:") else patience
+        for frame in _pictures(_packets(container, stream, limit), stream, name):
+            second = reached.at(frame, float(stream.time_base), float(stream.average_rate or 25))
+            if second < following:
+                continue
+            following = (int(second * fps + 1e-6) + 1) / fps - 1e-6
+            shape = shape or scaled(stream, frame, size, name)
+            pixels = np.empty((1, *shape, 3), np.uint8)
+            fill(pixels[0], frame, name)
+            yield torch.from_numpy(pixels), (second,)
+        if shape is None:
+            raise VideoError(f"{name}: has not a single frame in it")
+        sure = container.duration is not None if container.format.name == "hls" else container.size > 0
+        if not (sure or place.startswith("file:")):
+            warnings.warn(
+                f"{name}: ended after {reached.second:.1f} s, or its server stopped, which looks the same from here",
+                stacklevel=2,
+            )
+
+
+class _Clock:
+    """Tells the seconds of frames from the first, which never go back. second: of the last one, None before any."""
+
+    def __init__(self) -> None:
+        self.second: float | None = None
+        self._last = self._begin = 0.0
+
+    def at(self, frame: Any, tick: float, rate: float) -> float:
+        """Get the time of the next frame."""
+        stays = frame.duration * tick if frame.duration else 1 / rate
+        if self.second is None:
+            self._begin = self._last = frame.pts * tick if frame.pts is not None else 0.0
+            self.second = 0.0
+            return 0.0
+        stamp = frame.pts * tick if frame.pts is not None else self._last + stays
+        if stamp < self._last:  # goes on from the last one
+            self._begin = stamp - self.second - stays
+        self._last, self.second = stamp, stamp - self._begin
+        return self.second
+
+
+class _Growing:
+    """Reads a file that is being written. Ends when it has not grown for `patience` seconds."""
+
+    def __init__(self, path: str, patience: float) -> None:
+        self._patience, self._ended = patience, False
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115  closed by close()
+
+    def read(self, size: int) -> bytes:
+        begin = time.monotonic()
+        while not (data := self._file.read(size)):
+            self._ended = self._ended or time.monotonic() - begin >= self._patience
+            if self._ended:  # which is asked for several times
+                return b""
+            time.sleep(min(PAUSE, self._patience))
+        return data
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@contextmanager
+def _opened(place: str, patience: float, options: dict[str, str]) -> Iterator[Any]:
+    """Open the container. A file has no `seek`, so that nothing looks for its end."""
+    av = require("av", "video")
+    if not place.startswith("file:"):
+        if place.lower().startswith(RTSP):
+            options = {"rtsp_transport": "tcp"} | options
+            if options.get("rtsp_flags") == "listen":  # for which FFmpeg has no limit that it takes itself
+                options = {"listen_timeout": str(ceil(patience))} | options
+        with av.open(place, timeout=patience, options=options, metadata_errors="replace") as container:
+            yield container
+        return
+    growing = _Growing(place.removeprefix("file:"), patience)
+    try:
+        with av.open(growing, options=options, metadata_errors="replace") as container:
+            yield container
+    finally:
+        growing.close()
+
+
+def _packets(container: Any, stream: Any, patience: float) -> Iterator[Any]:
+    """Demux. Raises PyAV's `ExitError` also where FFmpeg takes a wait that was given up for the end, as for HLS."""
+    from av.error import ExitError
+
+    packets, waited = container.demux(stream), 0.0
+    while True:
+        begin = time.monotonic()
+        packet = next(packets, None)
+        if packet is None:
+            break
+        waited = time.monotonic() - begin
+        yield packet
+    if waited >= patience:
+        raise ExitError(0, "the wait was given up")
+
+
+def _pictures(packets: Iterator[Any], stream: Any, name: str) -> Iterator[Any]:
+    """Decode what is whole: not a packet that is damaged, nor what may be made from it, up to the next key frame."""
+    from av.error import InvalidDataError
+
+    whole = True
+    for packet in packets:
+        if packet.is_corrupt:
+            whole = _lost(name)
+        if not (whole or (packet.is_keyframe and not packet.is_corrupt) or not packet.size):
+            continue
+        whole = True
+        try:
+            frames = stream.decode(packet)
+        except InvalidDataError:
+            whole = _lost(name)
+            continue
+        for frame in frames:
+            if frame.is_corrupt:
+                whole = _lost(name)
+            else:
+                yield frame
+
+
+def _lost(name: str) -> bool:
+    warnings.warn(f"{name}: frames that were damaged on the way are left out", stacklevel=3)
+    return False
+
+
+@contextmanager
+def _told(name: str, patience: float, reached: _Clock) -> Iterator[None]:
+    """Raise what ends the stream too soon as a `VideoError` of one line."""
+    from av.error import ExitError, FFmpegError
+
+    try:
+        yield
+    except FFmpegError as error:
+        why = f"nothing came for {patience:g} s" if isinstance(error, ExitError) else error.strerror
+        if reached.second is None:
+            raise VideoError(f"{name}: cannot be read as a live video ({why})") from error
+        raise VideoError(f"{name}: was lost after {reached.second:.1f} s ({why}); open it again to go on") from error
