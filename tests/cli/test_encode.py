@@ -188,7 +188,7 @@ def test_a_damaged_file_says_what_to_do(
             assert main.main([*map(str, command)]) == 1
             error = capsys.readouterr().err
             assert error.startswith(f"vidsieve: error: {file}: is damaged")
-            assert error.endswith("; delete it, and encode the clip again\n")
+            assert error.endswith("; move it away, and encode the clip again\n")
             assert error.count("\n") == 1
 
 

@@ -351,8 +351,8 @@ def test_every_part_of_the_file_is_watched(qwen: World, tmp_path: Path) -> None:
         path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
         with pytest.raises(VidsieveError):
             EncodedVideo.load(path)
-    for path in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(VidsieveError, match=r"is a folder|no such file"):
+    for path, says in ((tmp_path, "is a folder"), (tmp_path / "absent", "no such file"), (os.devnull, "is no file")):
+        with pytest.raises(VidsieveError, match=f"{path}: {says}; expected an encoded video"):
             EncodedVideo.load(path)
 
 

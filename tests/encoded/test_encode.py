@@ -19,9 +19,11 @@ from tests.clips import write
 from tests.encoded.test_ask import Fixed, processor_of, same
 from tests.engines.hf import processors, tiny
 from tests.engines.hf.test_replay import blind
+from vidsieve.cli import demo
 from vidsieve.encoded import chunks as module
-from vidsieve.engines.hf.loading import prepare
+from vidsieve.engines.hf.loading import load, prepare
 from vidsieve.errors import BudgetError, NonFiniteFeatures, UnsupportedCall
+from vidsieve.evaluation.needles import KINDS, generate
 from vidsieve.video import read_video
 
 # GLM's processors make numpy arrays of torch tensors, of which numpy 2 warns.
@@ -175,3 +177,20 @@ def test_what_cannot_be_is_refused(internvl: tuple[Any, Any], clip: Path, option
     with pytest.raises((ValueError, TypeError, OSError), match=says) as caught:
         vidsieve.encode(model, given.pop("processor"), given.pop("clip"), **given)
     assert "\n" not in str(caught.value)
+
+
+def test_the_bundled_model_answers_from_a_stored_clip_as_it_does_hooked(tmp_path: Path) -> None:
+    processor, model = load(demo.BUNDLED, "cpu", bar=False)
+    clip = demo.render_clip(tmp_path / "clip.mp4")
+    encoded = vidsieve.encode(model, processor, clip, 0.1, num_frames=demo.FRAMES)
+    asked = generate(demo.SPLIT, [demo.NUMBER]).questions
+    questions = [asked.text(0, number) for number in range(len(KINDS))]
+    frames, expected = read_video(clip, num_frames=demo.FRAMES), []
+    for question in questions:
+        inputs = prepare(processor, frames, question)
+        with vidsieve.attach(model, Fixed(encoded.selection.kept)):
+            out = model.generate(**inputs, max_new_tokens=16, do_sample=False)
+        text = processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        expected.append(text[0].strip())
+    assert encoded.ask(model, processor, questions, max_new_tokens=16, do_sample=False) == expected
+    assert expected == [asked.reply(0, number) for number in range(len(KINDS))]

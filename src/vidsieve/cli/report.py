@@ -152,7 +152,8 @@ def show_encode(found: Any) -> None:
             continue
         kept = f"{row['tokens_before']} video tokens -> {row['tokens_after']} kept, {_bytes(row['bytes'])}"
         took = "was there" if row.get("already_there") else f"{row['seconds']:.1f} s"
-        print(f"{name}: {row['frames']} frames of {row['duration']:.1f} s, {kept}; {took}\n  {printable(row['file'])}")
+        count = f"{row['frames']} frame{'s' * (row['frames'] != 1)}"
+        print(f"{name}: {count} of {row['duration']:.1f} s, {kept}; {took}\n  {printable(row['file'])}")
     files = [row["file"] for row in found["rows"] if "file" in row]
     print(f"ask: vidsieve ask {shlex.quote(files[0])} --question '...'")
 

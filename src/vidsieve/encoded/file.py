@@ -90,9 +90,7 @@ def read(path: str | os.PathLike[str], make: Callable[..., Video]) -> Video:
     safetensors = require("safetensors", "hf")
     where = Path(path)
     if not where.is_file():
-        raise VidsieveError(
-            f"{where}: {'is a folder' if where.exists() else 'no such file'}; expected an encoded video"
-        )
+        raise VidsieveError(f"{where}: {_no_file(where)}; expected an encoded video")
     try:
         with safetensors.safe_open(where, "pt") as file:
             metadata = file.metadata() or {}
@@ -112,8 +110,12 @@ def read(path: str | os.PathLike[str], make: Callable[..., Video]) -> Video:
     except (safetensors.SafetensorError, RecursionError, KeyError, TypeError, ValueError) as error:
         raise VidsieveError(
             f"{where}: is damaged, or vidsieve did not write it ({' '.join(str(error).split())}); "
-            "delete it, and encode the clip again"
+            "move it away, and encode the clip again"
         ) from error
+
+
+def _no_file(where: Path) -> str:
+    return "is a folder" if where.is_dir() else "is no file" if where.exists() else "no such file"
 
 
 class _OtherFile(VidsieveError):
@@ -127,7 +129,7 @@ def _check_format(where: Path, metadata: Mapping[str, str]) -> None:
         raise _OtherFile(f"{where}: expected an encoded video, and this is {kind}")
     if found != str(FORMAT):
         age = "newer" if found.isdecimal() and int(found) > FORMAT else "older"
-        remedy = "update vidsieve" if age == "newer" else "delete it, and encode the clip again"
+        remedy = "update vidsieve" if age == "newer" else "move it away, and encode the clip again"
         raise _OtherFile(f"{where}: is of format {found!r}, {age} than {FORMAT}, which is read here; {remedy}")
 
 
