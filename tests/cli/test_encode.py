@@ -234,7 +234,8 @@ def test_questions_come_from_standard_input(
     import io
 
     monkeypatch.setattr("sys.stdin", io.StringIO("What happens?\n\nWho?\n"))
-    found = called(capsys, "ask", stored["rows"][0]["file"], "--max-new-tokens", 2, "--keep", "10%")
+    folder = Path(stored["rows"][0]["file"]).parent  # which holds this clip alone
+    found = called(capsys, "ask", folder, "--max-new-tokens", 2, "--keep", "10%")
     assert [row["question"] for row in found["rows"]] == ["What happens?", "Who?"]
     assert found["tokens"] == 115
 

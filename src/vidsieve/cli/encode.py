@@ -207,12 +207,13 @@ def ask_all(
     show: called with each row as soon as it is there. Returns JSON values.
     """
     note("reading the file")
-    videos = [EncodedVideo.load(file) for file in asked.files]
+    files = [_only(file) for file in asked.files]
+    videos = [EncodedVideo.load(file) for file in files]
     if asked.keep is not None:
         videos = [video.at(asked.keep) for video in videos]
     name = asked.model or videos[0].fingerprint.name
     if not name:
-        raise VidsieveError(f"{asked.files[0]} does not say which model encoded it; name it with --model")
+        raise VidsieveError(f"{files[0]} does not say which model encoded it; name it with --model")
     note("loading the model")
     processor, model = load(name, asked.device, asked.dtype, bar=False)
     shown = sum_of(videos)
@@ -227,11 +228,21 @@ def ask_all(
         if show:
             show(rows[-1])
     return {
-        "files": [str(file) for file in asked.files],
+        "files": [str(file) for file in files],
         "model": name,
         "tokens": sum(len(video.selection) for video in videos),
         "rows": rows,
     }
+
+
+def _only(path: Path) -> Path:
+    """Get a stored clip: the file, or the one that a folder holds."""
+    if not path.is_dir():
+        return path
+    found = sorted(path.glob(f"*{SUFFIX}"))
+    if len(found) != 1:
+        raise VidsieveError(f"{path} holds {len(found)} stored clips; expected one, or the names of files in it")
+    return found[0]
 
 
 def sum_of(videos: Sequence[EncodedVideo]) -> Any:

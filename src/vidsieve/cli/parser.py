@@ -103,7 +103,9 @@ def _add_encode(command: Parser) -> None:
 
 
 def _add_ask(command: Parser) -> None:
-    command.add_argument("files", nargs="+", type=Path, help="what `vidsieve encode` wrote; several are one prompt")
+    command.add_argument(
+        "files", nargs="+", type=Path, help="what `vidsieve encode` wrote, or its folder; several: one prompt"
+    )
     about = "repeatable; without one, questions are read from standard input, one a line"
     command.add_argument("--question", "-q", type=question, action="append", dest="questions", help=about)
     command.add_argument("--model", "-m", help="Hub id or folder of the model (the one that the file names)")
