@@ -115,6 +115,7 @@ def test_a_question_on_the_way_changes_nothing_and_sees_all_so_far(world: World)
         assert [world.seconds.index(second) for second in once.frames.seconds] == list(once.frames.index)
     same(memory.snapshot(), whole)
     assert len(memory) == COUNT
+    assert (whole.frames.total, whole.frames.duration) == (COUNT, world.seconds[-1])
 
 
 def remembered(world: World, video: EncodedVideo) -> tuple[Any, Any]:
@@ -250,6 +251,20 @@ def test_a_call_that_fails_adds_nothing(qwen: World) -> None:
         assert len(one) == 20
         one.add(qwen.frames[20:], qwen.seconds[20:])
     same(memory.snapshot(), twin.snapshot())
+
+
+def test_a_first_call_that_fails_leaves_no_size(qwen: World) -> None:
+    memory = qwen.stream()
+
+    def fail(*_: Any) -> None:
+        raise MemoryError("no room")
+
+    hook = qwen.model.base_model.visual.register_forward_pre_hook(fail)
+    with pytest.raises(MemoryError, match="no room"):
+        memory.add(torch.zeros(20, 200, 60, 3, dtype=torch.uint8), at(20))
+    hook.remove()
+    memory.add(qwen.frames, qwen.seconds)
+    same(memory.snapshot(), qwen.fed([]).snapshot())
 
 
 def test_frames_may_be_written_over_after_the_call(qwen: World) -> None:
