@@ -1,6 +1,5 @@
 """A stream is remembered in a bounded number of tokens, however it was cut, and answers as its frames would."""
 
-import random
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -96,26 +95,26 @@ def test_the_same_stream_gives_the_same_tokens_however_it_is_cut(world: World) -
     assert len(whole.selection) == TOKENS
     assert len(whole.frames) < COUNT  # some are forgotten, or nothing of this is tested
     assert len(whole.tokens) * whole.tokens[0] == sum(whole.tokens)
-    for cuts in (list(range(1, COUNT)), [0, 3, 3, 20, 37], sorted(random.Random(1).sample(range(COUNT), 9))):
+    for cuts in (list(range(1, COUNT)), [0, 3, 3, 20, 37]):
         same(world.fed(cuts).snapshot(), whole)
 
 
-def test_a_question_on_the_way_changes_nothing_and_sees_all_so_far(world: World) -> None:
-    memory, whole = world.stream(), world.fed([]).snapshot()
+def test_a_question_on_the_way_changes_nothing_and_sees_all_so_far(qwen: World) -> None:
+    memory, whole = qwen.stream(), qwen.fed([]).snapshot()
     for begin in range(0, COUNT, 13):
         end = min(begin + 13, COUNT)
-        memory.add(world.frames[begin:end], world.seconds[begin:end])
+        memory.add(qwen.frames[begin:end], qwen.seconds[begin:end])
         once = memory.snapshot()
         assert once is memory.snapshot()
         assert len(once.selection) <= TOKENS
-        other = world.stream()
-        other.add(world.frames[:end], world.seconds[:end])
+        other = qwen.stream()
+        other.add(qwen.frames[:end], qwen.seconds[:end])
         same(other.snapshot(), once)
-        assert set(once.frames.seconds) <= set(world.seconds[:end])
-        assert [world.seconds.index(second) for second in once.frames.seconds] == list(once.frames.index)
+        assert set(once.frames.seconds) <= set(qwen.seconds[:end])
+        assert [qwen.seconds.index(second) for second in once.frames.seconds] == list(once.frames.index)
     same(memory.snapshot(), whole)
     assert len(memory) == COUNT
-    assert (whole.frames.total, whole.frames.duration) == (COUNT, world.seconds[-1])
+    assert (whole.frames.total, whole.frames.duration) == (COUNT, qwen.seconds[-1])
 
 
 def remembered(world: World, video: EncodedVideo) -> tuple[Any, Any]:
@@ -176,7 +175,7 @@ def test_a_frame_or_two_are_enough(world: World) -> None:
 def test_neither_prompt_nor_memory_grows(qwen: World) -> None:
     memory = qwen.stream(12)
     prompts, held = [], []
-    for part in range(8):
+    for part in range(6):
         memory.add(shown(32, part), [100.0 * part + second for second in at(32)])
         prompts.append(memory.snapshot().inputs(qwen.model, qwen.processor, QUESTION)["input_ids"].shape[1])
         state = memory._state
