@@ -320,6 +320,7 @@ CHANGES: dict[str, tuple[Callable[..., Any], str]] = {
     "claim": (lambda t, m, v: v.update(tokens=[1], original_count=1), "keeps 2 of 1 tokens"),
     "type": (lambda t, m, v: v.update(tokens="many"), "expected a number of tokens"),
     "huge": (lambda t, m, v: v["frames"].update(shape=[8, 2**30, 2**30, 2**30]), "its frames are"),
+    "size": (lambda t, m, v: v.update(size=[0, 5]), r"expected a height and a width, got \[0, 5\]"),
     "config": (lambda t, m, v: v["fingerprint"]["config"].update(a=1), "configuration is not the one"),
     "deep": (lambda t, m, v: v.update(grid=json.loads("[" * 900 + "]" * 900)), "is damaged"),
 }

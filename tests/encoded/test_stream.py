@@ -1,6 +1,5 @@
 """A stream is remembered in a bounded number of tokens, however it was cut, and answers as its frames would."""
 
-import random
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -96,25 +95,26 @@ def test_the_same_stream_gives_the_same_tokens_however_it_is_cut(world: World) -
     assert len(whole.selection) == TOKENS
     assert len(whole.frames) < COUNT  # some are forgotten, or nothing of this is tested
     assert len(whole.tokens) * whole.tokens[0] == sum(whole.tokens)
-    for cuts in (list(range(1, COUNT)), [0, 3, 3, 20, 37], sorted(random.Random(1).sample(range(COUNT), 9))):
+    for cuts in (list(range(1, COUNT)), [0, 3, 3, 20, 37]):
         same(world.fed(cuts).snapshot(), whole)
 
 
-def test_a_question_on_the_way_changes_nothing_and_sees_all_so_far(world: World) -> None:
-    memory, whole = world.stream(), world.fed([]).snapshot()
+def test_a_question_on_the_way_changes_nothing_and_sees_all_so_far(qwen: World) -> None:
+    memory, whole = qwen.stream(), qwen.fed([]).snapshot()
     for begin in range(0, COUNT, 13):
         end = min(begin + 13, COUNT)
-        memory.add(world.frames[begin:end], world.seconds[begin:end])
+        memory.add(qwen.frames[begin:end], qwen.seconds[begin:end])
         once = memory.snapshot()
         assert once is memory.snapshot()
         assert len(once.selection) <= TOKENS
-        other = world.stream()
-        other.add(world.frames[:end], world.seconds[:end])
+        other = qwen.stream()
+        other.add(qwen.frames[:end], qwen.seconds[:end])
         same(other.snapshot(), once)
-        assert set(once.frames.seconds) <= set(world.seconds[:end])
-        assert [world.seconds.index(second) for second in once.frames.seconds] == list(once.frames.index)
+        assert set(once.frames.seconds) <= set(qwen.seconds[:end])
+        assert [qwen.seconds.index(second) for second in once.frames.seconds] == list(once.frames.index)
     same(memory.snapshot(), whole)
     assert len(memory) == COUNT
+    assert (whole.frames.total, whole.frames.duration) == (COUNT, qwen.seconds[-1])
 
 
 def remembered(world: World, video: EncodedVideo) -> tuple[Any, Any]:
@@ -175,7 +175,7 @@ def test_a_frame_or_two_are_enough(world: World) -> None:
 def test_neither_prompt_nor_memory_grows(qwen: World) -> None:
     memory = qwen.stream(12)
     prompts, held = [], []
-    for part in range(8):
+    for part in range(6):
         memory.add(shown(32, part), [100.0 * part + second for second in at(32)])
         prompts.append(memory.snapshot().inputs(qwen.model, qwen.processor, QUESTION)["input_ids"].shape[1])
         state = memory._state
@@ -250,6 +250,20 @@ def test_a_call_that_fails_adds_nothing(qwen: World) -> None:
         assert len(one) == 20
         one.add(qwen.frames[20:], qwen.seconds[20:])
     same(memory.snapshot(), twin.snapshot())
+
+
+def test_a_first_call_that_fails_leaves_no_size(qwen: World) -> None:
+    memory = qwen.stream()
+
+    def fail(*_: Any) -> None:
+        raise MemoryError("no room")
+
+    hook = qwen.model.base_model.visual.register_forward_pre_hook(fail)
+    with pytest.raises(MemoryError, match="no room"):
+        memory.add(torch.zeros(20, 200, 60, 3, dtype=torch.uint8), at(20))
+    hook.remove()
+    memory.add(qwen.frames, qwen.seconds)
+    same(memory.snapshot(), qwen.fed([]).snapshot())
 
 
 def test_frames_may_be_written_over_after_the_call(qwen: World) -> None:

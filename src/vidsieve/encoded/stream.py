@@ -46,14 +46,15 @@ class _State:
     """What is known of a stream. Replaced, never changed, so that a call that fails leaves it as it was.
 
     memory: of the frames that are encoded.  waiting: (w, H, W, 3), those that are not, as many as fill no chunk, with
-    their `seconds`.  count: frames so far.  last: the time of the last one.
+    their `seconds`.  count: frames so far.  first, last: the times of the first and of the last.
     """
 
     memory: StreamMemory
     waiting: Tensor
     seconds: tuple[float, ...] = ()
     count: int = 0
-    last: float = -1.0
+    first: float = 0.0
+    last: float = 0.0
 
 
 class Stream:
@@ -75,8 +76,9 @@ class Stream:
         reducer = chunkwise(method, 1.0 if isinstance(method, str) else None)
         self._state = _State(StreamMemory(tokens, reducer), torch.empty(0, 0, 0, 3, dtype=torch.uint8))
         self._name = f"Stream(tokens={tokens}, method={reducer!r})"
-        self._size: tuple[int, int] | None = None  # of pixels, from the first frames on, as are
-        self._pinned: Any = None  # the processor that gives it to all,
+        self._shape: tuple[int, ...] = ()  # of a frame; from the first ones on, as are
+        self._size: tuple[int, int] | None = None  # what the processor makes of it,
+        self._pinned: Any = processor  # the one that does so to any number of them,
         self._made: FeatureChunk | None = None  # and what is alike of all chunks: one token frame, without features
         self._snapshot: EncodedVideo | None = None  # until more is added
         self._chunk = -(-CHUNK // self._joined) * self._joined
@@ -92,13 +94,9 @@ class Stream:
         `encode_chunks` raises. A call that raises adds nothing.
         """
         with self._lock:
-            state = self._state
-            times = self._checked(state, frames, seconds)
-            pixels = frames.detach().cpu()
-            waiting = torch.cat([state.waiting, pixels]) if len(state.waiting) else pixels.clone()
-            state = replace(state, waiting=waiting, seconds=(*state.seconds, *times), count=state.count + len(times))
-            state = self._grown(replace(state, last=times[-1] if times else state.last))
-            self._state, self._snapshot = state, None if times else self._snapshot
+            times = self._checked(self._state, frames, seconds)
+            if times:
+                self._state, self._snapshot = self._grown(self._state, frames, times), None
 
     def snapshot(self) -> EncodedVideo:
         """Get what is remembered now, which later calls of `add` do not change: to save, or to ask in ways of your own.
@@ -141,8 +139,7 @@ class Stream:
         times = tuple(map(_time, seconds))
         if len(times) != len(frames):
             raise WrongArgument(f"expected a time stamp for each of {len(frames)} frames, got {len(times)}")
-        before = max(state.last, -1.0)
-        for last, now in pairwise((before, *times)):
+        for last, now in pairwise((state.last if state.count else -1.0, *times)):
             if not isfinite(now) or now < 0 or now <= last:
                 after = f"above {last:g}, the one before" if last >= 0 else "from 0 on"
                 raise WrongArgument(f"expected time stamps in seconds that rise, got {now:g}; expected one {after}")
@@ -156,26 +153,34 @@ class Stream:
             )
         return times
 
-    def _grown(self, state: _State) -> _State:
-        """Encode the chunks that are full."""
-        full = len(state.waiting) // self._chunk * self._chunk
-        if not full:
-            return state
-        memory = state.memory.copy()
-        for begin in range(0, full, self._chunk):
-            here = slice(begin, begin + self._chunk)
-            self._remember(memory, state.waiting[here], state.seconds[here])
-        return replace(state, memory=memory, waiting=state.waiting[full:].clone(), seconds=state.seconds[full:])
+    def _grown(self, state: _State, frames: Tensor, times: tuple[float, ...]) -> _State:
+        """Encode the chunks that are full now, one after another."""
+        if not state.count:
+            state = replace(state, waiting=torch.empty(0, *frames.shape[1:], dtype=torch.uint8), first=times[0])
+        memory, waiting, seconds, begin = state.memory.copy(), state.waiting, state.seconds, 0
+        while len(seconds) + len(times) - begin >= self._chunk:
+            here = slice(begin, begin := begin + self._chunk - len(seconds))
+            self._remember(memory, torch.cat([waiting, frames[here].cpu()]), (*seconds, *times[here]))
+            waiting, seconds = waiting[:0], ()
+        return _State(
+            memory,
+            torch.cat([waiting, frames[begin:].cpu()]),  # a copy: the caller may write over his
+            (*seconds, *times[begin:]),
+            state.count + len(times),
+            state.first,
+            times[-1],
+        )
 
     @torch.no_grad()
     def _remember(self, memory: StreamMemory, pixels: Tensor, seconds: tuple[float, ...]) -> None:
         """Encode whole temporal patches, and add them to `memory`."""
         frames = Frames(pixels, tuple(range(len(pixels))), seconds, 0.0, len(pixels), 0.0, "the stream")
-        if self._pinned is None:
-            first = replace(frames, pixels=pixels[: self._joined], index=frames.index[: self._joined],
-                            seconds=seconds[: self._joined])  # fmt: skip
+        if self._shape != pixels.shape[1:3]:  # at first, and after a first call that failed
+            few, self._made = self._joined, None
+            first = replace(frames, pixels=pixels[:few], index=frames.index[:few], seconds=seconds[:few])
             self._size = size_of(self._model, self._processor, first)
             self._pinned = self._processor if self._size is None else resizing_to(self._processor, *self._size)
+            self._shape = tuple(pixels.shape[1:3])
         [chunk] = encode_chunks(self._model, self._pinned, frames, len(frames))
         count = len(frames) // self._joined  # a lone frame is in the chunk twice in some families
         size = chunk.tokens[0]
@@ -215,8 +220,9 @@ class Stream:
         seconds = tuple(times[:, one].T.flatten().tolist())
         index = tuple((shown[:, None] * joined + torch.arange(joined)).flatten().tolist())
         pixels = torch.empty(len(index), *state.waiting.shape[1:], dtype=torch.uint8, device="meta")
-        rate = (state.count - 1) / state.last if state.last > 0 else 0.0
-        frames = Frames(pixels, index, seconds, rate, state.count, state.last, "the stream")
+        length = state.last - state.first
+        rate = (state.count - 1) / length if length else 0.0
+        frames = Frames(pixels, index, seconds, rate, state.count, length, "the stream")
         frames = long_enough(self._processor, frames)
         tokens = (size,) * (len(frames) // joined)
         count = len(kept)
