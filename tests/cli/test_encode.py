@@ -262,3 +262,14 @@ def test_a_plan_counts_what_encoding_gives(
     assert features.dtype == torch.float32
     assert plan["prompt_before"] - plan["prompt_after"] == row["tokens_before"] - row["tokens_after"]
     assert all(seconds > 0 for seconds in plan["seconds"].values())
+
+
+@pytest.mark.parametrize("method", ["cdpruner", "fastv", "framefusion"])
+def test_a_plan_refuses_what_encoding_refuses(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str
+) -> None:
+    options = [str(world / "clip.mp4"), "--model", str(world / "model"), "--method", method]
+    assert main.main(["encode", *options, "--out", str(tmp_path)]) == 1
+    refusal = last_line(capsys)
+    assert main.main(["plan", *options]) == 1
+    assert last_line(capsys) == refusal

@@ -228,8 +228,10 @@ def _ask(options: argparse.Namespace) -> Found:
 def _plan(options: argparse.Namespace) -> Found:
     """Say what a clip would take before anything runs: tokens, memory, seconds."""
     from vidsieve.cli import encode, plan
+    from vidsieve.methods.chunked import in_chunks
     from vidsieve.video.chunks import plan_video
 
+    in_chunks(registry.method(options.method)(_keep(options)))  # what encode would refuse
     with _notes() as note:
         note("reading which frames there are")
         frames = plan_video(options.clip, **encode.sampled(options.clip, _sample(options), options.max_pixels))
