@@ -85,7 +85,7 @@ def _print_error(error: BaseException, typed: Sequence[str], usage: str = "") ->
 
 @contextmanager
 def _notes(logged: bool = False) -> Iterator[Callable[[str], None]]:
-    """Show the current step on standard error, if that is a terminal, until it is done.
+    """Show the current step on standard error, if that is a terminal, until it is done or the next one is "".
 
     logged: without a terminal, print a line every half minute.
     """
@@ -106,8 +106,11 @@ def _notes(logged: bool = False) -> Iterator[Callable[[str], None]]:
     status = Console(stderr=True).status("")
 
     def note(what: str) -> None:
-        status.update(f"{what} ...")
-        status.start()
+        if what:
+            status.update(f"{what} ...")
+            status.start()
+        else:
+            status.stop()
 
     try:
         yield note
