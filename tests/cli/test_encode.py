@@ -1,6 +1,7 @@
 """encode, ask, plan: a clip is encoded chunk by chunk, stored, and asked about without it."""
 
 import fcntl
+import io
 import itertools
 import json
 import os
@@ -19,7 +20,7 @@ import torch
 
 import vidsieve
 from tests.clips import write
-from vidsieve.cli import main
+from vidsieve.cli import encode, main
 from vidsieve.engines.hf.loading import load
 
 pytest.importorskip("av")
@@ -231,13 +232,31 @@ def test_what_cannot_be_encoded_is_told_in_a_line(
 def test_questions_come_from_standard_input(
     stored: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import io
-
     monkeypatch.setattr("sys.stdin", io.StringIO("What happens?\n\nWho?\n"))
     folder = Path(stored["rows"][0]["file"]).parent  # which holds this clip alone
     found = called(capsys, "ask", folder, "--max-new-tokens", 2, "--keep", "10%")
     assert [row["question"] for row in found["rows"]] == ["What happens?", "Who?"]
     assert found["tokens"] == 115
+
+
+def test_nothing_is_drawn_over_a_question_that_is_typed(
+    stored: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    lines = iter(["What happens?\n", "Who?\n", ""])
+
+    class Typed(io.StringIO):
+        def readline(self, size: int | None = -1, /) -> str:
+            assert told[-1] == ""
+            return next(lines)
+
+    def show(row: dict[str, Any]) -> None:
+        assert told[-1] == ""
+
+    monkeypatch.setattr("sys.stdin", Typed())
+    asked = encode.Questions([Path(stored["rows"][0]["file"])], [], max_new_tokens=2)
+    assert len(encode.ask_all(asked, told.append, show)["rows"]) == 2
+    assert told.count("answering") == 2
 
 
 def test_a_part_of_a_clip_in_smaller_pixels(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -263,3 +282,14 @@ def test_a_plan_counts_what_encoding_gives(
     assert features.dtype == torch.float32
     assert plan["prompt_before"] - plan["prompt_after"] == row["tokens_before"] - row["tokens_after"]
     assert all(seconds > 0 for seconds in plan["seconds"].values())
+
+
+@pytest.mark.parametrize("method", ["cdpruner", "fastv", "framefusion"])
+def test_a_plan_refuses_what_encoding_refuses(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str
+) -> None:
+    options = [str(world / "clip.mp4"), "--model", str(world / "model"), "--method", method]
+    assert main.main(["encode", *options, "--out", str(tmp_path)]) == 1
+    refusal = last_line(capsys)
+    assert main.main(["plan", *options]) == 1
+    assert last_line(capsys) == refusal

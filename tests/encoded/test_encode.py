@@ -81,18 +81,16 @@ def test_the_answers_are_those_of_the_hooked_model(both: tuple[Any, Any], clip: 
 
 
 def test_which_tokens_stay_depends_neither_on_chunks_nor_on_a_later_cut(both: tuple[Any, Any], clip: Path) -> None:
-    whole = vidsieve.encode(*both, clip, 0.4, num_frames=FRAMES, chunk=FRAMES + 1)
-    for chunk in (2, 6, 16):
+    whole = vidsieve.encode(*both, clip, 0.4, num_frames=FRAMES, chunk=16)
+    for chunk in (2, 6):
         found = vidsieve.encode(*both, clip, 0.4, num_frames=FRAMES, chunk=chunk)
         assert torch.equal(found.selection.kept, whole.selection.kept)
         torch.testing.assert_close(found.selection.features, whole.selection.features, rtol=0, atol=1e-5)
         assert (found.tokens, found.grid, found.fingerprint) == (whole.tokens, whole.grid, whole.fingerprint)
-    for keep in (0.1, 0.25):
-        less = vidsieve.encode(*both, clip, keep, num_frames=FRAMES, chunk=6)
-        cut = whole.at(keep)
-        assert len(cut.selection) == round(keep * sum(whole.tokens))
-        assert torch.equal(cut.selection.kept, less.selection.kept)
-        assert cut.ask(*both, QUESTIONS[0], **GREEDY) == less.ask(*both, QUESTIONS[0], **GREEDY)
+    cut, less = whole.at(0.1), vidsieve.encode(*both, clip, 0.1, num_frames=FRAMES, chunk=6)
+    assert len(cut.selection) == round(0.1 * sum(whole.tokens))
+    assert torch.equal(cut.selection.kept, less.selection.kept)
+    assert cut.ask(*both, QUESTIONS[0], **GREEDY) == less.ask(*both, QUESTIONS[0], **GREEDY)
     with pytest.raises(BudgetError, match="are held; select with a larger keep"):
         whole.at(0.5)
 

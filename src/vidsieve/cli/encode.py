@@ -204,6 +204,7 @@ def ask_all(
 ) -> dict[str, Any]:
     """Answer questions about stored clips, shown in one prompt; those of standard input where there are none.
 
+    note: is told "" where nothing may be drawn, for somebody types.
     show: called with each row as soon as it is there. Returns JSON values.
     """
     note("reading the file")
@@ -218,13 +219,15 @@ def ask_all(
     processor, model = load(name, asked.device, asked.dtype, bar=False)
     shown = sum_of(videos)
     rows = []
-    note("answering")
+    note("")
     for question in asked.questions or _typed():
+        note("answering")
         begin = time.perf_counter()
         answer = shown.ask(
             model, processor, question, do_sample=False, num_beams=1, max_new_tokens=asked.max_new_tokens
         )
         rows.append({"question": question, "answer": answer, "seconds": time.perf_counter() - begin})
+        note("")
         if show:
             show(rows[-1])
     return {

@@ -86,7 +86,7 @@ def _print_error(error: BaseException, typed: Sequence[str], usage: str = "") ->
 
 @contextmanager
 def _notes(logged: bool = False) -> Iterator[Callable[[str], None]]:
-    """Show the current step on standard error, if that is a terminal, until it is done.
+    """Show the current step on standard error, if that is a terminal, until it is done or the next one is "".
 
     logged: without a terminal, print a line every half minute.
     """
@@ -107,8 +107,11 @@ def _notes(logged: bool = False) -> Iterator[Callable[[str], None]]:
     status = Console(stderr=True).status("")
 
     def note(what: str) -> None:
-        status.update(f"{what} ...")
-        status.start()
+        if what:
+            status.update(f"{what} ...")
+            status.start()
+        else:
+            status.stop()
 
     try:
         yield note
@@ -229,8 +232,10 @@ def _ask(options: argparse.Namespace) -> Found:
 def _plan(options: argparse.Namespace) -> Found:
     """Say what a clip would take before anything runs: tokens, memory, seconds."""
     from vidsieve.cli import encode, plan
+    from vidsieve.methods.chunked import in_chunks
     from vidsieve.video.chunks import plan_video
 
+    in_chunks(registry.method(options.method)(_keep(options)))  # what encode would refuse
     with _notes() as note:
         note("reading which frames there are")
         frames = plan_video(options.clip, **encode.sampled(options.clip, _sample(options), options.max_pixels))
