@@ -16,7 +16,7 @@ from transformers.models.smolvlm import processing_smolvlm
 
 import vidsieve
 from tests.clips import write
-from tests.encoded.test_ask import Fixed, processor_of, same
+from tests.encoded.worlds import Fixed, processor_of, same
 from tests.engines.hf import processors, tiny
 from tests.engines.hf.test_replay import blind
 from vidsieve.cli import demo

@@ -32,16 +32,6 @@ def parser(commands: Mapping[str, Command]) -> Parser:
     about = "even: at even distances; keyframes: of the key frames only, which is faster for long clips (even)"
     sample.add_argument("--sampling", choices=SAMPLINGS, default="even", help=about)
 
-    part = Parser(add_help=False)
-    which = part.add_mutually_exclusive_group()
-    which.add_argument("--frames", type=count, help="frames to sample, at even distances (64)")
-    which.add_argument("--fps", type=rate, help="frames to sample a second, instead")
-    part.add_argument("--max-frames", type=count, help="at most so many frames, at even distances (all that fps gives)")
-    part.add_argument("--start", type=seconds, default=0.0, help="begin here: seconds, or 1:02:03 (0)")
-    part.add_argument("--end", type=seconds, help="end here (the end of the clip)")
-    part.add_argument("--max-pixels", type=count, help="of a decoded frame; larger ones are scaled down (1024 a side)")
-    part.add_argument("--sampling", choices=SAMPLINGS, default="even", help="as in `vidsieve run` (even)")
-
     film = Parser(add_help=False)
     film.add_argument("--film", action="store_true", help="draw overlay.mp4 too: the clip beside its kept patches")
     film.add_argument("--gif", action="store_true", help="draw overlay.gif too, the same, smaller")
@@ -53,9 +43,9 @@ def parser(commands: Mapping[str, Command]) -> Parser:
         "run": (_add_run, [how, pixels, sample, film]),
         "show": (_add_show, [film]),
         "demo": (_add_demo, [how, pixels, film]),
-        "encode": (_add_encode, [how, part]),
+        "encode": (_add_encode, [how, _part()]),
         "ask": (_add_ask, [place]),
-        "plan": (_add_plan, [share, place, part]),
+        "plan": (_add_plan, [share, place, _part()]),
         "batch": (_add_batch, [how, pixels, sample]),
         "warm": (_add_warm, [how, pixels]),
         "bench": (_add_bench, []),
@@ -72,6 +62,20 @@ def parser(commands: Mapping[str, Command]) -> Parser:
         if add is not None:
             add(sub)
     return made
+
+
+def _part() -> Parser:
+    """Make the options that say which frames of a long clip are taken."""
+    part = Parser(add_help=False)
+    which = part.add_mutually_exclusive_group()
+    which.add_argument("--frames", type=count, help="frames to sample, at even distances (64)")
+    which.add_argument("--fps", type=rate, help="frames to sample a second, instead")
+    part.add_argument("--max-frames", type=count, help="at most so many frames, at even distances (all that fps gives)")
+    part.add_argument("--start", type=seconds, default=0.0, help="begin here: seconds, or 1:02:03 (0)")
+    part.add_argument("--end", type=seconds, help="end here (the end of the clip)")
+    part.add_argument("--max-pixels", type=count, help="of a decoded frame; larger ones are scaled down (1024 a side)")
+    part.add_argument("--sampling", choices=SAMPLINGS, default="even", help="as in `vidsieve run` (even)")
+    return part
 
 
 def _add_run(command: Parser) -> None:

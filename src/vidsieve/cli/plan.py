@@ -39,64 +39,73 @@ def plan(
     Returns JSON values: counts of frames and tokens, bytes, and seconds by stage.
     Raises `VidsieveError` for a model that cannot be found or is not supported, or a device that cannot be used.
     """
-    where, on = check(model), usable_device(device)
-    make_importable()
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
-
     note("reading the model's configuration")
-    processor = AutoProcessor.from_pretrained(model, **where)
-    config = AutoConfig.from_pretrained(model, **where)
-    named = "float32" if on.type == "cpu" else str(getattr(config, "dtype", None) or "bfloat16").removeprefix("torch.")
-    precision = getattr(torch, dtype if dtype not in (None, "auto") else named)
-    with torch.device("meta"):
-        described = AutoModelForImageTextToText.from_config(config, dtype=precision)
+    on = usable_device(device)
+    processor, described = _described(model, on, dtype)
     note("asking the processor")
     inputs = prepare(processor, frames, QUESTION)
-    token = getattr(config, adapter_for(described).token)
-    ids = inputs["input_ids"][0]
-    before = int((ids == token).sum()) - adapter_for(described).trailing
+    adapter, ids = adapter_for(described), inputs["input_ids"][0]
+    before = int((ids == getattr(described.config, adapter.token)).sum()) - adapter.trailing
     kept = kept_count(keep, before)
-    note("timing the decoder and the processor")
-    first = next(iter(read_chunks(frames, chunk_of(frames, on))))
-    decode, processing = (
-        _timed(lambda: next(iter(read_chunks(frames, chunk_of(frames, on))))),
-        _timed(lambda: prepare(processor, first, QUESTION)),
-    )
-    chunks = len(frames) / len(first)
-    note("timing the device")
-    costs = flops.layer_costs(described.get_decoder())
-    speed = _flops_per_second(on, precision, config.get_text_config().hidden_size)
-    left = len(ids) - before + kept
-    tower = _tower_flops(described, inputs)
-    item = precision.itemsize
-    width = config.get_text_config().hidden_size
+    prompt = len(ids), len(ids) - before + kept
+    note("timing the decoder, the processor and the device")
+    seconds = _seconds(frames, processor, described, inputs, prompt, on)
+    item, width = described.dtype.itemsize, described.config.get_text_config().hidden_size
     return {
         "clip": frames.source,
         "model": model,
-        "model_type": config.model_type,
+        "model_type": described.config.model_type,
         "device": str(on),
-        "dtype": str(precision).removeprefix("torch."),
+        "dtype": str(described.dtype).removeprefix("torch."),
         "frames": len(frames),
         "duration": frames.duration,
         "size": list(frames.pixels.shape[1:3]),
         "keep": keep,
         "tokens_before": before,
         "tokens_after": kept,
-        "prompt_before": len(ids),
-        "prompt_after": left,
+        "prompt_before": prompt[0],
+        "prompt_after": prompt[1],
         "bytes": {
             "weights": item * sum(x.numel() for x in described.parameters()),
             "stored": item * kept * width,
-            "kv_before": item * len(ids) * _kv_width(described),
-            "kv_after": item * left * _kv_width(described),
+            "kv_before": item * prompt[0] * _kv_width(described),
+            "kv_after": item * prompt[1] * _kv_width(described),
         },
-        "seconds": {
-            "decode": decode * chunks,
-            "process": processing * chunks,
-            "tower": tower / speed,
-            "first_token": flops.total(costs, left, [0] * len(costs)) / speed,
-            "first_token_before": flops.total(costs, len(ids), [0] * len(costs)) / speed,
-        },
+        "seconds": seconds,
+    }
+
+
+def _described(model: str, device: torch.device, dtype: str | None) -> tuple[Any, Any]:
+    """Load the processor, and make the model without its weights, on "meta"."""
+    where = check(model)
+    make_importable()
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+    config = AutoConfig.from_pretrained(model, **where)
+    own = str(getattr(config, "dtype", None) or "bfloat16").removeprefix("torch.")
+    usual = "float32" if device.type == "cpu" else own
+    with torch.device("meta"):
+        precision = getattr(torch, dtype if dtype not in (None, "auto") else usual)
+        described = AutoModelForImageTextToText.from_config(config, dtype=precision)
+    return AutoProcessor.from_pretrained(model, **where), described
+
+
+def _seconds(
+    frames: Frames, processor: Any, described: Any, inputs: Any, prompt: tuple[int, int], device: torch.device
+) -> dict[str, float]:
+    """Estimate the seconds of each stage, and to the first token of a prompt of so many tokens, whole and reduced."""
+    size = chunk_of(frames, device)
+    first = next(iter(read_chunks(frames, size)))
+    chunks = len(frames) / len(first)
+    costs = flops.layer_costs(described.get_decoder())
+    speed = _flops_per_second(device, described.dtype, described.config.get_text_config().hidden_size)
+    whole, reduced = (flops.total(costs, tokens, [0] * len(costs)) / speed for tokens in prompt)
+    return {
+        "decode": chunks * _timed(lambda: next(iter(read_chunks(frames, size)))),
+        "process": chunks * _timed(lambda: prepare(processor, first, QUESTION)),
+        "tower": _tower_flops(described, inputs) / speed,
+        "first_token": reduced,
+        "first_token_before": whole,
     }
 
 

@@ -130,15 +130,7 @@ def _by_hand(
     if positions.ndim > 1:
         positions = positions[-3:] if positions.ndim == 3 else positions  # row 0 of four is no rotary position
         positions = positions[..., min(row, positions.shape[-2] - 1), :]  # (3, L) or (L,)
-    visual, stacked = given.get("visual_pos_masks"), []
-    if visual is not None:
-        here = torch.zeros_like(visual)
-        here[row] = visual[row]
-        for rows in given["deepstack_visual_embeds"]:
-            full = embeds.new_zeros(len(embeds), rows.shape[-1])  # (L, D)
-            full[visual[row]] = rows[here[visual]].to(full)
-            stacked.append(full)
-
+    visual, stacked = given.get("visual_pos_masks"), _deepstack(given, embeds, row)
     others = {  # (L,) or (L, ...)
         name: given[name][row]
         for name in adapter_for(model).per_token
@@ -186,6 +178,19 @@ def _by_hand(
         more = {name: token if name.endswith("input_ids") else torch.zeros_like(token) for name in others}
         others = {name: torch.cat([x, more[name][None].to(x)]) for name, x in others.items()}
     return torch.stack(rows)
+
+
+def _deepstack(given: dict[str, Any], embeds: Tensor, row: int) -> list[Tensor]:
+    """Spread the visual rows of later layers over a prompt: (L, D) for each of those layers."""
+    visual, stacked = given.get("visual_pos_masks"), []
+    if visual is not None:
+        here = torch.zeros_like(visual)
+        here[row] = visual[row]
+        for rows in given["deepstack_visual_embeds"]:
+            full = embeds.new_zeros(len(embeds), rows.shape[-1])
+            full[visual[row]] = rows[here[visual]].to(full)
+            stacked.append(full)
+    return stacked
 
 
 def _head(model: Any, merged: Any, hidden: Tensor) -> Tensor:
