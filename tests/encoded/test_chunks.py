@@ -21,7 +21,7 @@ from tests.engines.hf import processors, tiny
 from tests.engines.hf.reducers import Loudest
 from vidsieve.encoded.chunks import FeatureChunk, _Chunks, _split, encode_chunks
 from vidsieve.encoded.stages import Stages
-from vidsieve.engines.hf import register
+from vidsieve.engines.hf import families, register
 from vidsieve.engines.hf.families import adapter_for
 from vidsieve.engines.hf.loading import prepare
 from vidsieve.errors import AlreadyAttached, UnsupportedModel, VideoError, WrongArgument
@@ -238,7 +238,9 @@ def test_faults_of_the_file_are_warnings_to_the_caller(
     assert len(told) == 1
 
 
-def test_what_cannot_be_encoded_in_chunks_is_refused(clip: Path, make: Callable[[str], Any]) -> None:
+def test_what_cannot_be_encoded_in_chunks_is_refused(
+    clip: Path, make: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, processor = tiny.fresh("qwen2_5_vl"), make("qwen2_5_vl")
     planned = plan_video(clip, num_frames=8)
     with pytest.raises(ValueError, match="expected size as a multiple of 2 frames, which the processor joins; got 3"):
@@ -250,6 +252,7 @@ def test_what_cannot_be_encoded_in_chunks_is_refused(clip: Path, make: Callable[
     with pytest.raises(VideoError, match="no such file"):
         list(encode_chunks(model, processor, replace(planned, source=f"{clip}.gone"), 4))
     adapter = adapter_for(model)
+    monkeypatch.setattr(families, "_ADAPTERS", dict(families._ADAPTERS))  # where the type is forgotten again
     register(replace(adapter, model_types=("its_own",), by_frame=False))
     model.config.model_type = "its_own"
     with pytest.raises(UnsupportedModel, match="model type 'its_own' cannot be encoded in chunks: nothing says"):

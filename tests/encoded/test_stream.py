@@ -18,7 +18,7 @@ from tests.engines.hf import processors, tiny
 from tests.engines.hf.test_replay import blind
 from vidsieve.encoded.chunks import encode_chunks
 from vidsieve.encoded.video import EncodedVideo
-from vidsieve.engines.hf import adapter_for, register
+from vidsieve.engines.hf import adapter_for, families, register
 from vidsieve.engines.hf.loading import prepare
 from vidsieve.engines.hf.processing import resizing_to
 from vidsieve.errors import UnsupportedCall, UnsupportedModel, VidsieveError, WrongArgument
@@ -275,7 +275,7 @@ def test_frames_may_be_written_over_after_the_call(qwen: World) -> None:
     same(memory.snapshot(), qwen.fed([]).snapshot())
 
 
-def test_what_cannot_be_a_stream_is_refused(qwen: World) -> None:
+def test_what_cannot_be_a_stream_is_refused(qwen: World, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="tokens is how many the memory holds, at least 1"):
         qwen.stream(0)
     with pytest.raises(VidsieveError, match="needs the whole video or a prompt"):
@@ -283,6 +283,7 @@ def test_what_cannot_be_a_stream_is_refused(qwen: World) -> None:
     with pytest.raises(WrongArgument, match="Within needs the length of the video"):
         qwen.stream(method=vidsieve.Prune(0.1, vidsieve.methods.Within()))
     model = tiny.fresh("qwen2_5_vl")
+    monkeypatch.setattr(families, "_ADAPTERS", dict(families._ADAPTERS))  # where the type is forgotten again
     register(replace(adapter_for(model), model_types=("another_one",), by_frame=False))
     model.config.model_type = "another_one"
     with pytest.raises(UnsupportedModel, match="model type 'another_one' cannot be encoded in chunks"):

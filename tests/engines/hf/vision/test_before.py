@@ -12,12 +12,13 @@ from transformers import vision_utils
 import vidsieve
 from tests.engines.hf import tiny
 from tests.engines.hf.vision.test_packed import SPLITTING, logits
+from vidsieve.engines.hf.families import table
 from vidsieve.engines.hf.vision.tower import vision_tower
 from vidsieve.errors import UnsupportedCall, WrongArgument
 from vidsieve.methods import Pixels, Prune, RandomGroups, RunLength, Staged
 from vidsieve.types.pixels import PixelSelection
 
-MERGED = SPLITTING
+MERGED = [row["type"] for row in table() if row["type"] in SPLITTING and not row["before tower"]]
 
 
 def repeating(family: str, frames: int = 6, videos: int = 1, seed: int = 0) -> tiny.Inputs:
