@@ -247,6 +247,6 @@ def adapter_for(model: nn.Module) -> Adapter:
     if model_type and not hasattr(config, "vision_config"):
         found += ", without a vision tower: of a part, as model.language_model is one, give the whole model instead"
     raise UnsupportedModel(
-        f"expected one of the {len(_ADAPTERS)} types of model that `vidsieve models` lists, as qwen2_5_vl; got {found}. "
+        f"expected one of the {len(_ADAPTERS)} types of model of `vidsieve models`, as qwen2_5_vl; got {found}. "
         "A new type is one entry: vidsieve.engines.hf.register(Adapter(...)), see docs/adding_a_model.md"
     )
