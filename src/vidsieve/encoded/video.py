@@ -119,6 +119,10 @@ class Askable(ABC):
             return NotImplemented
         return EncodedVideos((*self.videos, *other.videos))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle the fields alone, not what is held for the next question."""
+        return {name: value for name, value in vars(self).items() if name not in ("_prompts", "_placed")}
+
     def _checked(self, model: Any) -> "tuple[EncodedVideo, ...]":
         """Get the videos, if `model` encoded them."""
         for video in self.videos:
