@@ -232,10 +232,14 @@ def test_what_cannot_be_encoded_is_told_in_a_line(
 def test_questions_come_from_standard_input(
     stored: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO("What happens?\n\nWho?\n"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("What happens?\n\nWhat is <|video_pad|>?\nWho?\n"))
     folder = Path(stored["rows"][0]["file"]).parent  # which holds this clip alone
     found = called(capsys, "ask", folder, "--max-new-tokens", 2, "--keep", "10%")
-    assert [row["question"] for row in found["rows"]] == ["What happens?", "Who?"]
+    assert [("answer" in row, row["question"]) for row in found["rows"]] == [
+        (True, "What happens?"),
+        (False, "What is <|video_pad|>?"),
+        (True, "Who?"),
+    ]
     assert found["tokens"] == 115
 
 

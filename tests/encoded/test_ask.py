@@ -79,6 +79,18 @@ def test_what_comes_before_a_question_is_made_once(world: World, monkeypatch: py
         encoded.inputs(world.model, copy.copy(world.processor), QUESTIONS[0])
 
 
+def test_a_template_that_has_changed_is_the_one_that_is_used(world: World) -> None:
+    encoded, (model, processor) = world.encoded + world.encoded, world.both()
+    encoded.inputs(model, processor, QUESTIONS[0])  # from here on, only the words are made anew
+    template = processor.chat_template
+    try:
+        processor.chat_template = "What " + template  # before the videos
+        found, expected = (one.inputs(model, processor, "Who?") for one in (encoded, world.encoded + world.encoded))
+    finally:
+        processor.chat_template = template
+    assert torch.equal(found["input_ids"], expected["input_ids"])
+
+
 def test_two_videos_are_shown_in_one_prompt(world: World) -> None:
     other = frames(seed=1, count=12 if world.model.config.model_type.startswith("qwen") else 8)
     inputs = prepare_turns(world.processor, [world.frames, other], QUESTIONS[:1])

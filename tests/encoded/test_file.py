@@ -1,7 +1,9 @@
 """The file of an encoded video: what comes back, and what is refused in a line."""
 
 import json
+import math
 import os
+import pickle
 import struct
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,6 +24,11 @@ from vidsieve.errors import VidsieveError
 # GLM's processors make numpy arrays of torch tensors, of which numpy 2 warns.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 __all__ = ["qwen", "world"]  # fixtures
+
+
+def test_it_can_be_pickled_after_a_question(qwen: World) -> None:
+    qwen.encoded.ask(*qwen.both(), QUESTIONS[0], max_new_tokens=2)
+    same(qwen.encoded, pickle.loads(pickle.dumps(qwen.encoded)))
 
 
 def test_it_comes_back_from_its_file(world: World, tmp_path: Path) -> None:
@@ -92,6 +99,15 @@ CHANGES: dict[str, tuple[Callable[..., Any], str]] = {
     "huge": (lambda t, m, v: v["frames"].update(shape=[8, 2**30, 2**30, 2**30]), "its frames are"),
     "size": (lambda t, m, v: v.update(size=[0, 5]), r"expected a height and a width, got \[0, 5\]"),
     "config": (lambda t, m, v: v["fingerprint"]["config"].update(a=1), "configuration is not the one"),
+    "flat": (lambda t, m, v: v["frames"]["shape"].__setitem__(1, 0), "is damaged.*its frames are"),
+    "timeless": (lambda t, m, v: v["frames"].update(seconds=[None] * 8), "is damaged.*expected a number, got None"),
+    "endless": (lambda t, m, v: v["frames"].update(seconds=[math.inf] * 8), "is damaged.*expected a number, got inf"),
+    "immense": (lambda t, m, v: v["frames"].update(fps=10**400), "is damaged.*expected a number"),
+    "length": (lambda t, m, v: v["frames"].update(duration="long"), "is damaged.*expected a number, got 'long'"),
+    "nameless": (lambda t, m, v: v["frames"].update(source=5), "is damaged.*expected the name of a clip, got 5"),
+    "floor": (lambda t, m, v: v.update(floor="low"), "is damaged.*expected a number, got 'low'"),
+    "lengths": (lambda t, m, v: t["lengths"].add_(1), "is damaged.*segments of"),
+    "name": (lambda t, m, v: v["fingerprint"].update(name=5), "is damaged.*expected the name of a model, got 5"),
     "deep": (lambda t, m, v: v.update(grid=json.loads("[" * 900 + "]" * 900)), "is damaged"),
 }
 

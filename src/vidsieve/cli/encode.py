@@ -204,7 +204,7 @@ def ask_all(
 ) -> dict[str, Any]:
     """Answer questions about stored clips, shown in one prompt; those of standard input where there are none.
 
-    note: is told "" where nothing may be drawn, for somebody types.
+    note: is told "" while somebody may type, when nothing is to be drawn.
     show: called with each row as soon as it is there. Returns JSON values.
     """
     note("reading the file")
@@ -215,6 +215,8 @@ def ask_all(
     name = asked.model or videos[0].fingerprint.name
     if not name:
         raise VidsieveError(f"{files[0]} does not say which model encoded it; name it with --model")
+    if asked.model is None:  # a file of somebody else may name any
+        print(f"model: {name}, as {files[0].name} says", file=sys.stderr)
     note("loading the model")
     processor, model = load(name, asked.device, asked.dtype, bar=False)
     shown = sum_of(videos)
@@ -223,10 +225,14 @@ def ask_all(
     for question in asked.questions or _typed():
         note("answering")
         begin = time.perf_counter()
-        answer = shown.ask(
-            model, processor, question, do_sample=False, num_beams=1, max_new_tokens=asked.max_new_tokens
-        )
-        rows.append({"question": question, "answer": answer, "seconds": time.perf_counter() - begin})
+        options = {"do_sample": False, "num_beams": 1, "max_new_tokens": asked.max_new_tokens}
+        try:
+            answer = shown.ask(model, processor, question, **options)
+            rows.append({"question": question, "answer": answer, "seconds": time.perf_counter() - begin})
+        except ValueError as error:  # of the processor, as for a question that holds a placeholder
+            if asked.questions:
+                raise
+            rows.append({"question": question, "error": " ".join(str(error).split())})
         note("")
         if show:
             show(rows[-1])

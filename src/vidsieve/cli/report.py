@@ -164,6 +164,9 @@ def printable(text: str) -> str:
 
 
 def show_answer(row: Any) -> None:
+    if "error" in row:
+        print(f"{row['question']}\n  not answered: {row['error']}", flush=True)
+        return
     print(f"{row['question']}\n  {row['answer']}  ({_ms(1e3 * row['seconds'])})", flush=True)
 
 

@@ -1,10 +1,11 @@
-"""Encode a video in one piece: any method before the language model, any family, all pixels in memory at once."""
+"""Encode a video in one piece: any method before the language model, all pixels in memory at once."""
 
 from typing import Any
 
 import torch
 
 from vidsieve.encoded import stored
+from vidsieve.encoded.chunks import by_frame
 from vidsieve.encoded.fingerprint import Fingerprint
 from vidsieve.encoded.video import EncodedVideo
 from vidsieve.engines.hf import adapter_for
@@ -23,8 +24,9 @@ def encode_frames(
 
     question: for a method that looks at one.
     `at` refuses the result, for a reduction does not say in which order its tokens were picked.
-    Raises what `stored.encode` raises.
+    Raises what `stored.encode` raises, `UnsupportedModel` for a family that does not answer from stored rows.
     """
+    by_frame(unwrap_model(model), processor)
     tensors, row = stored.encode(processor, model, reducer, frames, question)
     kept = tensors["kept"]
     features = tensors["features"]  # (K + t, D)

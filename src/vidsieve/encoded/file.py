@@ -168,25 +168,46 @@ def _parts(tensors: dict[str, Tensor], video: Mapping[str, Any]) -> dict[str, An
             raise ValueError("it keeps tokens that the video has not")
     if (lengths < 0).any():
         raise ValueError("a segment has less than no token")
-    about = dict(video["frames"])
-    shape = _numbers(about.pop("shape"))
-    if len(shape) != 4 or math.prod(shape) > _LARGEST**2:
-        raise ValueError(f"its frames are {shape}")
-    about = {name: tuple(x) if isinstance(x, list) else x for name, x in about.items()}
+    if int(lengths.sum()) != count:
+        raise ValueError(f"it has segments of {int(lengths.sum())} tokens, expected {count}")
     named = dict(video["fingerprint"])
+    if not isinstance(named["name"], str):
+        raise ValueError(f"expected the name of a model, got {named['name']!r}")
     digest, fingerprint = named.pop("digest"), Fingerprint(**named)
     if fingerprint.digest != digest:
         raise ValueError("its configuration is not the one that it had")
-    options = {"gains": tensors.get("gains"), "floor": video["floor"], "capped": _number(video["capped"])}
+    if "gains" in tensors and not (tensors["gains"].isfinite() & (tensors["gains"] >= 0)).all():
+        raise ValueError("what its segments add is no number")
+    gains, floor, capped = tensors.get("gains"), _real(video["floor"]), _number(video["capped"])
     return {
-        "frames": Frames(torch.empty(shape, dtype=torch.uint8, device="meta"), **about),
-        "selection": Selection(*own, lengths, original_count=count, spare=_rows(spare) if spare else None, **options),
+        "frames": _frames(video["frames"]),
+        "selection": Selection(*own, lengths, gains, floor, count, _rows(spare) if spare else None, capped),
         "trailing": tensors["trailing"],
         "tokens": _numbers(video["tokens"]),
         "grid": None if video["grid"] is None else _numbers(video["grid"]),
         "size": None if video["size"] is None else _pair(video["size"]),
         "fingerprint": fingerprint,
     }
+
+
+def _frames(about: Mapping[str, Any]) -> Frames:
+    """Make the description of frames of its JSON. Raises for what a processor could not be told."""
+    shape = _numbers(about["shape"])
+    if len(shape) != 4 or not all(shape) or math.prod(shape) > _LARGEST**2:
+        raise ValueError(f"its frames are {shape}")
+    if not isinstance(about["source"], str):
+        raise ValueError(f"expected the name of a clip, got {about['source']!r}")
+    return Frames(
+        torch.empty(shape, dtype=torch.uint8, device="meta"),
+        _numbers(about["index"]),
+        tuple(map(_real, about["seconds"])),
+        _real(about["fps"]),
+        _number(about["total"]),
+        _real(about["duration"]),
+        about["source"],
+        _number(about["decoded"]),
+        _number(about["key_frames"]),
+    )
 
 
 def _named(rows: Selection | Rows) -> dict[str, Tensor]:
@@ -212,6 +233,12 @@ def _digest(video: str, tensors: Mapping[str, Tensor]) -> str:
 def _number(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _LARGEST:
         raise ValueError(f"expected a number of tokens, got {value!r}")
+    return value
+
+
+def _real(value: Any) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < _LARGEST**2:
+        raise ValueError(f"expected a number, got {value!r}")
     return value
 
 

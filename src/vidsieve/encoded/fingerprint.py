@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any, Self
 
@@ -58,15 +58,20 @@ class Fingerprint:
         What only one of both configurations names is not compared, for releases of transformers differ in that.
         Weights are not compared.
         """
-        found = config_of(model)
-        if model.config.model_type != self.model_type:
-            differs = f"a {self.model_type}, and this is a {model.config.model_type}"
-        else:
-            name = next((name for name, value in self.config.items() if found.get(name, value) != value), None)
-            if name is None:
-                return
-            differs = f"a {self.model_type} whose {name} is {self.config[name]!r}, and here it is {found[name]!r}"
-        raise WrongArgument(f"the video was encoded by {differs}; ask the model that encoded it, or encode it again")
+        found = replace(self, model_type=model.config.model_type, config=config_of(model))
+        if differs := self.differs(found):
+            raise WrongArgument(
+                f"the video was encoded by {differs}; ask the model that encoded it, or encode it again"
+            )
+
+    def differs(self, other: "Fingerprint") -> str:
+        """Say what sets the model apart from another one; empty where nothing does that both configurations name."""
+        if other.model_type != self.model_type:
+            return f"a {self.model_type}, and this is a {other.model_type}"
+        for name, value in self.config.items():
+            if other.config.get(name, value) != value:
+                return f"a {self.model_type} whose {name} is {value!r}, and here it is {other.config[name]!r}"
+        return ""
 
 
 def config_of(model: Any) -> dict[str, Scalar]:

@@ -57,16 +57,21 @@ class Prompts:
         """
         head = self._head
         if head is not None and head.of(model, processor):
-            return head.followed_by(self._words(model, processor, turns))
+            before, words = self._ends(model, processor, turns)
+            if torch.equal(before, head.short):
+                return head.followed_by(words)
         row = _prompt(model, self._sized(processor), self._videos, self._stays, turns)
-        head = _Head.read(model, processor, row, self._words(model, processor, turns))
-        self._head = head
+        self._head = _Head.read(model, processor, row, *self._ends(model, processor, turns))
         return row
 
-    def _words(self, model: Any, processor: Any, turns: Sequence[str]) -> Tensor:
-        """The tokens after the videos: int64 (W,)."""
+    def _ends(self, model: Any, processor: Any, turns: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """The prompt of the ends of the videos, up to the last visual token, and the words after it: int64 (S,), (W,).
+
+        The former differs where a template has changed, or writes something else before the video.
+        """
         ids: Tensor = prepare_turns(self._sized(processor), self._short, turns)["input_ids"][0]
-        return ids[int((ids == _token(model)).nonzero()[-1]) + 1 :]
+        after = int((ids == _token(model)).nonzero()[-1]) + 1
+        return ids[:after], ids[after:]
 
     def _sized(self, processor: Any) -> Any:
         return processor if self._size is None else resizing_to(processor, *self._size)
@@ -76,25 +81,25 @@ class Prompts:
 class _Head:
     """A prompt up to where the last visual token is or was, and where the positions of what follows begin.
 
-    made_by: the processor and the class of the model.
+    made_by: the processor and the class of the model.  short: what is in its place in the prompt of the ends alone.
     """
 
     made_by: tuple[Any, type]
+    short: Tensor
     ids: Tensor
     positions: Tensor
     following: Tensor
 
     @classmethod
-    def read(cls, model: Any, processor: Any, row: Inputs, words: Tensor) -> "_Head | None":
+    def read(cls, model: Any, processor: Any, row: Inputs, short: Tensor, words: Tensor) -> "_Head | None":
         """Take it from a prompt that ends in `words`; None if it does not, or their positions do not count on."""
         ids, positions = row["input_ids"], row["position_ids"]
         end = ids.shape[1] - len(words)  # the last frame may have no token left
         counted = torch.arange(ids.shape[1] - end)
         following = positions[..., end : end + 1]
         same = torch.equal(ids[0, end:], words) and torch.equal(positions[..., end:], following + counted)
-        return (
-            cls((weakref.ref(processor), type(model)), ids[:, :end], positions[..., :end], following) if same else None
-        )
+        made_by = weakref.ref(processor), type(model)
+        return cls(made_by, short, ids[:, :end], positions[..., :end], following) if same else None
 
     def of(self, model: Any, processor: Any) -> bool:
         return self.made_by[0]() is processor and self.made_by[1] is type(model)

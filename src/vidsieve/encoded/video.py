@@ -119,6 +119,10 @@ class Askable(ABC):
             return NotImplemented
         return EncodedVideos((*self.videos, *other.videos))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle the fields alone, not what is held for the next question."""
+        return {name: value for name, value in vars(self).items() if name not in ("_prompts", "_placed")}
+
     def _checked(self, model: Any) -> "tuple[EncodedVideo, ...]":
         """Get the videos, if `model` encoded them."""
         for video in self.videos:
@@ -214,11 +218,8 @@ class EncodedVideos(Askable):
     def __post_init__(self) -> None:
         first, *rest = self.several
         for video in rest:
-            if video.fingerprint.digest != first.fingerprint.digest:
-                raise WrongArgument(
-                    f"expected videos that one model encoded, got {first.fingerprint.model_type} and "
-                    f"{video.fingerprint.model_type}, whose configurations differ"
-                )
+            if differs := first.fingerprint.differs(video.fingerprint):
+                raise WrongArgument(f"expected videos that one model encoded; the first was by {differs}")
             if video.size != first.size:
                 raise WrongArgument(
                     f"expected videos with frames of one size, got {_told(first.size)} and {_told(video.size)}; what a "

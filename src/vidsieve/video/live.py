@@ -54,7 +54,7 @@ def live(
     require("av", "video")
     require("numpy", "video")
     place = name if name.partition("://")[0].lower() in RTSP else locate(name)
-    return _read(name, place, fps, size, patience, dict(options or {}))
+    return _read(name, place, min(fps, 1e7), size, patience, dict(options or {}))
 
 
 def _read(

