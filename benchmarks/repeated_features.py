@@ -8,7 +8,6 @@ computed, with held keys and with keys that are absent, and of those that repeat
 groups at random, with held keys. `oldest` is the longest time, in seconds, since a place was computed.
 """
 
-import argparse
 import json
 import shlex
 import sys
@@ -18,7 +17,7 @@ from typing import Any
 
 import torch
 import transformers
-from benchmarks.repeats import KEEPS, PAN, frames_of, groups_of, repeats
+from benchmarks.repeats import KEEPS, PAN, frames_of, groups_of, options_of, repeats
 from torch import Tensor
 
 import vidsieve
@@ -30,12 +29,7 @@ from vidsieve.methods.run_length import PixelSelector
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("clips", type=Path, help="a folder of .mp4 files")
-    parser.add_argument("--fps", type=float, default=2.0)
-    parser.add_argument("--side", type=int, default=448, help="the longest of a frame, in pixels")
-    parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args()
+    options = options_of(__doc__)
     processor, model = load(str(BUNDLED), "cpu", bar=False)
     rows = []
     for path in sorted(options.clips.glob("*.mp4")):

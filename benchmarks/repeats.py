@@ -30,13 +30,18 @@ KEEPS = (0.5, 0.25)
 PAN = 20
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def options_of(about: str | None) -> argparse.Namespace:
+    """The options of a script about the clips of a folder."""
+    parser = argparse.ArgumentParser(description=(about or "").splitlines()[0])
     parser.add_argument("clips", type=Path, help="a folder of .mp4 files")
     parser.add_argument("--fps", type=float, default=2.0)
     parser.add_argument("--side", type=int, default=448, help="the longest of a frame, in pixels")
     parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = options_of(__doc__)
     rows = [measured(path, options) for path in sorted(options.clips.glob("*.mp4"))]
     card = {
         "command": "python benchmarks/repeats.py CLIPS " + shlex.join(sys.argv[2:]),

@@ -9,7 +9,6 @@ processor is asked of the whole, and the towers that are known here compute a fr
 
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -18,9 +17,9 @@ from torch import Tensor
 
 from vidsieve.checks import check_number, describe
 from vidsieve.encoded.stages import Stages
+from vidsieve.encoded.until_decoder import decoder_arguments
 from vidsieve.engines.hf import adapter_for, arguments, attach, prompt
 from vidsieve.engines.hf.families import Adapter
-from vidsieve.engines.hf.intercept import Interceptions
 from vidsieve.engines.hf.loading import prepare, prepare_video
 from vidsieve.engines.hf.processing import resizing_to
 from vidsieve.engines.hf.seams.vision import Vision, check_vision
@@ -245,24 +244,10 @@ def _split(frames: Frames, size: int) -> Iterator[Frames]:
         yield replace(frames, pixels=frames.pixels[here], index=frames.index[here], seconds=frames.seconds[here])
 
 
-class _Given(Exception):
-    """Ends a forward pass once the decoder's arguments are known."""
-
-
 @torch.no_grad()
 def _features(model: Any, adapter: Adapter, inputs: Any, layout: _Layout, total: int) -> FeatureChunk:
     """Run the model up to its decoder, and take what it would be given of the video."""
-    given: dict[str, Any] = {}
-
-    def stop(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given.update(kwargs)
-        raise _Given
-
-    with suppress(_Given), Interceptions() as hooks:
-        hooks.before(model.get_decoder(), stop)
-        model(**inputs.to(model.device), use_cache=False)
-    if not given:
-        raise VidsieveError(f"{type(model).__name__} answered without calling its decoder; nothing could be encoded")
+    given = decoder_arguments(model, inputs.to(model.device))
     embeds = given["inputs_embeds"][0]  # (L, D)
     at = layout.at.to(embeds.device)
     others = {

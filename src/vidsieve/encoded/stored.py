@@ -7,7 +7,6 @@ model.generate(**restore(model, tensors), max_new_tokens=32)            # withou
 import json
 import os
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -16,8 +15,8 @@ import torch
 from torch import Tensor
 
 from vidsieve.checks import describe, require
+from vidsieve.encoded.until_decoder import decoder_arguments
 from vidsieve.engines.hf import adapter_for, arguments, attach
-from vidsieve.engines.hf.intercept import Interceptions
 from vidsieve.engines.hf.loading import prepare
 from vidsieve.errors import UnsupportedCall, VidsieveError, WrongArgument
 from vidsieve.methods.base import Attachable
@@ -172,27 +171,13 @@ def restore(model: Any, tensors: Mapping[str, Tensor], tail: Tensor | None = Non
     }
 
 
-class _Given(Exception):
-    """Ends a forward pass once the decoder's arguments are known."""
-
-
 def _given_to_decoder(attachment: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Get the decoder's arguments for a prompt, reduced by the attached reducer. The decoder does not run."""
-    given: dict[str, Any] = {}
+    """Get the decoder's arguments for a prompt, reduced by the attached reducer, which records the videos."""
 
-    def stop(decoder: Any, args: tuple[Any, ...], arguments: dict[str, Any]) -> None:
-        given.update(arguments)
-        attachment.input.after_decoder(decoder, args, arguments, {})  # which records the videos
-        raise _Given
+    def record(decoder: Any, args: Any, arguments: dict[str, Any]) -> None:
+        attachment.input.after_decoder(decoder, args, arguments, {})
 
-    with suppress(_Given), Interceptions() as hooks:
-        hooks.before(attachment.target.decoder, stop)  # after the attachment's own
-        attachment.model(**inputs, use_cache=False)
-    if given:
-        return given
-    raise VidsieveError(
-        f"{type(attachment.model).__name__} answered without calling its decoder; nothing could be stored"
-    )
+    return decoder_arguments(attachment.model, inputs, record)
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Row]:
