@@ -96,7 +96,7 @@ class Memory:
         if device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-            self.allocated = torch.cuda.memory_allocated()
+            self.allocated, self.reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
         self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()
 
@@ -108,9 +108,9 @@ class Memory:
         self._over.set()
         self._thread.join()
         cuda = self.device.type == "cuda"
-        peak = torch.cuda.max_memory_allocated() - self.allocated if cuda else None
         return {
-            "peak_bytes": peak,
+            "peak_bytes": torch.cuda.max_memory_allocated() - self.allocated if cuda else None,
+            "reserved_bytes": torch.cuda.max_memory_reserved() - self.reserved if cuda else None,
             "held_bytes": self.allocated if cuda else None,
             "rss_bytes": self.most - self.before,
         }

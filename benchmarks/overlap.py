@@ -101,7 +101,7 @@ def in_turn(model: Any, made: Any, clip: str, frames: int, size: int, stages: di
             inputs, layout = process(chunk)
         del chunk
         with clocked(stages, "tower"):
-            features = _features(model, process.adapter, inputs, layout)
+            features = _features(model, process.adapter, inputs, layout, process.total)
         del inputs
         yield features
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vidsieve.checks import check_number, describe
-from vidsieve.encoded.stages import Stages
+from vidsieve.encoded.stages import Stages, in_use
 from vidsieve.encoded.until_decoder import decoder_arguments
 from vidsieve.engines.hf import adapter_for, arguments, attach, prompt
 from vidsieve.engines.hf.families import Adapter
@@ -223,7 +223,7 @@ def _encoded(
         stages.check()
         each()
 
-    with attach(model, vision=vision), Stages() as stages:
+    with attach(model, vision=vision), Stages(model.device) as stages:
         if read is not None:
             chunks = read(frames, size)
         elif frames.pixels.is_meta:
@@ -234,6 +234,7 @@ def _encoded(
         for inputs, layout in stages.ahead(map(process, stages.ahead(chunks, 2))):
             while faults:
                 warnings.warn(faults.pop(0), stacklevel=2)
+            in_use(inputs.values())
             yield _features(model, process.adapter, inputs, layout, process.total)
             del inputs  # before the next are waited for
 

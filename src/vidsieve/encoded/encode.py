@@ -7,15 +7,18 @@ encoded.ask(model, processor, "Who speaks?")
 import os
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 
 from vidsieve.checks import check_keep, check_number, describe
 from vidsieve.encoded.chunks import FeatureChunk, encode_chunks
 from vidsieve.encoded.fingerprint import Fingerprint
+from vidsieve.encoded.stages import in_use, launched, own_stream, wait_for
 from vidsieve.encoded.video import EncodedVideo
 from vidsieve.engines.hf import arguments
 from vidsieve.errors import UnsupportedCall, VidsieveError, WrongArgument
@@ -23,10 +26,12 @@ from vidsieve.methods.base import Reducer
 from vidsieve.methods.chunked import ChunkedPrune, in_chunks
 from vidsieve.methods.prune import Prune
 from vidsieve.types.frames import Frames
+from vidsieve.types.selection import Selection
 from vidsieve.video.chunks import plan_video
 from vidsieve.video.wanted import LONGEST_SIDE, Sampling, Size
 
 LONGEST_CHUNK = 64  # sampled frames that are decoded, processed and encoded at a time
+CHUNKS = 10  # of a short clip at least: one chunk alone would leave nothing to overlap
 CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 64 << 20}  # of pixels in one
 
 
@@ -76,7 +81,7 @@ def encode(
     keep, method: as `attach` takes them; a method that can select chunk after chunk (`in_chunks`).
     num_frames, fps, start, end, max_frames, size, sampling, strict: as `read_video` takes them.
     chunk: sampled frames that are processed at a time, rounded up to what the model merges into one token frame;
-    None for those of 16 MiB of pixels, or of 64 MiB on a GPU, at most 64.
+    None for a tenth of them, at most 64, and at most 16 MiB of pixels, or 64 MiB on a GPU.
     progress: called after each chunk.
     Raises `VideoError` for a clip that cannot be read, `WrongArgument` for a method that cannot select in chunks,
     `UnsupportedCall` for a model whose tower cannot be called in chunks, `UnsupportedModel` without an adapter.
@@ -111,7 +116,7 @@ def encode(
 def chunk_of(frames: Frames, device: torch.device) -> int:
     """Choose how many frames are processed at a time."""
     most = CHUNK_BYTES["cpu" if device.type == "cpu" else "cuda"]
-    return max(1, min(LONGEST_CHUNK, most // frames.pixels[0].nbytes))
+    return max(1, min(LONGEST_CHUNK, len(frames) // CHUNKS, most // frames.pixels[0].nbytes))
 
 
 @torch.no_grad()
@@ -125,21 +130,67 @@ def select(
 ) -> EncodedVideo:
     """Keep what `method` (from `in_chunks`) selects of the `chunks` of features that `model` makes of `frames`."""
     began = time.perf_counter()
-    chunked, grid, trailing = None, None, None
+    grid, trailing = None, None
     tokens: list[int] = []
-    for chunk in chunks:
-        if chunked is None:
-            chunked = ChunkedPrune(method, chunk.total, held_on="cpu")
-        chunked.add(chunk.features, chunk.tokens, chunk.others)
-        tokens += chunk.tokens
-        grid, trailing = chunk.grid, chunk.trailing
-        done = len(frames) * sum(tokens) // chunk.total
-        progress(Progress(done, len(frames), time.perf_counter() - began))
-    if chunked is None or trailing is None:
+    with _Selecting(method, model.device) as selecting:
+        for chunk in chunks:
+            selecting.add(chunk)
+            tokens += chunk.tokens
+            grid, trailing = chunk.grid, chunk.trailing
+            done = len(frames) * sum(tokens) // chunk.total
+            progress(Progress(done, len(frames), time.perf_counter() - began))
+            del chunk  # before the tower makes the next
+        selection = selecting.finish()
+    if selection is None or trailing is None:
         raise VidsieveError(f"{frames.source}: gave no frame; nothing can be encoded")
-    selection = chunked.finish()
     fingerprint = Fingerprint.of(model, method.keep, repr(method))
     return EncodedVideo(frames, selection, trailing.cpu(), tuple(tokens), grid, fingerprint)
+
+
+class _Selecting:
+    """Selects of a chunk in a thread of its own, while the tower encodes the next."""
+
+    def __init__(self, method: Prune, device: torch.device) -> None:
+        self._method, self._device = method, device
+        self._stream = own_stream(device, "select")
+        self._thread = ThreadPoolExecutor(1, "vidsieve-select")
+        self._chunked: ChunkedPrune | None = None
+        self._adding: Future[None] | None = None
+
+    def add(self, chunk: FeatureChunk) -> None:
+        """Begin with `chunk` when the one before it is done. What goes wrong is raised by the next call."""
+        made = launched(self._device)
+        if self._adding is not None:
+            self._adding.result()
+        self._adding = self._thread.submit(self._add, chunk, made)
+
+    def finish(self) -> Selection | None:
+        """Wait for all, and select of the whole video; None if there was no chunk."""
+        if self._adding is not None:
+            self._adding.result()
+        return self._thread.submit(self._finish).result()
+
+    @torch.no_grad()
+    def _add(self, chunk: FeatureChunk, made: torch.Event | None) -> None:
+        if self._chunked is None:
+            self._chunked = ChunkedPrune(self._method, chunk.total, held_on="cpu")
+        with self._stream:
+            wait_for(made, self._device)
+            in_use([chunk.features, *chunk.others.values()])
+            self._chunked.add(chunk.features, chunk.tokens, chunk.others)
+
+    @torch.no_grad()
+    def _finish(self) -> Selection | None:
+        with self._stream:
+            return None if self._chunked is None else self._chunked.finish()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._thread.shutdown()
 
 
 def chunkwise(method: str | Reducer, keep: float | None) -> Prune:

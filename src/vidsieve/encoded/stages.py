@@ -1,12 +1,55 @@
-"""Run stages in threads of their own, so that one works on the next item while another has this one."""
+"""Run stages in threads of their own, so that one works on the next item while another has this one.
+
+On a GPU a thread alone is not enough: what several threads launch on one stream runs in one line, and whoever waits for
+a result waits for the others' work too. So each thread has a stream of its own there.
+"""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from threading import Condition, Thread
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
+
+import torch
+from torch import Tensor
 
 T = TypeVar("T")
+
+
+CPU = torch.device("cpu")
+
+
+def own_stream(device: torch.device, name: str) -> AbstractContextManager[Any]:
+    """On CUDA, a context whose work is launched on the stream of this name; elsewhere, one that does nothing."""
+    return torch.cuda.stream(_stream(device, name)) if device.type == "cuda" else nullcontext()
+
+
+@cache  # memory that was freed on a stream is for that stream alone: new ones would each keep some
+def _stream(device: torch.device, name: str) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def launched(device: torch.device) -> torch.Event | None:
+    """Mark what this thread has launched so far; None where work is done when a call returns."""
+    return torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+
+
+def wait_for(event: torch.Event | None, device: torch.device) -> None:
+    """Let what this thread launches on `device` from now on wait for `event`."""
+    if event is not None:
+        torch.cuda.current_stream(device).wait_event(event)
+
+
+def in_use(tensors: Iterable[Any]) -> None:
+    """Tell the allocator that this thread's stream uses tensors that another made.
+
+    Without it their memory could be given away while they are still read here.
+    """
+    for x in tensors:
+        if isinstance(x, Tensor) and x.is_cuda:
+            x.record_stream(torch.cuda.current_stream(x.device))
 
 
 class Stopped(Exception):
@@ -16,13 +59,15 @@ class Stopped(Exception):
 class Stages:
     """Threads that make items ahead of who takes them, until the end of the `with` block, which waits for them.
 
-    with Stages() as stages:
+    with Stages(model.device) as stages:
         decoded = stages.ahead(read_chunks(frames, 64))
         for inputs in stages.ahead(map(process, decoded)): ...
 
+    On CUDA, what takes an item waits on its own stream for what made it; it says which tensors it uses by `in_use`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device = CPU) -> None:
+        self._device = device
         self._stopped = False
         self._changed = Condition()
         self._threads: list[Thread] = []
@@ -32,20 +77,23 @@ class Stages:
 
         waiting: how many there are at most that are not taken, with the one that is being made.
         """
-        ready: deque[T] = deque()
+        ready: deque[tuple[T, torch.Event | None]] = deque()
         ended: list[BaseException | None] = []
+
+        name = f"stage {len(self._threads)}"
 
         def work() -> None:
             error = None
             try:
-                source = iter(items)
-                while True:
-                    self._wait(lambda: len(ready) < waiting)
-                    item = next(source)
-                    with self._changed:
-                        ready.append(item)
-                        self._changed.notify_all()
-                    del item
+                with own_stream(self._device, name):
+                    source = iter(items)
+                    while True:
+                        self._wait(lambda: len(ready) < waiting)
+                        item = next(source)
+                        with self._changed:
+                            ready.append((item, launched(self._device)))
+                            self._changed.notify_all()
+                        del item
             except StopIteration:
                 pass
             except BaseException as raised:  # raised where the items are taken
@@ -69,14 +117,15 @@ class Stages:
             self._changed.wait_for(lambda: self._stopped or done())
         self.check()
 
-    def _taken(self, ready: deque[T], ended: list[BaseException | None]) -> Iterator[T]:
+    def _taken(self, ready: deque[tuple[T, torch.Event | None]], ended: list[BaseException | None]) -> Iterator[T]:
         while True:
             self._wait(lambda: bool(ready or ended))
             if not ready:
                 break
             with self._changed:
-                item = ready.popleft()
+                item, event = ready.popleft()
                 self._changed.notify_all()
+            wait_for(event, self._device)
             yield item
             del item
         if ended[0] is not None:
