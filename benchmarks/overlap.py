@@ -92,6 +92,7 @@ def in_turn(model: Any, made: Any, clip: str, frames: int, size: int, stages: di
         planned = plan_video(clip, num_frames=frames)
         chunks = read_chunks(planned, size)
     process = _Chunks(adapter_for(model), model, made, planned, 2)
+    positions: dict[int, torch.Tensor] = {}
     while True:
         with clocked(stages, "decode"):
             chunk = next(chunks, None)
@@ -101,7 +102,7 @@ def in_turn(model: Any, made: Any, clip: str, frames: int, size: int, stages: di
             inputs, layout = process(chunk)
         del chunk
         with clocked(stages, "tower"):
-            features = _features(model, process.adapter, inputs, layout, process.total)
+            features = _features(model, process.adapter, inputs, layout, process.total, positions)
         del inputs
         yield features
 

@@ -3,6 +3,7 @@
 import warnings
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ np = pytest.importorskip("numpy")
 
 from tests.clips import HEIGHT, WIDTH, cut, decoded, numbers, picture, rgb, write, written  # noqa: E402
 from vidsieve.errors import VideoError  # noqa: E402
+from vidsieve.video import demux  # noqa: E402
 from vidsieve.video.decode import read_video  # noqa: E402
 
 
@@ -275,6 +277,14 @@ def test_a_codec_that_nobody_decodes_is_told(tmp_path: Path) -> None:
     data = write(tmp_path / "clip.mp4", 5).read_bytes()
     with pytest.raises(VideoError, match=r"codec that FFmpeg here has no decoder for|cannot be decoded"):
         read_video(written(tmp_path / "odd.mp4", data.replace(b"avc1", b"zzzz")))
+
+
+def test_pyav_19_is_not_asked_for_what_it_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(av, "__version__", "19.0.2")
+    monkeypatch.setattr(av, "open", lambda source, **options: asked.append(options))
+    demux.open_container("clip.mp4", timeout=None)
+    assert asked == [{"timeout": None}]
 
 
 def test_tags_of_any_encoding_do_not_matter(tmp_path: Path) -> None:

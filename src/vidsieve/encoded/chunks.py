@@ -223,6 +223,7 @@ def _encoded(
         stages.check()
         each()
 
+    positions: dict[int, Tensor] = {}
     with attach(model, vision=vision), Stages(model.device) as stages:
         if read is not None:
             chunks = read(frames, size)
@@ -235,7 +236,7 @@ def _encoded(
             while faults:
                 warnings.warn(faults.pop(0), stacklevel=2)
             in_use(inputs.values())
-            yield _features(model, process.adapter, inputs, layout, process.total)
+            yield _features(model, process.adapter, inputs, layout, process.total, positions)
             del inputs  # before the next are waited for
 
 
@@ -246,10 +247,19 @@ def _split(frames: Frames, size: int) -> Iterator[Frames]:
 
 
 @torch.no_grad()
-def _features(model: Any, adapter: Adapter, inputs: Any, layout: _Layout, total: int) -> FeatureChunk:
-    """Run the model up to its decoder, and take what it would be given of the video."""
-    given = decoder_arguments(model, inputs.to(model.device))
+def _features(
+    model: Any, adapter: Adapter, inputs: Any, layout: _Layout, total: int, positions: dict[int, Tensor]
+) -> FeatureChunk:
+    """Run the model up to its decoder, and take what it would be given of the video.
+
+    positions: of prompts of so many tokens, gathered here. A model counts them on the host while the device waits, and
+    the decoder, which would need them, does not run.
+    """
+    known = positions.get(inputs["input_ids"].shape[1])
+    given = decoder_arguments(model, {**inputs.to(model.device), **({} if known is None else {"position_ids": known})})
     embeds = given["inputs_embeds"][0]  # (L, D)
+    if adapter.layout == "grid" and given.get("position_ids") is not None:
+        positions[len(embeds)] = given["position_ids"]
     at = layout.at.to(embeds.device)
     others = {
         name: torch.stack([rows[: len(at)] for rows in given[name]])

@@ -117,8 +117,15 @@ def lacks_its_index(place: str) -> bool:
 
 def opened(place: str) -> Any:
     """Open the container at `place`, which is from `locate`."""
-    timeout = None if place.startswith("file:") else PATIENCE
-    return require("av", "video").open(place, timeout=timeout, metadata_errors="replace")  # tags of any encoding
+    return open_container(place, timeout=None if place.startswith("file:") else PATIENCE)
+
+
+def open_container(source: Any, **options: Any) -> Any:
+    """Open a container whose tags may have any encoding. `options` are those of `av.open`."""
+    av = require("av", "video")
+    if int(av.__version__.split(".")[0]) < 19:  # later ones read tags when they are asked for
+        options["metadata_errors"] = "replace"
+    return av.open(source, **options)
 
 
 def video_stream(container: Any, name: str) -> Any:

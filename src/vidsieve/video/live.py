@@ -19,7 +19,7 @@ from torch import Tensor
 from vidsieve.checks import check_number, require
 from vidsieve.errors import VideoError
 from vidsieve.video.decode import fill, scaled
-from vidsieve.video.demux import PATIENCE, locate, video_stream
+from vidsieve.video.demux import PATIENCE, locate, open_container, video_stream
 from vidsieve.video.wanted import LONGEST_SIDE, Size
 
 RTSP = ("rtsp", "rtsps")
@@ -131,18 +131,17 @@ class _Growing:
 @contextmanager
 def _opened(place: str, patience: float, options: dict[str, str]) -> Iterator[Any]:
     """Open the container. A file has no `seek`, so that nothing looks for its end."""
-    av = require("av", "video")
     if not place.startswith("file:"):
         if place.lower().startswith(RTSP):
             options = {"rtsp_transport": "tcp"} | options
             if options.get("rtsp_flags") == "listen":  # for which FFmpeg has no limit that it takes itself
                 options = {"listen_timeout": str(ceil(patience))} | options
-        with av.open(place, timeout=patience, options=options, metadata_errors="replace") as container:
+        with open_container(place, timeout=patience, options=options) as container:
             yield container
         return
     growing = _Growing(place.removeprefix("file:"), patience)
     try:
-        with av.open(growing, options=options, metadata_errors="replace") as container:
+        with open_container(growing, options=options) as container:
             yield container
     finally:
         growing.close()
