@@ -15,6 +15,7 @@ from tests.encoded.worlds import GENERATE, QUESTIONS, Fixed, World, frames, qwen
 from tests.engines.hf import processors, tiny
 from tests.engines.hf.reducers import Loudest
 from tests.engines.hf.test_replay import blind
+from vidsieve.encoded import written
 from vidsieve.encoded.at_once import encode_frames
 from vidsieve.engines.hf import adapter_for, attach
 from vidsieve.engines.hf.loading import prepare, prepare_turns
@@ -70,13 +71,40 @@ def test_what_comes_before_a_question_is_made_once(world: World, monkeypatch: py
     def refused(*_: Any) -> None:
         raise AssertionError("the whole video was asked about again")
 
-    monkeypatch.setattr("vidsieve.encoded.prompts._prompt", refused)
+    monkeypatch.setattr("vidsieve.encoded.written.write", refused)
     for question, inputs in zip(QUESTIONS, expected, strict=True):
         found = encoded.inputs(*world.both(), question)
         assert found.keys() == inputs.keys()
         assert all(torch.equal(found[name], inputs[name]) for name in inputs)
     with pytest.raises(AssertionError):  # another processor may have another template
         encoded.inputs(world.model, copy.copy(world.processor), QUESTIONS[0])
+
+
+@pytest.mark.parametrize("pair", [False, True], ids=["one", "two videos"])
+def test_a_long_prompt_is_repeated_instead_of_spelled_out(
+    world: World, pair: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = world.encoded + encode_frames(*world.both(), frames(1), Loudest()) if pair else world.encoded
+    expected = shown.inputs(*world.both(), QUESTIONS[0])
+    for video in (shown, *shown.videos):
+        video.__dict__.pop("_prompts", None)
+    token, written_out = getattr(world.model.config, adapter_for(world.model).token), []
+
+    def prepare_turns(processor: Any, videos: Any, turns: Any) -> Any:
+        made = write(processor, videos, turns)
+        written_out.append(int((made["input_ids"] == token).sum()))
+        return made
+
+    write = written.prepare_turns
+    monkeypatch.setattr(written, "LONG", 0)
+    monkeypatch.setattr(written, "prepare_turns", prepare_turns)
+    found = shown.inputs(*world.both(), QUESTIONS[0])
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], x) for name, x in expected.items())
+    unreduced = sum(len(video.stays) for video in shown.videos)
+    # VideoLLaMA 3 has a mask of what it would compress beside them, which is not repeated.
+    known = adapter_for(world.model).layout == "grid" and world.model.config.model_type != "video_llama_3"
+    assert (unreduced in written_out) != known
 
 
 def test_a_template_that_has_changed_is_the_one_that_is_used(world: World) -> None:

@@ -2,13 +2,14 @@
 
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from vidsieve.encoded import written
 from vidsieve.engines.hf import adapter_for
 from vidsieve.engines.hf.arguments import unwrap_model
 from vidsieve.engines.hf.intercept import Interceptions
@@ -24,13 +25,15 @@ class Prompts:
     """Makes the prompts of videos that are shown together. What comes before a question is made once.
 
     videos: on meta, as the processor has them all before the first question.  stays: bool (N,), which visual tokens of
-    the unreduced prompt are left.  size: the height and width that the processor gives their frames; None where it
-    chooses.
+    the unreduced prompt are left.  grids: rows and columns of the tokens of a frame, of each video, None where they
+    form none.  size: the height and width that the processor gives their frames; None where it chooses.
     """
 
-    def __init__(self, videos: Sequence[Frames], stays: Tensor, size: tuple[int, int] | None = None) -> None:
-        self._videos, self._stays, self._size = videos, stays, size
-        self._short = [_last(frames) for frames in videos]
+    def __init__(
+        self, videos: Sequence[Frames], stays: Tensor, grids: written.Grids, size: tuple[int, int] | None = None
+    ) -> None:
+        self._videos, self._stays, self._grids, self._size = videos, stays, grids, size
+        self._short = written.ends(videos)
         self._head: _Head | None = None
 
     def __call__(self, model: Any, processor: Any, conversations: Sequence[Sequence[str]]) -> Inputs:
@@ -52,15 +55,15 @@ class Prompts:
     def _row(self, model: Any, processor: Any, turns: Sequence[str]) -> Inputs:
         """Make the arguments of one prompt, (1, M) or (R, 1, M), on the CPU.
 
-        A processor writes every placeholder of every frame as text, and reads it again: seconds for an hour of video.
-        So after the first question its prompt of the end of each video is asked for the words alone.
+        After the first question the processor's prompt of the end of each video is asked for the words alone.
         """
         head = self._head
         if head is not None and head.of(model, processor):
             before, words = self._ends(model, processor, turns)
             if torch.equal(before, head.short):
                 return head.followed_by(words)
-        row = _prompt(model, self._sized(processor), self._videos, self._stays, turns)
+        given = written.write(model, self._sized(processor), self._videos, self._grids, len(self._stays), turns)
+        row = self._reduced(model, processor, given)
         self._head = _Head.read(model, processor, row, *self._ends(model, processor, turns))
         return row
 
@@ -72,6 +75,25 @@ class Prompts:
         ids: Tensor = prepare_turns(self._sized(processor), self._short, turns)["input_ids"][0]
         after = int((ids == _token(model)).nonzero()[-1]) + 1
         return ids[:after], ids[after:]
+
+    @torch.no_grad()
+    def _reduced(self, model: Any, processor: Any, given: dict[str, Any]) -> Inputs:
+        """Leave out the placeholders of dropped tokens, and keep the positions that the others had."""
+        ids = given.pop("input_ids")  # (1, L)
+        visual, stays = (ids[0] == _token(model)).nonzero().flatten(), self._stays
+        if len(visual) != len(stays):
+            raise UnsupportedCall(
+                f"{type(processor).__name__} makes {len(visual)} visual tokens of {_named(self._videos)}, which was "
+                f"encoded as {len(stays)}; use the processor, and its settings, that it was encoded with, or encode it "
+                "again"
+            )
+        left = torch.ones(ids.shape[1], dtype=torch.bool)
+        left[visual] = stays
+        mask = given.setdefault("attention_mask", torch.ones_like(ids))
+        positions = _positions(model, ids, given)[..., left]
+        if positions.ndim == 3 and len(positions) == 4:  # row 0 counts tokens: a gap in it would begin another sequence
+            positions = torch.cat([torch.arange(positions.shape[-1]).expand_as(positions[:1]), positions[1:]])
+        return {"input_ids": ids[:, left], "attention_mask": mask[:, left], "position_ids": positions}
 
     def _sized(self, processor: Any) -> Any:
         return processor if self._size is None else resizing_to(processor, *self._size)
@@ -110,36 +132,9 @@ class _Head:
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "position_ids": positions}
 
 
-def _last(frames: Frames) -> Frames:
-    """The last frames of a video, after whose last token a processor may write their time; in pairs as in the whole."""
-    part = slice(-4 + len(frames) % 2, None)
-    return replace(frames, pixels=frames.pixels[part], index=frames.index[part], seconds=frames.seconds[part])
-
-
 def _token(model: Any) -> int:
     token: int = getattr(model.config, adapter_for(model).token)
     return token
-
-
-@torch.no_grad()
-def _prompt(model: Any, processor: Any, videos: Sequence[Frames], stays: Tensor, turns: Sequence[str]) -> Inputs:
-    """Make the arguments of one prompt, (1, M) or (R, 1, M), on the CPU."""
-    given = prepare_turns(processor, videos, turns)
-    given = {name: x for name, x in given.items() if not (isinstance(x, Tensor) and x.is_meta)}
-    ids = given.pop("input_ids")  # (1, L)
-    visual = (ids[0] == _token(model)).nonzero().flatten()
-    if len(visual) != len(stays):
-        raise UnsupportedCall(
-            f"{type(processor).__name__} makes {len(visual)} visual tokens of {_named(videos)}, which was encoded as "
-            f"{len(stays)}; use the processor, and its settings, that it was encoded with, or encode it again"
-        )
-    left = torch.ones(ids.shape[1], dtype=torch.bool)
-    left[visual] = stays
-    mask = given.setdefault("attention_mask", torch.ones_like(ids))
-    positions = _positions(model, ids, given)[..., left]
-    if positions.ndim == 3 and len(positions) == 4:  # row 0 counts tokens: a gap in it would begin another sequence
-        positions = torch.cat([torch.arange(positions.shape[-1]).expand_as(positions[:1]), positions[1:]])
-    return {"input_ids": ids[:, left], "attention_mask": mask[:, left], "position_ids": positions}
 
 
 def _positions(model: Any, ids: Tensor, given: dict[str, Any]) -> Tensor:

@@ -57,7 +57,8 @@ class Askable(ABC):
     @cached_property
     def _prompts(self) -> Prompts:
         stays = torch.cat([video.stays for video in self.videos])
-        return Prompts([video.frames for video in self.videos], stays, self.videos[0].size)
+        shown = [(video.frames, video.grid) for video in self.videos]
+        return Prompts([frames for frames, _ in shown], stays, [grid for _, grid in shown], self.videos[0].size)
 
     def on(self, model: Any) -> AbstractContextManager[None]:
         """Get a context in which `model` reads the encoded video wherever a prompt of `inputs` has its placeholders.

@@ -254,7 +254,7 @@ def _listed(container: Any, stream: Any) -> tuple[list[_Packet], bool]:
     if listed and listed[-1].corrupt:
         broken = True
         listed.pop()
-    size = container.size
+    size = container.size or -1  # None in PyAV 19 where older ones have -1
     beyond = size > 0 and any(entry.pos + entry.size > size for entry in stream.index_entries)
     return listed, broken or beyond or _promised(container) - reached > max(1.0, 0.02 * reached)
 

@@ -79,7 +79,7 @@ def _read(
             yield torch.from_numpy(pixels), (second,)
         if shape is None:
             raise VideoError(f"{name}: has not a single frame in it")
-        sure = container.duration is not None if container.format.name == "hls" else container.size > 0
+        sure = container.duration is not None if container.format.name == "hls" else (container.size or 0) > 0
         if not (sure or place.startswith("file:")):
             warnings.warn(
                 f"{name}: ended after {reached.second:.1f} s, or its server stopped, which looks the same from here",
