@@ -121,9 +121,14 @@ def llava_onevision(shrink: bool) -> Any:
 MODELS = {"qwen2_5_vl": qwen2_5_vl, "qwen3_vl": qwen3_vl, "llava_onevision": llava_onevision}
 
 
-def make(name: str, shrink: bool, dtype: torch.dtype, device: torch.device, tokenizer: Any = None) -> Any:
-    """The model with random weights, which never ends a generation early. tokenizer: whose tokens mark a video."""
-    config = MODELS[name](shrink)
+def make(
+    name: str, shrink: bool, dtype: torch.dtype, device: torch.device, tokenizer: Any = None, config: Any = None
+) -> Any:
+    """The model with random weights, which never ends a generation early.
+
+    tokenizer: whose tokens mark a video.  config: in place of that of `name`.
+    """
+    config = MODELS[name](shrink) if config is None else config
     if tokenizer is not None:
         for attribute, token in _TOKENS.items():
             setattr(config, attribute, tokenizer.convert_tokens_to_ids(token))
