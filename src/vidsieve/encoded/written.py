@@ -16,7 +16,7 @@ from vidsieve.engines.hf.loading import prepare_turns
 from vidsieve.engines.hf.processing import resizing_to
 from vidsieve.types.frames import Frames
 
-LONG = 16_384  # visual tokens; shorter prompts are written as they are
+LONG = 4_096  # visual tokens; shorter prompts are written as they are
 
 Grids = Sequence[tuple[int, int] | None]
 

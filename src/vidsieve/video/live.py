@@ -63,6 +63,8 @@ def _read(
     np = require("numpy", "video")
     reached = _Clock()
     with _told(name, patience, reached), _opened(place, patience, options) as container:
+        # Asked at the beginning: what was sent in pieces has a size in the end.
+        sure = container.duration is not None if container.format.name == "hls" else (container.size or 0) > 0
         stream = video_stream(container, name)
         stream.thread_type = "SLICE"  # threads that each decode a frame hold back as many
         shape, following = None, 0.0
@@ -79,7 +81,6 @@ def _read(
             yield torch.from_numpy(pixels), (second,)
         if shape is None:
             raise VideoError(f"{name}: has not a single frame in it")
-        sure = container.duration is not None if container.format.name == "hls" else (container.size or 0) > 0
         if not (sure or place.startswith("file:")):
             warnings.warn(
                 f"{name}: ended after {reached.second:.1f} s, or its server stopped, which looks the same from here",
