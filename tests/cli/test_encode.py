@@ -61,6 +61,32 @@ def test_a_clip_is_stored_and_asked_without_it(
     assert found["model"] == str(world / "model")  # which the file names
 
 
+def test_a_method_inside_the_model_picks_of_what_is_stored(
+    world: Path, stored: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, traces = stored["rows"][0]["file"], []
+
+    def noted(*given: Any, **options: Any) -> Any:
+        attachment = vidsieve.attach(*given, **options)
+        traces.append(attachment.trace)
+        return attachment
+
+    monkeypatch.setattr(encode, "attach", noted)
+    asked = ["ask", file, "-q", "What happens?", "-q", "Who?", "--max-new-tokens", 4]
+    found = called(capsys, *asked, "--method", "pyramiddrop", "--keep", "20%")
+    processor, model = load(str(world / "model"), bar=False)
+    with vidsieve.attach(model, "pyramiddrop", keep=0.2) as trace:
+        shown, arguments = vidsieve.EncodedVideo.load(file), {"do_sample": False, "num_beams": 1, "max_new_tokens": 4}
+        expected = [shown.ask(model, processor, question, **arguments) for question in ("What happens?", "Who?")]
+    assert [row["answer"] for row in found["rows"]] == expected
+    assert [video.kept for video in traces[0].videos] == [video.kept for video in trace.videos]
+    assert trace.videos[0].after < round(0.2 * 6 * 192)
+    for name in ("vidsieve", "hieravid"):  # before anything is loaded
+        monkeypatch.setattr(encode, "load", None)
+        assert main.main([*map(str, asked), "--method", name]) == 1
+        assert "acts before the layers of the language model" in last_line(capsys)
+
+
 def test_the_same_command_goes_on_and_other_settings_are_refused(
     world: Path, stored: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

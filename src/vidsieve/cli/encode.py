@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,9 @@ from vidsieve.encoded.clips import find
 from vidsieve.encoded.encode import Progress, encode
 from vidsieve.encoded.job import sweep_parts
 from vidsieve.encoded.video import EncodedVideo
+from vidsieve.engines.hf import arguments, attach
 from vidsieve.engines.hf.loading import check, load
+from vidsieve.engines.hf.replayed import check_inside
 from vidsieve.errors import VidsieveError
 from vidsieve.methods.chunked import in_chunks
 from vidsieve.types.frames import Frames
@@ -187,7 +190,8 @@ def _row(clip: str, file: Path, encoded: EncodedVideo) -> dict[str, Any]:
 class Questions:
     """The arguments of `vidsieve ask`.
 
-    model: None for the one that the files name.  keep: None for all that is stored.
+    model: None for the one that the files name.  keep: None for all that is stored.  method: the name of one inside the
+    model that picks `keep` of the video's tokens for each question; None to keep those that a smaller file would have.
     """
 
     files: Sequence[Path]
@@ -197,6 +201,7 @@ class Questions:
     device: str | None = None
     dtype: str | None = None
     max_new_tokens: int = 128
+    method: str | None = None
 
 
 def ask_all(
@@ -210,7 +215,10 @@ def ask_all(
     note("reading the file")
     files = [_only(file) for file in asked.files]
     videos = [EncodedVideo.load(file) for file in files]
-    if asked.keep is not None:
+    stages = None if asked.method is None else arguments.method(registry.method(asked.method)(asked.keep))
+    if stages is not None:
+        check_inside(stages)
+    elif asked.keep is not None:
         videos = [video.at(asked.keep) for video in videos]
     name = asked.model or videos[0].fingerprint.name
     if not name:
@@ -222,26 +230,32 @@ def ask_all(
     shown = sum_of(videos)
     rows = []
     note("")
-    for question in asked.questions or _typed():
-        note("answering")
-        begin = time.perf_counter()
-        options = {"do_sample": False, "num_beams": 1, "max_new_tokens": asked.max_new_tokens}
-        try:
-            answer = shown.ask(model, processor, question, **options)
-            rows.append({"question": question, "answer": answer, "seconds": time.perf_counter() - begin})
-        except ValueError as error:  # of the processor, as for a question that holds a placeholder
-            if asked.questions:
-                raise
-            rows.append({"question": question, "error": " ".join(str(error).split())})
-        note("")
-        if show:
-            show(rows[-1])
+    with nullcontext() if stages is None else attach(model, stages, vision="stock"):
+        for question in asked.questions or _typed():
+            note("answering")
+            rows.append(_answer(shown, model, processor, question, asked))
+            note("")
+            if show:
+                show(rows[-1])
     return {
         "files": [str(file) for file in files],
         "model": name,
         "tokens": sum(len(video.selection) for video in videos),
         "rows": rows,
     }
+
+
+def _answer(shown: Any, model: Any, processor: Any, question: str, asked: Questions) -> dict[str, Any]:
+    """Answer one question. An error of the processor, as for one that holds a placeholder, is raised or the answer."""
+    begin = time.perf_counter()
+    options = {"do_sample": False, "num_beams": 1, "max_new_tokens": asked.max_new_tokens}
+    try:
+        answer = shown.ask(model, processor, question, **options)
+    except ValueError as error:
+        if asked.questions:
+            raise
+        return {"question": question, "error": " ".join(str(error).split())}
+    return {"question": question, "answer": answer, "seconds": time.perf_counter() - begin}
 
 
 def _only(path: Path) -> Path:

@@ -225,6 +225,7 @@ def _ask(options: argparse.Namespace) -> Found:
             options.device,
             options.dtype,
             options.max_new_tokens,
+            options.method,
         )
         return encode.ask_all(asked, note, None if options.json else report.show_answer)
 

@@ -114,6 +114,8 @@ def _add_ask(command: Parser) -> None:
     command.add_argument("--question", "-q", type=question, action="append", dest="questions", help=about)
     command.add_argument("--model", "-m", help="Hub id or folder of the model (the one that the file names)")
     command.add_argument("--keep", type=fraction, help="of the video tokens, fewer than are stored (all of those)")
+    about = "inside the model, to pick those for each question of what is stored: fastv, pyramiddrop (none)"
+    command.add_argument("--method", type=method, help=about)
     command.add_argument("--max-new-tokens", type=count, default=128, help="longest answer (128)")
 
 

@@ -23,6 +23,7 @@ from vidsieve.encoded.fingerprint import Fingerprint
 from vidsieve.encoded.prompts import Inputs, Prompts
 from vidsieve.engines.hf.arguments import unwrap_model
 from vidsieve.engines.hf.replay import Replay
+from vidsieve.engines.hf.replayed import StoredVideo
 from vidsieve.errors import UnsupportedCall, WrongArgument
 from vidsieve.types.frames import Frames
 from vidsieve.types.selection import Selection
@@ -71,16 +72,16 @@ class Askable(ABC):
         device = unwrap_model(model).get_input_embeddings().weight.device
         if self.__dict__.get("_placed", (None,))[0] != device:  # moved once, not for each question
             self.__dict__["_placed"] = (device, *self._rows(device))
-        _, features, others = self.__dict__["_placed"]
-        return Replay(model, features, others)
+        return Replay(model, *self.__dict__["_placed"][1:])
 
-    def _rows(self, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
-        """Collect what is written over the placeholders, (V, D), and of later layers, (layers, V, D) by name."""
-        rows = [x for video in self.videos for x in (video.selection.features, video.trailing)]
-        return torch.cat([x.to(device) for x in rows]), {
+    def _rows(self, device: torch.device) -> tuple[Tensor, dict[str, Tensor], list[StoredVideo]]:
+        """Collect what is written over the placeholders, (V, D), and in later layers, (layers, V, D); the videos."""
+        rows = [x.to(device) for video in self.videos for x in (video.selection.features, video.trailing)]
+        others = {
             name: torch.cat([video.selection.others[name].to(device) for video in self.videos], 1)
             for name in self.videos[0].selection.others
         }
+        return torch.cat(rows), others, [video.described(device) for video in self.videos]
 
     @overload
     def ask(self, model: Any, processor: Any, question: str, history: Turns = ..., **generate: Any) -> str: ...
@@ -176,6 +177,12 @@ class EncodedVideo(Askable):
         stays[self.selection.kept.cpu()] = True
         stays[total:] = True
         return stays
+
+    def described(self, device: torch.device) -> StoredVideo:
+        """Describe it on `device` to the stages of a method inside the model."""
+        known = not (self.selection.step < 0).any()  # else they may be means, as after a merge
+        like = self.selection.features.new_empty(0, device=device)
+        return StoredVideo.of(self.selection.kept, self.tokens, self.grid, len(self.trailing), not known, like)
 
     def at(self, keep: float) -> "EncodedVideo":
         """Keep fewer tokens: those that would have been kept of the whole video at once.

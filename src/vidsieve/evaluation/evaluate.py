@@ -87,11 +87,11 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """`evaluate` for a processor and a model that are loaded already."""
     suite = Suite(processor, model, plan.size)
-    whole = _Row("unreduced", 1.0, None)
+    whole = Row("unreduced", 1.0, None)
     rows = [whole]
     for keep in dict.fromkeys(plan.keeps):
-        rows += [_Row(name, keep, method(keep)) for name, method in {**plan.methods, **FLOORS}.items()]
-        rows.append(_Row(LOW, keep, Smaller(keep)))
+        rows += [Row(name, keep, method(keep)) for name, method in {**plan.methods, **FLOORS}.items()]
+        rows.append(Row(LOW, keep, Smaller(keep)))
     for start in range(0, plan.videos, plan.batch):
         numbers = plan.first + torch.arange(start, min(start + plan.batch, plan.videos))
         videos = f"videos {start + 1} to {start + len(numbers)} of {plan.videos}"
@@ -112,10 +112,10 @@ def evaluate_model(
         if not row.refused:
             tell(f"timing {_place(rows, place)}")
             row.cost = suite.cost(row.method, encoded, plan.timed)
-    return {"card": _card(plan, suite), "rows": _summary(rows, plan.videos, suite.plan)}
+    return {"card": card(plan, suite), "rows": summary(rows, plan.videos, suite.plan)}
 
 
-class _Row:
+class Row:
     """One method at one keep ratio: what it log_probs, batch after batch."""
 
     def __init__(self, name: str, keep: float, method: Any) -> None:
@@ -153,16 +153,23 @@ class _Row:
         return torch.stack([value[:, column].nanmean(1) for column in columns], dim=1)
 
 
-def _place(rows: list[_Row], place: int) -> str:
+def _place(rows: list[Row], place: int) -> str:
     return f"{rows[place].name}, keep {rows[place].keep:g} ({place + 1} of {len(rows)})"
 
 
-def _summary(rows: list[_Row], videos: int, plan: Sequence[str]) -> list[dict[str, Any]]:
-    """Every row as JSON knows it. plan: the kinds of the questions."""
+def summary(
+    rows: list[Row], videos: int, plan: Sequence[str], bases: Sequence[str] = ("uniform",)
+) -> list[dict[str, Any]]:
+    """Every row as JSON knows it, the unreduced first. plan: the kinds of the questions.
+
+    bases: rows that those of the same keep are compared with.
+    """
     bootstrap, groups = Bootstrap(videos), ("all", *dict.fromkeys(plan))
     intervals, compared = partial(_intervals, bootstrap, groups), partial(_compared, bootstrap, groups)
     whole = rows[0].by_kind("accuracy", plan)
-    uniform = {row.keep: row.by_kind("accuracy", plan) for row in rows if row.name == "uniform" and not row.refused}
+    based = {
+        (row.name, row.keep): row.by_kind("accuracy", plan) for row in rows[1:] if row.name in bases and not row.refused
+    }
     found = []
     for row in rows:
         entry: dict[str, Any] = {"method": row.name, "keep": row.keep, "reducer": row.reducer}
@@ -182,8 +189,9 @@ def _summary(rows: list[_Row], videos: int, plan: Sequence[str]) -> list[dict[st
             entry["against"] = {}
             if row is not rows[0]:
                 entry["against"]["unreduced"] = compared(right - whole)
-                if row.keep in uniform and row.name != "uniform":
-                    entry["against"]["uniform"] = compared(right - uniform[row.keep])
+                for base in bases:
+                    if (base, row.keep) in based and row.name != base:
+                        entry["against"][base] = compared(right - based[base, row.keep])
             entry |= row.cost
         found.append(entry)
     return found
@@ -221,7 +229,7 @@ def _plain(values: dict[str, float]) -> dict[str, float | None]:
     return {name: round(value, 6) if math.isfinite(value) else None for name, value in values.items()}
 
 
-def _card(plan: Plan, suite: Suite) -> dict[str, Any]:
+def card(plan: Plan, suite: Suite) -> dict[str, Any]:
     """Where the figures come from."""
     chance = CHANCES[plan.suite]
     model, cuda = suite.model, suite.device.type == "cuda"

@@ -102,6 +102,11 @@ class Staged(Attachable):
         return cast("PixelSelector | None", self.stages.get(Pixels()))
 
     @property
+    def inside(self) -> bool:
+        """Whether it acts inside the language model alone, at layers from 1 on."""
+        return all(place and not isinstance(place, Pixels) for place in self.stages)
+
+    @property
     def after_pixels(self) -> Attachable | None:
         """The same without the selector before the vision tower; None if there is nothing else."""
         rest = {place: reducer for place, reducer in self.stages.items() if not isinstance(place, Pixels)}

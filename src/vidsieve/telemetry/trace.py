@@ -47,7 +47,8 @@ class StageRecord:
 class VideoRecord:
     """What became of one video.
 
-    row: the prompt in its batch.  at: int64 (N,), the place of each of its tokens in that prompt (cpu).
+    row: the prompt in its batch.  at: int64 (N,), the place of each of its tokens in that prompt, -1 for those that an
+    encoded video came without (cpu).
     frames: tokens in each of its T frames.  grid: of a frame, where its tokens form one.
     stages: what became of it, layer by layer.
     """

@@ -204,10 +204,10 @@ class VideoTokens:
     def reduced(self, reduction: Reduction) -> "VideoTokens":
         """The tokens that `reduction` leaves; `keep` of a later stage still counts from `original_count`."""
         provenance = (self.provenance or Provenance.of(self)).then(reduction)
-        attended = self.attended
+        attended, count = self.attended, self.multiplicity if reduction.merges else None
         if attended is not None:  # like the features, the mean of what merged
-            attended = {kind: reduction.apply(mass, self.multiplicity) for kind, mass in attended.items()}
-        return VideoTokens.left_of(provenance, reduction.apply(self.features, self.multiplicity), attended)
+            attended = {kind: reduction.apply(mass, count) for kind, mass in attended.items()}
+        return VideoTokens.left_of(provenance, reduction.apply(self.features, count), attended)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,7 @@ from tests.engines.hf.reducers import Loudest
 from vidsieve.encoded.stored import _given_to_decoder
 from vidsieve.engines.hf import adapter_for, attach, contract
 from vidsieve.engines.hf.replay import Replay
+from vidsieve.engines.hf.replayed import StoredVideo
 from vidsieve.errors import AlreadyAttached, UnsupportedCall, UnsupportedModel, WrongArgument
 
 GENERATE = {"max_new_tokens": 6, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
@@ -37,6 +38,8 @@ class Stored:
         visual = self.full["input_ids"][0, self.stays] == self.token
         self.features = given["inputs_embeds"][0, visual]
         self.others = {n: torch.stack(list(given[n])) for n in adapter.per_visual if given.get(n) is not None}
+        kept, rows = video.reduction.kept, (video.frames, video.grid, adapter.trailing)
+        self.video = StoredVideo.of(kept, *rows, averaged=False, like=self.features)
 
     def asked(self, *words: int) -> tiny.Inputs:
         """The full prompt with other text after its video."""
@@ -71,7 +74,7 @@ class Stored:
         yield {"inputs_embeds": embeds, **inputs}
 
     def on(self) -> Replay:
-        return Replay(self.model, self.features, self.others)
+        return Replay(self.model, self.features, self.others, [self.video])
 
 
 def padded(*rows: tiny.Inputs) -> tiny.Inputs:
@@ -318,7 +321,7 @@ def test_a_reducer_on_the_model_is_refused_and_a_fast_tower_is_not() -> None:
         expected = stored.model.generate(**inputs, max_new_tokens=3)
     with attach(stored.model, vision="auto"), stored.on():
         assert torch.equal(stored.model.generate(**inputs, max_new_tokens=3), expected)
-    says = r"Loudest.* is attached to this Qwen2_5_VL.*remove\(\) it first"
+    says = r"Loudest.* acts before the layers .* reduced already; remove\(\) it"
     with attach(stored.model, Loudest()), pytest.raises(UnsupportedCall, match=says), stored.on():
         pass
     with stored.on(), attach(stored.model, Loudest()), pytest.raises(UnsupportedCall, match=says):

@@ -10,8 +10,9 @@ from vidsieve.telemetry import flops
 
 
 def full(costs: Sequence[flops.LayerCost], sequence: SequenceState, row: int) -> float:
-    """Count the FLOPs of `row` of a prompt without any reduction."""
-    return flops.total(costs, sequence.prompt.counts[row], [sequence.start] * len(costs))
+    """Count the FLOPs of `row` of a prompt without any reduction, also of one before an encoded video was stored."""
+    dropped = sum(len(video.tokens) - len(video.span.at) for video in sequence.videos if video.span.row == row)
+    return flops.total(costs, sequence.prompt.counts[row] + dropped, [sequence.start] * len(costs))
 
 
 def spent(costs: Sequence[flops.LayerCost], sequence: SequenceState, row: int, layers: int) -> float:

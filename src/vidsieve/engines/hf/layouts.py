@@ -6,7 +6,7 @@ the host. It raises `UnsupportedCall` if the placeholders do not fit the argumen
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby, pairwise
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vidsieve.engines.hf.families import Adapter
+from vidsieve.engines.hf.replayed import StoredVideo
 from vidsieve.errors import UnsupportedCall
 
 Array = npt.NDArray[Any]
@@ -25,13 +26,15 @@ class VideoSpan:
     """The place of one video in a batch of prompts.
 
     row: the prompt.  at: int64 (N,), the columns of its tokens.  frames: tokens in each frame.  grid: (rows, columns)
-    of the tokens of a frame, None if they form none.
+    of the tokens of a frame, None if they form none.  stored: None, or the encoded video that it is, of which the
+    prompt has K tokens: `at` is then (K,), the others are of the whole video.
     """
 
     row: int
     at: Array
     frames: tuple[int, ...]
     grid: tuple[int, int] | None = None
+    stored: StoredVideo | None = None
 
 
 def _by_grid(adapter: Adapter, config: Any, placed: list[Array], arguments: Mapping[str, Any]) -> Iterator[VideoSpan]:
@@ -130,6 +133,16 @@ def _by_run(adapter: Adapter, config: Any, placed: list[Array], arguments: Mappi
             lengths = tuple(len(run) for run in frames)
             grid = _square(adapter, lengths[0]) if len(set(lengths)) == 1 else None
             yield VideoSpan(row, np.concatenate(frames), lengths, grid)
+
+
+def of_stored(videos: Sequence[StoredVideo], placed: list[Array]) -> Iterator[VideoSpan]:
+    """Cut placeholders into encoded videos: a row of the batch has those of all `videos`, or none."""
+    for row, columns in enumerate(placed):
+        begin = 0
+        for video in videos if len(columns) else ():
+            at = columns[begin : begin + len(video.kept)]
+            begin += video.placeholders
+            yield VideoSpan(row, at, tuple(video.tokens.frames), video.tokens.grid, video)
 
 
 def _square(adapter: Adapter, size: int) -> tuple[int, int] | None:

@@ -4,7 +4,7 @@ Everything here runs on the host, on copies of the token ids and of the argument
 tokens. They are numpy arrays, whose operations take a few microseconds where torch's take ten: the device waits.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import repeat
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from vidsieve.engines.hf.columns import Columns
 from vidsieve.engines.hf.families import Adapter
-from vidsieve.engines.hf.layouts import LAYOUTS, Array, VideoSpan
+from vidsieve.engines.hf.layouts import LAYOUTS, Array, VideoSpan, of_stored
+from vidsieve.engines.hf.replayed import StoredVideo
 from vidsieve.errors import UnsupportedCall
 
 _DESCRIBING = ("video_grid_thw", "video_merge_sizes", "video_compression_mask")
@@ -90,7 +91,8 @@ class HostInputs:
     ids: (B, L), None if only the placeholders are known.  placeholder: bool (B, L), true on the adapter's token; None
     if `ids` say it.  answer: bool (B, L), true on the tokens of a training target.  arguments: those of the body that
     describe the videos.  proposed: how many of the last columns are candidate tokens (assisted decoding).
-    positions: (B or 1, L) of the call, which show where a sample begins; None without any.
+    positions: (B or 1, L) of the call, which show where a sample begins; None without any. Those of the text of a
+    prompt with stored videos, which also show where tokens are missing.
     """
 
     ids: Array | None
@@ -128,17 +130,20 @@ def read(
     described: Mapping[str, Any] = MappingProxyType({}),
     answer: Tensor | None = None,
     proposed: int = 0,
+    stored: bool = False,
 ) -> HostInputs:
     """Copy these to the host, with one wait for all of them.
 
-    described: the `description` of videos that the body gets encoded.
+    described: the `description` of videos that the body gets encoded.  stored: whether the prompt is one of
+    `EncodedVideo.inputs`.
     """
     arguments = {**described, **{name: value for name, value in arguments.items() if value is not None}}
     names = (*_READ, "mm_token_type_ids") if adapter.token == "image_token_id" else _READ
     known = [name for name in names if isinstance(arguments.get(name), Tensor) and arguments[name].ndim <= 2]
     positions = arguments.get("position_ids")
-    if isinstance(positions, Tensor) and positions.ndim == 3:  # three do not separate samples, in transformers either
-        positions = positions[0] if len(positions) == 4 else None
+    if isinstance(positions, Tensor) and positions.ndim == 3:
+        # Three do not separate samples, in transformers either. Those of text are alike in all but the first of four.
+        positions = positions[-1] if stored else positions[0] if len(positions) == 4 else None
     given = ids, placeholder, answer, positions, *(arguments[name] for name in known)
     copies = [None if x is None else x.to("cpu", non_blocking=x.is_cuda) for x in given]
     for device in {x.device for x in given if x is not None and x.is_cuda}:
@@ -155,17 +160,19 @@ def find(
     copies: int = 1,
     end_of_turn: frozenset[int] = frozenset(),
     marks: frozenset[int] = frozenset(),  # other special ids, which are not part of a question
+    stored: Sequence[StoredVideo] = (),
 ) -> PromptLayout:
     """Find the videos and questions of a batch.
 
     copies: rows for the same prompt (beams, returned sequences), of which encoded videos are described once.
+    stored: the videos of each prompt, where they were reduced before they came; `host_inputs` were then read as such.
     Raises `UnsupportedCall` if the placeholders do not fit the arguments that describe the videos, or for packed
     samples.
     """
     placed, arguments = host_inputs.placeholder, host_inputs.arguments
     if placed is None:
         placed = np.equal(host_inputs.ids, getattr(config, adapter.token))  # type: ignore[arg-type]  # one of the two is
-    video = _video_mask(adapter, config, placed, host_inputs)
+    video = placed if stored else _video_mask(adapter, config, placed, host_inputs)
     columns = [np.flatnonzero(row) for row in video]  # for every row, where a video has its tokens
     for row, at in enumerate(columns if copies > 1 else ()):
         if not np.array_equal(at, columns[row - row % copies]):
@@ -173,18 +180,27 @@ def find(
                 f"expected {copies} equal rows for each prompt, as generate makes them, but row {row} has videos "
                 "elsewhere; pass pixels in place of mm_encoder_outputs to a call of your own"
             )
-    cut = LAYOUTS[adapter.layout]
-    spans = tuple(cut(adapter, config, columns[::copies], arguments)) if any(map(len, columns)) else ()
+    if stored:
+        spans = tuple(of_stored(stored, columns))
+    else:
+        cut = LAYOUTS[adapter.layout]
+        spans = tuple(cut(adapter, config, columns[::copies], arguments)) if any(map(len, columns)) else ()
     if not spans:
         return PromptLayout(placed)
     if copies > 1:
         spans = tuple(replace(span, row=copies * span.row + n) for span in spans for n in range(copies))
     not_padding = _not_padding(placed, arguments.get("attention_mask"))
-    _refuse_packed(not_padding, host_inputs.positions, masked="attention_mask" in arguments)
+    after = [int(found[-1]) + 1 if len(found) else 0 for found in columns]
+    if stored:
+        text = not_padding & ~placed
+        _refuse_packed(text, host_inputs.positions, masked=True)  # gaps are where tokens were dropped
+        positions = np.broadcast_to(host_inputs.positions, text.shape)  # type: ignore[arg-type]  # there are some
+        after = list(map(_after_stored, after, text, positions))
+    else:
+        _refuse_packed(not_padding, host_inputs.positions, masked="attention_mask" in arguments)
     image = getattr(config, "image_token_id", -1)
     prompt = slice(not_padding.shape[1] - host_inputs.proposed)
     ids_of, answer_of = (repeat(None) if x is None else x[:, prompt] for x in (host_inputs.ids, host_inputs.answer))
-    after = [int(found[-1]) + 1 if len(found) else 0 for found in columns]
     rows = zip(ids_of, placed[:, prompt], not_padding[:, prompt], answer_of, after, strict=False)
     questions = tuple(_question(*row, image, end_of_turn, marks) for row in rows)
     return PromptLayout(
@@ -278,6 +294,16 @@ def _prompt_end(not_padding: Array, answered: Array | None, after_video: int) ->
         return len(not_padding)
     end = after_video + int(answered[after_video:].argmax())
     return end if not_padding[after_video:end].any() else 0
+
+
+def _after_stored(after: int, text: Array, positions: Array) -> int:
+    """Find the column after the last token of a video that a row (L,) had, which may have been dropped with its frame.
+
+    after: the column after the last one that is there, 0 in a row without.  text: bool, true on text.
+    """
+    column = np.flatnonzero(text[after:]) + after
+    gaps = np.flatnonzero(np.diff(positions[column]) != 1)
+    return int(column[gaps[-1] + 1]) if after and len(gaps) else after
 
 
 def _question(

@@ -6,12 +6,14 @@
 A prompt has one placeholder for each row, and the positions of the unreduced one. A hook on the body finds the
 placeholders, a hook on the decoder writes the rows there, and those of later layers (deepstack) beside them.
 Rows of a batch, beams and returned sequences get the same rows; a row of text alone gets none.
+Stages that are attached inside the model reduce what was written, as they would what a stage at 0 has left; the seams
+of the attachment then call `write` (seams/input.py).
 """
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,28 +23,42 @@ from vidsieve.engines.hf import arguments, contract, prompt
 from vidsieve.engines.hf.attach import attachment_of
 from vidsieve.engines.hf.families import adapter_for
 from vidsieve.engines.hf.intercept import Interceptions, OfOneModel
+from vidsieve.engines.hf.replayed import HANDLE, StoredVideo, check_inside
 from vidsieve.engines.hf.sequence import flash_lengths
 from vidsieve.errors import AlreadyAttached, UnsupportedCall, UnsupportedModel, WrongArgument
 
 Arguments = dict[str, Any]
-_HANDLE = "_vidsieve_replay"  # the attribute of a model's body that holds what is replayed on it
 _HOLDS = "vidsieve_replayed"  # the attribute of a cache that holds the rows
 _starting = threading.Lock()
+
+
+class _Call(NamedTuple):
+    """A call into which rows are written.
+
+    at: bool (B, L), its placeholders.  copies: how many of its rows have them.  given: the arguments of the body.
+    """
+
+    at: Tensor
+    copies: int
+    given: Arguments
 
 
 class Replay(OfOneModel):
     """A context in which the calls of `model` get stored rows, in all threads.
 
     features: (V, D), one row for each placeholder of a prompt.  others: (layers, V, D) of the decoder's arguments for
-    visual tokens, by name.
+    visual tokens, by name.  videos: those that the V are of, in order, for stages inside the model; without them, such
+    stages are refused.
     Entering raises `AlreadyAttached` if another video is replayed on the model, `UnsupportedCall` if a reducer is
-    attached to it or it is compiled, `WrongArgument` for tensors of other shapes or names; making one,
-    `UnsupportedModel` for a family of which nobody has shown that it works.
+    attached to it that acts before its layers, or it is compiled, `WrongArgument` for tensors of other shapes or names;
+    making one, `UnsupportedModel` for a family of which nobody has shown that it works.
     A call that brings pixels of its own is left alone. In a call with placeholders and none, `UnsupportedCall` is
     raised for a prompt with another number of placeholders, without `position_ids` or `input_ids`, or in pieces.
     """
 
-    def __init__(self, model: Any, features: Tensor, others: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, model: Any, features: Tensor, others: Mapping[str, Tensor], videos: Sequence[StoredVideo] = ()
+    ) -> None:
         self._model = arguments.unwrap_model(model)
         self._adapter = adapter_for(self._model)
         if not self._adapter.by_frame:
@@ -56,18 +72,19 @@ class Replay(OfOneModel):
             if name not in self._adapter.per_visual or rows.ndim != 3 or rows.shape[1] != len(features):
                 expected = " or ".join(self._adapter.per_visual)
                 raise WrongArgument(f"expected {expected} (layers, {len(features)}, D), got {name} {show(rows)}")
-        self._features, self._others = features, dict(others)
+        if videos and sum(video.placeholders for video in videos) != len(features):
+            raise WrongArgument(f"expected the videos that {len(features)} rows are of, got {len(videos)} of others")
+        self._features, self._others, self.videos = features, dict(others), tuple(videos)
         self._token: int = getattr(self._model.config, self._adapter.token)
         self._body, self._decoder = self._model.base_model, self._model.get_decoder()
-        # `at`, bool (B, L): the placeholders of the call in this thread.  copies: how many of its rows have them.
-        self._calls = threading.local()
+        self._calls = threading.local()  # `call`: a `_Call`, of this thread
         self._hooks = Interceptions()
 
     def __enter__(self) -> None:
         model, body = self._model, self._body
         arguments.refuse_compiled(model, body, self._decoder)
         contract.check_replay(model, self._adapter)
-        self._refuse_reducer()
+        self._stages()
         embedding = model.get_input_embeddings().weight
         if embedding.shape[1] != self._features.shape[1]:
             raise WrongArgument(
@@ -76,12 +93,12 @@ class Replay(OfOneModel):
             )
         with Interceptions() as hooks:
             with _starting:
-                if _HANDLE in body.__dict__:
+                if HANDLE in body.__dict__:
                     raise AlreadyAttached(
                         f"this {type(model).__name__} already answers from an encoded video; leave that `with` block "
                         "first, or put both into one prompt: first + second"
                     )
-                hooks.put(body, _HANDLE, self)
+                hooks.put(body, HANDLE, self)
             self._features = self._features.to(embedding.device, embedding.dtype)
             hooks.before(body, self._before_body)
             hooks.after(body, self._after_body)
@@ -98,13 +115,28 @@ class Replay(OfOneModel):
     ) -> None:
         self._hooks.close()
 
-    def _refuse_reducer(self) -> None:
+    def _stages(self) -> bool:
+        """Say whether stages inside the model reduce what is written. Raises `UnsupportedCall` for what cannot."""
         attached = attachment_of(self._body)
-        if attached is not None and attached.trace.reduces:
+        if attached is None or attached.reducer is None:
+            return False
+        check_inside(attached.reducer)
+        if not self.videos:
             raise UnsupportedCall(
-                f"{attached.reducer!r} is attached to this {type(self._model).__name__}, and would not reduce an "
-                "encoded video, which is reduced already; remove() it first; encoded.at(keep) keeps fewer tokens"
+                f"nothing says which videos these rows are of, which {attached.reducer!r} has to know"
             )
+        return True
+
+    @property
+    def given(self) -> Mapping[str, Any] | None:
+        """The arguments of the body in a call of this thread into which rows are written, None in any other."""
+        call = self._call
+        return None if call is None else call.given
+
+    @property
+    def _call(self) -> _Call | None:
+        call: _Call | None = getattr(self._calls, "call", None)
+        return call
 
     def _before_body(self, body: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> None:
         kwargs = contract.with_new_names(contract.by_name(body, args, kwargs))
@@ -116,7 +148,7 @@ class Replay(OfOneModel):
             raise _without_positions()
         if given.shape[1] == 1:  # a token of the answer; nothing here may wait for the device
             return
-        self._calls.at = None
+        self._calls.call = None
         if ids is None:
             if not prompt.encodes(kwargs):
                 raise UnsupportedCall(
@@ -128,12 +160,12 @@ class Replay(OfOneModel):
         at = ids == self._token
         counts = at.sum(1).tolist()
         if self._writes(counts, cache):
-            self._refuse_reducer()
+            self._stages()
             if prompt.encodes(kwargs):
                 raise UnsupportedCall("an encoded video cannot be in one prompt with images; ask without them")
             if kwargs.get("position_ids") is None:
                 raise _without_positions()
-            self._calls.at, self._calls.copies = at, sum(map(bool, counts))
+            self._calls.call = _Call(at, sum(map(bool, counts)), kwargs)
 
     def _writes(self, counts: list[int], cache: Any) -> bool:
         """Say whether rows are written into a call with so many placeholders in each row.
@@ -153,24 +185,29 @@ class Replay(OfOneModel):
 
     def _after_body(self, body: nn.Module, args: tuple[Any, ...], kwargs: Arguments, output: Any) -> None:
         if output is None:  # it failed, perhaps before the decoder
-            self._calls.at = None
+            self._calls.call = None
 
     def _before_decoder(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> Any:
         kwargs = contract.with_new_names(kwargs)
         embeds = kwargs.get("inputs_embeds")  # (B, L, D)
-        if embeds is None or embeds.shape[1] == 1 or getattr(self._calls, "at", None) is None:
+        if embeds is None or embeds.shape[1] == 1 or self._call is None or self._stages():
             return None
-        if kwargs.get("position_ids") is None:
+        return args, self.write(kwargs)
+
+    def write(self, kwargs: Arguments) -> Arguments:
+        """Write the rows into the arguments of the decoder, in a call of this thread that has `given`."""
+        call = self._call
+        if call is None or kwargs.get("position_ids") is None:
             raise _without_positions()
-        at, copies = self._calls.at.to(embeds.device), self._calls.copies
-        embeds = embeds.clone()
-        embeds[at] = self._features.to(embeds).repeat(copies, 1)
+        embeds = kwargs["inputs_embeds"].clone()
+        at = call.at.to(embeds.device)
+        embeds[at] = self._features.to(embeds).repeat(call.copies, 1)
         new = {**kwargs, "inputs_embeds": embeds, **self._unpacked(kwargs, embeds)}
         for name, rows in self._others.items():
-            new[name] = [layer.to(embeds).repeat(copies, 1) for layer in rows]
+            new[name] = [layer.to(embeds).repeat(call.copies, 1) for layer in rows]
         if self._others:
             new |= dict.fromkeys(self._adapter.per_token, at)
-        return args, new
+        return new
 
     def _unpacked(self, kwargs: Arguments, embeds: Tensor) -> Arguments:
         """Make the arguments without which gaps in the positions would read as packed sequences."""
@@ -182,9 +219,9 @@ class Replay(OfOneModel):
         return new
 
     def _after_decoder(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: Arguments, output: Any) -> None:
-        if output is None or getattr(self._calls, "at", None) is None:
+        if output is None or self._call is None:
             return
-        self._calls.at = None
+        self._calls.call = None
         cache = contract.cache_of(contract.with_new_names(kwargs))
         cache = getattr(output, contract.CACHE, None) if cache is None else cache
         if cache is not None:
@@ -239,6 +276,8 @@ class Replay(OfOneModel):
                 end = int(added[0])
                 proposed = proposed[:, : input_ids.shape[1] + end]
                 logits = None if logits is None else logits[:, :end]
+                if (attached := attachment_of(self._body)) is not None:  # which counts them, perhaps before this
+                    attached.target.states.set_generated(proposed=end)
             return proposed, logits
 
         generator.get_candidates = get_candidates

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from vidsieve.engines.graph import ReductionGraph
 from vidsieve.engines.hf.columns import Columns
 from vidsieve.engines.hf.layouts import VideoSpan
+from vidsieve.engines.hf.replayed import StoredVideo
 from vidsieve.engines.hf.sequence import SequenceSelection, VideoReduction, reduced
 from vidsieve.engines.streams import stream_for
 from vidsieve.methods.base import Reducer, kept_count
@@ -27,7 +28,8 @@ class TrackedVideo:
     """One video of a call, and its remaining tokens.
 
     span: its place in the unreduced prompt.  tokens: before any reduction.  at: the columns of the remaining tokens in
-    the current sequence.  stages: what each did.  timer: of its reductions.
+    the current sequence.  stages: what each did, with what was done before an encoded video was stored.  timer: of its
+    reductions.
     """
 
     span: VideoSpan
@@ -38,6 +40,14 @@ class TrackedVideo:
     def __post_init__(self) -> None:
         self.timer = StageTimer(self.at.device)
         self._origin: tuple[int, Provenance] | None = None  # after so many stages
+
+    @classmethod
+    def stored(cls, span: VideoSpan, video: StoredVideo, at: Columns) -> Self:
+        """Track an encoded video, which was reduced before it came: it stands where a stage at 0 would have left it."""
+        before, after = len(video.tokens), len(video.reduction)
+        tracked = cls(span, video.tokens, at, [StageRecord(0, before, after, video.reduction)])
+        tracked._origin = 1, Provenance(video.tokens, video.reduction.kept, video.multiplicity)
+        return tracked
 
     @property
     def origin(self) -> Provenance:
@@ -62,7 +72,8 @@ class TrackedVideo:
     def record(self) -> VideoRecord:
         """Record what the stages did so far."""
         span = self.span
-        return VideoRecord(span.row, torch.from_numpy(span.at), span.frames, span.grid, self.timer, tuple(self.stages))
+        at = span.at if span.stored is None else span.stored.columns(span.at)
+        return VideoRecord(span.row, torch.from_numpy(at), span.frames, span.grid, self.timer, tuple(self.stages))
 
     def reduction_since(self, layer: int) -> Reduction:
         """Compose the reductions of the stages from `layer` on."""

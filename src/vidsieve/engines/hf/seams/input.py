@@ -5,7 +5,7 @@ the videos, their frames and the question (prompt.py), reduces each video, and g
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -29,6 +29,7 @@ from vidsieve.engines.hf.columns import Columns
 from vidsieve.engines.hf.forward import KEY, ForwardState, Generated, Level, SequenceState
 from vidsieve.engines.hf.intercept import Interceptions
 from vidsieve.engines.hf.outputs import Rows
+from vidsieve.engines.hf.replayed import StoredVideo, replayed_on
 from vidsieve.engines.hf.seams.layers import PACKING, LayersSeam
 from vidsieve.engines.hf.seams.output import OutputSeam
 from vidsieve.engines.hf.sequence import VideoReduction, reduce_arguments, select_remaining
@@ -112,16 +113,23 @@ class InputSeam:
                 kwargs = {**kwargs, "video_features": None}
         return inner(*args, **kwargs)
 
-    def _find(self, host_inputs: prompt.HostInputs, copies: int) -> prompt.PromptLayout:
+    def _find(
+        self, host_inputs: prompt.HostInputs, copies: int, stored: Sequence[StoredVideo] = ()
+    ) -> prompt.PromptLayout:
         model = self._target.model
         end = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
         ends = frozenset(end if isinstance(end, list) else () if end is None else (end,))
-        return prompt.find(self._adapter, model.config, host_inputs, copies, ends, self._marks)
+        return prompt.find(self._adapter, model.config, host_inputs, copies, ends, self._marks, stored)
 
     def _before_decoder(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> Any:
         kwargs, state = contract.with_new_names(kwargs), self._states.enter(Level.DECODER)
         embeds = kwargs["inputs_embeds"]  # (B, L, D)
         if embeds.shape[1] > 1:
+            replayed = replayed_on(self._target.body)
+            if replayed is not None and replayed.given is not None:
+                with StageTimer(embeds.device) as timer:
+                    layout = self._find_stored(state, replayed.given, replayed.videos)
+                    return args, replayed.write(self._reduce(state, layout, kwargs, timer))
             host_inputs, state.host_inputs = state.host_inputs, None
             found = None if host_inputs is None else self._find(host_inputs, state.copies)
             if found is not None and found.spans and found.not_padding.shape == embeds.shape[:2]:
@@ -131,6 +139,17 @@ class InputSeam:
         if self._layers is not None and any(layer > 0 for layer in prefixes_of(contract.cache_of(kwargs))):
             new = {**new, KEY: _sequence(kwargs)}
         return args, new
+
+    def _find_stored(
+        self, state: ForwardState, given: Mapping[str, Any], videos: Sequence[StoredVideo]
+    ) -> prompt.PromptLayout:
+        """Find encoded videos in a call whose body was `given` these arguments."""
+        ids, answer = given["input_ids"], state.answer
+        if answer is not None and answer.shape != ids.shape:
+            answer = None
+        proposed = state.generated.proposed
+        host_inputs = prompt.read(self._adapter, ids, None, given, {}, answer, proposed, stored=True)
+        return self._find(host_inputs, 1, videos)
 
     def _reduce(
         self, state: ForwardState, found: prompt.PromptLayout, kwargs: Arguments, timer: StageTimer
@@ -161,7 +180,7 @@ class InputSeam:
         finalize()
         counts, reductions = list(found.counts), []
         for video in videos:
-            counts[video.span.row] -= len(video.tokens) - video.after
+            counts[video.span.row] -= len(video.at) - video.after
         if counts != list(found.counts):
             with timed("gather"):
                 reductions = [VideoReduction(v.span.row, v.at, v.stages[0].reduction) for v in videos]
@@ -211,6 +230,9 @@ class InputSeam:
         videos = []
         for span in found.spans:
             at = found.columns(span.at, embeds.device)
+            if span.stored is not None:
+                videos.append(TrackedVideo.stored(span, span.stored, at))
+                continue
             tokens = VideoTokens(at.take(embeds[span.row]), span.frames, span.grid)
             videos.append(TrackedVideo(span, tokens, at))
         if self._replay is None:
