@@ -59,6 +59,27 @@ def test_a_clip_is_stored_and_asked_without_it(
     expected = [encoded.ask(model, processor, question, **arguments) for question in ("What happens?", "Who?")]
     assert [row["answer"] for row in found["rows"]] == expected
     assert found["model"] == str(world / "model")  # which the file names
+    [video] = found["videos"]
+    assert (video["clip"], video["tokens"]) == (str(world / "clip.mp4"), 288)
+    frames = encoded.frames.seconds
+    for span in video["spans"]:
+        assert {span["start"], span["end"]} <= {*frames}
+        shown = (encoded.seconds >= span["start"]) & (encoded.seconds <= span["end"])
+        assert span["share"] == pytest.approx(shown.sum() / 288)
+    assert 0.5 <= sum(span["share"] for span in video["spans"]) <= 1 + 1e-9
+
+
+def test_after_the_answers_it_says_when_what_is_kept_is_shown(
+    stored: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = stored["rows"][0]["file"]
+    shown = r"\d:\d\d(-\d:\d\d)? \(\d+ %\)"
+    for files, of in (([file], ""), ([file, file], " of clip.mp4")):
+        capsys.readouterr()
+        assert main.main(["ask", *files, "-q", "Who?", "--max-new-tokens", "2"]) == 0
+        lines = capsys.readouterr().out.splitlines()[-len(files) :]
+        for line in lines:
+            assert re.fullmatch(f"most of the kept tokens{of}: {shown}(, {shown})*", line)
 
 
 def test_the_same_command_goes_on_and_other_settings_are_refused(

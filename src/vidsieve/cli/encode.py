@@ -238,6 +238,15 @@ def ask_all(
             show(rows[-1])
     return {
         "files": [str(file) for file in files],
+        "videos": [
+            {
+                "file": str(file),
+                "clip": video.frames.source,
+                "tokens": len(video.selection),
+                "spans": [span._asdict() for span in video.spans],
+            }
+            for file, video in zip(files, videos, strict=True)
+        ],
         "model": name,
         "tokens": sum(len(video.selection) for video in videos),
         "rows": rows,

@@ -2,12 +2,14 @@
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vidsieve.checks import pip_install, require
 
 MOST = 10  # entries of a list that are printed
+FULLEST = 5  # parts of a video that are printed
 
 TORCHVISION = {
     None: "is not installed",
@@ -36,6 +38,7 @@ def show_result(result: dict[str, Any]) -> None:
     count = len(result["segments"] or ())
     segments = f" in {count} segment{'s' * (count > 1)}" if count else ""
     console.print(f"[bold]{before} video tokens -> {after} kept ({100 * after / before:.1f} %)[/]{segments}")
+    console.print(f"most of the kept tokens: {_spans(result['spans'])}")
     if result.get("pixels"):
         console.print(f"vision tower: {result['tower']}")
     inside = [stage for stage in result.get("stages", ()) if stage["layer"] > 0]
@@ -171,7 +174,28 @@ def show_answer(row: Any) -> None:
 
 
 def show_asked(found: Any) -> None:
-    """Print nothing more: each answer was shown when it came."""
+    """Print where most of what was asked is; each answer was printed when it came."""
+    for video in found["videos"]:
+        of = f" of {printable(Path(video['clip']).name)}" if len(found["videos"]) > 1 else ""
+        print(f"most of the kept tokens{of}: {_spans(video['spans'])}")
+
+
+def _spans(spans: Sequence[dict[str, float]]) -> str:
+    """Write when most of the kept tokens are shown, the fullest part first."""
+    told = [f"{_when(span['start'], span['end'])} ({100 * span['share']:.0f} %)" for span in spans[:FULLEST]]
+    rest = spans[FULLEST:]
+    more = f"; {len(rest)} more parts hold {100 * sum(span['share'] for span in rest):.0f} %" if rest else ""
+    return ", ".join(told) + more
+
+
+def _when(start: float, end: float) -> str:
+    begin, last = _clock(int(start)), _clock(int(end))
+    return begin if begin == last else f"{begin}-{last}"
+
+
+def _clock(seconds: int) -> str:
+    minutes = f"{seconds // 60 % 60:02d}" if seconds >= 3600 else f"{seconds // 60}"
+    return f"{seconds // 3600}:" * (seconds >= 3600) + f"{minutes}:{seconds % 60:02d}"
 
 
 def show_plan(found: Any) -> None:

@@ -193,6 +193,7 @@ def _described(
         "segments": [list(bounds) for bounds in video.segments] if video.segments else None,
         "budgets": video.budgets,
         "kept": video.kept,
+        "spans": [span._asdict() for span in video.spans(frames.seconds)],
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
         "versions": versions(),

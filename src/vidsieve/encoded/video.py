@@ -26,6 +26,7 @@ from vidsieve.engines.hf.replay import Replay
 from vidsieve.errors import UnsupportedCall, WrongArgument
 from vidsieve.types.frames import Frames
 from vidsieve.types.selection import Selection
+from vidsieve.types.spans import Span, seconds_of, spans
 
 Turns = Sequence[tuple[str, str]]
 _LENGTHS = ("max_new_tokens", "max_length", "generation_config", "max_time")
@@ -176,6 +177,16 @@ class EncodedVideo(Askable):
         stays[self.selection.kept.cpu()] = True
         stays[total:] = True
         return stays
+
+    @property
+    def seconds(self) -> Tensor:
+        """When each kept token is shown: float64 (K,)."""
+        return seconds_of(self.selection.kept, self.tokens, self.frames.seconds)
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """Where most of the kept tokens are, the fullest part first: (start, end, share), in seconds."""
+        return spans(self.selection.kept, self.tokens, self.frames.seconds)
 
     def at(self, keep: float) -> "EncodedVideo":
         """Keep fewer tokens: those that would have been kept of the whole video at once.
