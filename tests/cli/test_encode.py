@@ -21,6 +21,7 @@ import torch
 import vidsieve
 from tests.clips import write
 from vidsieve.cli import encode, main
+from vidsieve.encoded import many
 from vidsieve.engines.hf.loading import load
 
 pytest.importorskip("av")
@@ -224,6 +225,52 @@ def test_a_clip_that_fails_does_not_stop_the_others(
     rows = called(capsys, *command)["rows"]
     assert [("error" in row, Path(row["clip"]).name) for row in rows] == [(True, "broken.mp4"), (False, "whole.mp4")]
     assert len(list((tmp_path / "out").iterdir())) == 1
+
+
+def test_one_machine_needs_no_ray(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    command = ["encode", world / "clip.mp4", "--model", world / "model", "--frames", 4, "--out", tmp_path]
+    assert len(called(capsys, *command, "--workers", 1)["rows"]) == 1
+    for asked in (["--workers", "2"], ["--address", "127.0.0.1:1"]):
+        assert main.main([*map(str, command), *asked]) == 1
+        assert last_line(capsys).startswith("vidsieve: error: this needs ray, which could not be imported")
+
+
+def test_a_clip_on_which_two_workers_died_fails(world: Path, tmp_path: Path) -> None:
+    clip = str(world / "clip.mp4")
+    request = many.Request([clip], str(world / "model"), tmp_path, {"num_frames": 4})
+    worker, mark = many.EncodeVideos(request), request.file(clip).with_suffix(".trying")
+    mark.write_text("x")
+    assert "error" not in worker.row(clip)
+    assert [file.suffix for file in tmp_path.iterdir()] == [".vidsieve"]
+    mark.write_text("xx")
+    assert "already_there" in worker.row(clip)
+    request.file(clip).unlink()
+    mark.write_text("xx")
+    assert "2 workers died on it" in worker.row(clip)["error"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_fault_of_the_program_is_no_fault_of_a_clip(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips, out = clips_of(world, tmp_path / "clips"), tmp_path / "out"
+    command = [*map(str, ["encode", clips, "--model", world / "model", "--frames", 4, "--out", out])]
+    first = many.encode
+
+    def wrong(*args: Any, **options: Any) -> Any:
+        if "b.mp4" in args[2]:
+            raise fault
+        return first(*args, **options)
+
+    monkeypatch.setattr(many, "encode", wrong)
+    fault: Exception = torch.OutOfMemoryError("CUDA out of memory")
+    assert ["error" in row for row in called(capsys, *command)["rows"]] == [False, True, False]
+    fault = RuntimeError("The size of tensor a must match")
+    assert main.main(command) == 1
+    assert last_line(capsys) == "vidsieve: error: The size of tensor a must match"
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from vidsieve import registry
-from vidsieve.checks import require
+from vidsieve.checks import printable, require
 from vidsieve.cli import report
 from vidsieve.cli.arguments import Mistake
 from vidsieve.cli.parser import Command, parser
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _print_error(error: BaseException, typed: Sequence[str], usage: str = "") -> None:
     """Print an error as one line, and with --json as a document too."""
-    message = report.printable(" ".join(str(error).split())) or type(error).__name__
+    message = printable(" ".join(str(error).split())) or type(error).__name__
     begin = "vidsieve: " if isinstance(error, KeyboardInterrupt) else f"{usage}vidsieve: error: "
     print(f"{begin}{message}", file=sys.stderr)
     if "--json" in typed:
@@ -195,9 +195,9 @@ def _films(options: argparse.Namespace) -> list[str]:
 
 def _encode(options: argparse.Namespace) -> Found:
     """Encode clips of any length in bounded memory, and store what is kept; the same command goes on."""
-    from vidsieve.cli import encode
+    from vidsieve.encoded import many
 
-    request = encode.Request(
+    request = many.Request(
         options.clips,
         _model(options),
         options.out,
@@ -209,7 +209,7 @@ def _encode(options: argparse.Namespace) -> Found:
         options.dtype,
     )
     with _notes(logged=True) as note:
-        return encode.encode_all(request, note)
+        return many.encode_all(request, options.address, options.workers, note)
 
 
 def _ask(options: argparse.Namespace) -> Found:
@@ -231,14 +231,15 @@ def _ask(options: argparse.Namespace) -> Found:
 
 def _plan(options: argparse.Namespace) -> Found:
     """Say what a clip would take before anything runs: tokens, memory, seconds."""
-    from vidsieve.cli import encode, plan
+    from vidsieve.cli import plan
+    from vidsieve.encoded.many import sampled
     from vidsieve.methods.chunked import in_chunks
     from vidsieve.video.chunks import plan_video
 
     in_chunks(registry.method(options.method)(_keep(options)))  # what encode would refuse
     with _notes() as note:
         note("reading which frames there are")
-        frames = plan_video(options.clip, **encode.sampled(options.clip, _sample(options), options.max_pixels))
+        frames = plan_video(options.clip, **sampled(options.clip, _sample(options), options.max_pixels))
         return plan.plan(frames, options.model, _keep(options), options.device, options.dtype, note)
 
 

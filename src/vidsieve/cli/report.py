@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vidsieve.checks import pip_install, require
+from vidsieve.checks import pip_install, printable, require
 
 MOST = 10  # entries of a list that are printed
 FULLEST = 5  # parts of a video that are printed
@@ -159,11 +159,6 @@ def show_encode(found: Any) -> None:
         print(f"{name}: {count} of {row['duration']:.1f} s, {kept}; {took}\n  {printable(row['file'])}")
     files = [row["file"] for row in found["rows"] if "file" in row]
     print(f"ask: vidsieve ask {shlex.quote(files[0])} --question '...'")
-
-
-def printable(text: str) -> str:
-    """Escape what would begin another line, or is no text: names of files may hold anything."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def show_answer(row: Any) -> None:
