@@ -23,7 +23,7 @@ NAMES = ("a.mp4", "b.mp4", "c.mp4", "d.mp4", os.fsdecode(b"caf\xe9.mp4"))
 DYING = """
 import os, signal, sys
 from vidsieve.encoded import many
-from vidsieve.cli import main
+from vidsieve.cli.main import main
 
 class Dying(many.EncodeVideos):
     def __init__(self, request):

@@ -7,7 +7,8 @@ selection. There is one file per clip, `out/features/*.safetensors`, written und
 file that exists is complete, and its clip is done. `out/clips.parquet` has one row for each of these files, and one for
 each clip that failed.
 
-Ray Data distributes the work over one machine or many (`cluster`). It runs `EncodeClips`, which other pipelines can use too.
+Ray Data distributes the work over one machine or many (`cluster`). It runs `EncodeClips`, which other pipelines can
+use too.
 """
 
 import json
