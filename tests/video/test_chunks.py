@@ -199,3 +199,26 @@ def test_what_is_cut_short_is_told_with_the_plan_and_damage_with_the_last_chunk(
     for read in (lambda: plan_video(short, strict=True), lambda: list(read_chunks(planned, 5, strict=True))):
         with pytest.raises(VideoError, match="is cut short"):
             read()
+
+
+@pytest.mark.parametrize(
+    ("make", "count", "least"), [(lambda folder: write(folder / "a.mp4"), 2, 10), (damaged, 100, 250)]
+)
+def test_a_read_can_be_ended_while_frames_are_skipped_or_counted(
+    make: Any, count: int, least: int, tmp_path: Path
+) -> None:
+    class Unwanted(Exception):
+        pass
+
+    def check() -> None:
+        seen.append(None)
+        if len(seen) == last:
+            raise Unwanted
+
+    planned, seen, last = plan_video(make(tmp_path), num_frames=count), [], 0
+    assert list(read_chunks(planned, 2, warn=lambda fault: None, check=check))
+    assert len(seen) > least
+    last = len(seen)
+    seen.clear()
+    with pytest.raises(Unwanted):
+        list(read_chunks(planned, 2, warn=lambda fault: None, check=check))

@@ -55,15 +55,13 @@ def encode_chunks(
     *,
     vision: Vision = "auto",
     strict: bool = False,
-    each: Callable[[], None] = lambda: None,
     read: Callable[[Frames, int], Iterator[Frames]] | None = None,
 ) -> Generator[FeatureChunk]:
     """Encode `frames`, `size` at a time. The model has a tower attached while this runs; closing the iterator ends it.
 
     frames: of `plan_video`, decoded as they are needed; or decoded ones.  size: a multiple of the frames that the
     processor joins to a temporal patch.  vision: how the tower runs, as `attach` takes it.  strict: as `read_chunks`.
-    each: is called after each decoded frame, in another thread.  read: what reads described frames, `size` at a time,
-    in place of `read_chunks`, for what is no file.
+    read: what reads described frames, `size` at a time, in place of `read_chunks`, for what is no file.
     Raises `UnsupportedModel` for a family whose tower is not known to compute each frame alone, `UnsupportedCall` for
     a processor that cannot be asked in chunks, `AlreadyAttached`, `VideoError` as `read_chunks` does.
     """
@@ -76,7 +74,7 @@ def encode_chunks(
     if size % joined and size < len(frames):
         raise ValueError(f"expected size as a multiple of {joined} frames, which the processor joins; got {size}")
     process = _Chunks(adapter, model, processor, frames, joined)
-    return _encoded(model, process, frames, size, vision, strict, each, read)
+    return _encoded(model, process, frames, size, vision, strict, read)
 
 
 def by_frame(model: Any, processor: Any) -> tuple[Adapter, int]:
@@ -214,21 +212,16 @@ def _encoded(
     size: int,
     vision: Vision,
     strict: bool,
-    each: Callable[[], None],
     read: Callable[[Frames, int], Iterator[Frames]] | None,
 ) -> Generator[FeatureChunk]:
     faults: list[str] = []  # told here: filters of warnings belong to the caller's thread
-
-    def tick() -> None:
-        stages.check()
-        each()
 
     positions: dict[int, Tensor] = {}
     with attach(model, vision=vision), Stages(model.device) as stages:
         if read is not None:
             chunks = read(frames, size)
         elif frames.pixels.is_meta:
-            chunks = read_chunks(frames, size, strict=strict, warn=faults.append, each=tick)
+            chunks = read_chunks(frames, size, strict=strict, warn=faults.append, check=stages.check)
         else:
             chunks = _split(frames, size)
         # Two are decoded ahead, for the time that takes varies most, and pixels are bytes until they are processed.

@@ -18,7 +18,7 @@ from vidsieve.errors import VideoError, WrongArgument
 from vidsieve.types.frames import Frames
 from vidsieve.video.chosen import Decoder, Miscounted
 from vidsieve.video.decode import Faults, described, index_of, one_line, pieces, scaled, to_warning, trusting
-from vidsieve.video.demux import Index, by_decoding, locate, opened, video_stream
+from vidsieve.video.demux import Check, Index, by_decoding, locate, opened, unchecked, video_stream
 from vidsieve.video.wanted import LONGEST_SIDE, Sampling, Size, Wanted
 
 SAME_TIME = 1e-3  # seconds
@@ -79,12 +79,12 @@ def read_chunks(
     progress: bool = False,
     strict: bool = False,
     warn: Callable[[str], None] = to_warning,
-    each: Callable[[], None] = lambda: None,
+    check: Check = unchecked,
 ) -> Iterator[Frames]:
     """Decode what `plan_video` described, `size` frames at a time: the pixels of `read_video`, of one chunk in memory.
 
     progress, strict: as in `read_video`.  warn: is given each fault that is no error. A frame that is lost to damage is
-    shown as the one before it, which is such a fault.
+    shown as the one before it, which is such a fault.  check: is called for each packet, and ends it by what it raises.
     Raises `VideoError` if the file is no longer what was planned, maybe after some chunks.
     """
     if not (isinstance(frames, Frames) and frames.pixels.is_meta and frames.source):
@@ -93,16 +93,16 @@ def read_chunks(
     _check_order(frames.index)
     faults = Faults(frames.source, strict, warn, cut=strict)
     shape = (frames.pixels.shape[1], frames.pixels.shape[2])
-    read = partial(pieces, size=shape, length=size, faults=faults, progress=progress, each=each)
-    return _chunks(frames, read, faults)
+    read = partial(pieces, size=shape, length=size, faults=faults, progress=progress, check=check)
+    return _chunks(frames, read, faults, check)
 
 
-def _chunks(frames: Frames, read: Callable[..., Iterator[Frames]], faults: Faults) -> Iterator[Frames]:
+def _chunks(frames: Frames, read: Callable[..., Iterator[Frames]], faults: Faults, check: Check) -> Iterator[Frames]:
     av = require("av", "video")
     name = frames.source
     found = frames.found if isinstance(frames, Planned) else None
     if found is None:
-        found = trusting(index_of(name), name, Wanted(), lambda index: index)
+        found = trusting(index_of(name, check), name, Wanted(), lambda index: index, check)
         _check_same(found, frames)
     done = 0
     with one_line(locate(name), name):
@@ -113,9 +113,9 @@ def _chunks(frames: Frames, read: Callable[..., Iterator[Frames]], faults: Fault
                 del chunk  # before the next is allocated
             return
         except (Miscounted, av.error.InvalidDataError) as error:
-            if not found.keys or index_of(name) != found:
+            if not found.keys or index_of(name, check) != found:
                 raise VideoError(f"{name}: has changed since it was planned; plan it again") from error
-        yield from _around_damage(frames, done, by_decoding(locate(name), name, found), read, faults)
+        yield from _around_damage(frames, done, by_decoding(locate(name), name, found, check), read, faults)
 
 
 def _around_damage(

@@ -29,12 +29,14 @@ from vidsieve.video import torchcodec
 from vidsieve.video.chosen import Decoder, Miscounted
 from vidsieve.video.demux import (
     PATIENCE,
+    Check,
     Index,
     by_decoding,
     by_packets,
     lacks_its_index,
     locate,
     opened,
+    unchecked,
     video_stream,
 )
 from vidsieve.video.wanted import LONGEST_SIDE, Library, Sampling, Size, Wanted
@@ -113,16 +115,16 @@ def indexed(
     return lambda: trusting(found, name, wanted, lambda index: _read(index, name, wanted, warn))
 
 
-def index_of(name: str) -> Index:
+def index_of(name: str, check: Check = unchecked) -> Index:
     """Make the index of a file's packets. Raises as `read_video` does for what is no video."""
     require("av", "video")
     require("numpy", "video")
     place = locate(name)
     with one_line(place, name):
-        return by_packets(place, name)
+        return by_packets(place, name, check)
 
 
-def trusting(found: Index, name: str, wanted: Wanted, act: Callable[[Index], T]) -> T:
+def trusting(found: Index, name: str, wanted: Wanted, act: Callable[[Index], T], check: Check = unchecked) -> T:
     """Call `act` with the index of the packets; if the decoder does not give what it lists, with one that is counted.
 
     Raises `VideoError` in one line for what the decoder raises.
@@ -140,7 +142,7 @@ def trusting(found: Index, name: str, wanted: Wanted, act: Callable[[Index], T])
                 f"{name}: lists no key frames that can be relied on, because of its time stamps or of damage; "
                 'sample it with sampling="even"'
             )
-        counted = by_decoding(place, name, found)
+        counted = by_decoding(place, name, found, check)
         if not len(counted):
             raise _without_frames(place, name)
         return act(counted)
@@ -227,11 +229,11 @@ def pieces(
     length: int,
     faults: Faults,
     progress: bool = False,
-    each: Callable[[], None] = lambda: None,
+    check: Check = unchecked,
 ) -> Iterator[Frames]:
     """Decode the frames `numbers`, `length` at a time, with one decoder. Numbers must rise if there are several pieces.
 
-    The first frame of the file has the height and width of all. each: is called after each frame.
+    The first frame of the file has the height and width of all.
     Raises `Miscounted`, maybe after some were yielded.
     """
     np = require("numpy", "video")
@@ -240,7 +242,7 @@ def pieces(
         opened(locate(name)) as container,
         _progress_bar(progress and found.duration >= LONG_CLIP, len(numbers)) as advance,
     ):
-        decoder = Decoder(container, video_stream(container, name), found, name)
+        decoder = Decoder(container, video_stream(container, name), found, name, check)
         shown = decoder.frames(numbers)
         number, frame = next(shown)
         shape = scaled(decoder.stream, frame, size, name)
@@ -257,7 +259,6 @@ def pieces(
                     fill(pixels[at], frame, name)
                     damaged += frame.is_corrupt
                     advance()
-                    each()
             if begin + length >= len(numbers):
                 next(shown, None)  # which sees whether they were the frames that the index lists
                 faults.tell_of(found, damaged, len(numbers))

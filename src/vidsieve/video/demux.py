@@ -8,7 +8,7 @@ import os
 import stat
 import struct
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, pairwise
@@ -22,6 +22,11 @@ from vidsieve.video.references import Rank, rank_reader
 
 BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")  # that an MP4 or MOV file begins with
 PATIENCE = 30.0  # seconds that a server may take to answer
+Check = Callable[[], None]  # is called for each packet, and raises where nobody wants the rest
+
+
+def unchecked() -> None:
+    """Read on."""
 
 
 @dataclass(frozen=True)
@@ -143,13 +148,14 @@ def video_stream(container: Any, name: str) -> Any:
     raise VideoError(f"{name}: has no video stream ({'only ' + ', '.join(kinds) if kinds else 'no stream at all'})")
 
 
-def packets(container: Any, stream: Any) -> Iterator[Any]:
+def packets(container: Any, stream: Any, check: Check = unchecked) -> Iterator[Any]:
     """Read the packets of a stream up to the end of the file, without one that the end cuts in two."""
     from av.error import InvalidDataError
 
     cut = None
     with suppress(InvalidDataError):
         for packet in container.demux(stream):
+            check()
             if not packet.size:
                 continue
             if cut is not None:  # not at the end: damaged in passing, which the decoder may make up for
@@ -159,7 +165,7 @@ def packets(container: Any, stream: Any) -> Iterator[Any]:
                 yield packet
 
 
-def pictures(container: Any, stream: Any, intact: bool) -> Iterator[Any]:
+def pictures(container: Any, stream: Any, intact: bool, check: Check = unchecked) -> Iterator[Any]:
     """Decode frames in display order.
 
     intact: raise PyAV's `InvalidDataError` for a packet that cannot be decoded; else skip it, as players
@@ -169,16 +175,18 @@ def pictures(container: Any, stream: Any, intact: bool) -> Iterator[Any]:
 
     if not stream.codec_context.is_open:
         stream.thread_type = "AUTO" if intact else "SLICE"
-    for packet in chain(packets(container, stream), (None,)):  # None has the decoder hand out what it still holds
+    for packet in chain(
+        packets(container, stream, check), (None,)
+    ):  # None has the decoder hand out what it still holds
         with suppress(*(() if intact else (InvalidDataError,))):
             yield from stream.decode(packet)
 
 
-def by_packets(place: str, name: str) -> Index:
+def by_packets(place: str, name: str, check: Check = unchecked) -> Index:
     """Make the index from packets; without `keys` if they do not determine the frames that the decoder returns."""
     with opened(place) as container:
         stream = video_stream(container, name)
-        listed, truncated = _listed(container, stream)
+        listed, truncated = _listed(container, stream, check)
         # AVI has no presentation time stamps, and those made up for it are wrong where frames are reordered.
         reordered = container.format.name == "avi" and stream.codec_context.has_b_frames
         tick = float(stream.time_base)
@@ -233,7 +241,7 @@ class _Packet:
     rank: Rank
 
 
-def _listed(container: Any, stream: Any) -> tuple[list[_Packet], bool]:
+def _listed(container: Any, stream: Any, check: Check) -> tuple[list[_Packet], bool]:
     """List the packets of `stream` that are shown, without one cut in two at the end; and whether the file is cut."""
     from av.error import InvalidDataError
 
@@ -242,6 +250,7 @@ def _listed(container: Any, stream: Any) -> tuple[list[_Packet], bool]:
     reached, broken = 0.0, False
     try:
         for packet in container.demux():
+            check()
             if not packet.size:
                 continue
             if packet.pts is not None and packet.time_base:
@@ -266,18 +275,18 @@ def _promised(container: Any) -> float:
     return float(container.duration / 1e6)
 
 
-def by_decoding(place: str, name: str, found: Index) -> Index:
+def by_decoding(place: str, name: str, found: Index, check: Check = unchecked) -> Index:
     """Make the index of the frames that the decoder returns. found: the index of the packets."""
     from av.error import InvalidDataError
 
     try:
-        counted = _counted(place, name, found, True)
+        counted = _counted(place, name, found, True, check)
     except InvalidDataError:
-        return _counted(place, name, found, False)
-    return counted if len(counted) >= found.packets else _counted(place, name, found, False)
+        return _counted(place, name, found, False, check)
+    return counted if len(counted) >= found.packets else _counted(place, name, found, False, check)
 
 
-def _counted(place: str, name: str, found: Index, intact: bool) -> Index:
+def _counted(place: str, name: str, found: Index, intact: bool, check: Check) -> Index:
     """Count the frames that the decoder returns, and find when each is shown.
 
     If time stamps go back (joined recordings) or are missing, a frame follows the previous one after its duration.
@@ -289,7 +298,7 @@ def _counted(place: str, name: str, found: Index, intact: bool) -> Index:
         stamped = container.format.name != "avi"
         last: float | None = None
         stays = 1 / rate
-        for frame in pictures(container, stream, intact):
+        for frame in pictures(container, stream, intact, check):
             stamp = frame.pts * tick if stamped and frame.pts is not None else None
             step = stays if stamp is None or last is None or stamp < last else stamp - last
             seconds.append(seconds[-1] + step if seconds else 0.0)
