@@ -12,6 +12,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +227,34 @@ def test_a_clip_that_fails_does_not_stop_the_others(
     rows = called(capsys, *command)["rows"]
     assert [("error" in row, Path(row["clip"]).name) for row in rows] == [(True, "broken.mp4"), (False, "whole.mp4")]
     assert len(list((tmp_path / "out").iterdir())) == 1
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_what_opens_an_address_is_neither_told_nor_stored(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "clip.mp4")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        host = f"127.0.0.1:{server.server_port}"
+        clips = [f"http://me:secret@{host}/{name}.mp4?key=sesame" for name in ("clip", "absent")]
+        more = ["--model", world / "model", "--frames", 4, "--out", tmp_path / "out"]
+        commands = [["encode", *clips, *more], ["encode", clips[1], *more], ["plan", clips[0], *more[:4]]]
+        codes = [main.main([*map(str, command)]) for command in commands * 2]
+        printed = capsys.readouterr()
+        rows = called(capsys, *commands[0])["rows"]
+        server.shutdown()
+    assert codes == [0, 1, 0] * 2
+    assert [row["clip"] for row in rows] == [f"http://{host}/{name}.mp4" for name in ("clip", "absent")]
+    [file] = (tmp_path / "out").iterdir()
+    written = file.name + str(rows) + printed.out + printed.err + file.read_bytes().decode("latin1")
+    assert f"http://{host}/absent.mp4: cannot be read as a video" in printed.err
+    assert not re.search("secret|sesame", written)
+    assert file.name.startswith("clip-")
 
 
 def test_one_machine_needs_no_ray(

@@ -37,7 +37,7 @@ from vidsieve.cli import report
 from vidsieve.cli.arguments import Mistake
 from vidsieve.cli.parser import Command, parser
 from vidsieve.cli.quiet import quiet
-from vidsieve.errors import VidsieveError
+from vidsieve.errors import VidsieveError, redacted
 
 LINE_EVERY = 30.0  # seconds between lines of progress in a log
 Found = Any  # the result of a command, as JSON values
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _print_error(error: BaseException, typed: Sequence[str], usage: str = "") -> None:
     """Print an error as one line, and with --json as a document too."""
-    message = printable(" ".join(str(error).split())) or type(error).__name__
+    message = printable(redacted(" ".join(str(error).split()))) or type(error).__name__
     begin = "vidsieve: " if isinstance(error, KeyboardInterrupt) else f"{usage}vidsieve: error: "
     print(f"{begin}{message}", file=sys.stderr)
     if "--json" in typed:

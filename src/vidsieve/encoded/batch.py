@@ -31,7 +31,7 @@ from vidsieve.encoded.job import refused as refused
 from vidsieve.encoded.job import write_whole
 from vidsieve.encoded.stored import Row, encode, read_row, schema
 from vidsieve.engines.hf.loading import check, load
-from vidsieve.errors import VidsieveError
+from vidsieve.errors import VidsieveError, redacted
 from vidsieve.types.frames import Frames
 from vidsieve.video.decode import read_video
 
@@ -84,11 +84,11 @@ class EncodeClips:
             if frames is not None:
                 save = require("safetensors.torch", "hf").save
                 tensors, found = encode(self.processor, self.model, self.job.reducer, frames, task.question)
-                row = {"clip": task.clip, "question": task.question, "file": task.file.name, **found}
+                row = {"clip": redacted(task.clip), "question": task.question, "file": task.file.name, **found}
                 write_whole(task.file, save(tensors, {"vidsieve": json.dumps(row)}))
             row = read_row(task.file)
         except Exception as error:  # whatever it is, the other clips must not suffer
-            message = " ".join(str(error).split()) or type(error).__name__
+            message = redacted(" ".join(str(error).split())) or type(error).__name__
             asked = task.question if isinstance(task.question, str) else None  # what a column of text can hold
             row = {"clip": task.clip, "question": asked, "error": message}
         task.mark.unlink(missing_ok=True)
@@ -152,7 +152,7 @@ def run(
         "clips": len(found),
         "encoded": len(todo) - len(broken),
         "already_there": len(clips) - len(todo),
-        "failed": [{"clip": row["clip"], "error": row["error"]} for row in failed],
+        "failed": [{"clip": redacted(row["clip"]), "error": row["error"]} for row in failed],
         "ignored": ignored(source, job.out),
         "table": str(table),
         "features": str(job.features),
@@ -191,6 +191,7 @@ def write_table(job: Job, failed: Sequence[Row] = ()) -> Path:
     with parquet.ParquetWriter(part, schema()) as writer:
         while some := list(islice(rows, 4096)):
             writer.write_table(arrow.Table.from_pylist(some, schema=schema()))
-        writer.write_table(arrow.Table.from_pylist(list(failed), schema=schema()))
+        shown = [row | {"clip": redacted(row["clip"])} for row in failed]
+        writer.write_table(arrow.Table.from_pylist(shown, schema=schema()))
     os.replace(part, path)
     return path

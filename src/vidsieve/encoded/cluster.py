@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vidsieve.checks import require
-from vidsieve.errors import VidsieveError
+from vidsieve.errors import VidsieveError, redacted
 
 CLIPS_A_TASK = 8  # few enough to share evenly, enough that the next clip decodes while this one is encoded
 THREADS = 4  # processors a worker asks for, where there are as many
@@ -69,7 +69,7 @@ def attempt(mark: Path, clip: str) -> None:
     """
     with mark.open("a") as file:
         if file.tell() >= ATTEMPTS:
-            raise VidsieveError(f"{clip}: {ATTEMPTS} workers died on it; a decoder's crash, or out of memory")
+            raise VidsieveError(f"{redacted(clip)}: {ATTEMPTS} workers died on it; a decoder's crash, or out of memory")
         file.write("x")
 
 

@@ -21,7 +21,7 @@ from vidsieve.encoded.encode import Progress, encode
 from vidsieve.encoded.job import sweep_parts
 from vidsieve.encoded.video import EncodedVideo
 from vidsieve.engines.hf.loading import check, load
-from vidsieve.errors import VidsieveError
+from vidsieve.errors import VidsieveError, redacted
 from vidsieve.methods.chunked import in_chunks
 from vidsieve.types.frames import Frames
 from vidsieve.video.chunks import plan_video
@@ -51,7 +51,7 @@ class Request:
 
     def file(self, clip: str) -> Path:
         """Name the file of a clip: by the clip's name, then a digest of its path, for two may have one name."""
-        stem = "".join(letter if letter.isprintable() else "_" for letter in Path(clip).stem)
+        stem = "".join(letter if letter.isprintable() else "_" for letter in Path(redacted(clip)).stem)
         short = stem.encode()[:60].decode(errors="ignore")  # file systems count bytes
         return self.out / f"{short}-{hashlib.sha256(os.fsencode(clip)).hexdigest()[:8]}{SUFFIX}"
 
@@ -86,6 +86,7 @@ def encode_all(
         raise KeyboardInterrupt(
             f"{stored} of {len(clips)} clips are stored in {request.out}; the same command goes on with the others"
         ) from None
+    rows = [row | {"clip": redacted(row["clip"])} for row in rows]
     failed = [row for row in rows if "error" in row]
     if len(failed) == len(rows):
         raise VidsieveError(
@@ -101,7 +102,7 @@ def _rows(clips: Sequence[str], request: Request, note: Note) -> Iterator[dict[s
         note("loading the model")
         loaded = load(request.model, request.device, request.dtype, bar=False)
     for number, clip in enumerate(clips, 1):
-        name = printable(Path(clip).name)
+        name = printable(Path(redacted(clip)).name)
         count = name if len(clips) == 1 else f"{number} of {len(clips)}, {name}"
         yield _one(clip, request, loaded, partial(_told, note, count))
 
@@ -122,7 +123,7 @@ def _one(
             begin()
             encoded = _encoded(loaded, clip, request, note)
     except FAULTS as error:
-        return {"clip": clip, "error": " ".join(str(error).split()) or type(error).__name__}
+        return {"clip": clip, "error": redacted(" ".join(str(error).split())) or type(error).__name__}
     if not there:
         encoded.save(file)  # a disk that is full is so for every clip
     more = {"already_there": True} if there else {"seconds": time.perf_counter() - started}

@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 
 from vidsieve.checks import check_number, describe, require
-from vidsieve.errors import VideoError, WrongArgument
+from vidsieve.errors import VideoError, WrongArgument, redacted
 from vidsieve.types.frames import Frames
 from vidsieve.video.chosen import Decoder, Miscounted
 from vidsieve.video.decode import Faults, described, index_of, one_line, pieces, scaled, to_warning, trusting
@@ -26,9 +26,13 @@ SAME_TIME = 1e-3  # seconds
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Planned(Frames):
-    """Frames that are described, with the index of their file, so that reading them need not make it again."""
+    """Frames that are described, with the index of their file, so that reading them need not make it again.
+
+    address: to read them from, where `source` does not say all of it.
+    """
 
     found: Index | None = None
+    address: str = ""
 
 
 def plan_video(
@@ -67,7 +71,9 @@ def plan(name: str, wanted: Wanted, warn: Callable[[str], None] = to_warning) ->
         Faults(name, wanted.strict, warn, cut=wanted.strict or wanted.index is None).tell_of(found)
         pixels = torch.empty(len(numbers), *shape, 3, dtype=torch.uint8, device="meta")
         frames = described(pixels, numbers, found, name)
-        return Planned(**{field.name: getattr(frames, field.name) for field in fields(frames)}, found=found)
+        return Planned(
+            **{field.name: getattr(frames, field.name) for field in fields(frames)}, found=found, address=name
+        )
 
     return trusting(index_of(name), name, wanted, planned)
 
@@ -99,8 +105,8 @@ def read_chunks(
 
 def _chunks(frames: Frames, read: Callable[..., Iterator[Frames]], faults: Faults, check: Check) -> Iterator[Frames]:
     av = require("av", "video")
-    name = frames.source
-    found = frames.found if isinstance(frames, Planned) else None
+    planned = frames if isinstance(frames, Planned) and frames.source == redacted(frames.address) else None
+    name, found = (frames.source, None) if planned is None else (planned.address, planned.found)
     if found is None:
         found = trusting(index_of(name, check), name, Wanted(), lambda index: index, check)
         _check_same(found, frames)

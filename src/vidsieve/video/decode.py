@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from vidsieve.checks import require
-from vidsieve.errors import VideoError
+from vidsieve.errors import VideoError, redacted
 from vidsieve.types.frames import Frames
 from vidsieve.video import torchcodec
 from vidsieve.video.chosen import Decoder, Miscounted
@@ -211,7 +211,7 @@ class Faults:
         """Tell one fault."""
         if self.strict:
             raise VideoError(f"{self.name}: {fault}; without strict, that is a warning")
-        self.warn(f"{self.name}: {fault}")
+        self.warn(redacted(f"{self.name}: {fault}"))
 
     def tell_of(self, found: Index, damaged: int = 0, count: int = 0) -> None:
         """Tell the faults of a file of which `damaged` of `count` frames are damaged."""
