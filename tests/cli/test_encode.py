@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -93,8 +94,9 @@ def test_the_same_command_goes_on_and_other_settings_are_refused(
     (tmp_path / "clip.vidsieve.1.part").write_bytes(b"what a killed run left")
     again = ["encode", world / "clip.mp4", "--model", world / "model", "--out", tmp_path]
     copied = shutil.copytree(world / "model", tmp_path / "copied")
-    found = called(capsys, *again, "--frames", 12, "--keep", "25%")
-    assert found["rows"][0]["already_there"]
+    for model in (world / "model", f"{world}/./model/", os.path.relpath(world / "model")):
+        found = called(capsys, *again, "--frames", 12, "--keep", "25%", "--model", model)
+        assert found["rows"][0]["already_there"]
     assert Path(row["file"]).stat().st_mtime_ns == before
     assert not list(tmp_path.glob("*.part"))
     for other, says in {
@@ -114,6 +116,15 @@ def clips_of(world: Path, folder: Path, names: Sequence[str] = ("a.mp4", "b.mp4"
     for name in names:
         (folder / name).hardlink_to(world / "clip.mp4")
     return folder
+
+
+def test_a_folder_of_a_model_has_one_name(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clip, model = str(world / "clip.mp4"), f"{world}/./model/"
+    request = many.Request([clip], model, tmp_path, {"num_frames": 4})
+    assert "already_there" not in many.encode_all(request)["rows"][0]
+    assert vidsieve.EncodedVideo.load(request.file(clip)).fingerprint.name == str(world / "model")
+    for other in (model, os.path.relpath(model), str(world / "model")):
+        assert "already_there" in many.encode_all(replace(request, model=other))["rows"][0]
 
 
 def test_interrupted_it_says_how_many_are_stored_and_goes_on(

@@ -1,5 +1,6 @@
 """A video read in chunks has the frames and pixels of one that is read whole, and no more of them in memory."""
 
+import os
 import warnings
 import weakref
 from dataclasses import replace
@@ -12,12 +13,14 @@ import torch
 av = pytest.importorskip("av")
 np = pytest.importorskip("numpy")
 
-from tests.clips import HEIGHT, WIDTH, cut, decoded, numbers, write, written  # noqa: E402
+from tests.clips import HEIGHT, WIDTH, cut, decoded, numbers, picture, write, written  # noqa: E402
 from tests.video.test_files import damaged, turned  # noqa: E402
 from vidsieve.errors import VideoError, WrongArgument  # noqa: E402
 from vidsieve.types.frames import Frames  # noqa: E402
 from vidsieve.video import plan_video, read_chunks, read_video  # noqa: E402
 from vidsieve.video.chosen import Decoder  # noqa: E402
+from vidsieve.video.decode import indexed  # noqa: E402
+from vidsieve.video.wanted import Wanted  # noqa: E402
 
 SAME = ("index", "seconds", "fps", "total", "duration", "source", "key_frames")
 
@@ -166,6 +169,23 @@ def test_a_file_that_changed_under_its_plan_is_told(clip: Path, tmp_path: Path) 
     write(path, count=40)
     with pytest.raises(VideoError, match="has changed since it was planned; plan it again"):
         list(read_chunks(planned, 5))
+
+
+def test_a_file_replaced_by_one_with_the_same_times_is_told(tmp_path: Path) -> None:
+    path = write(tmp_path / "clip.mp4")
+    planned = plan_video(path, num_frames=30)
+    write(path, draw=lambda number, *shape: 255 - picture(number, *shape))
+    with pytest.raises(VideoError, match=r"clip.mp4: has changed since it was planned; plan it again"):
+        next(read_chunks(planned, 5))
+    chunks = read_chunks(plan_video(path, num_frames=30), 5)
+    assert len(next(chunks)) == 5
+    os.utime(path, ns=(0, 0))
+    with pytest.raises(VideoError, match="has changed since it was planned; plan it again"):
+        list(chunks)
+    later = indexed(path, Wanted(num_frames=3))
+    os.utime(path)
+    with pytest.raises(VideoError, match="has changed since it was planned"):
+        later()
 
 
 def test_frames_lost_to_damage_are_shown_as_the_one_before_and_told(tmp_path: Path) -> None:

@@ -103,12 +103,13 @@ def _notes(logged: bool = False) -> Iterator[Callable[[str], None]]:
         return
     require("rich", "video")
     from rich.console import Console
+    from rich.text import Text
 
     status = Console(stderr=True).status("")
 
     def note(what: str) -> None:
         if what:
-            status.update(f"{what} ...")
+            status.update(Text(f"{what} ..."))  # no markup: a name of a file may look like it
             status.start()
         else:
             status.stop()
@@ -199,7 +200,7 @@ def _encode(options: argparse.Namespace) -> Found:
 
     request = many.Request(
         options.clips,
-        _model(options),
+        options.model,
         options.out,
         _sample(options) | {"strict": options.strict},
         options.max_pixels,
@@ -255,19 +256,15 @@ def _sample(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _model(options: argparse.Namespace) -> str:
-    """Get the model, a folder as an absolute path, for what is stored names it."""
-    return str(Path(options.model).resolve()) if Path(options.model).is_dir() else options.model
-
-
 def _batch(options: argparse.Namespace) -> Found:
     """Encode and reduce many clips and store the features; the same command resumes a stopped job."""
     from vidsieve.encoded import batch
+    from vidsieve.encoded.fingerprint import full_name
 
     if why := batch.refused(options.method):
         raise Mistake(why)
     job = batch.Job(
-        _model(options),
+        full_name(options.model),
         str(options.out.resolve()),
         options.method,
         _keep(options),

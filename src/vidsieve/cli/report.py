@@ -30,7 +30,7 @@ def show_result(result: dict[str, Any]) -> None:
     before, after = result["tokens_before"], result["tokens_after"]
     sample = result["frames"]
     console.print(
-        f"{Path(result['clip']).name}: {_sampled(sample)}, {sample['duration']:.1f} s; "
+        f"{Text(printable(Path(result['clip']).name)).markup}: {_sampled(sample)}, {sample['duration']:.1f} s; "
         f"{result['model_type']} on {result['device']} in {result['dtype']}"
     )
     if advice := _advice(sample):

@@ -18,6 +18,7 @@ from vidsieve.checks import printable, require
 from vidsieve.encoded import cluster
 from vidsieve.encoded.clips import find
 from vidsieve.encoded.encode import Progress, encode
+from vidsieve.encoded.fingerprint import full_name
 from vidsieve.encoded.job import sweep_parts
 from vidsieve.encoded.video import EncodedVideo
 from vidsieve.engines.hf.loading import check, load
@@ -134,7 +135,8 @@ def _spread(
     clips: Sequence[str], request: Request, address: str | None, workers: int | None, note: Note
 ) -> list[dict[str, Any]]:
     """Make the row of each clip, in their order; workers of Ray encode those that are not stored."""
-    request = replace(request, out=request.out.resolve())  # workers have a directory of their own
+    # Workers have a directory of their own.
+    request = replace(request, out=request.out.resolve(), model=full_name(request.model))
     for left in request.out.glob("*.trying"):
         left.unlink(missing_ok=True)
     rows = {clip: _one(clip, request, None, note) for clip in clips if request.file(clip).exists()}
@@ -191,13 +193,13 @@ def _stored(clip: str, file: Path, request: Request) -> EncodedVideo:
     dtype = str(encoded.selection.features.dtype).removeprefix("torch.")
     frames = plan_video(clip, **sampled(clip, request.sample, request.max_pixels))
     asked = {
-        "by the model": request.model,
+        "by the model": full_name(request.model),
         "by": repr(in_chunks(registry.method(request.method)(request.keep))),
         "in": dtype if request.dtype in (None, "auto") else request.dtype,
         "as": _described(frames),
     }
     made = encoded.fingerprint
-    found = {"by the model": made.name, "by": made.method, "in": dtype, "as": _described(encoded.frames)}
+    found = {"by the model": full_name(made.name), "by": made.method, "in": dtype, "as": _described(encoded.frames)}
     for how, what in asked.items():
         if found[how] != what:
             raise VidsieveError(

@@ -199,7 +199,9 @@ class EncodedVideo(Askable):
                 "the order in which the tokens of this video were picked is not known, so it cannot be cut; encode it "
                 "again with the keep that you want"
             )
-        fingerprint = replace(self.fingerprint, keep=keep)
+        made = self.fingerprint
+        method = made.method.replace(f"keep={made.keep!r}", f"keep={keep!r}", 1)
+        fingerprint = replace(made, keep=keep, method=method)
         return replace(self, selection=self.selection.at(keep), fingerprint=fingerprint)
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -33,6 +33,7 @@ from vidsieve.video.demux import (
     Index,
     by_decoding,
     by_packets,
+    check_unchanged,
     lacks_its_index,
     locate,
     opened,
@@ -182,6 +183,7 @@ def _read(found: Index, name: str, wanted: Wanted, warn: Callable[[str], None]) 
 def _by_torchcodec(found: Index, name: str, numbers: list[int], wanted: Wanted, faults: "Faults") -> Frames:
     torchcodec.check_readable(found, name)
     place = locate(name)
+    check_unchanged(found, place, name)
     with opened(place) as container:
         stream = video_stream(container, name)
         decoder = Decoder(container, stream, found, name)
@@ -191,6 +193,7 @@ def _by_torchcodec(found: Index, name: str, numbers: list[int], wanted: Wanted, 
             raise VideoError(f"{name}: is mirrored, and torchcodec can only turn pictures; {torchcodec.INSTEAD}")
         stamps = [pts * stream.time_base for pts in found.pts]
         pixels = torchcodec.decode(place, name, stream.index, stamps, numbers, shape, wanted.device or "cpu")
+    check_unchanged(found, place, name)
     faults.tell_of(found)
     return described(pixels, numbers, found, name)
 
@@ -238,8 +241,10 @@ def pieces(
     """
     np = require("numpy", "video")
     damaged = before = 0
+    place = locate(name)
+    check_unchanged(found, place, name)
     with (
-        opened(locate(name)) as container,
+        opened(place) as container,
         _progress_bar(progress and found.duration >= LONG_CLIP, len(numbers)) as advance,
     ):
         decoder = Decoder(container, video_stream(container, name), found, name, check)
@@ -261,6 +266,7 @@ def pieces(
                     advance()
             if begin + length >= len(numbers):
                 next(shown, None)  # which sees whether they were the frames that the index lists
+                check_unchanged(found, place, name)
                 faults.tell_of(found, damaged, len(numbers))
             yield described(torch.from_numpy(pixels), some, found, name, decoder.decoded - before)
             before = decoder.decoded

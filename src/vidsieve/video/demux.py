@@ -38,6 +38,7 @@ class Index:
     keys: (frame number, time stamp to seek to) of each key frame; empty where stamps do not say which frame is which.
     packets: how many there are; most give one frame.  intact: whether every packet can be decoded.
     spare: numbers of frames that no other is made from, as far as that is known.
+    stamp: of the file, as `stamp_of` has it.
     """
 
     seconds: Sequence[float]
@@ -48,6 +49,7 @@ class Index:
     packets: int = 0
     intact: bool = True
     spare: frozenset[int] = frozenset()
+    stamp: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.seconds)
@@ -100,6 +102,24 @@ def _check_file(name: str, path: str) -> None:
         raise VideoError(f"{name}: no permission to read it")
     if not found.st_size:
         raise VideoError(f"{name}: is empty (0 bytes)")
+
+
+def stamp_of(place: str) -> tuple[int, int] | None:
+    """Get the size of a file and when it was last written, in nanoseconds; None for an address."""
+    if not place.startswith("file:"):
+        return None
+    found = os.stat(place.removeprefix("file:"))
+    return found.st_size, found.st_mtime_ns
+
+
+def check_unchanged(found: Index, place: str, name: str) -> None:
+    """Raise `VideoError` for a file that was written since its index was made, be it with frames at the same times."""
+    try:
+        changed = stamp_of(place) != found.stamp
+    except OSError:
+        changed = True
+    if changed:
+        raise VideoError(f"{name}: has changed since it was planned; plan it again")
 
 
 def lacks_its_index(place: str) -> bool:
@@ -184,6 +204,7 @@ def pictures(container: Any, stream: Any, intact: bool, check: Check = unchecked
 
 def by_packets(place: str, name: str, check: Check = unchecked) -> Index:
     """Make the index from packets; without `keys` if they do not determine the frames that the decoder returns."""
+    stamp = stamp_of(place)
     with opened(place) as container:
         stream = video_stream(container, name)
         listed, truncated = _listed(container, stream, check)
@@ -201,15 +222,15 @@ def by_packets(place: str, name: str, check: Check = unchecked) -> Index:
         and (not shown or (listed[0].key and shown[0] == min(shown)))
     )
     if not (sure and shown):
-        return Index((), 0.0, truncated, packets=len(listed))
+        return Index((), 0.0, truncated, packets=len(listed), stamp=stamp)
     pts = sorted(shown)
-    seconds = [(stamp - pts[0]) * tick for stamp in pts]
+    seconds = [(at - pts[0]) * tick for at in pts]
     last = listed[shown.index(pts[-1])].duration * tick
     duration = seconds[-1] + (last or seconds[-1] / max(len(pts) - 1, 1))
     # Demuxers seek by decoding time stamp, which may lie before the presentation one.
     seek = {
-        stamp: stamp if packet.dts is None else min(stamp, packet.dts)
-        for stamp, packet in zip(shown, listed, strict=True)
+        at: at if packet.dts is None else min(at, packet.dts)
+        for at, packet in zip(shown, listed, strict=True)
         if packet.key
     }
     return Index(
@@ -219,7 +240,8 @@ def by_packets(place: str, name: str, check: Check = unchecked) -> Index:
         pts,
         [(bisect_left(pts, key), seek[key]) for key in sorted(seek)],
         packets=len(listed),
-        spare=frozenset(bisect_left(pts, stamp) for stamp in _spare(listed)),
+        spare=frozenset(bisect_left(pts, at) for at in _spare(listed)),
+        stamp=stamp,
     )
 
 
@@ -304,4 +326,4 @@ def _counted(place: str, name: str, found: Index, intact: bool, check: Check) ->
             seconds.append(seconds[-1] + step if seconds else 0.0)
             last = stamp
             stays = frame.duration * tick if stamped and frame.duration else 1 / rate
-    return Index(seconds, seconds[-1] + stays if seconds else 0.0, found.truncated, intact=intact)
+    return Index(seconds, seconds[-1] + stays if seconds else 0.0, found.truncated, intact=intact, stamp=found.stamp)
