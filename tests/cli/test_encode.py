@@ -24,7 +24,7 @@ import torch
 import vidsieve
 from tests.clips import write
 from vidsieve.cli import encode, main
-from vidsieve.encoded import many
+from vidsieve.encoded import chunks, many
 from vidsieve.engines.hf.loading import load
 
 pytest.importorskip("av")
@@ -406,3 +406,25 @@ def test_a_plan_refuses_what_encoding_refuses(
     refusal = last_line(capsys)
     assert main.main(["plan", *options]) == 1
     assert last_line(capsys) == refusal
+
+
+def test_a_plan_times_what_encoding_does(
+    world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    kind = chunks._Chunks
+    processed = kind.processed
+    monkeypatch.setattr(kind, "processed", lambda self, chunk: asked.append(self) or processed(self, chunk))
+    called(capsys, "plan", world / "clip.mp4", "--model", world / "model", "--device", "cpu")
+    assert len(asked) == 2  # the first of which writes a prompt
+    assert {made._device for made in asked} == {torch.device("cpu")}
+
+
+def test_a_plan_of_a_processor_that_cannot_be_loaded_is_refused_in_a_line(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = shutil.copytree(world / "model", tmp_path / "model")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (model / name).write_text("{")
+    assert main.main(["plan", str(world / "clip.mp4"), "--model", str(model), "--device", "cpu"]) == 1
+    assert last_line(capsys).startswith(f"vidsieve: error: model '{model}' cannot be loaded: ")

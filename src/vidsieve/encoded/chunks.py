@@ -96,6 +96,16 @@ def size_of(model: Any, processor: Any, frames: Frames) -> tuple[int, int] | Non
     return _Layout.of(adapter_for(model), model.config, processor, frames).size
 
 
+def processing(model: Any, processor: Any, frames: Frames, device: torch.device) -> Callable[[Frames], Any]:
+    """Get what makes the inputs of any chunk of `frames`, as `encode_chunks` does for a model on `device`.
+
+    Raises as `encode_chunks` does.
+    """
+    adapter, joined = by_frame(model, processor)
+    chunks = _Chunks(adapter, model, processor, frames, joined, device)
+    return lambda chunk: chunks.processed(chunk)[0].to(model.dtype)
+
+
 @dataclass(frozen=True)
 class _Layout:
     """How a prompt lays out a video. at: columns of its tokens.  tokens, grid: as of a chunk.  size: of pixels.
@@ -143,9 +153,18 @@ class _Layout:
 class _Chunks:
     """Makes the model's inputs of the chunks of one video, as the processor would make them of the whole."""
 
-    def __init__(self, adapter: Adapter, model: Any, processor: Any, frames: Frames, joined: int) -> None:
+    def __init__(
+        self,
+        adapter: Adapter,
+        model: Any,
+        processor: Any,
+        frames: Frames,
+        joined: int,
+        device: torch.device | None = None,
+    ) -> None:
+        """device: for which pixels are processed; None for the model's."""
         self.adapter, self._processor, self._joined = adapter, processor, joined
-        self._config, self._dtype, self._device = model.config, model.dtype, model.device
+        self._config, self._dtype, self._device = model.config, model.dtype, device or model.device
         self._whole = _Layout.of(adapter, self._config, processor, frames)
         self._left, self._done = len(frames), 0  # frames, token frames
         self._processors: dict[int, Any] = {}  # by the frames of a chunk, as
@@ -158,7 +177,7 @@ class _Chunks:
 
     def __call__(self, chunk: Frames) -> tuple[Any, _Layout]:
         """Get the inputs of the next chunk, and where its tokens are in them."""
-        inputs, layout = self._processed(chunk)
+        inputs, layout = self.processed(chunk)
         inputs = inputs.to(self._dtype)  # here: half the bytes wait
         self._left -= len(chunk)
         expected = self._whole.tokens[self._done :]
@@ -173,7 +192,7 @@ class _Chunks:
         self._done += len(expected)
         return inputs, replace(layout, at=layout.at[: sum(expected)], tokens=expected, last=not self._left)
 
-    def _processed(self, chunk: Frames) -> tuple[Any, _Layout]:
+    def processed(self, chunk: Frames) -> tuple[Any, _Layout]:
         """Get the processor's inputs of a chunk. The prompt of one is that of all with as many tokens.
 
         A tower does not see it, and writing it takes longer than the pixels.

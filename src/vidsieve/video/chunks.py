@@ -6,7 +6,7 @@ for chunk in read_chunks(frames, 64): ...    # the pixels of `read_video`, 64 fr
 
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import pairwise
@@ -86,7 +86,7 @@ def read_chunks(
     strict: bool = False,
     warn: Callable[[str], None] = to_warning,
     check: Check = unchecked,
-) -> Iterator[Frames]:
+) -> Generator[Frames]:
     """Decode what `plan_video` described, `size` frames at a time: the pixels of `read_video`, of one chunk in memory.
 
     progress, strict: as in `read_video`.  warn: is given each fault that is no error. A frame that is lost to damage is
@@ -103,7 +103,7 @@ def read_chunks(
     return _chunks(frames, read, faults, check)
 
 
-def _chunks(frames: Frames, read: Callable[..., Iterator[Frames]], faults: Faults, check: Check) -> Iterator[Frames]:
+def _chunks(frames: Frames, read: Callable[..., Iterator[Frames]], faults: Faults, check: Check) -> Generator[Frames]:
     av = require("av", "video")
     planned = frames if isinstance(frames, Planned) and frames.source == redacted(frames.address) else None
     name, found = (frames.source, None) if planned is None else (planned.address, planned.found)
