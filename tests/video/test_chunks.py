@@ -1,5 +1,6 @@
 """A video read in chunks has the frames and pixels of one that is read whole, and no more of them in memory."""
 
+import gc
 import os
 import warnings
 import weakref
@@ -242,3 +243,16 @@ def test_a_read_can_be_ended_while_frames_are_skipped_or_counted(
     seen.clear()
     with pytest.raises(Unwanted):
         list(read_chunks(planned, 2, warn=lambda fault: None, check=check))
+
+
+def test_no_decoded_picture_waits_for_garbage_to_be_collected(tmp_path: Path) -> None:
+    upright = write(tmp_path / "a.mp4")
+    for path in (upright, turned(upright, tmp_path / "b.mp4", (0, 1, -1, 0))):
+        gc.collect()
+        gc.disable()
+        try:
+            chunks = read_chunks(plan_video(path, num_frames=20), 4)
+            assert sum(len(chunk) for chunk in chunks) == 20
+            assert sum(type(one) is av.VideoFrame for one in gc.get_objects()) <= 1
+        finally:
+            gc.enable()

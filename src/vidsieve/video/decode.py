@@ -315,7 +315,8 @@ def _orientation(frame: Any, name: str) -> tuple[bool, bool, bool]:
             f"{name}: is turned by {frame.rotation} degrees, expected a multiple of 90; re-encode it upright"
         )
     try:
-        matrix = frame.side_data.get("DISPLAYMATRIX")
+        # Not frame.side_data: it and the frame hold each other, and the picture until garbage is collected.
+        matrix = require("av.sidedata.sidedata", "video").SideDataContainer(frame).get("DISPLAYMATRIX")
     except ValueError:  # PyAV 18 cannot list what is newer than it knows (EXIF); it still knows the rotation
         return _TURNS[round(frame.rotation / 90) % 4]
     if matrix is None:
