@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vidsieve.checks import pip_install, require
-from vidsieve.errors import MissingExtra
+from vidsieve.errors import MissingExtra, redacted
 
 
 def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, origin: dict | None) -> None:
@@ -40,3 +40,17 @@ def test_a_hint_leaves_an_editable_checkout_editable(
     with pytest.raises(MissingExtra, match="this needs absent, which could not be imported") as error:
         require("absent.part", "ray")
     assert str(error.value).endswith(f"install it with: pip install {extras}")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("rtsp://me:se:c@ret@camera:554/1?token=hidden", "rtsp://camera:554/1"),
+        ("HTTPS://host/a.mp4?token=a:b/c: no answer in 30 s", "HTTPS://host/a.mp4: no answer in 30 s"),
+        ("got 'http://host/a.mp4#x'; choose (rtsp://u@h/b?c).", "got 'http://host/a.mp4'; choose (rtsp://h/b)."),
+        ("rtsp:// cannot be read", "rtsp:// cannot be read"),
+        ("/a b#c?d@e.mp4: is empty", "/a b#c?d@e.mp4: is empty"),
+    ],
+)
+def test_an_address_is_shown_without_what_opens_it(text: str, shown: str) -> None:
+    assert redacted(text) == shown == redacted(shown)

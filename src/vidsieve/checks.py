@@ -73,6 +73,11 @@ def check_part(name: str, part: object) -> None:
         raise ValueError(f"expected a {name} such as the parts of vidsieve, got {part!r}")
 
 
+def printable(text: str) -> str:
+    """Escape what would begin another line, or is no text: names of files may hold anything."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
 def describe(value: Any) -> str:
     """Anything at all in a message: a line of at most 80 letters."""
     if isinstance(value, Tensor):

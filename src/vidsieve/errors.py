@@ -17,6 +17,18 @@ Each also derives from the built-in in brackets, so code that knows nothing of v
 A message says what was expected, what was found, and what to do.
 """
 
+import re
+
+# An address: scheme, user and password, host and path, query.
+_ADDRESS = re.compile(
+    r"([a-z][a-z0-9+.-]*://)(?:[^\s/?#]*@)?([^\s?#]*)(?:[?#]\S*?(?=['\")\];,.:]*(?:\s|$)))?", re.IGNORECASE
+)
+
+
+def redacted(text: str) -> str:
+    """Leave user, password, query and fragment out of the addresses in a text: what is shown or stored is passed on."""
+    return _ADDRESS.sub(r"\1\2", text)
+
 
 class VidsieveError(Exception):
     """Base of every error that vidsieve raises on purpose."""
@@ -48,6 +60,9 @@ class KernelUnavailable(VidsieveError, RuntimeError):
 
 class VideoError(VidsieveError, OSError):
     """A file that cannot be read as a video."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redacted(message))
 
 
 class AlreadyAttached(VidsieveError, RuntimeError):

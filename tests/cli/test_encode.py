@@ -12,6 +12,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ import torch
 import vidsieve
 from tests.clips import write
 from vidsieve.cli import encode, main
+from vidsieve.encoded import chunks, many
 from vidsieve.engines.hf.loading import load
 
 pytest.importorskip("av")
@@ -59,6 +63,27 @@ def test_a_clip_is_stored_and_asked_without_it(
     expected = [encoded.ask(model, processor, question, **arguments) for question in ("What happens?", "Who?")]
     assert [row["answer"] for row in found["rows"]] == expected
     assert found["model"] == str(world / "model")  # which the file names
+    [video] = found["videos"]
+    assert (video["clip"], video["tokens"]) == (str(world / "clip.mp4"), 288)
+    frames = encoded.frames.seconds
+    for span in video["spans"]:
+        assert {span["start"], span["end"]} <= {*frames}
+        shown = (encoded.seconds >= span["start"]) & (encoded.seconds <= span["end"])
+        assert span["share"] == pytest.approx(shown.sum() / 288)
+    assert 0.5 <= sum(span["share"] for span in video["spans"]) <= 1 + 1e-9
+
+
+def test_after_the_answers_it_says_when_what_is_kept_is_shown(
+    stored: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = stored["rows"][0]["file"]
+    shown = r"\d:\d\d(-\d:\d\d)? \(\d+ %\)"
+    for files, of in (([file], ""), ([file, file], " of clip.mp4")):
+        capsys.readouterr()
+        assert main.main(["ask", *files, "-q", "Who?", "--max-new-tokens", "2"]) == 0
+        lines = capsys.readouterr().out.splitlines()[-len(files) :]
+        for line in lines:
+            assert re.fullmatch(f"most of the kept tokens{of}: {shown}(, {shown})*", line)
 
 
 def test_a_method_inside_the_model_picks_of_what_is_stored(
@@ -95,8 +120,9 @@ def test_the_same_command_goes_on_and_other_settings_are_refused(
     (tmp_path / "clip.vidsieve.1.part").write_bytes(b"what a killed run left")
     again = ["encode", world / "clip.mp4", "--model", world / "model", "--out", tmp_path]
     copied = shutil.copytree(world / "model", tmp_path / "copied")
-    found = called(capsys, *again, "--frames", 12, "--keep", "25%")
-    assert found["rows"][0]["already_there"]
+    for model in (world / "model", f"{world}/./model/", os.path.relpath(world / "model")):
+        found = called(capsys, *again, "--frames", 12, "--keep", "25%", "--model", model)
+        assert found["rows"][0]["already_there"]
     assert Path(row["file"]).stat().st_mtime_ns == before
     assert not list(tmp_path.glob("*.part"))
     for other, says in {
@@ -116,6 +142,15 @@ def clips_of(world: Path, folder: Path, names: Sequence[str] = ("a.mp4", "b.mp4"
     for name in names:
         (folder / name).hardlink_to(world / "clip.mp4")
     return folder
+
+
+def test_a_folder_of_a_model_has_one_name(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clip, model = str(world / "clip.mp4"), f"{world}/./model/"
+    request = many.Request([clip], model, tmp_path, {"num_frames": 4})
+    assert "already_there" not in many.encode_all(request)["rows"][0]
+    assert vidsieve.EncodedVideo.load(request.file(clip)).fingerprint.name == str(world / "model")
+    for other in (model, os.path.relpath(model), str(world / "model")):
+        assert "already_there" in many.encode_all(replace(request, model=other))["rows"][0]
 
 
 def test_interrupted_it_says_how_many_are_stored_and_goes_on(
@@ -231,6 +266,80 @@ def test_a_clip_that_fails_does_not_stop_the_others(
     assert len(list((tmp_path / "out").iterdir())) == 1
 
 
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_what_opens_an_address_is_neither_told_nor_stored(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "clip.mp4")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        host = f"127.0.0.1:{server.server_port}"
+        clips = [f"http://me:secret@{host}/{name}.mp4?key=sesame" for name in ("clip", "absent")]
+        more = ["--model", world / "model", "--frames", 4, "--out", tmp_path / "out"]
+        commands = [["encode", *clips, *more], ["encode", clips[1], *more], ["plan", clips[0], *more[:4]]]
+        codes = [main.main([*map(str, command)]) for command in commands * 2]
+        printed = capsys.readouterr()
+        rows = called(capsys, *commands[0])["rows"]
+        server.shutdown()
+    assert codes == [0, 1, 0] * 2
+    assert [row["clip"] for row in rows] == [f"http://{host}/{name}.mp4" for name in ("clip", "absent")]
+    [file] = (tmp_path / "out").iterdir()
+    written = file.name + str(rows) + printed.out + printed.err + file.read_bytes().decode("latin1")
+    assert f"http://{host}/absent.mp4: cannot be read as a video" in printed.err
+    assert not re.search("secret|sesame", written)
+    assert file.name.startswith("clip-")
+
+
+def test_one_machine_needs_no_ray(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    command = ["encode", world / "clip.mp4", "--model", world / "model", "--frames", 4, "--out", tmp_path]
+    assert len(called(capsys, *command, "--workers", 1)["rows"]) == 1
+    for asked in (["--workers", "2"], ["--address", "127.0.0.1:1"]):
+        assert main.main([*map(str, command), *asked]) == 1
+        assert last_line(capsys).startswith("vidsieve: error: this needs ray, which could not be imported")
+
+
+def test_a_clip_on_which_two_workers_died_fails(world: Path, tmp_path: Path) -> None:
+    clip = str(world / "clip.mp4")
+    request = many.Request([clip], str(world / "model"), tmp_path, {"num_frames": 4})
+    worker, mark = many.EncodeVideos(request), request.file(clip).with_suffix(".trying")
+    mark.write_text("x")
+    assert "error" not in worker.row(clip)
+    assert [file.suffix for file in tmp_path.iterdir()] == [".vidsieve"]
+    mark.write_text("xx")
+    assert "already_there" in worker.row(clip)
+    request.file(clip).unlink()
+    mark.write_text("xx")
+    assert "2 workers died on it" in worker.row(clip)["error"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_fault_of_the_program_is_no_fault_of_a_clip(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips, out = clips_of(world, tmp_path / "clips"), tmp_path / "out"
+    command = [*map(str, ["encode", clips, "--model", world / "model", "--frames", 4, "--out", out])]
+    first = many.encode
+
+    def wrong(*args: Any, **options: Any) -> Any:
+        if "b.mp4" in args[2]:
+            raise fault
+        return first(*args, **options)
+
+    monkeypatch.setattr(many, "encode", wrong)
+    fault: Exception = torch.OutOfMemoryError("CUDA out of memory")
+    assert ["error" in row for row in called(capsys, *command)["rows"]] == [False, True, False]
+    fault = RuntimeError("The size of tensor a must match")
+    assert main.main(command) == 1
+    assert last_line(capsys) == "vidsieve: error: The size of tensor a must match"
+
+
 @pytest.mark.parametrize(
     ("options", "line"),
     [
@@ -323,3 +432,25 @@ def test_a_plan_refuses_what_encoding_refuses(
     refusal = last_line(capsys)
     assert main.main(["plan", *options]) == 1
     assert last_line(capsys) == refusal
+
+
+def test_a_plan_times_what_encoding_does(
+    world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    kind = chunks._Chunks
+    processed = kind.processed
+    monkeypatch.setattr(kind, "processed", lambda self, chunk: asked.append(self) or processed(self, chunk))
+    called(capsys, "plan", world / "clip.mp4", "--model", world / "model", "--device", "cpu")
+    assert len(asked) == 2  # the first of which writes a prompt
+    assert {made._device for made in asked} == {torch.device("cpu")}
+
+
+def test_a_plan_of_a_processor_that_cannot_be_loaded_is_refused_in_a_line(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = shutil.copytree(world / "model", tmp_path / "model")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (model / name).write_text("{")
+    assert main.main(["plan", str(world / "clip.mp4"), "--model", str(model), "--device", "cpu"]) == 1
+    assert last_line(capsys).startswith(f"vidsieve: error: model '{model}' cannot be loaded: ")

@@ -1,6 +1,7 @@
 """main.py: the commands, what is printed where, and the exit codes."""
 
 import inspect
+import io
 import json
 import logging
 import os
@@ -226,3 +227,15 @@ def test_a_film_without_a_folder_is_a_mistake(capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit, match="2"):
         main.main(["run", "clip.mp4", "-q", "what?", "-m", "model", "--film"])
     assert "--film and --gif draw into the folder of --out" in capsys.readouterr().err
+
+
+def test_a_step_is_shown_as_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", shown := Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    with main._notes() as note:
+        note("a[red]b[/x].mp4: 3 of 4 frames")
+    assert "a[red]b[/x].mp4: 3 of 4 frames ..." in shown.getvalue()

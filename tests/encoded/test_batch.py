@@ -315,6 +315,13 @@ def test_an_address_that_cannot_be_read_is_a_row_that_says_what_to_do(world: Pat
     assert "error" not in encoded
 
 
+def test_a_features_file_is_not_named_after_what_opens_an_address(world: Path, tmp_path: Path) -> None:
+    mine = job(world, tmp_path)
+    first, other = (mine.file(f"http://me:secret@host/a.mp4?key={key}", QUESTION) for key in ("sesame", "x"))
+    assert first != other
+    assert re.fullmatch(r"a-[0-9a-f]{16}\.safetensors", first.name)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [

@@ -1,6 +1,8 @@
 """A video encoded in chunks has the features of the whole, from threads that overlap, fail once and never stay."""
 
+import gc
 import itertools
+import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -25,7 +27,7 @@ from vidsieve.engines.hf import families, register
 from vidsieve.engines.hf.families import adapter_for
 from vidsieve.engines.hf.loading import prepare
 from vidsieve.errors import AlreadyAttached, UnsupportedModel, VideoError, WrongArgument
-from vidsieve.video import plan_video, read_video
+from vidsieve.video import decode, plan_video, read_video
 
 # GLM's processors make numpy arrays of torch tensors, of which numpy 2 warns.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -195,6 +197,37 @@ def test_what_interrupts_the_caller_leaves_no_thread(clip: Path, make: Callable[
     assert len(list(encode_chunks(model, make("internvl"), plan_video(clip, num_frames=4), 2))) == 2
 
 
+def test_an_encode_that_fails_closes_its_file(
+    clip: Path, make: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def open_files() -> list[str]:
+        folder = Path("/proc/self/fd")
+        return [link for file in folder.iterdir() if (link := _target(file)) == str(clip)]
+
+    model = tiny.model("internvl")
+    monkeypatch.setattr("vidsieve.encoded.chunks.decoder_arguments", _fail)
+    chunks = encode_chunks(model, make("internvl"), plan_video(clip, num_frames=40), 2)
+    gc.disable()
+    try:
+        with pytest.raises(VideoError, match="the tower") as kept:  # with its traceback
+            next(iter(chunks))
+        assert open_files() == []
+        assert kept.value
+    finally:
+        gc.enable()
+
+
+def _target(file: Path) -> str:
+    try:
+        return os.readlink(file)
+    except OSError:  # that of the folder itself
+        return ""
+
+
+def _fail(*_: Any) -> None:
+    raise VideoError("the tower fails")
+
+
 @pytest.mark.parametrize("stage", ["decode", "process"])
 def test_an_error_of_a_thread_is_raised_once_after_the_chunks_before_it(
     stage: str, clip: Path, make: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
@@ -211,8 +244,10 @@ def test_an_error_of_a_thread_is_raised_once_after_the_chunks_before_it(
 
     if stage == "process":
         monkeypatch.setattr("vidsieve.encoded.chunks.prepare", failing)
-    each = fail if stage == "decode" else lambda: None
-    chunks = encode_chunks(model, processor, plan_video(clip, num_frames=40), 2, each=each)
+    else:
+        fill = decode.fill
+        monkeypatch.setattr(decode, "fill", lambda *args: (fail(), fill(*args)))
+    chunks = encode_chunks(model, processor, plan_video(clip, num_frames=40), 2)
     came: list[FeatureChunk] = []
     with pytest.raises(MemoryError, match="no room"):
         came.extend(iter(chunks))

@@ -90,6 +90,7 @@ def test_which_tokens_stay_depends_neither_on_chunks_nor_on_a_later_cut(both: tu
     cut, less = whole.at(0.1), vidsieve.encode(*both, clip, 0.1, num_frames=FRAMES, chunk=6)
     assert len(cut.selection) == round(0.1 * sum(whole.tokens))
     assert torch.equal(cut.selection.kept, less.selection.kept)
+    assert cut.fingerprint == less.fingerprint
     assert cut.ask(*both, QUESTIONS[0], **GREEDY) == less.ask(*both, QUESTIONS[0], **GREEDY)
     with pytest.raises(BudgetError, match="are held; select with a larger keep"):
         whole.at(0.5)

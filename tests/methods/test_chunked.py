@@ -1,6 +1,7 @@
 """Selection chunk after chunk: the tokens of one shot, however the video is cut."""
 
 import random
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
@@ -44,7 +45,7 @@ from vidsieve.ops.greedy import reference as greedy
 from vidsieve.ops.measurement import reference as measurement
 from vidsieve.ops.partition import reference as partition
 from vidsieve.types.segments import Segments
-from vidsieve.types.selection import Selection, kept_count
+from vidsieve.types.selection import Rows, Selection, kept_count
 
 MOST = 40  # tokens of a segment
 
@@ -194,6 +195,33 @@ def test_no_more_is_held_than_promised() -> None:
         assert waiting is not None
         assert len(waiting) <= MOST
     assert len(selector.finish()) == 180
+
+
+def test_what_is_held_is_freed_while_the_selection_is_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = video_like(200, 9, 16, 3, torch.float32, cuts=tuple(range(5, 200, 13)))
+    selector = ChunkedPrune(default(0.1), len(x))
+    for part in x.split(18):
+        selector.add(part, (9, 9))
+    selector._hold_ended(everything=True)
+    made = [(len(rows.kept), weakref.ref(rows.features)) for rows in selector._rows]
+    alive = []
+
+    def watched(name: str) -> None:
+        make = getattr(Rows, name)
+
+        def making(*args: object) -> Rows:
+            alive.append(sum(count for count, there in made if there() is not None))
+            rows: Rows = make(*args)
+            made.append((len(rows.kept), weakref.ref(rows.features)))
+            return rows
+
+        monkeypatch.setattr(Rows, name, making)
+
+    for name in ("take", "join", *(("new",) if hasattr(Rows, "new") else ())):
+        watched(name)
+    assert len(selector.finish()) == 180
+    assert alive[0] >= 1.9 * 180  # what was held
+    assert alive[-1] < 1.6 * 180  # the selection, and the last part
 
 
 def test_a_smaller_selection_is_that_of_one_shot_at_every_count() -> None:

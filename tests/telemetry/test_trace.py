@@ -50,6 +50,12 @@ def test_what_a_trace_tells_of_one_video() -> None:
     assert json.loads(json.dumps(trace.to_dict()))["remembered_calls"][0]["videos"][0]["kept"] == [0, 12]
 
 
+def test_it_says_when_the_kept_tokens_are_shown() -> None:
+    video = record()  # tokens 0 and 2, of the first of two frames
+    assert video.seconds((3.0, 4.0)) == [3.0, 3.0]
+    assert video.spans((3.0, 4.0)) == ((3.0, 3.0, 1.0),)
+
+
 def test_a_line_for_each_of_several_videos() -> None:
     model = tiny.model("qwen2_5_vl")
     with attach(model, Segmented()) as trace:

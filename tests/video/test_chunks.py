@@ -1,5 +1,7 @@
 """A video read in chunks has the frames and pixels of one that is read whole, and no more of them in memory."""
 
+import gc
+import os
 import warnings
 import weakref
 from dataclasses import replace
@@ -12,12 +14,14 @@ import torch
 av = pytest.importorskip("av")
 np = pytest.importorskip("numpy")
 
-from tests.clips import HEIGHT, WIDTH, cut, decoded, numbers, write, written  # noqa: E402
+from tests.clips import HEIGHT, WIDTH, cut, decoded, numbers, picture, write, written  # noqa: E402
 from tests.video.test_files import damaged, turned  # noqa: E402
 from vidsieve.errors import VideoError, WrongArgument  # noqa: E402
 from vidsieve.types.frames import Frames  # noqa: E402
 from vidsieve.video import plan_video, read_chunks, read_video  # noqa: E402
 from vidsieve.video.chosen import Decoder  # noqa: E402
+from vidsieve.video.decode import indexed  # noqa: E402
+from vidsieve.video.wanted import Wanted  # noqa: E402
 
 SAME = ("index", "seconds", "fps", "total", "duration", "source", "key_frames")
 
@@ -168,6 +172,23 @@ def test_a_file_that_changed_under_its_plan_is_told(clip: Path, tmp_path: Path) 
         list(read_chunks(planned, 5))
 
 
+def test_a_file_replaced_by_one_with_the_same_times_is_told(tmp_path: Path) -> None:
+    path = write(tmp_path / "clip.mp4")
+    planned = plan_video(path, num_frames=30)
+    write(path, draw=lambda number, *shape: 255 - picture(number, *shape))
+    with pytest.raises(VideoError, match=r"clip.mp4: has changed since it was planned; plan it again"):
+        next(read_chunks(planned, 5))
+    chunks = read_chunks(plan_video(path, num_frames=30), 5)
+    assert len(next(chunks)) == 5
+    os.utime(path, ns=(0, 0))
+    with pytest.raises(VideoError, match="has changed since it was planned; plan it again"):
+        list(chunks)
+    later = indexed(path, Wanted(num_frames=3))
+    os.utime(path)
+    with pytest.raises(VideoError, match="has changed since it was planned"):
+        later()
+
+
 def test_frames_lost_to_damage_are_shown_as_the_one_before_and_told(tmp_path: Path) -> None:
     planned = plan_video(path := damaged(tmp_path), num_frames=100)
     there = {frame.pts for frame in decoded(path)}
@@ -199,3 +220,39 @@ def test_what_is_cut_short_is_told_with_the_plan_and_damage_with_the_last_chunk(
     for read in (lambda: plan_video(short, strict=True), lambda: list(read_chunks(planned, 5, strict=True))):
         with pytest.raises(VideoError, match="is cut short"):
             read()
+
+
+@pytest.mark.parametrize(
+    ("make", "count", "least"), [(lambda folder: write(folder / "a.mp4"), 2, 10), (damaged, 100, 250)]
+)
+def test_a_read_can_be_ended_while_frames_are_skipped_or_counted(
+    make: Any, count: int, least: int, tmp_path: Path
+) -> None:
+    class Unwanted(Exception):
+        pass
+
+    def check() -> None:
+        seen.append(None)
+        if len(seen) == last:
+            raise Unwanted
+
+    planned, seen, last = plan_video(make(tmp_path), num_frames=count), [], 0
+    assert list(read_chunks(planned, 2, warn=lambda fault: None, check=check))
+    assert len(seen) > least
+    last = len(seen)
+    seen.clear()
+    with pytest.raises(Unwanted):
+        list(read_chunks(planned, 2, warn=lambda fault: None, check=check))
+
+
+def test_no_decoded_picture_waits_for_garbage_to_be_collected(tmp_path: Path) -> None:
+    upright = write(tmp_path / "a.mp4")
+    for path in (upright, turned(upright, tmp_path / "b.mp4", (0, 1, -1, 0))):
+        gc.collect()
+        gc.disable()
+        try:
+            chunks = read_chunks(plan_video(path, num_frames=20), 4)
+            assert sum(len(chunk) for chunk in chunks) == 20
+            assert sum(type(one) is av.VideoFrame for one in gc.get_objects()) <= 1
+        finally:
+            gc.enable()

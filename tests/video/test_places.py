@@ -13,9 +13,11 @@ import torch
 pytest.importorskip("av")
 pytest.importorskip("numpy")
 
-from tests.clips import numbers, write, written
+from tests.clips import cut, numbers, write, written
 from vidsieve.errors import VideoError
+from vidsieve.video import plan_video, read_chunks
 from vidsieve.video.decode import read_video
+from vidsieve.video.live import live
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +70,22 @@ def test_over_http(clip: Path, served: str) -> None:
     assert numbers(read_video(f"{served}/raw.h264", index=[29, 4]).pixels) == [29, 4]
     with pytest.raises(VideoError, match=r"absent.mp4: cannot be read as a video \(.*404.*\)"):
         read_video(f"{served}/absent.mp4")
+
+
+def test_what_opens_an_address_is_neither_told_nor_kept(clip: Path, served: str) -> None:
+    place = served.replace("//", "//me:se%20cret@")
+    opens = f"{place}/clip.mp4?token=hidden&x=/a#b"
+    planned = plan_video(opens, num_frames=4)
+    for frames in (read_video(opens, num_frames=4), planned, next(read_chunks(planned, 4))):
+        assert frames.source == f"{served}/clip.mp4"
+    assert torch.equal(next(read_chunks(planned, 4)).pixels, read_video(clip, num_frames=4).pixels)
+    for read in (read_video, plan_video, lambda name: next(live(name, 1))):
+        with pytest.raises(VideoError) as caught:
+            read(f"{place}/absent.mp4?token=hidden")
+        assert str(caught.value).startswith(f"{served}/absent.mp4: cannot be read as a")
+    short = cut(write(clip.parent / "whole.mkv")).name
+    with pytest.warns(UserWarning, match=f"^{served}/{short}: is cut short"):
+        read_video(f"{place}/{short}?token=hidden")
 
 
 @pytest.mark.parametrize(

@@ -32,12 +32,12 @@ from pathlib import Path
 from typing import Any
 
 from vidsieve import registry
-from vidsieve.checks import require
+from vidsieve.checks import printable, require
 from vidsieve.cli import report
 from vidsieve.cli.arguments import Mistake
 from vidsieve.cli.parser import Command, parser
 from vidsieve.cli.quiet import quiet
-from vidsieve.errors import VidsieveError
+from vidsieve.errors import VidsieveError, redacted
 
 LINE_EVERY = 30.0  # seconds between lines of progress in a log
 Found = Any  # the result of a command, as JSON values
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _print_error(error: BaseException, typed: Sequence[str], usage: str = "") -> None:
     """Print an error as one line, and with --json as a document too."""
-    message = report.printable(" ".join(str(error).split())) or type(error).__name__
+    message = printable(redacted(" ".join(str(error).split()))) or type(error).__name__
     begin = "vidsieve: " if isinstance(error, KeyboardInterrupt) else f"{usage}vidsieve: error: "
     print(f"{begin}{message}", file=sys.stderr)
     if "--json" in typed:
@@ -103,12 +103,13 @@ def _notes(logged: bool = False) -> Iterator[Callable[[str], None]]:
         return
     require("rich", "video")
     from rich.console import Console
+    from rich.text import Text
 
     status = Console(stderr=True).status("")
 
     def note(what: str) -> None:
         if what:
-            status.update(f"{what} ...")
+            status.update(Text(f"{what} ..."))  # no markup: a name of a file may look like it
             status.start()
         else:
             status.stop()
@@ -195,11 +196,11 @@ def _films(options: argparse.Namespace) -> list[str]:
 
 def _encode(options: argparse.Namespace) -> Found:
     """Encode clips of any length in bounded memory, and store what is kept; the same command goes on."""
-    from vidsieve.cli import encode
+    from vidsieve.encoded import many
 
-    request = encode.Request(
+    request = many.Request(
         options.clips,
-        _model(options),
+        options.model,
         options.out,
         _sample(options) | {"strict": options.strict},
         options.max_pixels,
@@ -209,7 +210,7 @@ def _encode(options: argparse.Namespace) -> Found:
         options.dtype,
     )
     with _notes(logged=True) as note:
-        return encode.encode_all(request, note)
+        return many.encode_all(request, options.address, options.workers, note)
 
 
 def _ask(options: argparse.Namespace) -> Found:
@@ -232,14 +233,15 @@ def _ask(options: argparse.Namespace) -> Found:
 
 def _plan(options: argparse.Namespace) -> Found:
     """Say what a clip would take before anything runs: tokens, memory, seconds."""
-    from vidsieve.cli import encode, plan
+    from vidsieve.cli import plan
+    from vidsieve.encoded.many import sampled
     from vidsieve.methods.chunked import in_chunks
     from vidsieve.video.chunks import plan_video
 
     in_chunks(registry.method(options.method)(_keep(options)))  # what encode would refuse
     with _notes() as note:
         note("reading which frames there are")
-        frames = plan_video(options.clip, **encode.sampled(options.clip, _sample(options), options.max_pixels))
+        frames = plan_video(options.clip, **sampled(options.clip, _sample(options), options.max_pixels))
         return plan.plan(frames, options.model, _keep(options), options.device, options.dtype, note)
 
 
@@ -255,19 +257,15 @@ def _sample(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _model(options: argparse.Namespace) -> str:
-    """Get the model, a folder as an absolute path, for what is stored names it."""
-    return str(Path(options.model).resolve()) if Path(options.model).is_dir() else options.model
-
-
 def _batch(options: argparse.Namespace) -> Found:
     """Encode and reduce many clips and store the features; the same command resumes a stopped job."""
     from vidsieve.encoded import batch
+    from vidsieve.encoded.fingerprint import full_name
 
     if why := batch.refused(options.method):
         raise Mistake(why)
     job = batch.Job(
-        _model(options),
+        full_name(options.model),
         str(options.out.resolve()),
         options.method,
         _keep(options),

@@ -104,6 +104,9 @@ def _add_encode(command: Parser) -> None:
     command.add_argument("--model", "-m", required=True, help="Hub id or folder of a video language model")
     command.add_argument("--out", type=folder, required=True, help="folder for the files, one a clip; goes on there")
     command.add_argument("--strict", action="store_true", help="a clip that is cut short or damaged fails")
+    about = "copies of the model; several: Ray runs them, one a GPU, or on the CPU (one, in this process)"
+    command.add_argument("--workers", type=count, help=about)
+    command.add_argument("--address", help="of a Ray cluster that encodes the clips (this process)")
 
 
 def _add_ask(command: Parser) -> None:

@@ -7,14 +7,16 @@ matrix product on the device, which attention, norms and launches stay below.
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import torch
 from torch import nn
 
+from vidsieve.encoded.chunks import processing
 from vidsieve.encoded.encode import chunk_of
 from vidsieve.engines.hf.families import adapter_for
-from vidsieve.engines.hf.loading import check, prepare, usable_device
+from vidsieve.engines.hf.loading import check, loading, prepare, usable_device, without_bars
 from vidsieve.engines.hf.vision.tower import find_tower
 from vidsieve.engines.torchvision import make_importable
 from vidsieve.methods.base import kept_count
@@ -81,37 +83,49 @@ def _described(model: str, device: torch.device, dtype: str | None) -> tuple[Any
     make_importable()
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-    config = AutoConfig.from_pretrained(model, **where)
+    with loading(model), without_bars():
+        config = AutoConfig.from_pretrained(model, **where)
+        processor = AutoProcessor.from_pretrained(model, **where)
     own = str(getattr(config, "dtype", None) or "bfloat16").removeprefix("torch.")
     usual = "float32" if device.type == "cpu" else own
     with torch.device("meta"):
         precision = getattr(torch, dtype if dtype not in (None, "auto") else usual)
         described = AutoModelForImageTextToText.from_config(config, dtype=precision)
-    return AutoProcessor.from_pretrained(model, **where), described
+    return processor, described
 
 
 def _seconds(
     frames: Frames, processor: Any, described: Any, inputs: Any, prompt: tuple[int, int], device: torch.device
 ) -> dict[str, float]:
     """Estimate the seconds of each stage, and to the first token of a prompt of so many tokens, whole and reduced."""
-    size = chunk_of(frames, device)
-    first = next(iter(read_chunks(frames, size)))
+    joined = getattr(processor.video_processor, "temporal_patch_size", 1)
+    size = -(-chunk_of(frames, device) // joined) * joined
+    first = _first(frames, size)
     chunks = len(frames) / len(first)
+    process = processing(described, processor, frames, device)
+    process(first)  # the first has a prompt to write, and a GPU to start
     costs = flops.layer_costs(described.get_decoder())
     speed = _flops_per_second(device, described.dtype, described.config.get_text_config().hidden_size)
     whole, reduced = (flops.total(costs, tokens, [0] * len(costs)) / speed for tokens in prompt)
     return {
-        "decode": chunks * _timed(lambda: next(iter(read_chunks(frames, size)))),
-        "process": chunks * _timed(lambda: prepare(processor, first, QUESTION)),
+        "decode": chunks * _timed(lambda: _first(frames, size), device),
+        "process": chunks * _timed(lambda: process(first), device),
         "tower": _tower_flops(described, inputs) / speed,
         "first_token": reduced,
         "first_token_before": whole,
     }
 
 
-def _timed(work: Callable[[], Any]) -> float:
+def _first(frames: Frames, size: int) -> Frames:
+    with closing(read_chunks(frames, size)) as chunks:
+        return next(chunks)
+
+
+def _timed(work: Callable[[], Any], device: torch.device) -> float:
     begin = time.perf_counter()
     work()
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
     return time.perf_counter() - begin
 
 
@@ -145,11 +159,6 @@ def _flops_per_second(device: torch.device, dtype: torch.dtype, width: int) -> f
         torch.ones(width, width, device=device, dtype=dtype),
     )
 
-    def product() -> None:
-        rows @ weight
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
-
-    product()
-    seconds = sorted(_timed(product) for _ in range(ROUNDS))[ROUNDS // 2]
+    _timed(lambda: rows @ weight, device)
+    seconds = sorted(_timed(lambda: rows @ weight, device) for _ in range(ROUNDS))[ROUNDS // 2]
     return 2 * ROWS * width * width / seconds

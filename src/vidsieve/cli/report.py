@@ -2,12 +2,14 @@
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vidsieve.checks import pip_install, require
+from vidsieve.checks import pip_install, printable, require
 
 MOST = 10  # entries of a list that are printed
+FULLEST = 5  # parts of a video that are printed
 
 TORCHVISION = {
     None: "is not installed",
@@ -28,7 +30,7 @@ def show_result(result: dict[str, Any]) -> None:
     before, after = result["tokens_before"], result["tokens_after"]
     sample = result["frames"]
     console.print(
-        f"{Path(result['clip']).name}: {_sampled(sample)}, {sample['duration']:.1f} s; "
+        f"{Text(printable(Path(result['clip']).name)).markup}: {_sampled(sample)}, {sample['duration']:.1f} s; "
         f"{result['model_type']} on {result['device']} in {result['dtype']}"
     )
     if advice := _advice(sample):
@@ -36,6 +38,7 @@ def show_result(result: dict[str, Any]) -> None:
     count = len(result["segments"] or ())
     segments = f" in {count} segment{'s' * (count > 1)}" if count else ""
     console.print(f"[bold]{before} video tokens -> {after} kept ({100 * after / before:.1f} %)[/]{segments}")
+    console.print(f"most of the kept tokens: {_spans(result['spans'])}")
     if result.get("pixels"):
         console.print(f"vision tower: {result['tower']}")
     inside = [stage for stage in result.get("stages", ()) if stage["layer"] > 0]
@@ -158,11 +161,6 @@ def show_encode(found: Any) -> None:
     print(f"ask: vidsieve ask {shlex.quote(files[0])} --question '...'")
 
 
-def printable(text: str) -> str:
-    """Escape what would begin another line, or is no text: names of files may hold anything."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
-
-
 def show_answer(row: Any) -> None:
     if "error" in row:
         print(f"{row['question']}\n  not answered: {row['error']}", flush=True)
@@ -171,7 +169,28 @@ def show_answer(row: Any) -> None:
 
 
 def show_asked(found: Any) -> None:
-    """Print nothing more: each answer was shown when it came."""
+    """Print where most of what was asked is; each answer was printed when it came."""
+    for video in found["videos"]:
+        of = f" of {printable(Path(video['clip']).name)}" if len(found["videos"]) > 1 else ""
+        print(f"most of the kept tokens{of}: {_spans(video['spans'])}")
+
+
+def _spans(spans: Sequence[dict[str, float]]) -> str:
+    """Write when most of the kept tokens are shown, the fullest part first."""
+    told = [f"{_when(span['start'], span['end'])} ({100 * span['share']:.0f} %)" for span in spans[:FULLEST]]
+    rest = spans[FULLEST:]
+    more = f"; {len(rest)} more parts hold {100 * sum(span['share'] for span in rest):.0f} %" if rest else ""
+    return ", ".join(told) + more
+
+
+def _when(start: float, end: float) -> str:
+    begin, last = _clock(int(start)), _clock(int(end))
+    return begin if begin == last else f"{begin}-{last}"
+
+
+def _clock(seconds: int) -> str:
+    minutes = f"{seconds // 60 % 60:02d}" if seconds >= 3600 else f"{seconds // 60}"
+    return f"{seconds // 3600}:" * (seconds >= 3600) + f"{minutes}:{seconds % 60:02d}"
 
 
 def show_plan(found: Any) -> None:

@@ -25,7 +25,7 @@ from vidsieve.checks import check_question, describe, require
 from vidsieve.cli.answer import Answer, answer
 from vidsieve.cli.env import versions
 from vidsieve.engines.hf.loading import load, prepare
-from vidsieve.errors import VidsieveError
+from vidsieve.errors import VidsieveError, redacted
 from vidsieve.methods.compose import with_pixels
 from vidsieve.telemetry.trace import Trace
 from vidsieve.types.frames import Frames
@@ -153,7 +153,7 @@ def _described(
     """Make the result, with None for answers, times and memory. prompt: tokens of the unreduced prompt."""
     video = trace.videos[0]
     return {
-        "clip": str(Path(request.clip).resolve()) if is_path(os.fspath(request.clip)) else request.clip,
+        "clip": str(Path(request.clip).resolve()) if is_path(os.fspath(request.clip)) else redacted(request.clip),
         "question": request.question,
         "model": request.model,
         "model_type": model.config.model_type,
@@ -193,6 +193,7 @@ def _described(
         "segments": [list(bounds) for bounds in video.segments] if video.segments else None,
         "budgets": video.budgets,
         "kept": video.kept,
+        "spans": [span._asdict() for span in video.spans(frames.seconds)],
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
         "versions": versions(),

@@ -7,24 +7,23 @@ selection. There is one file per clip, `out/features/*.safetensors`, written und
 file that exists is complete, and its clip is done. `out/clips.parquet` has one row for each of these files, and one for
 each clip that failed.
 
-Ray Data distributes the work over one machine or many. It runs `EncodeClips`, which other pipelines can use too.
+Ray Data distributes the work over one machine or many (`cluster`). It runs `EncodeClips`, which other pipelines can
+use too.
 """
 
 import json
-import logging
 import os
-import socket
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, redirect_stdout
-from dataclasses import dataclass, replace
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from vidsieve.checks import check_question, require
+from vidsieve.encoded import cluster
 from vidsieve.encoded.clips import find, ignored
 from vidsieve.encoded.job import QUESTION as QUESTION
 from vidsieve.encoded.job import Job as Job
@@ -32,14 +31,9 @@ from vidsieve.encoded.job import refused as refused
 from vidsieve.encoded.job import write_whole
 from vidsieve.encoded.stored import Row, encode, read_row, schema
 from vidsieve.engines.hf.loading import check, load
-from vidsieve.errors import VidsieveError
+from vidsieve.errors import VidsieveError, redacted
 from vidsieve.types.frames import Frames
 from vidsieve.video.decode import read_video
-
-CLIPS_A_TASK = 8  # few enough to share evenly, enough that the next clip decodes while this one is encoded
-THREADS = 4  # processors a worker asks for, where there are as many
-ATTEMPTS = 2  # a worker may die for other reasons; if two die on one clip, the clip is the cause
-LINE_EVERY = 30.0  # seconds between lines of progress in a log
 
 
 class EncodeClips:
@@ -90,11 +84,11 @@ class EncodeClips:
             if frames is not None:
                 save = require("safetensors.torch", "hf").save
                 tensors, found = encode(self.processor, self.model, self.job.reducer, frames, task.question)
-                row = {"clip": task.clip, "question": task.question, "file": task.file.name, **found}
+                row = {"clip": redacted(task.clip), "question": task.question, "file": task.file.name, **found}
                 write_whole(task.file, save(tensors, {"vidsieve": json.dumps(row)}))
             row = read_row(task.file)
         except Exception as error:  # whatever it is, the other clips must not suffer
-            message = " ".join(str(error).split()) or type(error).__name__
+            message = redacted(" ".join(str(error).split())) or type(error).__name__
             asked = task.question if isinstance(task.question, str) else None  # what a column of text can hold
             row = {"clip": task.clip, "question": asked, "error": message}
         task.mark.unlink(missing_ok=True)
@@ -115,10 +109,7 @@ class _Task:
         return self.file.with_suffix(".trying")
 
     def attempt(self) -> None:
-        with self.mark.open("a") as file:
-            if file.tell() >= ATTEMPTS:
-                raise VidsieveError(f"{self.clip}: {ATTEMPTS} workers died on it; a decoder's crash, or out of memory")
-            file.write("x")
+        cluster.attempt(self.mark, self.clip)
 
 
 def run(
@@ -130,16 +121,11 @@ def run(
 ) -> dict[str, Any]:
     """Encode the clips of `source` that are not done, and write the table. Returns counts and lists of the clips.
 
-    address: of a Ray cluster, None for RAY_ADDRESS or this machine.  workers: copies of the model; by default one per
-    GPU, or without a GPU one per four processors.
+    address, workers: as `cluster.encoded` takes them.
     Raises `VidsieveError` if no clip could be encoded. A clip that fails is no error: `failed` lists it, and `ignored`
     lists the other files of the folder.
     """
-    ray = require("ray", "ray")
-    require("ray.data", "ray")
-    require("pyarrow.parquet", "ray")
-    if job.device not in (None, "cpu", "cuda"):
-        raise VidsieveError(f"expected device cpu or cuda, got {job.device!r}: Ray chooses which GPU a worker sees")
+    cluster.check(job.device)
     found = find(source)
     check(job.model)
     job.claim()
@@ -148,23 +134,15 @@ def run(
     todo = [clip for clip in clips if not job.file(clip, job.question).exists()]
     broken: list[Row] = []
     if todo:
-        note("starting Ray")
-        with _counted(job, clips), _cluster(ray, address):
-            dataset = _dataset(ray, todo, job, workers)
-            note("loading the model")
-            progress = _Progress(len(todo), note)
-            for rows in _batches(ray, dataset):
-                failed = [row for row in rows if row["error"] is not None]
-                broken += failed
-                progress.add(len(rows), len(failed))
+        items = [{"clip": clip} for clip in todo]
+        tasks = cluster.encoded(EncodeClips, job, items, ["clip"], address, workers, note)
+        with _counted(job, clips), closing(tasks):
+            for rows in tasks:
+                broken += [row for row in rows if row["error"] is not None]
     order = {clip: number for number, clip in enumerate(clips)}
     broken.sort(key=lambda row: order[row["clip"]])
     missing = {clip for clip in clips if not job.file(clip, job.question).exists()} - {row["clip"] for row in broken}
-    if missing:
-        raise VidsieveError(
-            f"{job.features} lacks the features of {len(missing)} clips that workers say they wrote; "
-            "the output folder has to be one that all machines of the cluster share"
-        )
+    cluster.check_written(job.features, len(missing))
     failed = [*(_nameless(clip, job) for clip in found if not _is_name(clip)), *broken]
     note("writing the table")
     table = write_table(job, failed)
@@ -174,7 +152,7 @@ def run(
         "clips": len(found),
         "encoded": len(todo) - len(broken),
         "already_there": len(clips) - len(todo),
-        "failed": [{"clip": row["clip"], "error": row["error"]} for row in failed],
+        "failed": [{"clip": redacted(row["clip"]), "error": row["error"]} for row in failed],
         "ignored": ignored(source, job.out),
         "table": str(table),
         "features": str(job.features),
@@ -213,94 +191,7 @@ def write_table(job: Job, failed: Sequence[Row] = ()) -> Path:
     with parquet.ParquetWriter(part, schema()) as writer:
         while some := list(islice(rows, 4096)):
             writer.write_table(arrow.Table.from_pylist(some, schema=schema()))
-        writer.write_table(arrow.Table.from_pylist(list(failed), schema=schema()))
+        shown = [row | {"clip": redacted(row["clip"])} for row in failed]
+        writer.write_table(arrow.Table.from_pylist(shown, schema=schema()))
     os.replace(part, path)
     return path
-
-
-@contextmanager
-def _cluster(ray: Any, address: str | None) -> Iterator[None]:
-    """Connect to Ray for the block; a connection that exists is used and kept."""
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors come as exceptions too
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    if ray.is_initialized():
-        yield
-        return
-    address = address or os.environ.get("RAY_ADDRESS") or "local"  # without it Ray joins what was last started here
-    _knock(address)
-    with redirect_stdout(sys.stderr), ExitStack() as stack:  # Ray prints dead workers there, until it has shut down
-        stack.callback(ray.shutdown)
-        try:
-            ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-        except ConnectionError as error:
-            raise VidsieveError(f"no Ray cluster answers at {address!r}: {str(error).splitlines()[0]}") from error
-        yield
-
-
-def _knock(address: str) -> None:
-    """Raise `VidsieveError` if nothing listens at host:port; Ray itself would try for many minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdecimal():
-        try:
-            socket.create_connection((host, int(port)), timeout=10).close()
-        except OSError as error:
-            raise VidsieveError(f"no Ray cluster answers at {address!r} ({error.strerror or error})") from error
-
-
-def _dataset(ray: Any, clips: Sequence[str], job: Job, workers: int | None) -> Any:
-    """Make the dataset of encoded clips, by as many workers as the cluster has room for.
-
-    Raises `VidsieveError` for more workers than that.
-    """
-    resources = ray.cluster_resources()
-    gpus, processors = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
-    device = job.device or ("cuda" if gpus else "cpu")
-    room, kind = (gpus, "GPU") if device == "cuda" else (processors, "processor")
-    if (workers or 1) > room:
-        raise VidsieveError(f"expected a {kind} for each of {workers or 1} workers, Ray has {room}")
-    workers = min(workers or (gpus if device == "cuda" else max(1, processors // THREADS)), len(clips))
-    smallest = min(int(node["Resources"].get("CPU", 0)) or processors for node in ray.nodes() if node["Alive"])
-    need = {"num_cpus": max(1, min(THREADS, smallest, processors // workers))}  # Ray gives a worker as many threads
-    if device == "cuda":
-        need["num_gpus"] = 1
-    size = max(1, min(CLIPS_A_TASK, len(clips) // (4 * workers)))
-    items = ray.data.from_items([{"clip": clip} for clip in clips], override_num_blocks=-(-len(clips) // size))
-    return items.map_batches(
-        EncodeClips,
-        fn_constructor_args=(replace(job, device=device),),
-        batch_size=size,
-        compute=ray.data.ActorPoolStrategy(size=workers),
-        **need,
-    )
-
-
-def _batches(ray: Any, dataset: Any) -> Iterator[list[Row]]:
-    """Yield the rows of each task as it ends. Raises `VidsieveError` if Ray fails."""
-    try:
-        for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-            yield table.select(["clip", "error"]).to_pylist()
-    except ray.exceptions.RayError as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        cause = lines[-1].strip().removeprefix("vidsieve.errors.VidsieveError: ") if lines else type(error).__name__
-        raise VidsieveError(f"Ray gave up: {cause}") from error
-
-
-class _Progress:
-    """Reports the progress of a job: on a terminal through `note`, in a log by a line every half minute."""
-
-    def __init__(self, total: int, note: Callable[[str], None]) -> None:
-        self.total, self.note = total, note
-        self.done = self.failed = 0
-        self.start = self.said = time.monotonic()
-
-    def add(self, done: int, failed: int) -> None:
-        self.done += done
-        self.failed += failed
-        now = time.monotonic()
-        rate = self.done / (now - self.start)
-        text = f"{self.done} of {self.total} clips, {self.failed} failed, {rate:.2f} a second"
-        self.note(text)
-        if not sys.stderr.isatty() and (now - self.said >= LINE_EVERY or self.done == self.total):
-            self.said = now
-            print(text, file=sys.stderr, flush=True)

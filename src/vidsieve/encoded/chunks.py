@@ -55,15 +55,13 @@ def encode_chunks(
     *,
     vision: Vision = "auto",
     strict: bool = False,
-    each: Callable[[], None] = lambda: None,
     read: Callable[[Frames, int], Iterator[Frames]] | None = None,
 ) -> Generator[FeatureChunk]:
     """Encode `frames`, `size` at a time. The model has a tower attached while this runs; closing the iterator ends it.
 
     frames: of `plan_video`, decoded as they are needed; or decoded ones.  size: a multiple of the frames that the
     processor joins to a temporal patch.  vision: how the tower runs, as `attach` takes it.  strict: as `read_chunks`.
-    each: is called after each decoded frame, in another thread.  read: what reads described frames, `size` at a time,
-    in place of `read_chunks`, for what is no file.
+    read: what reads described frames, `size` at a time, in place of `read_chunks`, for what is no file.
     Raises `UnsupportedModel` for a family whose tower is not known to compute each frame alone, `UnsupportedCall` for
     a processor that cannot be asked in chunks, `AlreadyAttached`, `VideoError` as `read_chunks` does.
     """
@@ -76,7 +74,7 @@ def encode_chunks(
     if size % joined and size < len(frames):
         raise ValueError(f"expected size as a multiple of {joined} frames, which the processor joins; got {size}")
     process = _Chunks(adapter, model, processor, frames, joined)
-    return _encoded(model, process, frames, size, vision, strict, each, read)
+    return _encoded(model, process, frames, size, vision, strict, read)
 
 
 def by_frame(model: Any, processor: Any) -> tuple[Adapter, int]:
@@ -96,6 +94,16 @@ def by_frame(model: Any, processor: Any) -> tuple[Adapter, int]:
 def size_of(model: Any, processor: Any, frames: Frames) -> tuple[int, int] | None:
     """Ask the processor which height and width it gives `frames`; None for one that gives any video the same."""
     return _Layout.of(adapter_for(model), model.config, processor, frames).size
+
+
+def processing(model: Any, processor: Any, frames: Frames, device: torch.device) -> Callable[[Frames], Any]:
+    """Get what makes the inputs of any chunk of `frames`, as `encode_chunks` does for a model on `device`.
+
+    Raises as `encode_chunks` does.
+    """
+    adapter, joined = by_frame(model, processor)
+    chunks = _Chunks(adapter, model, processor, frames, joined, device)
+    return lambda chunk: chunks.processed(chunk)[0].to(model.dtype)
 
 
 @dataclass(frozen=True)
@@ -145,9 +153,18 @@ class _Layout:
 class _Chunks:
     """Makes the model's inputs of the chunks of one video, as the processor would make them of the whole."""
 
-    def __init__(self, adapter: Adapter, model: Any, processor: Any, frames: Frames, joined: int) -> None:
+    def __init__(
+        self,
+        adapter: Adapter,
+        model: Any,
+        processor: Any,
+        frames: Frames,
+        joined: int,
+        device: torch.device | None = None,
+    ) -> None:
+        """device: for which pixels are processed; None for the model's."""
         self.adapter, self._processor, self._joined = adapter, processor, joined
-        self._config, self._dtype, self._device = model.config, model.dtype, model.device
+        self._config, self._dtype, self._device = model.config, model.dtype, device or model.device
         self._whole = _Layout.of(adapter, self._config, processor, frames)
         self._left, self._done = len(frames), 0  # frames, token frames
         self._processors: dict[int, Any] = {}  # by the frames of a chunk, as
@@ -160,7 +177,7 @@ class _Chunks:
 
     def __call__(self, chunk: Frames) -> tuple[Any, _Layout]:
         """Get the inputs of the next chunk, and where its tokens are in them."""
-        inputs, layout = self._processed(chunk)
+        inputs, layout = self.processed(chunk)
         inputs = inputs.to(self._dtype)  # here: half the bytes wait
         self._left -= len(chunk)
         expected = self._whole.tokens[self._done :]
@@ -175,7 +192,7 @@ class _Chunks:
         self._done += len(expected)
         return inputs, replace(layout, at=layout.at[: sum(expected)], tokens=expected, last=not self._left)
 
-    def _processed(self, chunk: Frames) -> tuple[Any, _Layout]:
+    def processed(self, chunk: Frames) -> tuple[Any, _Layout]:
         """Get the processor's inputs of a chunk. The prompt of one is that of all with as many tokens.
 
         A tower does not see it, and writing it takes longer than the pixels.
@@ -214,21 +231,16 @@ def _encoded(
     size: int,
     vision: Vision,
     strict: bool,
-    each: Callable[[], None],
     read: Callable[[Frames, int], Iterator[Frames]] | None,
 ) -> Generator[FeatureChunk]:
     faults: list[str] = []  # told here: filters of warnings belong to the caller's thread
-
-    def tick() -> None:
-        stages.check()
-        each()
 
     positions: dict[int, Tensor] = {}
     with attach(model, vision=vision), Stages(model.device) as stages:
         if read is not None:
             chunks = read(frames, size)
         elif frames.pixels.is_meta:
-            chunks = read_chunks(frames, size, strict=strict, warn=faults.append, each=tick)
+            chunks = read_chunks(frames, size, strict=strict, warn=faults.append, check=stages.check)
         else:
             chunks = _split(frames, size)
         # Two are decoded ahead, for the time that takes varies most, and pixels are bytes until they are processed.

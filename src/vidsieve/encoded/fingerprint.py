@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Self
 
 from vidsieve.checks import require
@@ -27,7 +28,8 @@ class Fingerprint:
     """Who encoded a video, and how.
 
     model_type, config: of the model; the numbers, names and switches of its configuration, by their path.
-    name: what it was loaded by, a folder or an id of the Hub; empty where that is not known. It is not compared.
+    name: what it was loaded by, an id of the Hub or the path of a folder; empty where that is not known. It is not
+    compared.
     transformers, vidsieve: versions.  keep: the share of tokens.  method: the repr of what chose them.
     """
 
@@ -44,7 +46,7 @@ class Fingerprint:
         """Take the fingerprint of `model`. Raises `UnsupportedModel` if no adapter serves it."""
         adapter_for(model)
         versions = require("transformers", "hf").__version__, version("vidsieve")
-        name = str(getattr(model, "name_or_path", "") or "")
+        name = full_name(str(getattr(model, "name_or_path", "") or ""))
         return cls(model.config.model_type, config_of(model), *versions, keep, method, name)
 
     @property
@@ -72,6 +74,11 @@ class Fingerprint:
             if other.config.get(name, value) != value:
                 return f"a {self.model_type} whose {name} is {value!r}, and here it is {other.config[name]!r}"
         return ""
+
+
+def full_name(model: str) -> str:
+    """Write the name of a model as what is stored has it: a folder by its absolute path."""
+    return str(Path(model).resolve()) if model and Path(model).is_dir() else model
 
 
 def config_of(model: Any) -> dict[str, Scalar]:

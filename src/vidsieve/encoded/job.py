@@ -13,7 +13,7 @@ from pathlib import Path
 from vidsieve import registry, writable
 from vidsieve.checks import check_question
 from vidsieve.encoded.stored import read_row
-from vidsieve.errors import VidsieveError
+from vidsieve.errors import VidsieveError, redacted
 from vidsieve.methods.base import Attachable
 from vidsieve.methods.compose import with_pixels
 from vidsieve.video.wanted import Sampling
@@ -72,7 +72,7 @@ class Job:
     def file(self, clip: str, question: str) -> Path:
         """Name the features file of a clip: by the clip's name, then a digest of its path and question."""
         digest = hashlib.sha256(f"{clip}\0{question}".encode()).hexdigest()[:16]
-        return self.features / f"{Path(clip).stem[:40]}-{digest}.safetensors"
+        return self.features / f"{Path(redacted(clip)).stem[:40]}-{digest}.safetensors"
 
     def claim(self) -> None:
         """Write the settings of this job to the folder `out`.

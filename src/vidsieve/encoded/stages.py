@@ -5,7 +5,7 @@ a result waits for the others' work too. So each thread has a stream of its own 
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from threading import Condition, Thread
@@ -83,7 +83,7 @@ class Stages:
         name = f"stage {len(self._threads)}"
 
         def work() -> None:
-            error = None
+            error = source = None
             try:
                 with own_stream(self._device, name):
                     source = iter(items)
@@ -94,10 +94,13 @@ class Stages:
                             ready.append((item, launched(self._device)))
                             self._changed.notify_all()
                         del item
-            except StopIteration:
+            except (StopIteration, Stopped):
                 pass
             except BaseException as raised:  # raised where the items are taken
                 error = raised
+            finally:
+                if isinstance(source, Generator):
+                    source.close()  # at once: it may have a file open
             with self._changed:
                 ended.append(error)
                 self._changed.notify_all()

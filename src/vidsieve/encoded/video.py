@@ -27,6 +27,7 @@ from vidsieve.engines.hf.replayed import StoredVideo
 from vidsieve.errors import UnsupportedCall, WrongArgument
 from vidsieve.types.frames import Frames
 from vidsieve.types.selection import Selection
+from vidsieve.types.spans import Span, seconds_of, spans
 
 Turns = Sequence[tuple[str, str]]
 _LENGTHS = ("max_new_tokens", "max_length", "generation_config", "max_time")
@@ -184,6 +185,16 @@ class EncodedVideo(Askable):
         like = self.selection.features.new_empty(0, device=device)
         return StoredVideo.of(self.selection.kept, self.tokens, self.grid, len(self.trailing), not known, like)
 
+    @property
+    def seconds(self) -> Tensor:
+        """When each kept token is shown: float64 (K,)."""
+        return seconds_of(self.selection.kept, self.tokens, self.frames.seconds)
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """Where most of the kept tokens are, the fullest part first: (start, end, share), in seconds."""
+        return spans(self.selection.kept, self.tokens, self.frames.seconds)
+
     def at(self, keep: float) -> "EncodedVideo":
         """Keep fewer tokens: those that would have been kept of the whole video at once.
 
@@ -195,7 +206,9 @@ class EncodedVideo(Askable):
                 "the order in which the tokens of this video were picked is not known, so it cannot be cut; encode it "
                 "again with the keep that you want"
             )
-        fingerprint = replace(self.fingerprint, keep=keep)
+        made = self.fingerprint
+        method = made.method.replace(f"keep={made.keep!r}", f"keep={keep!r}", 1)
+        fingerprint = replace(made, keep=keep, method=method)
         return replace(self, selection=self.selection.at(keep), fingerprint=fingerprint)
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -263,8 +263,8 @@ class ChunkedPrune:
 
     Where the centre is the true one and nothing was `capped`, this keeps the tokens that `method.reduce` keeps of the
     whole. Memory: at most hold * K + 2 S tokens, S the segments so far, and one unfinished segment and a chunk, twice
-    while they are joined. `finish` copies the K tokens that stay. On a GPU a chunk waits for the device a few times,
-    whatever it holds.
+    while they are joined. `finish` frees them as it gathers the K that stay. On a GPU a chunk waits for the device a
+    few times, whatever it holds.
     """
 
     def __init__(
@@ -315,10 +315,7 @@ class ChunkedPrune:
         lengths, gains = torch.cat(self._lengths), torch.cat(self._gains) if self._gains else None
         floor = budget_of(self._chunks.method).floor
         budget, capped = within_held(self._kept, lengths, gains, floor, self._held(lengths))
-        for i, rows in enumerate(self._rows):  # one after another, so that little is held twice
-            self._rows[i] = rows.take(rows.step <= budget.to(rows.step.device)[rows.segment])
-        rows, self._rows = Rows.join(self._rows), []
-        return Selection.of(rows, budget, lengths, gains, floor, self._total, capped)
+        return Selection.of(self._rows, budget, lengths, gains, floor, self._total, capped)
 
     def _check_open(self) -> None:
         if self._finished:

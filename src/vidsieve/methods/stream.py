@@ -100,7 +100,7 @@ class StreamMemory:
         wanted = shared(int(held.sum()), lengths, gains, floor)
         rows = memory.rows._replace(segment=_places(numbers, memory.rows)[0].int())
         capped = int((wanted - held).clamp(min=0).sum())
-        return Selection.of(rows, held, lengths, gains, floor, self._chunks.count, capped)
+        return Selection.of([rows], held, lengths, gains, floor, self._chunks.count, capped)
 
     def _after(self, ended: Ended) -> _Memory:
         """What is remembered when these segments have ended, one after another."""

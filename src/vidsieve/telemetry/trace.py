@@ -5,6 +5,7 @@ Made for servers too: it holds the last calls only, and running totals of all.
 
 import threading
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from itertools import pairwise
@@ -16,6 +17,7 @@ from torch import Tensor
 from vidsieve.telemetry.timing import StageTimer
 from vidsieve.types.pixels import PixelSelection
 from vidsieve.types.reduction import Reduction
+from vidsieve.types.spans import Span, seconds_of, spans
 
 
 class OutputRows(Protocol):
@@ -79,6 +81,14 @@ class VideoRecord:
     def kept(self) -> list[int]:
         """Indices of the tokens that stayed, sorted. Waits for the device."""
         return [int(i) for i in self.reduction.kept.tolist()]
+
+    def seconds(self, sampled: Sequence[float]) -> list[float]:
+        """When each of `kept` is shown. sampled: the time stamps of the frames, as `Frames.seconds` has them."""
+        return [float(second) for second in seconds_of(self.reduction.kept, self.frames, sampled).tolist()]
+
+    def spans(self, sampled: Sequence[float]) -> tuple[Span, ...]:
+        """Where most of `kept` are, the fullest part first. sampled: as above."""
+        return spans(self.reduction.kept, self.frames, sampled)
 
     @cached_property
     def segments(self) -> list[tuple[int, int]] | None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from vidsieve.checks import show
+from vidsieve.errors import redacted
 
 
 @dataclass(frozen=True, eq=False)
@@ -14,6 +15,7 @@ class Frames:
 
     pixels: uint8 (T, H, W, 3), RGB.  index: the T frame numbers in the file.  seconds: their T time stamps.
     fps, total, duration: of the file (frames per second, number of frames, seconds).
+    source: path or address, the latter without user, password and query.
     decoded: how many frames were decoded to get these.  key_frames: of the file.  0 where they are not known.
     """
 
@@ -28,6 +30,7 @@ class Frames:
     key_frames: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "source", redacted(self.source))
         if self.pixels.ndim != 4 or self.pixels.shape[-1] != 3 or self.pixels.dtype != torch.uint8:
             raise ValueError(f"expected pixels uint8 (T, H, W, 3), got {show(self.pixels)}")
         if not len(self.pixels) == len(self.index) == len(self.seconds):

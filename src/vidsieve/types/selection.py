@@ -47,6 +47,26 @@ class Rows(NamedTuple):
         kept, features, _, step, segment = self
         return Rows(kept.to(device), features.to(device), others, step.to(device), segment.to(device))
 
+    def new(self, count: int) -> "Rows":
+        """Make `count` rows like these, to be filled."""
+        others = {name: x.new_empty(x.shape[0], count, *x.shape[2:]) for name, x in self.others.items()}
+        kept, features, _, step, segment = self
+        return Rows(
+            kept.new_empty(count),
+            features.new_empty(count, *features.shape[1:]),
+            others,
+            step.new_empty(count),
+            segment.new_empty(count),
+        )
+
+    def fill(self, begin: int, rows: "Rows") -> None:
+        """Write `rows` here, from row `begin` on."""
+        here = slice(begin, begin + len(rows.kept))
+        for mine, theirs in zip(self[:2] + self[3:], rows[:2] + rows[3:], strict=True):
+            mine[here] = theirs
+        for name, stacked in self.others.items():
+            stacked[:, here] = rows.others[name]
+
     @classmethod
     def join(cls, parts: Sequence["Rows"]) -> Self:
         """One after another."""
@@ -111,16 +131,30 @@ class Selection:
 
     @classmethod
     def of(
-        cls, rows: Rows, budget: Tensor, lengths: Tensor, gains: Tensor | None, floor: float, count: int, capped: int
+        cls,
+        parts: list[Rows],
+        budget: Tensor,
+        lengths: Tensor,
+        gains: Tensor | None,
+        floor: float,
+        count: int,
+        capped: int,
     ) -> Self:
         """The first budget (S,) picks of each segment, and the next one as `spare`; the other arguments as above.
 
-        rows: in any order, of each segment its first picks without a gap, at least as many as its budget.
+        parts: of the video, in its order, each with rows in any order: of each segment its first picks without a gap,
+        at least as many as its budget. The list is emptied, from its end, so that little is held twice.
         """
-        allowed = budget.to(rows.step.device)[rows.segment]
-        index = rows.kept.argsort()
-        kept = rows.take(index[(rows.step < allowed)[index]])
-        return cls(*kept, lengths, gains, floor, count, rows.take(rows.step == allowed), capped)
+        end = int(budget.sum())
+        chosen, spare = parts[0].new(end), []
+        while parts:
+            rows = parts.pop()
+            allowed, index = budget.to(rows.step.device)[rows.segment], rows.kept.argsort()
+            kept = rows.take(index[(rows.step < allowed)[index]])
+            end -= len(kept.kept)
+            chosen.fill(end, kept)
+            spare.append(rows.take(rows.step == allowed))
+        return cls(*chosen, lengths, gains, floor, count, Rows.join(spare[::-1]), capped)
 
     def at(self, keep: float) -> "Selection":
         """The selection of a smaller share: the tokens that one shot with that `keep` keeps, exactly.
@@ -145,7 +179,7 @@ class Selection:
                 f"of the {total} tokens that one shot with keep={keep} keeps of {len(self.lengths)} segments, "
                 f"{missing} are not held; select with that keep"
             )
-        return self.of(rows, budget, self.lengths, self.gains, self.floor, self.original_count, 0)
+        return self.of([rows], budget, self.lengths, self.gains, self.floor, self.original_count, 0)
 
     def to(self, device: torch.device | str) -> "Selection":
         """The same with rows on `device`."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vidsieve.errors import VideoError
-from vidsieve.video.demux import Index, packets, pictures
+from vidsieve.video.demux import Check, Index, packets, pictures, unchecked
 
 
 class Miscounted(VideoError):
@@ -40,8 +40,8 @@ def plan(found: Index, numbers: Sequence[int]) -> list[Run]:
 class Decoder:
     """Decodes chosen frames. decoded: how many frames it had to decode for them."""
 
-    def __init__(self, container: Any, stream: Any, found: Index, name: str) -> None:
-        self.container, self.stream, self.found, self.name = container, stream, found, name
+    def __init__(self, container: Any, stream: Any, found: Index, name: str, check: Check = unchecked) -> None:
+        self.container, self.stream, self.found, self.name, self.check = container, stream, found, name, check
         self.decoded = 0
 
     def frames(self, numbers: Sequence[int]) -> Iterator[tuple[int, Any]]:
@@ -58,7 +58,7 @@ class Decoder:
 
     def _counted(self, chosen: set[int]) -> Iterator[tuple[int, Any]]:
         left = sorted(chosen, reverse=True)
-        for number, frame in enumerate(pictures(self.container, self.stream, self.found.intact)):
+        for number, frame in enumerate(pictures(self.container, self.stream, self.found.intact, self.check)):
             self.decoded += 1
             if number == left[-1]:
                 yield number, frame
@@ -87,7 +87,7 @@ class Decoder:
     def _shown(self, begin: int, missing: set[int], sent: list[int], number_of: dict[int, int]) -> Iterator[Any]:
         """Send packets from key frame `begin` on until none is `missing`; `sent` lists the frames they should give."""
         reached = False
-        for packet in packets(self.container, self.stream):
+        for packet in packets(self.container, self.stream, self.check):
             number = number_of.get(packet.pts, -1)
             reached = reached or number == begin  # demuxers may stop before it
             if not reached or (number in self.found.spare and number not in missing):

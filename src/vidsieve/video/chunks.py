@@ -6,7 +6,7 @@ for chunk in read_chunks(frames, 64): ...    # the pixels of `read_video`, 64 fr
 
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import pairwise
@@ -14,11 +14,11 @@ from itertools import pairwise
 import torch
 
 from vidsieve.checks import check_number, describe, require
-from vidsieve.errors import VideoError, WrongArgument
+from vidsieve.errors import VideoError, WrongArgument, redacted
 from vidsieve.types.frames import Frames
 from vidsieve.video.chosen import Decoder, Miscounted
 from vidsieve.video.decode import Faults, described, index_of, one_line, pieces, scaled, to_warning, trusting
-from vidsieve.video.demux import Index, by_decoding, locate, opened, video_stream
+from vidsieve.video.demux import Check, Index, by_decoding, locate, opened, unchecked, video_stream
 from vidsieve.video.wanted import LONGEST_SIDE, Sampling, Size, Wanted
 
 SAME_TIME = 1e-3  # seconds
@@ -26,9 +26,13 @@ SAME_TIME = 1e-3  # seconds
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Planned(Frames):
-    """Frames that are described, with the index of their file, so that reading them need not make it again."""
+    """Frames that are described, with the index of their file, so that reading them need not make it again.
+
+    address: to read them from, where `source` does not say all of it.
+    """
 
     found: Index | None = None
+    address: str = ""
 
 
 def plan_video(
@@ -67,7 +71,9 @@ def plan(name: str, wanted: Wanted, warn: Callable[[str], None] = to_warning) ->
         Faults(name, wanted.strict, warn, cut=wanted.strict or wanted.index is None).tell_of(found)
         pixels = torch.empty(len(numbers), *shape, 3, dtype=torch.uint8, device="meta")
         frames = described(pixels, numbers, found, name)
-        return Planned(**{field.name: getattr(frames, field.name) for field in fields(frames)}, found=found)
+        return Planned(
+            **{field.name: getattr(frames, field.name) for field in fields(frames)}, found=found, address=name
+        )
 
     return trusting(index_of(name), name, wanted, planned)
 
@@ -79,12 +85,12 @@ def read_chunks(
     progress: bool = False,
     strict: bool = False,
     warn: Callable[[str], None] = to_warning,
-    each: Callable[[], None] = lambda: None,
-) -> Iterator[Frames]:
+    check: Check = unchecked,
+) -> Generator[Frames]:
     """Decode what `plan_video` described, `size` frames at a time: the pixels of `read_video`, of one chunk in memory.
 
     progress, strict: as in `read_video`.  warn: is given each fault that is no error. A frame that is lost to damage is
-    shown as the one before it, which is such a fault.
+    shown as the one before it, which is such a fault.  check: is called for each packet, and ends it by what it raises.
     Raises `VideoError` if the file is no longer what was planned, maybe after some chunks.
     """
     if not (isinstance(frames, Frames) and frames.pixels.is_meta and frames.source):
@@ -93,16 +99,16 @@ def read_chunks(
     _check_order(frames.index)
     faults = Faults(frames.source, strict, warn, cut=strict)
     shape = (frames.pixels.shape[1], frames.pixels.shape[2])
-    read = partial(pieces, size=shape, length=size, faults=faults, progress=progress, each=each)
-    return _chunks(frames, read, faults)
+    read = partial(pieces, size=shape, length=size, faults=faults, progress=progress, check=check)
+    return _chunks(frames, read, faults, check)
 
 
-def _chunks(frames: Frames, read: Callable[..., Iterator[Frames]], faults: Faults) -> Iterator[Frames]:
+def _chunks(frames: Frames, read: Callable[..., Iterator[Frames]], faults: Faults, check: Check) -> Generator[Frames]:
     av = require("av", "video")
-    name = frames.source
-    found = frames.found if isinstance(frames, Planned) else None
+    planned = frames if isinstance(frames, Planned) and frames.source == redacted(frames.address) else None
+    name, found = (frames.source, None) if planned is None else (planned.address, planned.found)
     if found is None:
-        found = trusting(index_of(name), name, Wanted(), lambda index: index)
+        found = trusting(index_of(name, check), name, Wanted(), lambda index: index, check)
         _check_same(found, frames)
     done = 0
     with one_line(locate(name), name):
@@ -113,9 +119,9 @@ def _chunks(frames: Frames, read: Callable[..., Iterator[Frames]], faults: Fault
                 del chunk  # before the next is allocated
             return
         except (Miscounted, av.error.InvalidDataError) as error:
-            if not found.keys or index_of(name) != found:
+            if not found.keys or index_of(name, check) != found:
                 raise VideoError(f"{name}: has changed since it was planned; plan it again") from error
-        yield from _around_damage(frames, done, by_decoding(locate(name), name, found), read, faults)
+        yield from _around_damage(frames, done, by_decoding(locate(name), name, found, check), read, faults)
 
 
 def _around_damage(

@@ -23,18 +23,21 @@ import torch
 from torch import Tensor
 
 from vidsieve.checks import require
-from vidsieve.errors import VideoError
+from vidsieve.errors import VideoError, redacted
 from vidsieve.types.frames import Frames
 from vidsieve.video import torchcodec
 from vidsieve.video.chosen import Decoder, Miscounted
 from vidsieve.video.demux import (
     PATIENCE,
+    Check,
     Index,
     by_decoding,
     by_packets,
+    check_unchanged,
     lacks_its_index,
     locate,
     opened,
+    unchecked,
     video_stream,
 )
 from vidsieve.video.wanted import LONGEST_SIDE, Library, Sampling, Size, Wanted
@@ -113,16 +116,16 @@ def indexed(
     return lambda: trusting(found, name, wanted, lambda index: _read(index, name, wanted, warn))
 
 
-def index_of(name: str) -> Index:
+def index_of(name: str, check: Check = unchecked) -> Index:
     """Make the index of a file's packets. Raises as `read_video` does for what is no video."""
     require("av", "video")
     require("numpy", "video")
     place = locate(name)
     with one_line(place, name):
-        return by_packets(place, name)
+        return by_packets(place, name, check)
 
 
-def trusting(found: Index, name: str, wanted: Wanted, act: Callable[[Index], T]) -> T:
+def trusting(found: Index, name: str, wanted: Wanted, act: Callable[[Index], T], check: Check = unchecked) -> T:
     """Call `act` with the index of the packets; if the decoder does not give what it lists, with one that is counted.
 
     Raises `VideoError` in one line for what the decoder raises.
@@ -140,7 +143,7 @@ def trusting(found: Index, name: str, wanted: Wanted, act: Callable[[Index], T])
                 f"{name}: lists no key frames that can be relied on, because of its time stamps or of damage; "
                 'sample it with sampling="even"'
             )
-        counted = by_decoding(place, name, found)
+        counted = by_decoding(place, name, found, check)
         if not len(counted):
             raise _without_frames(place, name)
         return act(counted)
@@ -180,6 +183,7 @@ def _read(found: Index, name: str, wanted: Wanted, warn: Callable[[str], None]) 
 def _by_torchcodec(found: Index, name: str, numbers: list[int], wanted: Wanted, faults: "Faults") -> Frames:
     torchcodec.check_readable(found, name)
     place = locate(name)
+    check_unchanged(found, place, name)
     with opened(place) as container:
         stream = video_stream(container, name)
         decoder = Decoder(container, stream, found, name)
@@ -189,6 +193,7 @@ def _by_torchcodec(found: Index, name: str, numbers: list[int], wanted: Wanted, 
             raise VideoError(f"{name}: is mirrored, and torchcodec can only turn pictures; {torchcodec.INSTEAD}")
         stamps = [pts * stream.time_base for pts in found.pts]
         pixels = torchcodec.decode(place, name, stream.index, stamps, numbers, shape, wanted.device or "cpu")
+    check_unchanged(found, place, name)
     faults.tell_of(found)
     return described(pixels, numbers, found, name)
 
@@ -209,7 +214,7 @@ class Faults:
         """Tell one fault."""
         if self.strict:
             raise VideoError(f"{self.name}: {fault}; without strict, that is a warning")
-        self.warn(f"{self.name}: {fault}")
+        self.warn(redacted(f"{self.name}: {fault}"))
 
     def tell_of(self, found: Index, damaged: int = 0, count: int = 0) -> None:
         """Tell the faults of a file of which `damaged` of `count` frames are damaged."""
@@ -227,20 +232,22 @@ def pieces(
     length: int,
     faults: Faults,
     progress: bool = False,
-    each: Callable[[], None] = lambda: None,
+    check: Check = unchecked,
 ) -> Iterator[Frames]:
     """Decode the frames `numbers`, `length` at a time, with one decoder. Numbers must rise if there are several pieces.
 
-    The first frame of the file has the height and width of all. each: is called after each frame.
+    The first frame of the file has the height and width of all.
     Raises `Miscounted`, maybe after some were yielded.
     """
     np = require("numpy", "video")
     damaged = before = 0
+    place = locate(name)
+    check_unchanged(found, place, name)
     with (
-        opened(locate(name)) as container,
+        opened(place) as container,
         _progress_bar(progress and found.duration >= LONG_CLIP, len(numbers)) as advance,
     ):
-        decoder = Decoder(container, video_stream(container, name), found, name)
+        decoder = Decoder(container, video_stream(container, name), found, name, check)
         shown = decoder.frames(numbers)
         number, frame = next(shown)
         shape = scaled(decoder.stream, frame, size, name)
@@ -257,9 +264,9 @@ def pieces(
                     fill(pixels[at], frame, name)
                     damaged += frame.is_corrupt
                     advance()
-                    each()
             if begin + length >= len(numbers):
                 next(shown, None)  # which sees whether they were the frames that the index lists
+                check_unchanged(found, place, name)
                 faults.tell_of(found, damaged, len(numbers))
             yield described(torch.from_numpy(pixels), some, found, name, decoder.decoded - before)
             before = decoder.decoded
@@ -308,7 +315,8 @@ def _orientation(frame: Any, name: str) -> tuple[bool, bool, bool]:
             f"{name}: is turned by {frame.rotation} degrees, expected a multiple of 90; re-encode it upright"
         )
     try:
-        matrix = frame.side_data.get("DISPLAYMATRIX")
+        # Not frame.side_data: it and the frame hold each other, and the picture until garbage is collected.
+        matrix = require("av.sidedata.sidedata", "video").SideDataContainer(frame).get("DISPLAYMATRIX")
     except ValueError:  # PyAV 18 cannot list what is newer than it knows (EXIF); it still knows the rotation
         return _TURNS[round(frame.rotation / 90) % 4]
     if matrix is None:

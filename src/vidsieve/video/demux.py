@@ -8,7 +8,7 @@ import os
 import stat
 import struct
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, pairwise
@@ -22,6 +22,11 @@ from vidsieve.video.references import Rank, rank_reader
 
 BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")  # that an MP4 or MOV file begins with
 PATIENCE = 30.0  # seconds that a server may take to answer
+Check = Callable[[], None]  # is called for each packet, and raises where nobody wants the rest
+
+
+def unchecked() -> None:
+    """Read on."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class Index:
     keys: (frame number, time stamp to seek to) of each key frame; empty where stamps do not say which frame is which.
     packets: how many there are; most give one frame.  intact: whether every packet can be decoded.
     spare: numbers of frames that no other is made from, as far as that is known.
+    stamp: of the file, as `stamp_of` has it.
     """
 
     seconds: Sequence[float]
@@ -43,6 +49,7 @@ class Index:
     packets: int = 0
     intact: bool = True
     spare: frozenset[int] = frozenset()
+    stamp: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.seconds)
@@ -97,6 +104,24 @@ def _check_file(name: str, path: str) -> None:
         raise VideoError(f"{name}: is empty (0 bytes)")
 
 
+def stamp_of(place: str) -> tuple[int, int] | None:
+    """Get the size of a file and when it was last written, in nanoseconds; None for an address."""
+    if not place.startswith("file:"):
+        return None
+    found = os.stat(place.removeprefix("file:"))
+    return found.st_size, found.st_mtime_ns
+
+
+def check_unchanged(found: Index, place: str, name: str) -> None:
+    """Raise `VideoError` for a file that was written since its index was made, be it with frames at the same times."""
+    try:
+        changed = stamp_of(place) != found.stamp
+    except OSError:
+        changed = True
+    if changed:
+        raise VideoError(f"{name}: has changed since it was planned; plan it again")
+
+
 def lacks_its_index(place: str) -> bool:
     """Whether `place` is an MP4 or MOV file that ends before the box that lists its frames does."""
     if not place.startswith("file:"):
@@ -143,13 +168,14 @@ def video_stream(container: Any, name: str) -> Any:
     raise VideoError(f"{name}: has no video stream ({'only ' + ', '.join(kinds) if kinds else 'no stream at all'})")
 
 
-def packets(container: Any, stream: Any) -> Iterator[Any]:
+def packets(container: Any, stream: Any, check: Check = unchecked) -> Iterator[Any]:
     """Read the packets of a stream up to the end of the file, without one that the end cuts in two."""
     from av.error import InvalidDataError
 
     cut = None
     with suppress(InvalidDataError):
         for packet in container.demux(stream):
+            check()
             if not packet.size:
                 continue
             if cut is not None:  # not at the end: damaged in passing, which the decoder may make up for
@@ -159,7 +185,7 @@ def packets(container: Any, stream: Any) -> Iterator[Any]:
                 yield packet
 
 
-def pictures(container: Any, stream: Any, intact: bool) -> Iterator[Any]:
+def pictures(container: Any, stream: Any, intact: bool, check: Check = unchecked) -> Iterator[Any]:
     """Decode frames in display order.
 
     intact: raise PyAV's `InvalidDataError` for a packet that cannot be decoded; else skip it, as players
@@ -169,16 +195,19 @@ def pictures(container: Any, stream: Any, intact: bool) -> Iterator[Any]:
 
     if not stream.codec_context.is_open:
         stream.thread_type = "AUTO" if intact else "SLICE"
-    for packet in chain(packets(container, stream), (None,)):  # None has the decoder hand out what it still holds
+    for packet in chain(
+        packets(container, stream, check), (None,)
+    ):  # None has the decoder hand out what it still holds
         with suppress(*(() if intact else (InvalidDataError,))):
             yield from stream.decode(packet)
 
 
-def by_packets(place: str, name: str) -> Index:
+def by_packets(place: str, name: str, check: Check = unchecked) -> Index:
     """Make the index from packets; without `keys` if they do not determine the frames that the decoder returns."""
+    stamp = stamp_of(place)
     with opened(place) as container:
         stream = video_stream(container, name)
-        listed, truncated = _listed(container, stream)
+        listed, truncated = _listed(container, stream, check)
         # AVI has no presentation time stamps, and those made up for it are wrong where frames are reordered.
         reordered = container.format.name == "avi" and stream.codec_context.has_b_frames
         tick = float(stream.time_base)
@@ -193,15 +222,15 @@ def by_packets(place: str, name: str) -> Index:
         and (not shown or (listed[0].key and shown[0] == min(shown)))
     )
     if not (sure and shown):
-        return Index((), 0.0, truncated, packets=len(listed))
+        return Index((), 0.0, truncated, packets=len(listed), stamp=stamp)
     pts = sorted(shown)
-    seconds = [(stamp - pts[0]) * tick for stamp in pts]
+    seconds = [(at - pts[0]) * tick for at in pts]
     last = listed[shown.index(pts[-1])].duration * tick
     duration = seconds[-1] + (last or seconds[-1] / max(len(pts) - 1, 1))
     # Demuxers seek by decoding time stamp, which may lie before the presentation one.
     seek = {
-        stamp: stamp if packet.dts is None else min(stamp, packet.dts)
-        for stamp, packet in zip(shown, listed, strict=True)
+        at: at if packet.dts is None else min(at, packet.dts)
+        for at, packet in zip(shown, listed, strict=True)
         if packet.key
     }
     return Index(
@@ -211,7 +240,8 @@ def by_packets(place: str, name: str) -> Index:
         pts,
         [(bisect_left(pts, key), seek[key]) for key in sorted(seek)],
         packets=len(listed),
-        spare=frozenset(bisect_left(pts, stamp) for stamp in _spare(listed)),
+        spare=frozenset(bisect_left(pts, at) for at in _spare(listed)),
+        stamp=stamp,
     )
 
 
@@ -233,7 +263,7 @@ class _Packet:
     rank: Rank
 
 
-def _listed(container: Any, stream: Any) -> tuple[list[_Packet], bool]:
+def _listed(container: Any, stream: Any, check: Check) -> tuple[list[_Packet], bool]:
     """List the packets of `stream` that are shown, without one cut in two at the end; and whether the file is cut."""
     from av.error import InvalidDataError
 
@@ -242,6 +272,7 @@ def _listed(container: Any, stream: Any) -> tuple[list[_Packet], bool]:
     reached, broken = 0.0, False
     try:
         for packet in container.demux():
+            check()
             if not packet.size:
                 continue
             if packet.pts is not None and packet.time_base:
@@ -266,18 +297,18 @@ def _promised(container: Any) -> float:
     return float(container.duration / 1e6)
 
 
-def by_decoding(place: str, name: str, found: Index) -> Index:
+def by_decoding(place: str, name: str, found: Index, check: Check = unchecked) -> Index:
     """Make the index of the frames that the decoder returns. found: the index of the packets."""
     from av.error import InvalidDataError
 
     try:
-        counted = _counted(place, name, found, True)
+        counted = _counted(place, name, found, True, check)
     except InvalidDataError:
-        return _counted(place, name, found, False)
-    return counted if len(counted) >= found.packets else _counted(place, name, found, False)
+        return _counted(place, name, found, False, check)
+    return counted if len(counted) >= found.packets else _counted(place, name, found, False, check)
 
 
-def _counted(place: str, name: str, found: Index, intact: bool) -> Index:
+def _counted(place: str, name: str, found: Index, intact: bool, check: Check) -> Index:
     """Count the frames that the decoder returns, and find when each is shown.
 
     If time stamps go back (joined recordings) or are missing, a frame follows the previous one after its duration.
@@ -289,10 +320,10 @@ def _counted(place: str, name: str, found: Index, intact: bool) -> Index:
         stamped = container.format.name != "avi"
         last: float | None = None
         stays = 1 / rate
-        for frame in pictures(container, stream, intact):
+        for frame in pictures(container, stream, intact, check):
             stamp = frame.pts * tick if stamped and frame.pts is not None else None
             step = stays if stamp is None or last is None or stamp < last else stamp - last
             seconds.append(seconds[-1] + step if seconds else 0.0)
             last = stamp
             stays = frame.duration * tick if stamped and frame.duration else 1 / rate
-    return Index(seconds, seconds[-1] + stays if seconds else 0.0, found.truncated, intact=intact)
+    return Index(seconds, seconds[-1] + stays if seconds else 0.0, found.truncated, intact=intact, stamp=found.stamp)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vidsieve.checks import check_number, require
-from vidsieve.errors import VideoError
+from vidsieve.errors import VideoError, redacted
 from vidsieve.video.decode import fill, scaled
 from vidsieve.video.demux import PATIENCE, locate, open_container, video_stream
 from vidsieve.video.wanted import LONGEST_SIDE, Size
@@ -83,7 +83,8 @@ def _read(
             raise VideoError(f"{name}: has not a single frame in it")
         if not (sure or place.startswith("file:")):
             warnings.warn(
-                f"{name}: ended after {reached.second:.1f} s, or its server stopped, which looks the same from here",
+                redacted(f"{name}: ended after {reached.second:.1f} s")
+                + ", or its server stopped, which looks the same from here",
                 stacklevel=2,
             )
 
@@ -188,7 +189,7 @@ def _pictures(packets: Iterator[Any], stream: Any, name: str) -> Iterator[Any]:
 
 
 def _lost(name: str) -> bool:
-    warnings.warn(f"{name}: frames that were damaged on the way are left out", stacklevel=3)
+    warnings.warn(redacted(f"{name}: frames that were damaged on the way are left out"), stacklevel=3)
     return False
 
 

@@ -14,7 +14,7 @@ import transformers
 from tests.engines.hf import processors
 from vidsieve.engines.hf import loading
 from vidsieve.engines.hf.loading import prepare
-from vidsieve.engines.hf.processing import MEASURING, patching_first, placed
+from vidsieve.engines.hf.processing import MEASURING, patching_first, placed, resizing_to
 from vidsieve.types.frames import Frames
 
 QWEN = [transformers.Qwen2VLVideoProcessor, transformers.Qwen3VLVideoProcessor]
@@ -81,6 +81,29 @@ def test_pixels_are_bytes_when_they_are_cut(family: str, monkeypatch: pytest.Mon
     assert seen == [torch.uint8, torch.float32]
     assert stock.keys() == found.keys()
     assert all(torch.equal(stock[name], found[name]) for name in stock if isinstance(stock[name], torch.Tensor))
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_pixels_of_a_fixed_size_are_bytes_when_they_are_cut(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stock = processors.processor(family)
+    patch = stock.video_processor.patch_size
+    size = (4 * patch, 6 * patch)
+    kind, seen = type(stock.video_processor), []
+    normalise = kind.rescale_and_normalize
+    monkeypatch.setattr(
+        kind, "rescale_and_normalize", lambda self, x, *a: seen.append(tuple(x.shape)) or normalise(self, x, *a)
+    )
+    resized, before = resizing_to(stock, *size), dict(vars(stock.video_processor))
+    found = [prepare(resized, frames_of(clip(count)), "What?") for count in (4, 5)]
+    assert all(len(shape) < 5 for shape in seen) is SPLIT  # patches, not (B, T, C, H, W)
+    assert vars(stock.video_processor) == before
+    monkeypatch.setattr("vidsieve.engines.hf.processing.patching_first", lambda processor: processor)
+    monkeypatch.setattr("vidsieve.engines.hf.loading.patching_first", lambda processor: processor)
+    for count, quick in zip((4, 5), found, strict=True):
+        slow = prepare(resizing_to(stock, *size), frames_of(clip(count)), "What?")
+        assert torch.equal(slow["pixel_values_videos"], quick["pixel_values_videos"])
+        assert slow["video_grid_thw"].tolist() == quick["video_grid_thw"].tolist()
+        assert quick["video_grid_thw"][0, 1:].tolist() == [4, 6]
 
 
 @pytest.mark.parametrize("family", [family for family in processors.FAMILIES if not family.startswith("qwen")])

@@ -35,7 +35,7 @@ def load(name: str, device: str | None = None, dtype: str | None = None, bar: bo
         start_hashing()
     dtype = dtype or ("float32" if where_to.type == "cpu" else "auto")
     where = check(name)
-    with _loading(name), nullcontext() if bar else without_bars():
+    with loading(name), nullcontext() if bar else without_bars():
         processor = AutoProcessor.from_pretrained(name, **where)
         model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, **where)
     if getattr(processor, "video_processor", None) is None:
@@ -63,14 +63,15 @@ def check(name: str) -> dict[str, Any]:
 
     from vidsieve.engines.hf import adapter_for
 
-    with _loading(name):
+    with loading(name):
         described: Any = _Described(AutoConfig.from_pretrained(name, **where))
     adapter_for(described)
     return where
 
 
 @contextmanager
-def _loading(name: str) -> Iterator[None]:
+def loading(name: str) -> Iterator[None]:
+    """Raise what transformers raises for a checkpoint as a `VidsieveError` of one line."""
     try:
         yield
     except VidsieveError:

@@ -100,6 +100,7 @@ def resizing_to(processor: Any, height: int, width: int) -> Any:
     from transformers.image_utils import SizeDict
     from transformers.video_processing_utils import BaseVideoProcessor
 
+    processor = patching_first(processor)  # here: a copy of what resizes would not be what computes
     processor, video = copy.copy(processor), copy.copy(processor.video_processor)
     processor.video_processor = video
 

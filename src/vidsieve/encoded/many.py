@@ -1,0 +1,256 @@
+"""Encode clips chunk by chunk into a folder, a file each (`vidsieve encode`): in this process, or in workers of Ray."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vidsieve import registry, writable
+from vidsieve.checks import printable, require
+from vidsieve.encoded import cluster
+from vidsieve.encoded.clips import find
+from vidsieve.encoded.encode import Progress, encode
+from vidsieve.encoded.fingerprint import full_name
+from vidsieve.encoded.job import sweep_parts
+from vidsieve.encoded.video import EncodedVideo
+from vidsieve.engines.hf.loading import check, load
+from vidsieve.errors import VidsieveError, redacted
+from vidsieve.methods.chunked import in_chunks
+from vidsieve.types.frames import Frames
+from vidsieve.video.chunks import plan_video
+from vidsieve.video.demux import is_path
+
+SUFFIX = ".vidsieve"
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """The arguments of `vidsieve encode`.
+
+    sample: those of `plan_video` that say which frames are taken.
+    max_pixels: of a decoded frame; larger ones are scaled down in proportion.
+    """
+
+    clips: Sequence[str]
+    model: str
+    out: Path
+    sample: dict[str, Any]
+    max_pixels: int | None = None
+    method: str = "vidsieve"
+    keep: float = 0.1
+    device: str | None = None
+    dtype: str | None = None
+
+    def file(self, clip: str) -> Path:
+        """Name the file of a clip: by the clip's name, then a digest of its path, for two may have one name."""
+        stem = "".join(letter if letter.isprintable() else "_" for letter in Path(redacted(clip)).stem)
+        short = stem.encode()[:60].decode(errors="ignore")  # file systems count bytes
+        return self.out / f"{short}-{hashlib.sha256(os.fsencode(clip)).hexdigest()[:8]}{SUFFIX}"
+
+
+# What may be the fault of a clip. What else is raised is a fault of the program, and of every clip.
+FAULTS = (VidsieveError, OSError, ValueError, MemoryError, torch.OutOfMemoryError)
+
+
+def encode_all(
+    request: Request, address: str | None = None, workers: int | None = None, note: Note = lambda what: None
+) -> dict[str, Any]:
+    """Encode each clip that is not stored in the folder `out` yet. Returns JSON values: a row for each clip.
+
+    address: of a Ray cluster that encodes them.  workers: copies of the model, by Ray if there are several; without
+    both, one clip after another in this process, and Ray need not be installed.
+    A clip that fails is a row with its error, and the others go on. A file is written under another name and renamed,
+    so one that exists is whole. Raises `VidsieveError` if every clip failed, or one cannot be written, or the model not
+    loaded, or what `cluster.encoded` raises.
+    """
+    spread = address is not None or (workers or 1) > 1
+    if spread:
+        cluster.check(request.device)
+    in_chunks(registry.method(request.method)(request.keep))  # refused before anything is loaded
+    check(request.model)
+    clips = _listed(request.clips)
+    writable.folder(request.out).mkdir(parents=True, exist_ok=True)
+    sweep_parts(request.out)
+    try:
+        rows = _spread(clips, request, address, workers, note) if spread else list(_rows(clips, request, note))
+    except KeyboardInterrupt:
+        stored = sum(request.file(clip).exists() for clip in clips)
+        raise KeyboardInterrupt(
+            f"{stored} of {len(clips)} clips are stored in {request.out}; the same command goes on with the others"
+        ) from None
+    rows = [row | {"clip": redacted(row["clip"])} for row in rows]
+    failed = [row for row in rows if "error" in row]
+    if len(failed) == len(rows):
+        raise VidsieveError(
+            failed[0]["error"] if len(rows) == 1 else f"none of {len(rows)} clips: {failed[0]['error']}"
+        )
+    return {"rows": rows, "folder": str(request.out), "method": request.method, "keep": request.keep}
+
+
+def _rows(clips: Sequence[str], request: Request, note: Note) -> Iterator[dict[str, Any]]:
+    """Yield the row of each clip once it is stored, or has failed. What is no fault of the clip is raised."""
+    loaded = None
+    if not all(request.file(clip).exists() for clip in clips):
+        note("loading the model")
+        loaded = load(request.model, request.device, request.dtype, bar=False)
+    for number, clip in enumerate(clips, 1):
+        name = printable(Path(redacted(clip)).name)
+        count = name if len(clips) == 1 else f"{number} of {len(clips)}, {name}"
+        yield _one(clip, request, loaded, partial(_told, note, count))
+
+
+def _one(
+    clip: str, request: Request, loaded: Any, note: Note, begin: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """Make the row of a clip, which the model that is `loaded` encodes unless it is stored.
+
+    begin: is called before that.
+    """
+    started, file = time.perf_counter(), request.file(clip)
+    there = loaded is None or file.exists()
+    try:
+        if there:
+            encoded = _stored(clip, file, request)
+        else:
+            begin()
+            encoded = _encoded(loaded, clip, request, note)
+    except FAULTS as error:
+        return {"clip": clip, "error": redacted(" ".join(str(error).split())) or type(error).__name__}
+    if not there:
+        encoded.save(file)  # a disk that is full is so for every clip
+    more = {"already_there": True} if there else {"seconds": time.perf_counter() - started}
+    return _row(clip, file, encoded) | more
+
+
+def _spread(
+    clips: Sequence[str], request: Request, address: str | None, workers: int | None, note: Note
+) -> list[dict[str, Any]]:
+    """Make the row of each clip, in their order; workers of Ray encode those that are not stored."""
+    # Workers have a directory of their own.
+    request = replace(request, out=request.out.resolve(), model=full_name(request.model))
+    for left in request.out.glob("*.trying"):
+        left.unlink(missing_ok=True)
+    rows = {clip: _one(clip, request, None, note) for clip in clips if request.file(clip).exists()}
+    items = [{"clip": json.dumps(clip)} for clip in clips if clip not in rows]
+    if items:
+        with closing(cluster.encoded(EncodeVideos, request, items, ["row"], address, workers, note)) as tasks:
+            made = [json.loads(row["row"]) for task in tasks for row in task]
+        rows |= {row["clip"]: row for row in made}
+        cluster.check_written(
+            request.out, sum("error" not in row and not request.file(row["clip"]).exists() for row in made)
+        )
+    return [rows[clip] for clip in clips]
+
+
+class EncodeVideos:
+    """Encodes batches of clips for `cluster.encoded`: names as JSON in, rows as JSON out, for a name may be no text.
+
+    A clip on which two workers died fails.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.request, self.loaded = request, load(request.model, request.device, request.dtype, bar=False)
+
+    def __call__(self, batch: Mapping[str, Sequence[Any]]) -> Any:
+        arrow = require("pyarrow", "ray")
+        rows = [self.row(json.loads(clip)) for clip in batch["clip"]]
+        texts = {
+            "row": [json.dumps(row) for row in rows],
+            "error": [json.dumps(row["error"]) if "error" in row else None for row in rows],
+        }
+        return arrow.table({name: arrow.array(column, arrow.string()) for name, column in texts.items()})
+
+    def row(self, clip: str) -> dict[str, Any]:
+        """Encode a clip."""
+        mark = self.request.file(clip).with_suffix(".trying")
+        try:
+            return _one(clip, self.request, self.loaded, lambda what: None, partial(cluster.attempt, mark, clip))
+        finally:
+            mark.unlink(missing_ok=True)
+
+
+def _listed(sources: Sequence[str]) -> list[str]:
+    """List the clips of paths and addresses, of folders, and of text files with one a line."""
+    clips: list[str] = []
+    for source in sources:
+        listed = is_path(source) and (Path(source).is_dir() or source.endswith(".txt"))
+        clips += find(source) if listed else [os.path.abspath(source) if is_path(source) else source]
+    return list(dict.fromkeys(clips))
+
+
+def _stored(clip: str, file: Path, request: Request) -> EncodedVideo:
+    """Read what is stored. Raises `VidsieveError` if it is of other frames, or by another model, method or keep."""
+    encoded = EncodedVideo.load(file)
+    dtype = str(encoded.selection.features.dtype).removeprefix("torch.")
+    frames = plan_video(clip, **sampled(clip, request.sample, request.max_pixels))
+    asked = {
+        "by the model": full_name(request.model),
+        "by": repr(in_chunks(registry.method(request.method)(request.keep))),
+        "in": dtype if request.dtype in (None, "auto") else request.dtype,
+        "as": _described(frames),
+    }
+    made = encoded.fingerprint
+    found = {"by the model": full_name(made.name), "by": made.method, "in": dtype, "as": _described(encoded.frames)}
+    for how, what in asked.items():
+        if found[how] != what:
+            raise VidsieveError(
+                f"{file} holds this clip {how} {found[how]}; asked for is {how} {what}; choose another folder"
+            )
+    if (frames.index, frames.seconds, frames.total) != (
+        encoded.frames.index,
+        encoded.frames.seconds,
+        encoded.frames.total,
+    ):
+        raise VidsieveError(f"{file} holds other frames of this clip than are asked for; choose another folder")
+    return encoded
+
+
+def _described(frames: Frames) -> str:
+    count, height, width, _ = frames.pixels.shape
+    return f"{count} frames of {height} x {width}, {frames.seconds[0]:.2f} s to {frames.seconds[-1]:.2f} s"
+
+
+def sampled(clip: str, sample: dict[str, Any], max_pixels: int | None) -> dict[str, Any]:
+    """The arguments of `plan_video` for frames of at most `max_pixels`."""
+    if max_pixels is None:
+        return sample
+    height, width = plan_video(clip, **sample).pixels.shape[1:3]
+    scale = min(1.0, (max_pixels / (height * width)) ** 0.5)
+    return {**sample, "size": (max(1, int(height * scale)), max(1, int(width * scale)))}
+
+
+def _told(note: Note, clip: str, what: str) -> None:
+    note(f"{clip}: {what}")
+
+
+def _encoded(loaded: Any, clip: str, request: Request, note: Note) -> EncodedVideo:
+    processor, model = loaded
+
+    def told(done: Progress) -> None:
+        left = done.seconds_left
+        note(f"{done.frames} of {done.total} frames, {int(left // 60)}:{int(left % 60):02d} left")
+
+    note("reading which frames there are")
+    sample = sampled(clip, request.sample, request.max_pixels)
+    return encode(model, processor, clip, request.keep, method=request.method, progress=told, **sample)
+
+
+def _row(clip: str, file: Path, encoded: EncodedVideo) -> dict[str, Any]:
+    return {
+        "clip": clip,
+        "file": str(file),
+        "bytes": file.stat().st_size,
+        "frames": len(encoded.frames),
+        "duration": encoded.frames.duration,
+        "tokens_before": sum(encoded.tokens),
+        "tokens_after": len(encoded.selection),
+    }
