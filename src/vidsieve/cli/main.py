@@ -215,10 +215,10 @@ def _encode(options: argparse.Namespace) -> Found:
 
 def _ask(options: argparse.Namespace) -> Found:
     """Ask about clips that `vidsieve encode` stored: no video, no vision tower."""
-    from vidsieve.cli import encode
+    from vidsieve.cli import ask
 
     with _notes() as note:
-        asked = encode.Questions(
+        asked = ask.Questions(
             options.files,
             options.questions or (),
             options.model,
@@ -228,7 +228,7 @@ def _ask(options: argparse.Namespace) -> Found:
             options.max_new_tokens,
             options.method,
         )
-        return encode.ask_all(asked, note, None if options.json else report.show_answer)
+        return ask.ask_all(asked, note, None if options.json else report.show_answer)
 
 
 def _plan(options: argparse.Namespace) -> Found:
