@@ -11,9 +11,12 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +34,7 @@ from vidsieve.types.selection import Selection, kept_count
 
 KEEPS = (0.1, 0.05)
 CHUNK = 4  # frames of tokens
+BATCH = 32  # videos that are encoded together
 LONG = 4.0  # times its share by length that a segment holds where exactness is checked
 
 
@@ -52,19 +56,41 @@ def streamed(method: Prune, x: Tensor, frames: int) -> Selection:
     return memory.selection()
 
 
-def measured(features: Tensor, evidence: Tensor, frames: int, keep: float, most: int | None) -> dict[str, Any]:
+class Selected(NamedTuple):
+    """What is kept of one video: at once, in chunks, of a stream, and in chunks with the true centre."""
+
+    default: Tensor
+    whole: Tensor
+    running: Selection
+    stream: Selection
+    true: Selection
+
+
+@torch.no_grad()
+def select(x: Tensor, frames: int, keep: float, method: Prune) -> Selected:
+    """Select of the video x (N, D)."""
+    torch.set_num_threads(1)
+    video = VideoTokens(x, (len(x) // frames,) * frames)
+    return Selected(
+        vidsieve(keep).reduce(video).kept,
+        method.reduce(video).kept,
+        in_pieces(method, x, frames, 2.0, None),
+        streamed(method, x, frames),
+        in_pieces(method, x, frames, LONG, x.mean(0)),
+    )
+
+
+def measured(
+    pool: Executor, features: Tensor, evidence: Tensor, frames: int, keep: float, most: int | None
+) -> dict[str, Any]:
     """One row: `most` frames in a segment at most, None for the default's number of tokens."""
     videos, tokens, _ = features.shape
     size = tokens // frames
     method = in_chunks(vidsieve(keep))
     if most is not None:
         method = replace(method, segmenter=SceneRuns(max_tokens=most * size))
-    shown = [VideoTokens(x, (size,) * frames) for x in features]
-    default = [vidsieve(keep).reduce(video).kept for video in shown]
-    whole = [method.reduce(video).kept for video in shown]
-    running = [in_pieces(method, x, frames, 2.0, None) for x in features]
-    stream = [streamed(method, x, frames) for x in features]
-    true = [in_pieces(method, x, frames, LONG, x.mean(0)) for x in features]
+    found = [*pool.map(partial(select, frames=frames, keep=keep, method=method), features.unbind(), chunksize=4)]
+    default, whole, running, stream, true = (list(column) for column in zip(*found, strict=True))
 
     def recalled(kept: list[Tensor]) -> Tensor:
         mask = torch.zeros(videos, tokens, dtype=torch.bool)
@@ -110,11 +136,23 @@ def interval(values: Tensor) -> dict[str, float]:
     return {"mean": round(found.mean, 4), "low": round(found.low, 4), "high": round(found.high, 4)}
 
 
+def encode(suite: Suite, videos: int) -> tuple[Tensor, Tensor]:
+    """The features (V, N, D) of videos, and the evidence of the questions about them."""
+    shown = [
+        suite.show(generate("dev", numbers, suite.size, suite.device)) for numbers in torch.arange(videos).split(BATCH)
+    ]
+    return (
+        torch.cat([encoded.features for encoded in shown]),
+        torch.cat([encoded.questions.evidence for encoded in shown]),
+    )
+
+
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--videos", type=int, default=64)
+    parser.add_argument("--workers", type=int, default=2, help="processes (2)")
     options = parser.parse_args()
     card = {
         "command": "python -m benchmarks.chunked_selection " + " ".join(sys.argv[1:]),
@@ -128,11 +166,12 @@ def main() -> None:
     }
     image_processor, model = load(str(BUNDLED), "cpu", "float32")
     suites: dict[str, Any] = {}
-    for name, size in SIZES.items():
-        suite = Suite(image_processor, model, size)
-        encoded = suite.show(generate("dev", torch.arange(options.videos), suite.size, suite.device))
-        asked = (encoded.features, encoded.questions.evidence, suite.size.steps)
-        suites[name] = [measured(*asked, keep, most) for keep in KEEPS for most in (None, 8)]
+    with ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
+        for name, size in SIZES.items():
+            suite = Suite(image_processor, model, size)
+            features, evidence = encode(suite, options.videos)
+            asked = (features, evidence, suite.size.steps)
+            suites[name] = [measured(pool, *asked, keep, most) for keep in KEEPS for most in (None, 8)]
     options.out.write_text(json.dumps({"card": card, "suites": suites}, indent=1) + "\n")
 
 
