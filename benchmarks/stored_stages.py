@@ -182,7 +182,8 @@ def measured(plan: Plan, layers: list[float], model: Any) -> dict[str, Any]:
         "method": repr(in_chunks(vidsieve(STORED))),
         "seconds": round(time.perf_counter() - began),
     }
-    return {"card": card(plan, suite) | made, "rows": summary([whole, *rows], plan.videos, suite.plan, (LESS, CUT))}
+    bases = dict.fromkeys(row.name for row in rows if row.arm.stages is None)
+    return {"card": card(plan, suite) | made, "rows": summary([whole, *rows], plan.videos, suite.plan, tuple(bases))}
 
 
 def main() -> None:
