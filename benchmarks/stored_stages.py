@@ -182,7 +182,8 @@ def measured(plan: Plan, layers: list[float], model: Any) -> dict[str, Any]:
         "method": repr(in_chunks(vidsieve(STORED))),
         "seconds": round(time.perf_counter() - began),
     }
-    return {"card": card(plan, suite) | made, "rows": summary([whole, *rows], plan.videos, suite.plan, (LESS, CUT))}
+    bases = dict.fromkeys(row.name for row in rows if row.arm.stages is None)
+    return {"card": card(plan, suite) | made, "rows": summary([whole, *rows], plan.videos, suite.plan, tuple(bases))}
 
 
 def main() -> None:
@@ -205,10 +206,10 @@ def main() -> None:
             beats = "" if less is None else f", {less['mean']:+.4f} ({less['low']:+.4f} to {less['high']:+.4f}) of less"
             interval = f"{right['mean']:.4f} ({right['low']:.4f} to {right['high']:.4f})"
             print(f"{name:8}{row['keep']:5.0%} {row['method']:32} {interval}, recall {kept:.3f}, {row['cost']}{beats}")
-    device = found[name]["card"]["device"]
-    kind = next((word.lower() for word in device.split() if word[0] in "HBA" and any(c.isdigit() for c in word)), "cpu")
-    out = options.out or RESULTS / f"stored_stages_{kind}.json"
-    out.write_text(json.dumps(found, indent=1) + "\n")
+        device = found[name]["card"]["device"].split()
+        kind = next((word.lower() for word in device if word[0] in "HBA" and any(c.isdigit() for c in word)), "cpu")
+        out = options.out or RESULTS / f"stored_stages_{kind}.json"
+        out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
