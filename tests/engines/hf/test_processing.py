@@ -47,6 +47,7 @@ def both(video: Any, videos: list[torch.Tensor], **options: Any) -> tuple[Any, A
         ([clip(4)], {"do_rescale": False, "do_normalize": False}),
         ([clip(4)], {"image_mean": [0.1, 0.2, 0.7], "image_std": [0.3, 0.9, 0.4]}),
         ([clip(4).float() / 2], {}),
+        ([clip(4), clip(4, seed=1).float() / 2], {}),
     ],
 )
 def test_the_tensors_are_the_same_bits(kind: Any, videos: list[torch.Tensor], options: dict[str, Any]) -> None:
@@ -55,6 +56,16 @@ def test_the_tensors_are_the_same_bits(kind: Any, videos: list[torch.Tensor], op
     for name in stock:
         assert stock[name].dtype == quick[name].dtype
         assert torch.equal(stock[name], quick[name]), name
+
+
+@pytest.mark.parametrize("kind", QWEN)
+@pytest.mark.skipif(not SPLIT, reason="this release of transformers cuts and normalises in one piece")
+def test_pixels_are_bytes_until_they_are_in_their_places(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    cat, seen = torch.cat, []
+    monkeypatch.setattr(torch, "cat", lambda parts, *a, **k: seen.extend(x.dtype for x in parts) or cat(parts, *a, **k))
+    quick = patching_first(SimpleNamespace(video_processor=kind(**SMALL))).video_processor
+    quick(videos=[clip(4), clip(4, seed=1)], do_sample_frames=False, return_tensors="pt")
+    assert set(seen) == {torch.uint8}
 
 
 @pytest.mark.parametrize("kind", QWEN)
