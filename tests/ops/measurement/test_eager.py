@@ -75,5 +75,5 @@ def test_transience_equals_the_reference(frames: tuple[int, ...]) -> None:
     for first in (0, 1, 7):
         problem = TransienceProblem(torch.rand(60) * 2.4 - 1.2, frames, 0.3, first)
         torch.testing.assert_close(eager.transience(problem), reference.transience(problem), atol=1e-6, rtol=0)
-        kneed = ContrastProblem(problem.persistence, frames, 0.3, 0.6, first)
+        kneed = ContrastProblem(problem.persistence, frames, 0.3, 0.6, 0.4, first)
         torch.testing.assert_close(eager.contrast(kneed), reference.contrast(kneed), atol=2e-6, rtol=0)

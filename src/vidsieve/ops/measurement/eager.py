@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 
 from vidsieve.ops.definitions import (
+    GOLDEN,
     LEAST,
     MOST,
     NOISE,
     NON_FINITE,
     NONFINITE_PROMPT,
     OUT_OF_RANGE,
+    SILVER,
     STAYS,
     ContrastProblem,
     MeasureProblem,
@@ -131,7 +133,7 @@ def _cosine(a: Tensor, b: Tensor, norm_a: Tensor, norm_b: Tensor) -> Tensor:
 
 
 def _norm_cosine_and_mean(x: Tensor, y: Tensor | None, want_mean: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Lengths of the rows of x (N, D), their mean cosine to those of y (M, D) if given, and their mean (D,) if wanted."""
+    """Lengths of the rows of x (N, D), their mean cosine to y (M, D) if there is one, and their mean (D,) if wanted."""
     norm = x.new_empty(len(x), dtype=working(x))
     # The mean of the cosines to several vectors is the projection on the mean of their unit vectors.
     direction = norm.new_zeros(x.shape[1]) if y is None else _direction(y).to(norm.dtype)
@@ -159,8 +161,9 @@ def min_max(problem: MinMaxProblem) -> Tensor:
     return (scores - low + epsilon) / (high - low + epsilon)
 
 
-def _stays(persistence: Tensor, frames: tuple[int, ...], first: int) -> tuple[Tensor, Tensor, Tensor]:
-    """How much tokens resemble their place in the frame before or after, their frames, which lie on the diagonal.
+def _stays(persistence: Tensor, frames: tuple[int, ...], first: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """How much tokens resemble their place in the frame before or after, their frames, places, and which lie on the
+    diagonal.
 
     first: the frames of the video before these.
     """
@@ -170,19 +173,22 @@ def _stays(persistence: Tensor, frames: tuple[int, ...], first: int) -> tuple[Te
     within = at - (lengths.cumsum(0) - lengths)[frame]
     alike = torch.cat([lengths[1:] == lengths[:-1], lengths.new_zeros(1, dtype=torch.bool)])
     later = persistence[(at + lengths[frame]).clamp(max=len(at) - 1)].where(alike[frame], 0)
-    return torch.maximum(persistence, later).clamp(0, 1), frame, within == (frame + first) % lengths[frame]
+    diagonal = within == (frame + first) % lengths[frame]
+    return torch.maximum(persistence, later).clamp(0, 1), frame, within, diagonal
 
 
 def transience(problem: TransienceProblem) -> Tensor:
     persistence, frames, floor, first = problem
-    stays, _, diagonal = _stays(persistence, frames, first)
+    stays, *_, diagonal = _stays(persistence, frames, first)
     return (1 - (1 - floor) * stays).masked_fill(diagonal, 1.0)
 
 
 def contrast(problem: ContrastProblem) -> Tensor:
-    persistence, frames, floor, knee, first = problem
-    stays, frame, diagonal = _stays(persistence, frames, first)
+    persistence, frames, floor, knee, spread, first = problem
+    stays, frame, within, diagonal = _stays(persistence, frames, first)
     lengths = torch.tensor(frames, device=stays.device)
     mean = torch.segment_reduce(stays, "mean", lengths=lengths, unsafe=True)[frame]
     ratio = (stays + STAYS) / (mean + STAYS)
-    return (1 - (1 - floor) * (ratio / knee).clamp(max=1)).masked_fill(diagonal, 1.0)
+    place = ((within * GOLDEN + (frame + first) * SILVER) % 2**32).to(stays.dtype) * 2.0**-32
+    least = floor * (1 - spread * place)
+    return (1 - (1 - least) * (ratio / knee).clamp(max=1)).masked_fill(diagonal, 1.0)
