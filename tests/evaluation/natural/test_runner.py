@@ -154,6 +154,17 @@ def test_figures_are_best_where_all_is_kept_and_worst_where_nothing_is() -> None
     assert without["moving"][0] < without["moving"][1]
 
 
+def test_what_the_default_keeps_of_shots_that_move_shows_the_classes_that_are_in_them() -> None:
+    bank = load("dev")
+    video = build("dev", "pans", bank)
+    ours, floor = (
+        figures(video, kept_mask(method(0.1), video), bank)
+        for method in (registry.method("vidsieve"), FLOORS["uniform"])
+    )
+    assert ours["qkl"] < 1.5 * floor["qkl"]
+    assert ours["c99"] < 0.85 * floor["c99"]
+
+
 class Everything(Reducer):
     def reduce(self, tokens, prompt=None):
         return Reduction.identity(len(tokens), tokens.features.device)
