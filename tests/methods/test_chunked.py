@@ -93,7 +93,7 @@ def expected(x: Tensor, frames: tuple[int, ...], keep: float) -> Tensor:
     offsets = torch.tensor([*bounds, len(x)])
     gains = partition.novelty(NoveltyProblem(p, offsets))
     budget = partition.apportion(ApportionProblem(gains, offsets, total, 0.6))
-    r = measurement.contrast(ContrastProblem(p, frames, 0.8, 0.5))
+    r = measurement.contrast(ContrastProblem(p, frames, 0.9, 0.5, 0.3))
     problem = GreedyProblem(x, r, offsets, budget, int(offsets.diff().max()), total, measures)
     return (greedy.conditional_dpp(problem) >= 0).nonzero()[:, 0]
 
@@ -301,7 +301,7 @@ def test_a_part_of_ones_own_declares_that_it_needs_no_look_at_the_rest() -> None
 
 def test_the_default_fills_its_scenes_instead_of_splitting_them_evenly() -> None:
     method = in_chunks(presets.vidsieve(0.1))
-    assert method == Prune(0.1, SceneRuns(), MarginalGain(0.6), Contrast(0.8), ConditionalDPP())
+    assert method == Prune(0.1, SceneRuns(), MarginalGain(0.6), Contrast(0.9), ConditionalDPP())
     assert in_chunks(method) == method
     assert in_chunks(Prune(0.1, SceneCuts(0.2, 5, 90))).segmenter == SceneRuns(0.2, 5, 90)
     with pytest.raises(WrongArgument, match=r"SceneCuts.* splits a long scene evenly"):

@@ -71,7 +71,7 @@ def test_what_changes_in_a_frame_that_stands_still_weighs_more_and_nothing_else_
     one[:, 3] = independent(6, 16, 1, torch.float32)  # one place of eight never stays
     for x, novel in ((one, 3), (torch.stack([still] * 6), None), (independent(48, 16, 2, torch.float32), None)):
         tokens = VideoTokens(x.reshape(48, 16), (8,) * 6)
-        weight = Contrast(0.8)(tokens, measure(tokens, {"persistence"}), None).view(6, 8)
+        weight = Contrast(0.8, spread=0)(tokens, measure(tokens, {"persistence"}), None).view(6, 8)
         diagonal = torch.eye(8, dtype=torch.bool)[:6]
         assert (weight[diagonal] == 1).all()
         rest = ~diagonal
@@ -85,3 +85,19 @@ def test_what_changes_in_a_frame_that_stands_still_weighs_more_and_nothing_else_
         Contrast(0)
     with pytest.raises(ValueError, match=r"knee is a ratio above 0"):
         Contrast(0.8, 0)
+    with pytest.raises(ValueError, match=r"spread is a part of the floor, in \[0, 1\]"):
+        Contrast(spread=1.1)
+
+
+def test_the_floor_of_contrast_is_spread_over_places_the_same_whenever_a_video_begins() -> None:
+    still = independent(64, 16, 0, torch.float32)
+    tokens = VideoTokens(still.repeat(6, 1), (64,) * 6)  # nothing changes, so every token weighs its floor
+    weight = Contrast(0.8, spread=0.5)(tokens, measure(tokens, {"persistence"}), None).view(6, 64)
+    assert weight.min() >= 0.4
+    assert weight[:, 6:].max() <= 0.8
+    for run in weight[:, 8:].reshape(-1, 8):  # of places next to one another
+        assert run.min() < 0.5
+        assert run.max() > 0.7
+    later = VideoTokens(still.repeat(4, 1), (64,) * 4, first_frame=2)
+    part = Contrast(0.8, spread=0.5)(later, measure(later, {"persistence"}), None).view(4, 64)
+    torch.testing.assert_close(part[1:], weight[3:], atol=1e-5, rtol=0)

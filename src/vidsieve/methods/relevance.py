@@ -98,7 +98,10 @@ class Contrast:
     in a still scene all weigh nearly alike, so a token that stands still beside no motion loses nothing. One token of
     every frame weighs 1 in any case, as in `Novelty`. Ours, chosen on the development halves of both suites.
 
-    floor: in (0, 1].  knee: the ratio from which a token weighs `floor`, above 0.
+    The floor differs from place to place by up to `spread` of it, in a fixed pattern: what a selection by diversity
+    picks is then less often what is least like all else, and what there is much of keeps more of its tokens.
+
+    floor: in (0, 1].  knee: the ratio from which a token weighs `floor`, above 0.  spread: in [0, 1].
     """
 
     requires: ClassVar[frozenset[str]] = frozenset({"persistence"})
@@ -106,18 +109,21 @@ class Contrast:
     captures: ClassVar[bool] = True
     chunks: ClassVar[bool] = True
 
-    floor: float = 0.8
+    floor: float = 0.9
     knee: float = 0.5
+    spread: float = 0.3
 
     def __post_init__(self) -> None:
         check_number(
             "floor is the weight of what stays as its frame does, in (0, 1]", self.floor, 0, 1, exclusive_low=True
         )
         check_number("knee is a ratio above 0", self.knee, 0, exclusive_low=True)
+        check_number("spread is a part of the floor, in [0, 1]", self.spread, 0, 1)
 
     def __call__(self, tokens: VideoTokens, stats: TokenStatistics, prompt: Prompt | None) -> Tensor:
         persistence, whole = stats.required("persistence"), tokens.original
-        problem = ops.ContrastProblem(persistence, tuple(whole.frames), self.floor, self.knee, whole.first_frame)
+        frames, first = tuple(whole.frames), whole.first_frame
+        problem = ops.ContrastProblem(persistence, frames, self.floor, self.knee, self.spread, first)
         return tokens.from_original(ops.contrast(problem))
 
 

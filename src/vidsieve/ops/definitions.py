@@ -16,6 +16,7 @@ EXHAUSTED = 1e-5
 TIE = 1e-6
 # What keeps a ratio of two means of persistence from being one of rounding, where a whole frame is new.
 STAYS = 0.05
+GOLDEN, SILVER = 2654435769, 1779033704  # 2^32 times (sqrt(5) - 1) / 2 and sqrt(2) - 1, whose multiples spread evenly
 # What centring leaves of a token that equals the mean is rounding, not a direction: below this share of the mean's
 # length it counts as zero.
 NOISE = 1e-5
@@ -93,14 +94,15 @@ class ContrastProblem(NamedTuple):
     """What `ops.contrast` is asked.
 
     persistence: (N,), as in `Measures`.  frames: tokens of each frame of a video.  floor: the weight of what stays as
-    its frame does.  knee: how many times as much as its frame a token stays that weighs `floor`, above 0.  first: the
-    frames of the video before these.
+    its frame does.  knee: how many times as much as its frame a token stays that weighs `floor`, above 0.  spread: the
+    part of `floor` by which it differs from place to place, in [0, 1].  first: the frames of the video before these.
     """
 
     persistence: Tensor
     frames: tuple[int, ...]
     floor: float
     knee: float
+    spread: float
     first: int = 0
 
 

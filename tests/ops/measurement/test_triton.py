@@ -96,7 +96,7 @@ def test_what_passes_weighs_more_as_in_the_reference(shape: tuple[int, int]) -> 
         frames = (shape[1],) * shape[0]
         problem = TransienceProblem(persistence, frames, 0.3, first)
         torch.testing.assert_close(triton.transience(problem), reference.transience(problem), atol=1e-6, rtol=0)
-        kneed = ContrastProblem(persistence, frames, 0.3, 0.6, first)
+        kneed = ContrastProblem(persistence, frames, 0.3, 0.6, 0.4, first)
         torch.testing.assert_close(triton.contrast(kneed), reference.contrast(kneed), atol=2e-6, rtol=0)
 
 

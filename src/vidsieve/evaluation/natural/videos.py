@@ -76,7 +76,32 @@ TEST: dict[str, tuple[Shot, ...]] = {
         *(Shot(take, 1, 0, 1) for take in ("chelsea_pan", "flower", "rocket_pan", "car_dark", "friday_pan", "friday")),
     ),
 }  # fmt: skip
-VIDEOS = {"dev": DEV, "test": TEST}
+# Drawn at random once: the eight above do not show what a selection by diversity does to a shot that moves.
+MOVING: dict[str, tuple[Shot, ...]] = {
+    "moving 1": (
+        Shot("bunny_pan", 10, 3, 10), Shot("bottles_long", 8, 0, 38), Shot("bunny_dark", 6, 0, 5),
+        Shot("bottles_pan", 8, 1, 10),
+    ),
+    "moving 2": (
+        Shot("bunny", 10, 0, 14), Shot("coffee_pan", 5, 0, 8), Shot("bottles_long", 10, 0, 33),
+        Shot("bunny_dark", 7, 0, 5),
+    ),
+    "moving 3": (
+        Shot("bunny_dark", 8), Shot("bunny", 5, 3, 13), Shot("bunny_pan", 10), Shot("bottles_long", 9, 2, 38),
+    ),
+    "moving 4": (
+        Shot("bottles", 6, 0, 10), Shot("bunny_dark", 10, 0, 5), Shot("astronaut_pan", 6), Shot("bottles_pan", 10, 2),
+    ),
+    "moving 5": (
+        Shot("bottles_long", 5, 12, 32), Shot("coffee_pan", 8, 1, 6), Shot("bunny_dark", 8, 0, 5),
+        Shot("bunny_pan", 5, 1, 8), Shot("astronaut_pan", 6),
+    ),
+    "moving 6": (
+        Shot("coffee_pan", 6, 0, 6), Shot("bunny", 8, 0, 15), Shot("bottles_long", 10, 0, 37),
+        Shot("bottles", 8, 5, 11),
+    ),
+}  # fmt: skip
+VIDEOS = {"dev": DEV | MOVING, "test": TEST}
 
 
 @dataclass(frozen=True, eq=False)

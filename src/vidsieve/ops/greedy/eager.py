@@ -15,7 +15,7 @@ from vidsieve.ops.definitions import EXHAUSTED, TIE, GreedyProblem, HybridProble
 from vidsieve.ops.pieces import STREAM_BYTES, split_pieces, unit_rows, working
 
 BLOCK_BYTES = 24 << 20  # of a piece that is multiplied twice: stays in the cache that cores share
-ROWS = 32  # of S that are computed at a time, at least
+ROWS = 32  # of S that are computed at a time, or a multiple: what a tile of a CPU's bf16 unit holds
 GRAM_LIMIT = 2048  # tokens; longer segments compute rows of S as they are picked and never hold n x n
 
 
@@ -32,7 +32,7 @@ class _Similarities:
         b, n = norm.shape
         self.segments = torch.arange(b, device=x.device)
         self.held = n <= GRAM_LIMIT
-        self.block = min(n, max(ROWS, steps // 4))
+        self.block = min(n, max(ROWS, steps // 4 // ROWS * ROWS))
         if not self.held:
             self.unit = unit_rows(x)  # (B, n, D)
         elif 4 * steps >= n or x.is_cuda:
@@ -80,7 +80,9 @@ def _inverse(norm: Tensor) -> Tensor:
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """a (B, m, D) times b (B, n, D) transposed: (B, m, n), accumulated and returned in float32 or better."""
-    if _rounds(b):
+    if a.shape[1] < b.shape[1]:
+        return _product(b, a).mT  # the left one is read as it is, the right one is copied first: better the smaller
+    if _rounds(a):
         # CPUs with bf16 units multiply twice as fast in bf16 as in float32, and accumulate in float32; only the
         # result is rounded. A second product minus the first result brings back what the rounding took.
         coarse = torch.bmm(a, b.mT)

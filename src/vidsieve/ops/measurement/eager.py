@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 
 from vidsieve.ops.definitions import (
+    GOLDEN,
     LEAST,
     MOST,
     NOISE,
     NON_FINITE,
     NONFINITE_PROMPT,
     OUT_OF_RANGE,
+    SILVER,
     STAYS,
     ContrastProblem,
     MeasureProblem,
@@ -19,19 +21,20 @@ from vidsieve.ops.definitions import (
     MinMaxProblem,
     TransienceProblem,
 )
-from vidsieve.ops.pieces import STREAM_BYTES, split_pieces, unit_rows, working
+from vidsieve.ops.pieces import STREAM_BYTES, unit_rows, working
 
 
 def measure(problem: MeasureProblem) -> Measures:
     x = problem.x
-    norm, cosine = _norm_and_cosine(x, problem.prompt)
+    norm, cosine, mean = _norm_cosine_and_mean(x, problem.prompt, problem.persistence and problem.centre is None)
     nonfinite = _nonfinite(x, norm)
     if cosine is not None:
         nonfinite.add_(cosine.isnan(), alpha=NONFINITE_PROMPT)
     persistence = None
-    if problem.persistence:
-        frames, centre = problem.frames, problem.centre
-        persistence = _persistence(x, frames) if centre is None else _persistence_about(x, frames, centre)
+    if mean is not None:
+        persistence = _persistence(x, problem.frames, mean)
+    elif problem.persistence and problem.centre is not None:
+        persistence = _persistence_about(x, problem.frames, problem.centre)
     return Measures(norm, nonfinite, persistence, cosine)
 
 
@@ -56,27 +59,51 @@ def _direction(y: Tensor) -> Tensor:
     return unit_rows(y).mean(0).masked_fill(nonfinite.any(), torch.nan)
 
 
-def _persistence(x: Tensor, frames: tuple[int, ...]) -> Tensor:
-    mean = _mean(x)
+def _persistence(x: Tensor, frames: tuple[int, ...], mean: Tensor) -> Tensor:
+    """Cosine of each row of x (N, D), less the `mean` (D,), to the one at its place in the frame before: (N,)."""
     still = NOISE * mean.norm()
+    if min(frames) == max(frames):
+        return _persistence_in_place(x.view(len(frames), frames[0], -1), mean, still)
     out = torch.zeros(len(x), dtype=torch.float32, device=x.device)
-    regular = min(frames) == max(frames)
     # The frames before `begin` are done; `last` (P', D), centred, is the one just before it, `last_norm` its lengths.
     begin, last, last_norm = 0, None, None
-    for piece in split_pieces(frames, x.shape[1], STREAM_BYTES if regular else 0):
-        end, first = begin + sum(frames[piece]), frames[piece.start]
-        now = x[begin:end].to(mean.dtype) - mean  # of one type: mixed ones are slow
-        norm = torch.linalg.vector_norm(now, dim=-1)
-        norm = norm.masked_fill_(norm <= still, 0)
+    for size in frames:
+        end = begin + size
+        now, norm = _centred(x[begin:end], mean, still)
         if last is not None and last_norm is not None:
-            if len(last) != first:
-                last = last.masked_fill((last_norm == 0)[:, None], 0).mean(0, keepdim=True).expand(first, -1)
+            if len(last) != size:
+                last = last.masked_fill((last_norm == 0)[:, None], 0).mean(0, keepdim=True).expand(size, -1)
                 last_norm = torch.linalg.vector_norm(last, dim=-1)
-            out[begin : begin + first] = _cosine(now[:first], last, norm[:first], last_norm)
-        if piece.stop > piece.start + 1:
-            out[begin + first : end] = _cosine(now[first:], now[:-first], norm[first:], norm[:-first])
-        begin, last, last_norm = end, now[-frames[piece.stop - 1] :], norm[-frames[piece.stop - 1] :]
+            out[begin:end] = _cosine(now, last, norm, last_norm)
+        begin, last, last_norm = end, now, norm
     return out
+
+
+def _persistence_in_place(x: Tensor, mean: Tensor, still: Tensor) -> Tensor:
+    """The same of frames of one size, x (T, P, D): a strip of places at a time through all frames."""
+    frames, places, dim = x.shape
+    out = torch.zeros(frames, places, dtype=torch.float32, device=x.device)
+    rows = max(1, STREAM_BYTES // (4 * dim))  # of a piece: so many places of so many frames
+    width = -(-places // -(-places // max(1, rows // 4)))  # of strips of one width, nearly
+    depth = max(1, rows // width)
+    for a in range(0, places, width):
+        strip = slice(a, a + width)
+        last = None
+        for t in range(0, frames, depth):
+            now, norm = _centred(x[t : t + depth, strip], mean, still)
+            if last is not None:
+                out[t, strip] = _cosine(now[0], last[0], norm[0], last[1])
+            if len(now) > 1:
+                out[t + 1 : t + depth, strip] = _cosine(now[1:], now[:-1], norm[1:], norm[:-1])
+            last = now[-1], norm[-1]
+    return out.view(-1)
+
+
+def _centred(x: Tensor, mean: Tensor, still: Tensor) -> tuple[Tensor, Tensor]:
+    """x (..., D) less its mean, and the lengths (...), 0 where no more than `still` is left."""
+    now = x.to(mean.dtype) - mean  # of one type: mixed ones are slow
+    norm = torch.linalg.vector_norm(now, dim=-1)
+    return now, norm.masked_fill_(norm <= still, 0)
 
 
 def _persistence_about(x: Tensor, frames: tuple[int, ...], centre: Tensor) -> Tensor:
@@ -85,9 +112,7 @@ def _persistence_about(x: Tensor, frames: tuple[int, ...], centre: Tensor) -> Te
     begin = 0
     for (before, now), mean in zip(pairwise(frames), centre[1:].to(working(x)), strict=True):
         middle, end = begin + before, begin + before + now
-        centred = x[begin:end].to(mean.dtype) - mean
-        norm = torch.linalg.vector_norm(centred, dim=-1)
-        norm = norm.masked_fill_(norm <= NOISE * mean.norm(), 0)
+        centred, norm = _centred(x[begin:end], mean, NOISE * mean.norm())
         last, last_norm = centred[:before], norm[:before]
         if before != now:
             last = last.masked_fill((last_norm == 0)[:, None], 0).mean(0, keepdim=True).expand(now, -1)
@@ -95,14 +120,6 @@ def _persistence_about(x: Tensor, frames: tuple[int, ...], centre: Tensor) -> Te
         out[middle:end] = _cosine(centred[before:], last, norm[before:], last_norm)
         begin = middle
     return out
-
-
-def _mean(x: Tensor) -> Tensor:
-    """Mean of x (N, D) over its rows, accumulated in float32 or better: (D,)."""
-    if x.device.type != "cpu":
-        return x.mean(0, dtype=working(x))
-    pieces = split_pieces([1] * len(x), x.shape[1], STREAM_BYTES)
-    return torch.stack([x[piece].to(working(x)).sum(0) for piece in pieces]).sum(0) / len(x)
 
 
 def _cosine(a: Tensor, b: Tensor, norm_a: Tensor, norm_b: Tensor) -> Tensor:
@@ -115,8 +132,8 @@ def _cosine(a: Tensor, b: Tensor, norm_a: Tensor, norm_b: Tensor) -> Tensor:
     return cosine.masked_fill((norm_a == 0) & (norm_b == 0), 1.0).float()
 
 
-def _norm_and_cosine(x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Lengths of the rows of x (N, D), and their mean cosine to those of y (M, D) if given: (N,) each."""
+def _norm_cosine_and_mean(x: Tensor, y: Tensor | None, want_mean: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Lengths of the rows of x (N, D), their mean cosine to y (M, D) if there is one, and their mean (D,) if wanted."""
     norm = x.new_empty(len(x), dtype=working(x))
     # The mean of the cosines to several vectors is the projection on the mean of their unit vectors.
     direction = norm.new_zeros(x.shape[1]) if y is None else _direction(y).to(norm.dtype)
@@ -124,6 +141,7 @@ def _norm_and_cosine(x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None
     rows = min(len(x), max(1, STREAM_BYTES // (4 * x.shape[1])))
     # One buffer for all pieces: fresh memory would cost more than the arithmetic.
     buffer = None if x.dtype == norm.dtype else norm.new_empty(rows, x.shape[1])
+    sums = []
     for begin in range(0, len(x), rows):
         part = x[begin : begin + rows]
         if buffer is not None:
@@ -131,7 +149,10 @@ def _norm_and_cosine(x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None
         torch.linalg.vector_norm(part, dim=-1, out=norm[begin : begin + rows])
         if projection is not None:
             torch.mv(part, direction, out=projection[begin : begin + rows])
-    return norm, None if projection is None else (projection / norm.clamp(min=1e-30)).float()
+        if want_mean and x.device.type == "cpu":  # elsewhere one call reads all of x
+            sums.append(part.sum(0))
+    mean = torch.stack(sums).sum(0) / len(x) if sums else x.mean(0, dtype=working(x)) if want_mean else None
+    return norm, None if projection is None else (projection / norm.clamp(min=1e-30)).float(), mean
 
 
 def min_max(problem: MinMaxProblem) -> Tensor:
@@ -140,8 +161,9 @@ def min_max(problem: MinMaxProblem) -> Tensor:
     return (scores - low + epsilon) / (high - low + epsilon)
 
 
-def _stays(persistence: Tensor, frames: tuple[int, ...], first: int) -> tuple[Tensor, Tensor, Tensor]:
-    """How much tokens resemble their place in the frame before or after, their frames, which lie on the diagonal.
+def _stays(persistence: Tensor, frames: tuple[int, ...], first: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """How much tokens resemble their place in the frame before or after, their frames, places, and which lie on the
+    diagonal.
 
     first: the frames of the video before these.
     """
@@ -151,19 +173,22 @@ def _stays(persistence: Tensor, frames: tuple[int, ...], first: int) -> tuple[Te
     within = at - (lengths.cumsum(0) - lengths)[frame]
     alike = torch.cat([lengths[1:] == lengths[:-1], lengths.new_zeros(1, dtype=torch.bool)])
     later = persistence[(at + lengths[frame]).clamp(max=len(at) - 1)].where(alike[frame], 0)
-    return torch.maximum(persistence, later).clamp(0, 1), frame, within == (frame + first) % lengths[frame]
+    diagonal = within == (frame + first) % lengths[frame]
+    return torch.maximum(persistence, later).clamp(0, 1), frame, within, diagonal
 
 
 def transience(problem: TransienceProblem) -> Tensor:
     persistence, frames, floor, first = problem
-    stays, _, diagonal = _stays(persistence, frames, first)
+    stays, *_, diagonal = _stays(persistence, frames, first)
     return (1 - (1 - floor) * stays).masked_fill(diagonal, 1.0)
 
 
 def contrast(problem: ContrastProblem) -> Tensor:
-    persistence, frames, floor, knee, first = problem
-    stays, frame, diagonal = _stays(persistence, frames, first)
+    persistence, frames, floor, knee, spread, first = problem
+    stays, frame, within, diagonal = _stays(persistence, frames, first)
     lengths = torch.tensor(frames, device=stays.device)
     mean = torch.segment_reduce(stays, "mean", lengths=lengths, unsafe=True)[frame]
     ratio = (stays + STAYS) / (mean + STAYS)
-    return (1 - (1 - floor) * (ratio / knee).clamp(max=1)).masked_fill(diagonal, 1.0)
+    place = ((within * GOLDEN + (frame + first) * SILVER) % 2**32).to(stays.dtype) * 2.0**-32
+    least = floor * (1 - spread * place)
+    return (1 - (1 - least) * (ratio / knee).clamp(max=1)).masked_fill(diagonal, 1.0)

@@ -3,11 +3,23 @@
 import triton
 import triton.language as tl
 
-from vidsieve.ops.definitions import LEAST, MOST, NOISE, NON_FINITE, NONFINITE_PROMPT, OUT_OF_RANGE, STAYS
+from vidsieve.ops.definitions import (
+    GOLDEN,
+    LEAST,
+    MOST,
+    NOISE,
+    NON_FINITE,
+    NONFINITE_PROMPT,
+    OUT_OF_RANGE,
+    SILVER,
+    STAYS,
+)
 from vidsieve.ops.launch import COUNTS
 
 _NOISE: tl.constexpr = tl.constexpr(NOISE)
 _STAYS: tl.constexpr = tl.constexpr(STAYS)
+_GOLDEN: tl.constexpr = tl.constexpr(GOLDEN)
+_SILVER: tl.constexpr = tl.constexpr(SILVER)
 _LEAST: tl.constexpr = tl.constexpr(LEAST)
 _MOST: tl.constexpr = tl.constexpr(MOST)
 _NON_FINITE: tl.constexpr = tl.constexpr(NON_FINITE)
@@ -252,6 +264,7 @@ def _contrast_kernel(
     first,  # frames of the video before these
     floor,
     knee,
+    spread,
     BLOCK: tl.constexpr,
 ):
     """One program a frame."""
@@ -268,5 +281,7 @@ def _contrast_kernel(
         i = at + tl.arange(0, BLOCK)
         stays = _stays(persistence_ptr + begin + i, per_frame, i < per_frame, has_next)
         ratio = (stays + _STAYS) / (mean + _STAYS)
-        weight = 1.0 - (1.0 - floor) * tl.minimum(ratio / knee, 1.0)
+        place = (i.to(tl.int64) * _GOLDEN + (number + first).to(tl.int64) * _SILVER) & 0xFFFFFFFF
+        least = floor * (1.0 - spread * (place.to(tl.float32) * 2.0**-32))
+        weight = 1.0 - (1.0 - least) * tl.minimum(ratio / knee, 1.0)
         tl.store(out_ptr + begin + i, tl.where(i == (number + first) % per_frame, 1.0, weight), mask=i < per_frame)

@@ -7,12 +7,14 @@ import torch
 from torch import Tensor
 
 from vidsieve.ops.definitions import (
+    GOLDEN,
     LEAST,
     MOST,
     NOISE,
     NON_FINITE,
     NONFINITE_PROMPT,
     OUT_OF_RANGE,
+    SILVER,
     STAYS,
     ContrastProblem,
     MeasureProblem,
@@ -108,11 +110,12 @@ def transience(problem: TransienceProblem) -> Tensor:
 
 def contrast(problem: ContrastProblem) -> Tensor:
     """Eq. 4c."""
-    persistence, frames, floor, knee, first = problem
+    persistence, frames, floor, knee, spread, first = problem
     out = []
     for t, frame in enumerate(_stays(persistence, frames), first):
         mean = math.fsum(frame) / len(frame)
         for i, stays in enumerate(frame):
             ratio = (stays + STAYS) / (mean + STAYS)
-            out.append(1.0 if i == t % len(frame) else 1 - (1 - floor) * min(1.0, ratio / knee))
+            least = floor * (1 - spread * ((i * GOLDEN + t * SILVER) % 2**32 / 2**32))
+            out.append(1.0 if i == t % len(frame) else 1 - (1 - least) * min(1.0, ratio / knee))
     return torch.tensor(out, device=persistence.device)

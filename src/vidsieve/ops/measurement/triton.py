@@ -89,11 +89,11 @@ def transience(problem: TransienceProblem) -> Tensor:
 
 
 def contrast(problem: ContrastProblem) -> Tensor:
-    persistence, frames, floor, knee, first = problem
+    persistence, frames, floor, knee, spread, first = problem
     out = torch.empty_like(persistence)
     block = min(1024, covering(frames[0]))
     grid = (len(out) // frames[0],)
-    launch(_contrast_kernel, grid, persistence, out, sum(frames), frames[0], first, floor, knee, BLOCK=block)
+    launch(_contrast_kernel, grid, persistence, out, sum(frames), frames[0], first, floor, knee, spread, BLOCK=block)
     return out
 
 
