@@ -23,7 +23,7 @@ import torch
 
 import vidsieve
 from tests.clips import write
-from vidsieve.cli import encode, main
+from vidsieve.cli import ask, main
 from vidsieve.encoded import chunks, many
 from vidsieve.engines.hf.loading import load
 
@@ -96,7 +96,7 @@ def test_a_method_inside_the_model_picks_of_what_is_stored(
         traces.append(attachment.trace)
         return attachment
 
-    monkeypatch.setattr(encode, "attach", noted)
+    monkeypatch.setattr(ask, "attach", noted)
     asked = ["ask", file, "-q", "What happens?", "-q", "Who?", "--max-new-tokens", 4]
     found = called(capsys, *asked, "--method", "pyramiddrop", "--keep", "20%")
     processor, model = load(str(world / "model"), bar=False)
@@ -107,7 +107,7 @@ def test_a_method_inside_the_model_picks_of_what_is_stored(
     assert [video.kept for video in traces[0].videos] == [video.kept for video in trace.videos]
     assert trace.videos[0].after < round(0.2 * 6 * 192)
     for name in ("vidsieve", "hieravid"):  # before anything is loaded
-        monkeypatch.setattr(encode, "load", None)
+        monkeypatch.setattr(ask, "load", None)
         assert main.main([*map(str, asked), "--method", name]) == 1
         assert "acts before the layers of the language model" in last_line(capsys)
 
@@ -393,8 +393,8 @@ def test_nothing_is_drawn_over_a_question_that_is_typed(
         assert told[-1] == ""
 
     monkeypatch.setattr("sys.stdin", Typed())
-    asked = encode.Questions([Path(stored["rows"][0]["file"])], [], max_new_tokens=2)
-    assert len(encode.ask_all(asked, told.append, show)["rows"]) == 2
+    asked = ask.Questions([Path(stored["rows"][0]["file"])], [], max_new_tokens=2)
+    assert len(ask.ask_all(asked, told.append, show)["rows"]) == 2
     assert told.count("answering") == 2
 
 
