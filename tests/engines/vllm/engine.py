@@ -68,7 +68,7 @@ def _config(family: str) -> Any:
         )
     if family == "glm4v":
         text = {**_TEXT, "vocab_size": END_OF_VIDEO + 8}
-        text["rope_parameters"] = configs.mrope(4, 6, 6, partial_rotary_factor=1.0)
+        text["rope_parameters"] = configs.mrope(2, 3, 3, partial_rotary_factor=0.5)
         tower = {**_TOWER, "patch_size": 14, "image_size": 112}
         marks = {**configs.GLM_IDS, "video_end_token_id": END_OF_VIDEO}
         return transformers.Glm4vConfig(text_config=text, vision_config=tower, **marks)
