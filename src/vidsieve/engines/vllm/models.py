@@ -9,6 +9,7 @@ positions in one dimension has nothing to send: what stays closes ranks.
 Without `--video-pruning-rate`, or with `--video-pruning-method vidcom2`, all of it is vLLM's own.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -35,7 +36,7 @@ _PACKED = ("video_grid_thw", "video_num_patches")  # beside one of them, the row
 logger = init_logger("vllm.vidsieve")  # vLLM shows what is logged below its own name
 
 
-class Sieved:
+class Sieved(ABC):
     """In the encoder: what all models have in common."""
 
     settled: ClassVar[tuple[str, ...]] = ()  # methods of the root that a subclass of it must not change
@@ -92,20 +93,21 @@ class Sieved:
                 (out[video],) = self._embed_held(_videos(kwargs, [video], patches), embeds)
         return [out[video] for video in videos]
 
+    @abstractmethod
     def _embed_held(self, kwargs: dict[str, Any], embeds: Tensor) -> Sequence[Tensor]:
         """The same for one video whose unpruned embeddings (N, D) are on the host."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _embed_videos(self, kwargs: dict[str, Any]) -> Sequence[Tensor]:
         """What goes into the encoder cache for some videos, from the arguments of `embed_multimodal`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _patches(self, kwargs: Mapping[str, Any]) -> list[int]:
         """The rows that each video has in what the encoder reads."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _patches_per_token(self) -> int:
-        raise NotImplementedError
+        """How many of those rows are one token."""
 
     def _batches(self, kwargs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """The videos in pieces of no more unpruned tokens than vLLM encodes at once without pruning.
@@ -214,9 +216,9 @@ class _SievedQwen(Turning, Sieved):
         """What tokens are compared by: what follows in a row is for deeper layers (Qwen3-VL)."""
         return embeds[:, : self.config.vision_config.out_hidden_size]
 
+    @abstractmethod
     def _described(self, embeds: Tensor, kept: Tensor, grid: list[int], video_input: Any, video: int) -> Tensor:
         """What goes into the encoder cache: kept embeddings (K, D) with channels, and the text between, if any."""
-        raise NotImplementedError
 
 
 def _videos(kwargs: Mapping[str, Any], some: Sequence[int], patches: list[int]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The front end of vLLM's models: a video's tokens in the prompt, and what is ordered of the encoder for it."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -65,7 +66,7 @@ _OWN = {
 }
 
 
-class Processor:
+class Processor(ABC):
     """In the front end: how many tokens each video has in the prompt, and what is ordered of the encoder for it.
 
     The order rides along as one more field of the video (`settings.order`), so both ends agree by construction.
@@ -118,12 +119,12 @@ class Processor:
         algorithm = self.info.ctx.get_mm_config().mm_hasher_algorithm
         return bytes.fromhex(MultiModalHasher.hash_kwargs(algorithm, **video))[:16]
 
+    @abstractmethod
     def _videos(self, out: BatchFeature) -> list[dict[str, Tensor]]:
         """What the encoder is to read of each video, from what Hugging Face's processor returned.
 
         Nothing where a client sent the embeddings themselves.
         """
-        raise NotImplementedError
 
     def _total(self, video: Any, placeholder: list[int], pad: int) -> int:
         """The tokens of a video before pruning. placeholder: vLLM's own for it."""

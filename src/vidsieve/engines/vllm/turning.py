@@ -1,5 +1,6 @@
 """Positions of three dimensions: what vLLM's runner asks a model that prunes, beside its encoder."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -10,7 +11,7 @@ from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 from vidsieve.engines.vllm import positions
 
 
-class Turning:
+class Turning(ABC):
     """Beside a `Sieved`: M-RoPE positions of a prompt, of which each embedding of a medium brings its own."""
 
     settled: ClassVar[tuple[str, ...]] = ("get_mrope_input_positions", "recompute_mrope_positions")
@@ -42,9 +43,9 @@ class Turning:
             media.append(positions.Medium(offset, length, span))
         return positions.initial(len(input_tokens), media)
 
+    @abstractmethod
     def _span(self, data: Any, placeholder: list[int]) -> int:
         """The positions that a whole video takes."""
-        raise NotImplementedError
 
     def recompute_mrope_positions(
         self,
