@@ -24,6 +24,7 @@ os.environ.update(
 
 from vllm import LLM, ModelRegistry, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
+from vllm.model_executor.models.interfaces import supports_multimodal_pruning
 
 from tests.engines.hf import configs, processors, tiny
 from vidsieve.engines.vllm import register, settings
@@ -34,7 +35,43 @@ _TOWER = {**configs.QWEN_TOWER, "hidden_size": 64, "out_hidden_size": 128}
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 
 
+END_OF_VIDEO = configs.VOCABULARY  # of GLM, for which tiny.py has no id left
+
+
 def _config(family: str) -> Any:
+    if family == "internvl":
+        return transformers.InternVLConfig(
+            text_config={"model_type": "qwen2", **_TEXT},
+            vision_config={
+                **configs.TOWER,
+                "hidden_size": 64,
+                "intermediate_size": 96,
+                "image_size": [56, 56],
+                "patch_size": [14, 14],
+            },
+            image_token_id=tiny.IMAGE,
+            image_seq_length=4,
+            downsample_ratio=0.5,
+            vision_feature_layer=-1,
+        )
+    if family == "llava_next_video":
+        tower = {**configs.TOWER, "model_type": "clip_vision_model", "hidden_size": 64, "intermediate_size": 96}
+        tower["patch_size"] = 7  # vLLM divides the size of a frame by its square
+        return transformers.LlavaNextVideoConfig(
+            text_config={"model_type": "llama", **_TEXT},
+            vision_config=tower,
+            image_token_index=tiny.IMAGE,
+            video_token_index=tiny.VIDEO,
+            image_grid_pinpoints=[[56, 56]],
+            spatial_pool_mode="average",
+            spatial_pool_stride=2,
+        )
+    if family == "glm4v":
+        text = {**_TEXT, "vocab_size": END_OF_VIDEO + 8}
+        text["rope_parameters"] = configs.mrope(2, 3, 3, partial_rotary_factor=0.5)
+        tower = {**_TOWER, "patch_size": 14, "image_size": 112}
+        marks = {**configs.GLM_IDS, "video_end_token_id": END_OF_VIDEO}
+        return transformers.Glm4vConfig(text_config=text, vision_config=tower, **marks)
     if family == "llava_onevision":
         tower = {**configs.TOWER, "model_type": "siglip_vision_model", "vision_use_head": False}
         return transformers.LlavaOnevisionConfig(
@@ -89,8 +126,20 @@ def hugging_face(family: str) -> Any:
 @functools.cache
 def real_processor(family: str) -> Any:
     """The processor of a family. Images are normalised like videos, as vLLM takes for granted."""
-    if family == "llava_onevision":
-        return processors.processor(family)
+    if family == "glm4v":  # checkpoints of GLM-4.6V have this model, and a processor of their own
+        processor = processors.processor("glm46v")
+        tokenizer = processor.tokenizer
+        tokenizer.add_special_tokens(
+            {"additional_special_tokens": ["<|end_of_video|>"]}, replace_extra_special_tokens=False
+        )
+        assert tokenizer.convert_tokens_to_ids("<|end_of_video|>") == END_OF_VIDEO
+        processor.video_end_id = END_OF_VIDEO
+        return processor
+    if not family.startswith("qwen"):
+        processor = processors.processor(family)
+        if family == "llava_next_video":
+            processor.patch_size = 7
+        return processor
     processor = processors.processor("qwen2_5_vl" if family.startswith("qwen2_5") else "qwen3_vl")
     processor.video_processor.size = {"shortest_edge": 56 * 56, "longest_edge": 112 * 112 * 1024}
     for name in ("image_mean", "image_std"):
@@ -103,7 +152,7 @@ def checkpoint(family: str, folder: Path) -> Path:
     path = folder / family
     if not path.exists():
         hugging_face(family).save_pretrained(path)
-        if family == "llava_onevision":
+        if family.startswith("llava"):
             _rename_tower(path / "model.safetensors")
         processor = real_processor(family)
         processor.save_pretrained(path)
@@ -111,7 +160,7 @@ def checkpoint(family: str, folder: Path) -> Path:
 
 
 def _rename_tower(path: Path) -> None:
-    """Name the weights of SigLIP as checkpoints do, and vLLM expects."""
+    """Name the weights of SigLIP or CLIP as checkpoints do, and vLLM expects."""
     weights = load_file(path)
     names = {n: n.replace("vision_tower.", "vision_tower.vision_model.") for n in weights if "vision_model." not in n}
     save_file({names.get(name, name): weight for name, weight in weights.items()}, path, metadata={"format": "pt"})
@@ -142,8 +191,12 @@ _MARK = {"video": tiny.VIDEO, "image": tiny.IMAGE}
 def prompt(family: str, *media: str, question: str = "What moves?", before: str = "You see:") -> str:
     """A prompt with `media`, each "video" or "image"."""
     media = media or ("video",)
-    if family == "llava_onevision":
+    if family.startswith("llava"):
         marks = "".join(f"<{kind}>" for kind in media)
+    elif family == "internvl":
+        marks = "".join({"image": "<IMG_CONTEXT>", "video": "<video>"}[kind] for kind in media)
+    elif family == "glm4v":
+        marks = "".join(f"<|begin_of_{kind}|><|{kind}|><|end_of_{kind}|>" for kind in media)
     else:
         decode = functools.partial(real_processor(family).tokenizer.decode, skip_special_tokens=False)
         marks = "".join(decode([tiny.START, _MARK[kind], tiny.END]) for kind in media)
@@ -170,9 +223,9 @@ def ids(out: Any) -> list[int]:
     return list(out.outputs[0].token_ids)
 
 
-def pads(out: Any) -> int:
+def pads(out: Any, token: int = tiny.VIDEO) -> int:
     """Tokens of videos in a prompt."""
-    return sum(token == tiny.VIDEO for token in out.prompt_token_ids)
+    return sum(each == token for each in out.prompt_token_ids)
 
 
 class Engine:
@@ -198,6 +251,7 @@ class Engine:
             "block_size": 32,
             "seed": 0,
             "enable_prefix_caching": True,
+            "skip_mm_profiling": path.name == "glm4v",  # of a video as long as the context, in one attention on a CPU
             **({"video_pruning_rate": rate} if rate else {}),
         }
         self.llm = LLM(model=str(path), **{**settled, **options})
@@ -229,7 +283,8 @@ class Engine:
             self.model._reduce_each = reduced
         if not getattr(self.model, "sieves", False):
             # vLLM's CPU runner forgets to look, and fails; on a GPU it does look.
-            self.runner.is_multimodal_pruning_enabled = getattr(self.model, "is_multimodal_pruning_enabled", False)
+            prunes = supports_multimodal_pruning(self.model) and self.model.is_multimodal_pruning_enabled
+            self.runner.is_multimodal_pruning_enabled = prunes
 
     def ask(self, requests: list[dict[str, Any]], tokens: int = 4) -> list[Any]:
         sampling = SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True, logprobs=3)

@@ -76,6 +76,19 @@ def test_the_text_before_each_frame_is_counted() -> None:
     assert positions.leads(placeholder, START, END) == [3, 2, 1]
 
 
+@pytest.mark.parametrize("size", [(3, 3, 2), (1, 1, 4), (5, 2, 2)])
+def test_frames_between_texts_stand_as_they_do_in_qwen3_vl(size: tuple[int, int, int]) -> None:
+    frames, rows, columns = size
+    leads = [3 + frame % 2 for frame in range(frames)]
+    is_frame = torch.tensor([entry for n in leads for entry in (*[False] * n, True, False)])
+    for count in (1, rows * columns, frames * rows * columns):
+        kept = some(count, frames * rows * columns)
+        expected = positions.interleaved(leads, kept, rows, columns)
+        assert torch.equal(positions.framed_positions(is_frame, kept, rows, columns), expected)
+        text, patches = positions.framed(is_frame, torch.bincount(kept // (rows * columns), minlength=frames))
+        assert sorted([*text.tolist(), *patches.tolist()]) == list(range(len(expected)))
+
+
 # A prompt: three words, a grid, a word, a video with text between its frames, an image right behind it, two words.
 GRID = positions.grid(4, 2, 3, 2.0)[some(9, 24)]
 LEADS = [3, 3, 4]

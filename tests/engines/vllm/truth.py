@@ -44,3 +44,19 @@ def positions(family: str, request: dict[str, Any]) -> torch.Tensor:
     names = ("mm_token_type_ids", "image_grid_thw", "video_grid_thw", "second_per_grid_ts")
     known = {name: given[name] for name in names if name in given}
     return engine.hugging_face(family).model.get_rope_index(given["input_ids"], **known)[0][:, 0]
+
+
+@torch.no_grad()
+def closed(family: str, request: dict[str, Any], kept: torch.Tensor, pad: int, tokens: int = 4) -> list[int]:
+    """The ids of the answer to the embedded prompt less what was dropped, whose positions are its indices."""
+    model, given, seen = engine.hugging_face(family), inputs(family, request), []
+    watch = model.model.language_model.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["inputs_embeds"]), with_kwargs=True
+    )
+    model(**given)
+    watch.remove()
+    is_video = given["input_ids"][0] == pad
+    stays = ~is_video
+    stays[is_video.nonzero()[kept, 0]] = True
+    out = model.generate(inputs_embeds=seen[0][:, stays], max_new_tokens=tokens, do_sample=False)
+    return out[0].tolist()  # type: ignore[no-any-return]

@@ -102,6 +102,26 @@ def test_a_kernel_worked_out_by_its_determinants(k: int, expected: list[int]) ->
         assert best == sorted([1, 0, 3][:size])  # greedy is exact here
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("n", "dim"), [(5, 8), (90, 16), (130, 64)])
+def test_numpy_and_torch_pick_the_same_in_the_same_order(
+    n: int, dim: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond the rank too, where rounding decides: bit for bit."""
+    for seed in range(4):
+        g = torch.Generator().manual_seed(seed)
+        x = torch.randn(3 * n, dim, generator=g).to(dtype)
+        x[n // 2 : n] = x[: n - n // 2].clone()  # duplicates
+        x[n : 2 * n : 3] = 0
+        relevance = torch.rand(3 * n, generator=g)
+        relevance[:: 2 + seed] = 0
+        asked = problem(x, relevance, torch.arange(4) * n, torch.tensor([n - 1, n // 2, n // 5]))
+        ours = eager.conditional_dpp(asked)
+        monkeypatch.setattr(eager, "NUMPY", False)
+        assert torch.equal(ours, eager.conditional_dpp(asked))
+        monkeypatch.undo()
+
+
 def test_long_segments_compute_rows_as_they_go(monkeypatch: pytest.MonkeyPatch) -> None:
     x, relevance = video_like(5, 12, 24, seed=1), torch.rand(60)
     offsets, budget = torch.tensor([0, 60]), torch.tensor([17])

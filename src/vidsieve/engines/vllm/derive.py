@@ -11,7 +11,8 @@ from typing import Any
 
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from vidsieve.engines.vllm.flat import FlatProcessor, SievedFlat
+from vidsieve.engines.vllm.flat import FlatProcessor, PooledProcessor, SievedFlat, SievedPooled
+from vidsieve.engines.vllm.framed import FramedProcessor, SievedFramed, SievedFramedGrid
 from vidsieve.engines.vllm.models import SievedGrid, SievedInterleaved
 from vidsieve.engines.vllm.processor import GridProcessor, check_hooks
 
@@ -19,7 +20,10 @@ _MODELS = "vllm.model_executor.models"
 ROOTS: dict[str, tuple[type, type]] = {
     f"{_MODELS}.qwen2_5_vl.Qwen2_5_VLForConditionalGeneration": (SievedGrid, GridProcessor),
     f"{_MODELS}.qwen3_vl.Qwen3VLForConditionalGeneration": (SievedInterleaved, GridProcessor),
+    f"{_MODELS}.glm4_1v.Glm4vForConditionalGeneration": (SievedFramedGrid, FramedProcessor),
+    f"{_MODELS}.interns1.InternS1ForConditionalGeneration": (SievedFramed, FramedProcessor),
     f"{_MODELS}.llava_onevision.LlavaOnevisionForConditionalGeneration": (SievedFlat, FlatProcessor),
+    f"{_MODELS}.llava_next_video.LlavaNextVideoForConditionalGeneration": (SievedPooled, PooledProcessor),
 }
 
 
@@ -43,7 +47,7 @@ def derive(theirs: type) -> tuple[type | None, str]:
     if not _takes_video(theirs):
         return None, "it takes no video"
     for override in model.__mro__[:-1]:
-        check_hooks(override, theirs)
+        check_hooks(override, theirs, model.added)  # type: ignore[attr-defined]
     for override in processor.__mro__[:-1]:
         check_hooks(override, factories.processor)
     front_end = _subclass(processor, factories.processor)

@@ -1,4 +1,4 @@
-"""LLaVA-OneVision in vLLM, which has no pruning of its own for it: a video is one run of tokens and a newline.
+"""LLaVA-OneVision and LLaVA-NeXT-Video in vLLM, which has no pruning of its own for them: a video is one run of tokens.
 
 Its positions are the indices of the prompt, so nothing but a shorter run and fewer embeddings is needed: what stays
 closes ranks. That is not what `engines/hf` does with this model, where kept tokens stay where they were: a server of
@@ -18,26 +18,33 @@ from vidsieve.engines.vllm.models import Sieved
 from vidsieve.engines.vllm.processor import Processor
 from vidsieve.engines.vllm.settings import KWARG, ordered_key
 
-_NEWLINE = 1  # tokens that follow a video's patches in its placeholder
-
 
 class FlatProcessor(Processor):
     """Of LLaVA-OneVision."""
 
+    newline: ClassVar[int] = 1  # tokens that follow a video's patches in its placeholder
+
     def _videos(self, out: BatchFeature) -> list[dict[str, Tensor]]:
         return [{"pixels": video} for video in out.get("pixel_values_videos", ())]
 
-    def _total(self, video: Any, placeholder: list[int]) -> int:
-        return len(placeholder) - _NEWLINE
+    def _total(self, video: Any, placeholder: list[int], pad: int) -> int:
+        return len(placeholder) - self.newline
 
     def _resized(self, ids: list[int], pad: int, count: int) -> list[int]:
-        return ids[: count + _NEWLINE]
+        return ids[: count + self.newline]
+
+
+class PooledProcessor(FlatProcessor):
+    """Of LLaVA-NeXT-Video."""
+
+    newline: ClassVar[int] = 0
 
 
 class SievedFlat(Sieved):
     """In the encoder of LLaVA-OneVision."""
 
     settled: ClassVar[tuple[str, ...]] = ("_process_video_pixels", "_video_pixels_to_features", "apply_pooling")
+    newline: ClassVar[int] = FlatProcessor.newline
 
     def _side(self) -> int:
         """Rows, and columns, of a frame's tokens, as vLLM's `apply_pooling` leaves them."""
@@ -63,13 +70,24 @@ class SievedFlat(Sieved):
 
     def _after_encoder(self, videos: Sequence[Tensor], orders: Sequence[Tensor]) -> list[Tensor]:
         frame = self._side() ** 2
-        patches = [embeds[:-_NEWLINE] for embeds in videos]
+        patches = [embeds[: len(embeds) - self.newline] for embeds in videos]
         sizes = [(len(embeds) // frame, self._side(), self._side()) for embeds in patches]
         with gpu_sync_allowed():
             for embeds, ordered in zip(videos, orders, strict=True):
                 self._unpruned.put(ordered_key(ordered), embeds)
             reductions = self._reduce_each(patches, sizes, orders)
         return [
-            torch.cat([reduction.apply(kept), embeds[-_NEWLINE:]])
+            torch.cat([reduction.apply(kept), embeds[len(kept) :]])
             for reduction, kept, embeds in zip(reductions, patches, videos, strict=True)
         ]
+
+
+class SievedPooled(SievedFlat):
+    """In the encoder of LLaVA-NeXT-Video."""
+
+    newline: ClassVar[int] = PooledProcessor.newline
+
+    pooled_grid_length: int
+
+    def _side(self) -> int:
+        return self.pooled_grid_length

@@ -9,6 +9,7 @@ positions in one dimension has nothing to send: what stays closes ranks.
 Without `--video-pruning-rate`, or with `--video-pruning-method vidcom2`, all of it is vLLM's own.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -23,21 +24,23 @@ from vidsieve.engines.vllm import positions
 from vidsieve.engines.vllm.processor import served
 from vidsieve.engines.vllm.runner import patch_runner, patch_worker
 from vidsieve.engines.vllm.settings import KWARG, check_pipeline, ordered_count, ordered_key, ordered_question
+from vidsieve.engines.vllm.turning import Turning, with_channels
 from vidsieve.engines.vllm.unpruned import Unpruned
 from vidsieve.errors import NonFiniteFeatures
 from vidsieve.methods.presets import uniform
 from vidsieve.types.reduction import Reduction
 from vidsieve.types.tokens import Prompt, VideoTokens
 
-_PACKED = "video_grid_thw"  # beside it, the rows of all videos are in one tensor
+_PACKED = ("video_grid_thw", "video_num_patches")  # beside one of them, the rows of all videos are in one tensor
 
 logger = init_logger("vllm.vidsieve")  # vLLM shows what is logged below its own name
 
 
-class Sieved:
+class Sieved(ABC):
     """In the encoder: what all models have in common."""
 
     settled: ClassVar[tuple[str, ...]] = ()  # methods of the root that a subclass of it must not change
+    added: ClassVar[frozenset[str]] = frozenset()  # methods that vLLM calls though the root has none
 
     config: Any
 
@@ -90,20 +93,21 @@ class Sieved:
                 (out[video],) = self._embed_held(_videos(kwargs, [video], patches), embeds)
         return [out[video] for video in videos]
 
+    @abstractmethod
     def _embed_held(self, kwargs: dict[str, Any], embeds: Tensor) -> Sequence[Tensor]:
         """The same for one video whose unpruned embeddings (N, D) are on the host."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _embed_videos(self, kwargs: dict[str, Any]) -> Sequence[Tensor]:
         """What goes into the encoder cache for some videos, from the arguments of `embed_multimodal`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _patches(self, kwargs: Mapping[str, Any]) -> list[int]:
         """The rows that each video has in what the encoder reads."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _patches_per_token(self) -> int:
-        raise NotImplementedError
+        """How many of those rows are one token."""
 
     def _batches(self, kwargs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """The videos in pieces of no more unpruned tokens than vLLM encodes at once without pruning.
@@ -148,25 +152,15 @@ class Sieved:
         return Prompt(language_model.embed_input_ids(torch.tensor(question, device=device)))
 
 
-class _SievedQwen(Sieved):
+class _SievedQwen(Turning, Sieved):
     """Patches of all videos in one tensor, and positions of three dimensions."""
 
     settled: ClassVar[tuple[str, ...]] = (
-        "get_mrope_input_positions",
-        "recompute_mrope_positions",
+        *Turning.settled,
         "_parse_and_validate_video_input",
         "_postprocess_image_embeds_evs",
         "_postprocess_video_embeds_evs",
     )
-
-    visual: Any
-
-    def __init__(self, *, vllm_config: Any, prefix: str = "model") -> None:
-        super().__init__(vllm_config=vllm_config, prefix=prefix)
-        if self.sieves:  # some of vLLM's models leave out what only pruning reads
-            self.is_multimodal_pruning_enabled = True
-
-    # Encoder.
 
     def _embed_videos(self, kwargs: dict[str, Any]) -> Sequence[Tensor]:
         return super(Sieved, self).embed_multimodal(**kwargs)  # type: ignore[misc,no-any-return]
@@ -198,7 +192,7 @@ class _SievedQwen(Sieved):
         sizes = [self._size(grid) for grid in image_input["image_grid_thw"].tolist()]
         with gpu_sync_allowed():
             return tuple(
-                _with_channels(embeds, positions.pack(positions.grid(*size)))
+                with_channels(embeds, positions.pack(positions.grid(*size)))
                 for embeds, size in zip(splits, sizes, strict=True)
             )
 
@@ -222,73 +216,17 @@ class _SievedQwen(Sieved):
         """What tokens are compared by: what follows in a row is for deeper layers (Qwen3-VL)."""
         return embeds[:, : self.config.vision_config.out_hidden_size]
 
-    def _size(self, grid: Sequence[int]) -> tuple[int, int, int]:
-        """Frames, rows and columns of tokens in a grid of patches."""
-        merge = self.visual.spatial_merge_size
-        return grid[0], grid[1] // merge, grid[2] // merge
-
+    @abstractmethod
     def _described(self, embeds: Tensor, kept: Tensor, grid: list[int], video_input: Any, video: int) -> Tensor:
         """What goes into the encoder cache: kept embeddings (K, D) with channels, and the text between, if any."""
-        raise NotImplementedError
-
-    # Runner.
-
-    def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
-        if not self.sieves:
-            return super().get_mrope_input_positions(input_tokens, mm_features)  # type: ignore[misc,no-any-return]
-        media = []
-        for feature in sorted(mm_features, key=lambda feature: feature.mm_position.offset):
-            offset, length = feature.mm_position.offset, feature.mm_position.length
-            if feature.modality == "image":
-                span = positions.grid_span(*self._size(feature.data["image_grid_thw"].data.tolist()))
-            else:
-                span = self._span(feature.data, input_tokens[offset : offset + length])
-            media.append(positions.Medium(offset, length, span))
-        return positions.initial(len(input_tokens), media)
-
-    def _span(self, data: Any, placeholder: list[int]) -> int:
-        """The positions that a whole video takes."""
-        raise NotImplementedError
-
-    def recompute_mrope_positions(
-        self,
-        input_ids: list[int] | Tensor,
-        multimodal_embeddings: Sequence[Tensor],
-        mrope_positions: Tensor,
-        num_computed_tokens: int,
-    ) -> tuple[Sequence[Tensor], Tensor, int]:
-        if not self.sieves:
-            return super().recompute_mrope_positions(  # type: ignore[misc,no-any-return]
-                input_ids, multimodal_embeddings, mrope_positions, num_computed_tokens
-            )
-        clean = [embeds[:, : -positions.CHANNELS] for embeds in multimodal_embeddings]
-        if clean:
-            channels = torch.cat([embeds[:, -positions.CHANNELS :] for embeds in multimodal_embeddings])
-            pads = (self.config.image_token_id, self.config.video_token_id)
-            with gpu_sync_allowed():  # the one wait
-                fields, on_host = positions.unpack(channels.cpu()), mrope_positions.cpu()
-                ids = input_ids.tolist() if isinstance(input_ids, Tensor) else input_ids
-                media = torch.split(fields, [len(embeds) for embeds in clean])
-                positions.fill(on_host, ids, pads, num_computed_tokens, media)
-                mrope_positions = on_host.to(mrope_positions.device)
-            last = on_host[:, -1]
-        else:
-            with gpu_sync_allowed():
-                last = mrope_positions[:, -1].cpu()
-        # The last token of a prompt is text, and nothing stands behind it.
-        delta = int(last.max()) + 1 - mrope_positions.shape[1]
-        return clean, mrope_positions, delta
-
-
-def _with_channels(embeds: Tensor, channels: Tensor) -> Tensor:
-    return torch.cat([embeds, channels.to(embeds.device, embeds.dtype)], dim=1)
 
 
 def _videos(kwargs: Mapping[str, Any], some: Sequence[int], patches: list[int]) -> dict[str, Any]:
     """The arguments of `embed_multimodal` for some of its videos, in their order."""
     if len(some) == len(patches):
         return dict(kwargs)
-    packed = [name for name in ("pixel_values_videos", "video_embeds") if name in kwargs and _PACKED in kwargs]
+    one = any(name in kwargs for name in _PACKED)
+    packed = [name for name in ("pixel_values_videos", "video_embeds") if name in kwargs and one]
     out = {}
     for name, value in kwargs.items():
         if name in packed:
@@ -296,7 +234,7 @@ def _videos(kwargs: Mapping[str, Any], some: Sequence[int], patches: list[int]) 
             parts = value.split(sizes)
             out[name] = torch.cat([parts[video] for video in some]) if len(some) > 1 else parts[some[0]]
         elif isinstance(value, Tensor):
-            out[name] = value[list(some)]
+            out[name] = value[list(some)] if value.ndim else value  # or it is of all videos
         else:
             out[name] = [value[video] for video in some]
     return out
@@ -317,7 +255,7 @@ class SievedGrid(_SievedQwen):
             return embeds
         seconds = video_input.get("second_per_grid_ts")
         step = self._step(None if seconds is None else seconds[video])
-        return _with_channels(embeds, positions.pack(positions.grid(*self._size(grid), step)[kept]))
+        return with_channels(embeds, positions.pack(positions.grid(*self._size(grid), step)[kept]))
 
     def _span(self, data: Any, placeholder: list[int]) -> int:
         seconds = data.get("second_per_grid_ts")

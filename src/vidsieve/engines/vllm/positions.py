@@ -119,3 +119,30 @@ def interleaved(leads: Sequence[int], kept: Tensor, rows: int, columns: int) -> 
 def interleaved_span(leads: Sequence[int], rows: int, columns: int) -> int:
     """The positions that `interleaved` takes, however few tokens stay."""
     return sum(leads) + len(leads) * (max(rows, columns) + 1)
+
+
+def framed(is_frame: Tensor, per_frame: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows in the placeholder of a video: of the text between its frames, and of the K tokens that stay.
+
+    is_frame: bool (n,), the placeholder with one entry for all patches of a frame.  per_frame: (T,), how many stay.
+    """
+    counts = torch.ones_like(is_frame, dtype=torch.long)
+    counts[is_frame] = per_frame
+    begin = counts.cumsum(0) - counts
+    first = per_frame.cumsum(0) - per_frame
+    kept = torch.repeat_interleave(begin[is_frame] - first, per_frame) + torch.arange(int(per_frame.sum()))
+    return begin[~is_frame], kept
+
+
+def framed_positions(is_frame: Tensor, kept: Tensor, rows: int, columns: int) -> Tensor:
+    """Relative positions (L, 3) of such a placeholder, of which the tokens `kept` (K,) stay: GLM-4V and later."""
+    span = torch.where(is_frame, max(rows, columns), 1)
+    begin = span.cumsum(0) - span
+    frame, patch = kept // (rows * columns), kept % (rows * columns)
+    text, patches = framed(is_frame, torch.bincount(frame, minlength=int(is_frame.sum())))
+    positions = torch.empty(len(text) + len(patches), 3, dtype=torch.long)
+    positions[text] = begin[~is_frame][:, None]
+    positions[patches] = begin[is_frame][frame][:, None] + torch.stack(
+        [0 * patch, patch // columns, patch % columns], dim=1
+    )
+    return positions

@@ -1,5 +1,6 @@
 """The front end of vLLM's models: a video's tokens in the prompt, and what is ordered of the encoder for it."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -33,9 +34,13 @@ def served(model_config: Any) -> tuple[Method, float] | None:
     return None if method is None or rate is None else (method, rate)
 
 
-def check_hooks(override: type, base: type) -> None:
-    """Raise `UnsupportedModel` where a method of `override` is no longer one of vLLM's `base`: none would call it."""
-    missing = [name for name, value in vars(override).items() if callable(value) and name not in _OWN | set(dir(base))]
+def check_hooks(override: type, base: type, added: frozenset[str] = frozenset()) -> None:
+    """Raise `UnsupportedModel` where a method of `override` is no longer one of vLLM's `base`: none would call it.
+
+    added: those that vLLM calls where a model has them, which its own has not.
+    """
+    known = _OWN | added | set(dir(base))
+    missing = [name for name, value in vars(override).items() if callable(value) and name not in known]
     if missing:
         raise UnsupportedModel(
             f"this vLLM has no {base.__name__}.{', '.join(missing)}; vidsieve knows vLLM 0.32 and 0.33. "
@@ -44,13 +49,24 @@ def check_hooks(override: type, base: type) -> None:
 
 
 _OWN = {
-    *("_tokens", "_checked", "_videos", "_key", "_total", "_resized"),
+    *("_tokens", "_checked", "_videos", "_key", "_total", "_resized", "_pad", "_text"),
     *("_batches", "_embed_videos", "_embed_held", "_after_encoder", "forget", "_reduce_each", "_prompt", "_features"),
-    *("_patches", "_patches_per_token", "_size", "_side", "_step", "_span", "_described"),
+    *(
+        "_patches",
+        "_patches_per_token",
+        "_size",
+        "_sizes",
+        "_side",
+        "_step",
+        "_span",
+        "_described",
+        "_framed",
+        "check_graphs",
+    ),
 }
 
 
-class Processor:
+class Processor(ABC):
     """In the front end: how many tokens each video has in the prompt, and what is ordered of the encoder for it.
 
     The order rides along as one more field of the video (`settings.order`), so both ends agree by construction.
@@ -82,7 +98,7 @@ class Processor:
             asked.check(serving[0])
 
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, Any]) -> BatchFeature:
-        out = super()._apply_hf_processor_main(mm_items, _without(hf_kwargs))  # type: ignore[misc]
+        out = super()._apply_hf_processor_main(mm_items, without(hf_kwargs))  # type: ignore[misc]
         videos = self._videos(out)
         if videos and served(self.info.ctx.model_config) is not None:
             asked = RequestOptions.of(hf_kwargs)
@@ -103,16 +119,21 @@ class Processor:
         algorithm = self.info.ctx.get_mm_config().mm_hasher_algorithm
         return bytes.fromhex(MultiModalHasher.hash_kwargs(algorithm, **video))[:16]
 
+    @abstractmethod
     def _videos(self, out: BatchFeature) -> list[dict[str, Tensor]]:
         """What the encoder is to read of each video, from what Hugging Face's processor returned.
 
         Nothing where a client sent the embeddings themselves.
         """
-        raise NotImplementedError
 
-    def _total(self, video: Any, placeholder: list[int]) -> int:
+    def _total(self, video: Any, placeholder: list[int], pad: int) -> int:
         """The tokens of a video before pruning. placeholder: vLLM's own for it."""
-        raise NotImplementedError
+        return placeholder.count(pad)
+
+    def _pad(self, content: Any) -> int:
+        """The token that holds the place of a video's. content: vLLM's own placeholder for it."""
+        config = self.info.get_hf_config()
+        return int(config.video_token_id if hasattr(config, "video_token_id") else config.video_token_index)
 
     def _resized(self, ids: list[int], pad: int, count: int) -> list[int]:
         """A video's placeholder with `count` pads, all where its first one is."""
@@ -125,24 +146,22 @@ class Processor:
     def _get_mm_fields_config(
         self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, Any]
     ) -> Mapping[str, MultiModalFieldConfig]:
-        fields = super()._get_mm_fields_config(hf_inputs, _without(hf_processor_mm_kwargs))  # type: ignore[misc]
+        fields = super()._get_mm_fields_config(hf_inputs, without(hf_processor_mm_kwargs))  # type: ignore[misc]
         return {**fields, KWARG: MultiModalFieldConfig.batched("video", keep_on_cpu=True)}
 
     def _get_prompt_updates(
         self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, Any], out_mm_kwargs: Any
     ) -> Sequence[Any]:
-        updates = super()._get_prompt_updates(mm_items, _without(hf_processor_mm_kwargs), out_mm_kwargs)  # type: ignore[misc]
+        updates = super()._get_prompt_updates(mm_items, without(hf_processor_mm_kwargs), out_mm_kwargs)  # type: ignore[misc]
         serving = served(self.info.ctx.model_config)
         if serving is None:
             return updates  # type: ignore[no-any-return]
         _, rate = serving
-        config = self.info.get_hf_config()
-        pad = config.video_token_id if hasattr(config, "video_token_id") else config.video_token_index
 
         def sized(stock: Any, item: int) -> list[int]:
             content, video = stock(item), out_mm_kwargs["video"][item]
-            ids = list(getattr(content, "full", content))
-            return self._resized(ids, pad, ordered_count(video[KWARG].data, self._total(video, ids), rate))
+            ids, pad = list(getattr(content, "full", content)), self._pad(content)
+            return self._resized(ids, pad, ordered_count(video[KWARG].data, self._total(video, ids, pad), rate))
 
         return [
             replace(update, replacement=lambda item, stock=update.replacement: sized(stock, item))
@@ -156,7 +175,7 @@ class Processor:
         kwargs = inputs.hf_processor_mm_kwargs
         if KWARG in kwargs:
             videos = {**kwargs.get("videos_kwargs", {}), KWARG: kwargs[KWARG]}
-            inputs = replace(inputs, hf_processor_mm_kwargs={**_without(kwargs), "videos_kwargs": videos})
+            inputs = replace(inputs, hf_processor_mm_kwargs={**without(kwargs), "videos_kwargs": videos})
         return super()._get_mm_hashes(inputs)  # type: ignore[misc]
 
     def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> ProcessorInputs:
@@ -167,7 +186,7 @@ class Processor:
         return inputs
 
 
-def _without(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def without(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """What is Hugging Face's of a request's options."""
     return {key: value for key, value in kwargs.items() if key != KWARG}
 
@@ -184,7 +203,7 @@ class GridProcessor(Processor):
         pixels = out["pixel_values_videos"].split([int(grid.prod()) for grid in grids])
         return [{"pixels": video, "grid": grid} for video, grid in zip(pixels, grids, strict=True)]
 
-    def _total(self, video: Any, placeholder: list[int]) -> int:
+    def _total(self, video: Any, placeholder: list[int], pad: int) -> int:
         merge = self.info.get_hf_config().vision_config.spatial_merge_size
         frames, rows, columns = video["video_grid_thw"].data.tolist()
         return int(frames * (rows // merge) * (columns // merge))

@@ -2,11 +2,13 @@
 
 Segments of equal length run as one batch, in pieces of bounded memory. There is a Python loop over picks and over
 pieces, none over tokens. The grouping reads segment lengths and budgets on the host: free on CPU, one wait on a GPU.
+On a CPU, the picks of `conditional_dpp` are made by on_host.py if numpy is installed, as it is beside transformers.
 """
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +19,12 @@ from vidsieve.ops.pieces import STREAM_BYTES, split_pieces, unit_rows, working
 BLOCK_BYTES = 24 << 20  # of a piece that is multiplied twice: stays in the cache that cores share
 ROWS = 32  # of S that are computed at a time, or a multiple: what a tile of a CPU's bf16 unit holds
 GRAM_LIMIT = 2048  # tokens; longer segments compute rows of S as they are picked and never hold n x n
+
+NUMPY = find_spec("numpy") is not None
+if NUMPY:
+    import numpy as np
+
+    from vidsieve.ops.greedy import on_host
 
 
 class _Similarities:
@@ -158,6 +166,23 @@ class _ConditionalDPP:
     def shrink(self, size: int) -> None:
         self.r, self.residual, self.c = self.r[:size], self.residual[:size], self.c[:size]
 
+    def on_host(self, similarities: _Similarities, picks: list[int]) -> Tensor:
+        """What `_greedy_batch` does, on a CPU: order int32 (B, n)."""
+        s, here = similarities.s.numpy(), similarities.here.numpy()
+        whole = bool(here.all())
+
+        def rows_of(segments: Any, pick: Any, scores: Any, residual: Any) -> Tensor:
+            if whole or here[segments, pick].all():
+                row = torch.from_numpy(s[segments, pick])
+            else:
+                row = similarities.of(torch.from_numpy(pick[:, None]), torch.from_numpy(scores()))
+            if self.rounds and np.count_nonzero(row.numpy() > 1 - 2 * EXHAUSTED) != len(pick):  # else itself alone
+                new, at = torch.from_numpy(residual > EXHAUSTED), torch.from_numpy(pick[:, None])
+                self._refine(at, row, new & new.gather(1, at))
+            return row
+
+        return on_host.conditional_dpp(self.r, self.residual, self.fill, self.c, picks, rows_of)
+
 
 def radical_inverse(n: int, device: torch.device) -> Tensor:
     """Of 0 to n - 1, the binary digits mirrored at the point (van der Corput): float64 (n,) in [0, 1)."""
@@ -238,8 +263,11 @@ def _greedy(problem: GreedyProblem, make_rule: _MakeRule) -> Tensor:
             if relevance is not None:
                 r = relevance[index].to(r.dtype)
             lengths = problem.measures.norm[index].to(r.dtype)
-            similarities = _Similarities(batch, lengths, r, picks[0])
-            order[index] = _greedy_batch(similarities, picks, make_rule(batch, lengths, r, picks[0]))
+            similarities, rule = _Similarities(batch, lengths, r, picks[0]), make_rule(batch, lengths, r, picks[0])
+            if NUMPY and isinstance(rule, _ConditionalDPP) and similarities.held and x.device.type == "cpu":
+                order[index] = rule.on_host(similarities, picks)
+            else:
+                order[index] = _greedy_batch(similarities, picks, rule)
     return order
 
 

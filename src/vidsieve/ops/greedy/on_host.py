@@ -1,0 +1,76 @@
+"""The conditional DPP on a CPU, pick by pick in numpy.
+
+A pick is a dozen operations on a few hundred numbers, each of which takes numpy a microsecond and torch several. The
+one product of a pick is torch's, as in `eager.py`: so both keep the same tokens, bit by bit. Meaning: reference.py.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from vidsieve.ops.definitions import EXHAUSTED, TIE
+
+Array = npt.NDArray[Any]
+
+
+def conditional_dpp(
+    r: Tensor,
+    residual: Tensor,
+    fill: Tensor,
+    c: Tensor,
+    picks: list[int],
+    similarities: Callable[[Array, Array, Callable[[], Array], Array], Tensor],
+) -> Tensor:
+    """Pick `picks` (descending) tokens from each of B segments of n: order int32 (B, n).
+
+    r: relevance (B, n).  residual: (B, n), 1 or, of a token that is zero, 0.  fill: (n,), the scores of what adds
+    nothing new.  c: (B, k, n) for what is computed here, as is `residual`.  similarities: of the first segments (A,), a
+    pick of each (A,), what tells the scores (A, n) they were chosen by, and residuals (A, n), the rows of S (A, n).
+    """
+    left, last, rows = residual.numpy(), fill.numpy(), c.numpy()
+    weight = np.square(r.numpy())
+    score, product = weight * left, np.empty_like(left)
+    limit = left.dtype.type(EXHAUSTED)
+    order, segments = np.full(left.shape, -1, np.int32), np.arange(len(picks))
+
+    def scores() -> Array:
+        """All of them: a token that adds nothing new ranks behind every other, and a pick is out."""
+        return np.where(left > limit, score, np.where(order[segments] < 0, last, -np.inf))
+
+    for step in range(picks[0]):
+        if picks[len(segments) - 1] <= step:
+            segments = segments[: sum(k > step for k in picks)]
+            left, weight, score, product = (x[: len(segments)] for x in (left, weight, score, product))
+            c = c[: len(segments)]
+        # Without a look at what is new: where only what is not new would be picked, another look is taken.
+        pick = _first_of_best(score, segments)
+        new = left[segments, pick] > limit
+        if not new.all():
+            pick = _first_of_best(scores(), segments)
+            new = left[segments, pick] > limit
+            weight[(left <= limit) & (left > -np.inf)] = 0  # it does not come back
+        order[segments, pick] = step
+        if step + 1 == picks[0]:
+            break
+        row = similarities(segments, pick, scores, left)
+        at_pick = torch.from_numpy(rows[segments, :step, pick]).unsqueeze(2)  # (A, step, 1)
+        e = torch.baddbmm(row.unsqueeze(1), at_pick.mT, c[:, :step], alpha=-1).numpy()[:, 0]
+        scale = 1 / np.sqrt(np.maximum(left[segments, pick], limit))
+        if not new.all():  # what is not new spans nothing: its row would be rounding divided by rounding
+            e[~new], scale[~new] = 0, 0
+        now = np.multiply(e, scale[:, None], rows[: len(segments), step])
+        np.subtract(left, np.multiply(now, now, product), left)
+        left[segments, pick], weight[segments, pick] = -np.inf, 1  # a weight of 0 would make it NaN
+        np.multiply(weight, left, score)
+    return torch.from_numpy(order)
+
+
+def _first_of_best(score: Array, segments: Array) -> Array:
+    """In each segment, the first token whose score (A, n) is that of the best or within TIE of it: (A,)."""
+    highest = score[segments, score.argmax(1)]
+    first: Array = (score >= (highest - TIE * np.abs(highest))[:, None]).argmax(1)
+    return first
