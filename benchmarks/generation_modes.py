@@ -1,11 +1,11 @@
-"""Every mode of `generate` on a tiny model of each type: benchmarks/results/generation_modes_cpu.json.
+"""Every mode of `generate` on a tiny model of each type: benchmarks/results/generation_modes_<release>.json.
 
-    python -m benchmarks.generation_modes --out benchmarks/results/generation_modes_cpu.json
-    python -m benchmarks.generation_modes --table benchmarks/results/generation_modes_cpu.json
+    python -m benchmarks.generation_modes
+    python -m benchmarks.generation_modes --types qwen2_5_vl --modes "static cache"        some rows of the file anew
+    python -m benchmarks.generation_modes --table benchmarks/results/generation_modes_*    the table of docs/attached.md
 
-The first writes a row for each mode of each type that the installed release of transformers has, and leaves the rows of
-other releases in the file. What a row says: tests/engines/hf/generation_modes.py. With --device cuda the models are on
-a GPU, as offloaded caches need. The second prints the table of docs/attached.md.
+The release is that of the transformers that is installed. A row is one mode of one type; what it says stands in
+tests/engines/hf/generation_modes.py. With --device cuda the models are on a GPU, as offloaded caches need.
 """
 
 import argparse
@@ -24,23 +24,22 @@ import transformers
 from vidsieve.engines.torchvision import make_importable
 from vidsieve.evaluation.card import commit, processor
 
+RESULTS = Path(__file__).parent / "results"
 CUT = 120  # letters of a message
 
 
-def rows_of(families: list[str], device: str) -> list[dict[str, str]]:
-    from tests.engines.hf.generation_modes import MODES, Case
+def rows_of(family: str, modes: list[str], device: str) -> list[dict[str, str]]:
+    """Run these modes of a type."""
+    from tests.engines.hf.generation_modes import Case
 
-    rows = []
-    for family in families:
-        case, began = Case(family, device), time.monotonic()
-        for mode in MODES:
-            found = {"identity": case.identity(mode), "reduced": case.reduced(mode)}
-            stock = case.stock(mode)
-            error = {"stock": stock[:CUT]} if isinstance(stock, str) else {}
-            found = {column: said[:CUT] for column, said in found.items()}
-            rows.append({"release": transformers.__version__, "type": family, "mode": mode, **error, **found})
-        odd = Counter(said for row in rows if row["type"] == family for said in (row["identity"], row["reduced"]))
-        print(f"{family}: {time.monotonic() - began:.0f} s, {dict(odd)}", file=sys.stderr, flush=True)
+    case, rows = Case(family, device), []
+    for mode in modes:
+        found = {"identity": case.identity(mode), "reduced": case.reduced(mode)}
+        stock = case.stock(mode)
+        if isinstance(stock, str):
+            found["stock"] = stock
+        found = {column: said[:CUT] for column, said in found.items()}
+        rows.append({"release": transformers.__version__, "type": family, "mode": mode, **found})
     return rows
 
 
@@ -54,9 +53,8 @@ def tally(rows: list[dict[str, str]], column: str) -> str:
     return ", ".join(f"{said} {counts[said]}" for said in sorted(counts, key=lambda said: (-counts[said], said)))
 
 
-def table(found: dict[str, Any]) -> str:
-    """Make the table of docs/attached.md."""
-    rows: list[dict[str, str]] = found["rows"]
+def table(rows: list[dict[str, str]]) -> str:
+    """Make the table of docs/attached.md of the rows of all releases."""
     lines = ["| mode | every token kept | half of them |", "| --- | --- | --- |"]
     for mode in dict.fromkeys(row["mode"] for row in rows):
         these = [row for row in rows if row["mode"] == mode]
@@ -64,41 +62,48 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def read(paths: list[Path]) -> list[dict[str, str]]:
+    return [row for path in sorted(paths) for row in json.loads(path.read_text())["rows"]]
+
+
+def write(path: Path, card: dict[str, Any], rows: list[dict[str, str]]) -> None:
+    """Write `rows` in place of those of the same types and modes that the file has."""
+    anew = {(row["type"], row["mode"]) for row in rows}
+    before = read([path]) if path.exists() else []
+    rows = [row for row in before if (row["type"], row["mode"]) not in anew] + rows
+    rows.sort(key=lambda row: row["type"])
+    lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
+    path.write_text(f'{{"card": {json.dumps(card, indent=1)},\n "rows": [\n{lines}\n]}}\n')
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--table", type=Path)
     parser.add_argument("--types", nargs="+", help="instead of every type that the release has")
+    parser.add_argument("--modes", nargs="+", help="instead of every mode")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, default=RESULTS / f"generation_modes_{transformers.__version__}.json")
+    parser.add_argument("--table", nargs="+", type=Path)
     args = parser.parse_args()
     if args.table:
-        print(table(json.loads(args.table.read_text())), end="")
+        print(table(read(args.table)), end="")
         return
     make_importable()
-    from tests.engines.hf.generation_modes import FAMILIES
+    from tests.engines.hf.generation_modes import FAMILIES, MODES
 
     transformers.logging.set_verbosity_error()
     card = {
-        "command": f"python -m benchmarks.generation_modes --out {args.out}",
+        "command": "python -m benchmarks.generation_modes",
         "commit": commit(),
-        "torch": version("torch"),
+        "versions": {name: version(name) for name in ("transformers", "torch")},
         "python": platform.python_version(),
         "device": processor() if args.device == "cpu" else torch.cuda.get_device_name(),
     }
-    began = time.monotonic()
-    rows = rows_of(args.types or FAMILIES, args.device)
-    card["seconds"] = round(time.monotonic() - began)
-    if args.out is None:
-        for row in rows:
-            print(json.dumps(row))
-        return
-    release = transformers.__version__
-    found = json.loads(args.out.read_text()) if args.out.exists() else {"card": {}, "rows": []}
-    found["card"] = dict(sorted({**found["card"], release: card}.items()))
-    found["rows"] = [row for row in found["rows"] if row["release"] != release] + rows
-    found["rows"].sort(key=lambda row: row["release"])
-    lines = ",\n".join(f"  {json.dumps(row)}" for row in found["rows"])
-    args.out.write_text(f'{{"card": {json.dumps(found["card"], indent=1)},\n "rows": [\n{lines}\n]}}\n')
+    for family in args.types or FAMILIES:
+        began = time.monotonic()
+        rows = rows_of(family, args.modes or list(MODES), args.device)
+        write(args.out, card, rows)
+        said = Counter(row[column] for row in rows for column in ("identity", "reduced"))
+        print(f"{family}: {time.monotonic() - began:.0f} s, {dict(said)}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,8 @@ class Mode:
 
     options: of `generate`.  run: what is called, if it is not that alone.  prompts: "one", "two", the second padded on
     the left, or one that is "repeating".  greedy: whether the likeliest token is taken.  more: options made of model
-    and case.  package: what it needs.  copied: whether it changes the model.  steps: tokens.
+    and case.  package: what it needs.  copied: whether it changes the model.  steps: tokens.  like: a mode of the same
+    values, which stands for this one without a reducer, where that takes long.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -69,6 +70,7 @@ class Mode:
     package: str = ""
     copied: bool = False
     steps: int = STEPS
+    like: str = ""
 
 
 class Case:
@@ -123,6 +125,7 @@ class Case:
                 torch._dynamo.reset()
 
     def stock(self, name: str) -> Answer | str:
+        name = MODES[name].like or name
         if name not in self._stock:
             self._stock[name] = self.attempt(name, None)[0]
         return self._stock[name]
@@ -132,11 +135,10 @@ class Case:
         if MODES[name].package and not find_spec(MODES[name].package):
             return "not installed"
         stock, (found, trace) = self.stock(name), self.attempt(name, 1.0)
-        difference = self._difference(stock, found)
-        if difference and self._difference(stock, self.attempt(name, None)[0]):
-            return "different in stock itself"
-        if difference:
-            return difference
+        if difference := self._difference(stock, found):
+            again = self.attempt(name, None)[0]
+            if self._difference(again, found):
+                return "different in stock itself" if self._difference(stock, again) else difference
         if trace is not None and not all(len(video.kept) == video.before for video in trace.videos or [None]):
             return "different: no video was found, or not all of it kept"
         return "same error" if isinstance(found, str) else "same"
@@ -163,8 +165,9 @@ class Case:
             return "not installed"
         found, trace = self.attempt(name, 0.5)
         if isinstance(found, str):
-            same = "same error" if found == stock else f"different: {found}"
-            return found if found.startswith("refused: ") else same
+            if found.startswith("refused: "):
+                return found
+            return "same error" if found in (stock, self.attempt(name, None)[0]) else f"different: {found}"
         hand = self.hand(mode.prompts, 0.5)
         wrong = hand.judge(mode, found) or hand.kept_alike(trace) or self._shapes(stock, found, hand)
         if wrong and not isinstance(stock, str) and (stock_wrong := self.hand(mode.prompts, None).judge(mode, stock)):
@@ -384,6 +387,6 @@ MODES: dict[str, Mode] = {
     "logits of all columns": Mode({"logits_to_keep": 0}),
     "logits_to_keep": Mode({"logits_to_keep": 2}),
     "prefill in chunks": Mode({"prefill_chunk_size": 16}),
-    "decoding compiled, static cache": Mode(STATIC, more=compiling, copied=True),
+    "decoding compiled, static cache": Mode(STATIC, more=compiling, copied=True, like="static cache"),
 }
 FAMILIES = [family for family in (*tiny.FIRST, *newer.NEWER) if newer.exists(family)]
