@@ -55,7 +55,12 @@ def tally(rows: list[dict[str, str]], column: str) -> str:
 
 def table(rows: list[dict[str, str]]) -> str:
     """Make the table of docs/attached.md of the rows of all releases."""
-    lines = ["| mode | every token kept | half of them |", "| --- | --- | --- |"]
+    of = {one: len({row[one] for row in rows}) for one in ("type", "release", "mode")}
+    pairs = len({(row["type"], row["release"]) for row in rows})
+    lines = [
+        f"{of['mode']} modes, {of['type']} types, {of['release']} releases: {pairs} pairs of a type and a release."
+    ]
+    lines += ["", "| mode | every token kept | half of them |", "| --- | --- | --- |"]
     for mode in dict.fromkeys(row["mode"] for row in rows):
         these = [row for row in rows if row["mode"] == mode]
         lines.append(f"| {mode} | {tally(these, 'identity')} | {tally(these, 'reduced')} |")
