@@ -1,14 +1,14 @@
 """Every way to decode gives the answer of the reduced prompt, or is refused."""
 
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 import transformers
 from torch import Tensor
 
-from tests.engines.hf import by_hand, tiny
+from tests.engines.hf import by_hand, newer, tiny
 from tests.engines.hf.reducers import Loudest, NearestToQuestion
 from tests.engines.hf.staged import STAGES
 from tests.engines.hf.truth import STEPS, answer, each_family, truth
@@ -115,6 +115,66 @@ def test_candidates_of_a_generation_that_failed_are_forgotten() -> None:
             del model.__dict__["prepare_inputs_for_generation"]
             model(**inputs, **call)
         assert [video.kept for video in trace.videos] == [trace.videos[0].kept] * 2
+
+
+class FromHiddenStates:
+    """Proposes nothing, and is told the hidden states of the prompt, as drafts by layers of the model itself are."""
+
+    requires_model_outputs = True
+    model_kwargs_overrides: ClassVar = {"output_hidden_states": True}
+
+    def get_candidates(self, input_ids: torch.Tensor, **_: Any) -> tuple[torch.Tensor, None]:
+        return input_ids, None
+
+    def update_candidate_strategy(self, *_: Any) -> None:
+        pass
+
+
+def test_a_draft_from_hidden_states_is_refused_where_some_were_dropped() -> None:
+    model, inputs = tiny.fresh("qwen2_5_vl"), tiny.prompt("qwen2_5_vl")
+    expected = model.generate(**inputs, max_new_tokens=STEPS)[:, inputs["input_ids"].shape[1] :].tolist()
+    model.__dict__["_get_candidate_generator"] = lambda *args, **kwargs: FromHiddenStates()
+    assert answer(model, inputs, Loudest(1.0), prompt_lookup_num_tokens=4) == expected
+    for method in (Loudest(), Staged({1: Loudest()})):
+        with pytest.raises(UnsupportedCall, match="FromHiddenStates needs the hidden states of every token"):
+            answer(model, inputs, method, prompt_lookup_num_tokens=4)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision", "glm4v"])
+def test_a_model_that_drafts_for_itself(family: str) -> None:
+    model, inputs = tiny.fresh(family), tiny.prompt(family)
+    expected = answer(model, inputs, NearestToQuestion())
+    assert answer(model, inputs, NearestToQuestion(), assistant_model=model) == expected
+
+
+@pytest.mark.parametrize("way", ["lookup", "assistant"])
+def test_candidates_where_kinds_of_tokens_tell_what_a_video_is(way: str) -> None:
+    model, inputs = tiny.model("glm4v"), repeating("glm4v")
+    more = {"prompt_lookup_num_tokens": 4} if way == "lookup" else {"assistant_model": tiny.fresh("glm4v")}
+    assert answer(model, inputs, NearestToQuestion(), **more) == answer(model, inputs, NearestToQuestion())
+
+
+def test_kinds_of_fewer_tokens_than_the_prompt_has_are_refused() -> None:
+    model, inputs = tiny.model("glm4v"), tiny.prompt("glm4v")
+    length = inputs["input_ids"].shape[1]
+    inputs["mm_token_type_ids"] = inputs["mm_token_type_ids"][:, :-1]
+    with attach(model, Loudest()), pytest.raises(UnsupportedCall, match=f"mm_token_type_ids of {length} tokens, got"):
+        model(**inputs, position_ids=torch.arange(length)[None])
+
+
+@pytest.mark.parametrize("more", [{"use_cache": False}, {"prompt_lookup_num_tokens": 3}], ids=str)
+def test_an_argument_that_transformers_does_not_lengthen(more: dict[str, Any]) -> None:
+    family = "ernie4_5_vl_moe"
+    with pytest.raises(UnsupportedCall, match="expected moe_mm_token_type_ids of all"):
+        answer(tiny.model(family), repeating(family), **more)
+
+
+@pytest.mark.skipif(not newer.exists("lfm3_vl"), reason="this release of transformers has no lfm3_vl")
+def test_a_static_cache_that_transformers_reads_past_its_end() -> None:
+    model, inputs = tiny.model("lfm3_vl"), tiny.prompt("lfm3_vl")
+    more = {"assistant_model": tiny.fresh("lfm3_vl"), "cache_implementation": "static"}
+    with pytest.raises(UnsupportedCall, match="attends to places that are still free"):
+        answer(model, inputs, **more)
 
 
 @each_family

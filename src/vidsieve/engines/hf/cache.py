@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from transformers import Cache
+from transformers import Cache, StaticCache
 from transformers.cache_utils import DynamicLayer
 
 from vidsieve.engines.hf import contract
@@ -174,6 +174,18 @@ def physical_length(cache: Any, layer: int = 0) -> int:
         return 0
     prefix = prefix_of(cache, layer)
     return int(cache.get_seq_length(layer)) - (prefix.removed if prefix else 0)
+
+
+def refuse_overread(cache: Any) -> None:
+    """Raise `UnsupportedCall` for a static cache to whose free places transformers makes no mask, token by token.
+
+    Without a reducer, the places that are free are those of the tokens to come; a reduced prompt leaves more.
+    """
+    if isinstance(cache, StaticCache) and not cache.is_compileable:
+        raise UnsupportedCall(
+            "some layers of this static cache record their past, as candidates of assisted decoding need, and "
+            "transformers then attends to places that are still free; use a dynamic cache (the default)"
+        )
 
 
 def continued(kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -185,9 +185,9 @@ class ForwardStates(OfOneModel):
         here = self._threads.__dict__
         state: ForwardState | None = here.get("state")
         if state is None or state.innermost >= level:
-            generated: Generated = here.get("generated", _NOTHING)
+            generated = self.generated
             if generated.proposed:
-                here["generated"] = replace(generated, proposed=0)  # they belong to one call
+                self.generated = replace(generated, proposed=0)  # they belong to one call
             state = here["state"] = ForwardState(level, level, generated)
         state.innermost = level
         return state
@@ -200,14 +200,15 @@ class ForwardStates(OfOneModel):
             del here["state"]
         return state
 
-    def set_generated(self, **what: Any) -> None:
-        """Set fields of the `Generated` of later calls in this thread."""
-        here = self._threads.__dict__
-        here["generated"] = replace(here.get("generated", _NOTHING), **what)
+    @property
+    def generated(self) -> Generated:
+        """What the current generation of this thread passes on to its calls."""
+        generated: Generated = self._threads.__dict__.get("generated", _NOTHING)
+        return generated
 
-    def clear_generated(self) -> None:
-        """Delete the `Generated` of this thread, at the end of a generation."""
-        self._threads.__dict__.pop("generated", None)
+    @generated.setter
+    def generated(self, generated: Generated) -> None:
+        self._threads.__dict__["generated"] = generated
 
     def clear(self) -> None:
         """Delete the states of all threads."""

@@ -280,12 +280,26 @@ def _video_mask(adapter: Adapter, config: Any, placeholder: Array, host_inputs: 
         return placeholder
     kinds = arguments.get("mm_token_type_ids")  # 0 text, 1 image, 2 video
     if kinds is not None:
-        in_video: Array = kinds[:, -placeholder.shape[1] :] == 2
+        in_video: Array = _of_columns(kinds, placeholder.shape[1], host_inputs.proposed) == 2
         if adapter.layout == "grid" or in_video.any():
             return placeholder & in_video
     elif adapter.layout == "grid" and arguments.get("video_grid_thw") is None:
         return np.zeros_like(placeholder)
     return placeholder
+
+
+def _of_columns(kinds: Array, length: int, proposed: int) -> Array:
+    """Get the kinds of the last `length` tokens: (B, length). Candidates at their end are text, and have no kind yet.
+
+    Raises `UnsupportedCall` if there are too few.
+    """
+    if kinds.shape[1] == length - proposed:
+        return np.pad(kinds, ((0, 0), (0, proposed)))
+    if kinds.shape[1] < length:
+        raise UnsupportedCall(
+            f"expected mm_token_type_ids of {length} tokens, got {kinds.shape[1]}; pass one for each of input_ids"
+        )
+    return kinds[:, -length:]
 
 
 def _prompt_end(not_padding: Array, answered: Array | None, after_video: int) -> int:

@@ -217,6 +217,11 @@ def reduce_arguments(
     for name in adapter.per_token:
         x = arguments.get(name)
         if x is not None:
+            if x.shape[1] != length:
+                raise UnsupportedCall(
+                    f"expected {name} of all {length} tokens, got {tuple(x.shape)}: transformers does not lengthen it "
+                    "for candidates, or for tokens said without a cache; generate without these"
+                )
             x = kept.gather(x)
             new[name] = x & kept.valid.to(x.device).bool() if x.dtype == torch.bool and kept.padded else x
     for name, x in arguments.items():

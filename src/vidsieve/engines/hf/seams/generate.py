@@ -1,13 +1,14 @@
 """Wrap what `generate` does between the calls of the model, where a reduced prompt needs it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 from transformers.masking_utils import create_masks_for_generate
 
-from vidsieve.engines.hf import prompt
-from vidsieve.engines.hf.cache import continued
+from vidsieve.engines.hf import contract, prompt
+from vidsieve.engines.hf.cache import continued, prefixes_of
 from vidsieve.engines.hf.intercept import Interceptions
 from vidsieve.engines.hf.target import Target
 from vidsieve.errors import UnsupportedCall
@@ -18,7 +19,7 @@ Arguments = dict[str, Any]
 class GenerateSeam:
     """Wrappers around `generate` of the model of `target`, and around the methods that it calls.
 
-    They store what later calls need (`ForwardStates.set_generated`) until the generation ends.
+    They store what later calls need (`ForwardStates.generated`) until the generation ends.
     """
 
     def __init__(self, target: Target, hooks: Interceptions) -> None:
@@ -30,10 +31,11 @@ class GenerateSeam:
         hooks.wrap(target.model, "_get_candidate_generator", self._candidates)
 
     def _generate(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        around = self._states.generated  # of the generation that this one drafts for, where a model drafts for itself
         try:
             return inner(*args, **kwargs)
         finally:
-            self._states.clear_generated()
+            self._states.generated = around
 
     def _masks(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         # Static caches have their 4D masks prepared before the call, for the unreduced length.
@@ -57,7 +59,10 @@ class GenerateSeam:
         described = prompt.description(arguments)
         arguments = inner(arguments)
         if encoded := prompt.encodings(arguments):  # else the calls get the pixels, and describe them themselves
-            self._states.set_generated(described=described, encoded=encoded)
+            around = self._states.generated
+            if not described and encoded == around.encoded:  # a draft gets what that one has described
+                described = dict(around.described)
+            self._states.generated = replace(around, described=described, encoded=encoded)
         return arguments
 
     def _candidates(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -66,8 +71,14 @@ class GenerateSeam:
         propose = generator.get_candidates
 
         def get_candidates(input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+            outputs = kwargs.get("model_outputs")  # for drafts that go on from hidden states
+            if outputs is not None and prefixes_of(contract.cache_of(outputs)):
+                raise UnsupportedCall(
+                    f"{type(generator).__name__} needs the hidden states of every token of the prompt, and dropped "
+                    "tokens have none; generate without it, with an assistant model or prompt lookup, or detach"
+                )
             proposed, logits = propose(input_ids, *args, **kwargs)
-            self._states.set_generated(proposed=proposed.shape[1] - input_ids.shape[1])
+            self._states.generated = replace(self._states.generated, proposed=proposed.shape[1] - input_ids.shape[1])
             return proposed, logits
 
         generator.get_candidates = get_candidates

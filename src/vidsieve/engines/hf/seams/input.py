@@ -22,6 +22,7 @@ from vidsieve.engines.hf.cache import (
     physical_length,
     prefix_of,
     prefixes_of,
+    refuse_overread,
     remember,
     restore,
 )
@@ -182,6 +183,7 @@ class InputSeam:
         for video in videos:
             counts[video.span.row] -= len(video.at) - video.after
         if counts != list(found.counts):
+            refuse_overread(cache)
             with timed("gather"):
                 reductions = [VideoReduction(v.span.row, v.at, v.stages[0].reduction) for v in videos]
                 valid = found.valid_on(embeds.device)
