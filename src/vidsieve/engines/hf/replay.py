@@ -277,7 +277,8 @@ class Replay(OfOneModel):
                 proposed = proposed[:, : input_ids.shape[1] + end]
                 logits = None if logits is None else logits[:, :end]
                 if (attached := attachment_of(self._body)) is not None:  # which counts them, perhaps before this
-                    attached.target.states.set_generated(proposed=end)
+                    states = attached.target.states
+                    states.generated = replace(states.generated, proposed=end)
             return proposed, logits
 
         generator.get_candidates = get_candidates
