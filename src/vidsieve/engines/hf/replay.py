@@ -12,6 +12,7 @@ of the attachment then call `write` (seams/input.py).
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, NamedTuple
 
