@@ -22,10 +22,14 @@ from vidsieve.cli import demo, main
 from vidsieve.cli.parser import parser
 from vidsieve.engines.hf import families
 
-ENGLISH, CHINESE, START = ROOT / "README.md", ROOT / "README.zh-CN.md", ROOT / "docs" / "index.md"
+CHINESE, START = ROOT / "README.zh-CN.md", ROOT / "docs" / "index.md"
 # What no test has, beside modules that are not installed.
 LACKING = {"a GPU", "a camera", "weights of the Hub", "files of your own", "minutes"}
-FOLLOWED = (ENGLISH, START, ROOT / "docs" / "long.md")  # pages whose commands run, and do not only parse
+FOLLOWED = (
+    START,
+    ROOT / "docs" / "choose.md",
+    ROOT / "docs" / "long.md",
+)  # pages whose commands run, and do not only parse
 OTHERS = {"make", "pip", "python", "source", "export", "vllm", "accelerate", "for", "done"}
 RUNNING = [page for page in pages() if page != CHINESE and blocks(page, "python")]
 

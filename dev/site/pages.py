@@ -210,7 +210,9 @@ def _public(module: str) -> list[str]:
     names = getattr(loaded, "__all__", None) or ["Method", "register_method", "methods", "method", "engine"]
     taken = [name for name in names if inspect.isclass(v := getattr(loaded, name)) or inspect.isfunction(v)]
     first = set() if module == "vidsieve" else set(import_module("vidsieve").__all__)
-    return [name for name in taken if name not in first]
+    return sorted(
+        (name for name in taken if name not in first), key=lambda name: inspect.isclass(getattr(loaded, name))
+    )
 
 
 def _canonical(module: str, name: str) -> str:
