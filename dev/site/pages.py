@@ -56,7 +56,7 @@ def _methods() -> str:
 def _method(method: registry.Method) -> str:
     keep = method.default_keep
     doc = inspect.cleandoc(method.make.__doc__ or "")
-    rest = doc.partition("\n")[2].strip()
+    rest = re.sub(r"\bdocs/(\w+\.md)", r"[\1](../\1)", doc.partition("\n")[2].strip())
     source = Path(inspect.getsourcefile(method.make) or "").resolve().relative_to(ROOT)
     lines = [
         f"# {method.name}",
@@ -69,6 +69,7 @@ def _method(method: registry.Method) -> str:
         "    model.generate(**inputs)",
         "```",
         "",
+        *_picture(method.name),
         "## Rule",
         "",
         "The name stands for this expression of parts ([their mathematics](../method.md), "
@@ -91,6 +92,19 @@ def _method(method: registry.Method) -> str:
         *(_numbers(method.name) or ["No figures of this method are in benchmarks/results."]),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _picture(name: str) -> list[str]:
+    """What the method keeps of four frames, where somebody drew it."""
+    if not (ROOT / "docs" / "images" / "kept" / f"{name}.jpg").exists():
+        return []
+    return [
+        f"![Four frames of a flower that opens; what {name} drops is dark](../images/kept/{name}.jpg)",
+        "",
+        "A tenth of the tokens, of features of a network for photographs "
+        "([natural_picture.py](../../benchmarks/natural_picture.py); clip: MDN, CC0).",
+        "",
+    ]
 
 
 def _expression(made: Any) -> str:
