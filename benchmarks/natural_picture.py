@@ -22,7 +22,7 @@ from vidsieve.video import Overlay
 TAKE = "flower"
 SHOWN = (0, 5, 10, 15)  # frames of the take
 PANEL, SMALL, GAP = (400, 225), (240, 135), 8
-NEED_A_QUESTION = {"cdpruner"}
+NOT_DRAWN = {"cdpruner", "fewer_frames"}  # the first needs a question, the second keeps none of these frames
 PAPER = (255, 255, 255)
 
 
@@ -63,7 +63,7 @@ def main() -> None:
     options = parser.parse_args()
     (options.out / "kept").mkdir(parents=True, exist_ok=True)
     for name, known in methods(inside=False).items():
-        if name in NEED_A_QUESTION:
+        if name in NOT_DRAWN:
             continue
         drawn = overlay(known(options.keep), options.clips)
         strip(drawn, SMALL, kept=True).save(options.out / "kept" / f"{name}.jpg", quality=82, optimize=True)

@@ -25,11 +25,8 @@ from vidsieve.engines.hf import families
 CHINESE, START = ROOT / "README.zh-CN.md", ROOT / "docs" / "index.md"
 # What no test has, beside modules that are not installed.
 LACKING = {"a GPU", "a camera", "weights of the Hub", "files of your own", "minutes"}
-FOLLOWED = (
-    START,
-    ROOT / "docs" / "choose.md",
-    ROOT / "docs" / "long.md",
-)  # pages whose commands run, and do not only parse
+# Pages whose commands run; those of others parse.
+FOLLOWED = (START, ROOT / "docs" / "choose.md", ROOT / "docs" / "long.md")
 OTHERS = {"make", "pip", "python", "source", "export", "vllm", "accelerate", "for", "done"}
 RUNNING = [page for page in pages() if page != CHINESE and blocks(page, "python")]
 
