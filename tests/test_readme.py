@@ -70,9 +70,10 @@ def test_every_method_is_named(path: Path) -> None:
     assert all(f"`{name}`" in path.read_text("utf-8") for name in registry.methods())
 
 
-def test_the_site_lists_every_method() -> None:
-    listed = re.findall(r"methods/(\w+)\.md", (ROOT / "mkdocs.yml").read_text("utf-8"))
-    assert sorted(listed) == sorted(["index", *registry.methods()])
+def test_the_site_lists_every_page_and_method() -> None:
+    site = (ROOT / "mkdocs.yml").read_text("utf-8")
+    assert sorted(re.findall(r"methods/(\w+)\.md", site)) == sorted(["index", *registry.methods()])
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} <= set(re.findall(r"\w+\.md", site))
 
 
 def test_the_version_stands_in_one_place() -> None:
