@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
+
 from vidsieve import writable
 from vidsieve.checks import check_question, require
 from vidsieve.errors import VidsieveError
@@ -32,7 +34,7 @@ class Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         from vidsieve.cli.env import gpus, versions
 
-        found = versions()
+        found = versions() | {"torch": torch.__version__}  # which tells the CUDA that it was built for
         print(f"vidsieve {found['vidsieve']}")
         for name in ("python", "torch", "transformers", "triton", "av"):
             print(f"{name} {found[name] or 'not installed'}")
