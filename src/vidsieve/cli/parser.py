@@ -65,10 +65,7 @@ def parser(commands: Mapping[str, Command]) -> Parser:
     film.add_argument("--film", action="store_true", help="draw overlay.mp4 too: the clip beside its kept patches")
     film.add_argument("--gif", action="store_true", help="draw overlay.gif too, the same, smaller")
 
-    made = Parser(prog="vidsieve", description="Drop the video tokens a video language model does not need.")
-    made.add_argument("--version", action=Version, nargs=0, help="show the version, and those of what it runs on")
-    about = "print what completes commands in this shell (extra `completion`)"
-    made.add_argument("--print-completion", action=Completion, choices=("bash", "zsh", "tcsh"), help=about)
+    made = _top()
     subparsers = made.add_subparsers(metavar="COMMAND", required=True)
     layouts: dict[str, tuple[Callable[[Parser], None] | None, list[Parser]]] = {
         "run": (_add_run, [how, pixels, sample, film]),
@@ -99,6 +96,15 @@ def parser(commands: Mapping[str, Command]) -> Parser:
         sub.set_defaults(command=command, show=show)
         if add is not None:
             add(sub)
+    return made
+
+
+def _top() -> Parser:
+    """Make the parser of the options that stand alone."""
+    made = Parser(prog="vidsieve", description="Drop the video tokens a video language model does not need.")
+    made.add_argument("--version", action=Version, nargs=0, help="show the version, and those of what it runs on")
+    about = "print what completes commands in this shell (extra `completion`)"
+    made.add_argument("--print-completion", action=Completion, choices=("bash", "zsh", "tcsh"), help=about)
     return made
 
 
