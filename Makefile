@@ -3,7 +3,10 @@
 # make test-matrix  every model type through every test of the hooks; `make test` has one test of each newer type
 # make test-vllm   the vLLM plug-in in a vLLM engine on CPU, in an environment of its own (3.5 GB)
 # make test-releases   the hooks on other releases of transformers, each in an environment of its own
-# make lint    ruff and mypy
+# make lint    ruff, mypy, the order of imports, spelling
+# make docs    the site, into out/site, offline; a warning is an error
+# make dist    wheel and sdist, and the demo from each in a clean environment
+# make notebook  examples/tour.ipynb, run and written with what it printed
 #
 # The first target you run creates .venv with the versions in constraints.txt; the next ones find it there. `demo` installs
 # what runs, every other target what develops too (as `make setup` does).
@@ -17,11 +20,12 @@ BIN     := .venv/bin
 RUNS    := .venv/.runs
 READY   := .venv/.ready
 RAY     := .venv/.ray
+DOCS    := .venv/.docs
 
 # One torch thread a worker: two pytest workers that each take every core are slower than one.
 ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help setup demo test test-matrix test-gpu test-ray test-vllm test-releases test-release lint format constraints clean
+.PHONY: help setup demo test test-matrix test-gpu test-ray test-vllm test-releases test-release lint format docs notebook dist constraints clean
 .DEFAULT_GOAL := help
 
 help:
@@ -109,17 +113,43 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/codespell
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+$(DOCS): $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group docs
+	@touch $@
+
+docs: $(DOCS)
+	$(BIN)/python dev/site/make.py out/docs
+	$(BIN)/zensical build --strict --clean
+
+notebook: $(DOCS)
+	$(ENVIRONMENT) $(BIN)/python dev/site/notebook.py examples/tour.ipynb
+
+# Each file is installed as a user would, and runs outside the clone, where only what it brings can be imported.
+dist: $(READY)
+	rm -rf dist .venv-dist
+	$(BIN)/python -m hatchling build
+	@set -e; for made in dist/*.whl dist/*.tar.gz; do \
+		rm -rf .venv-dist; $(PYTHON) -m venv .venv-dist; here=$$PWD; \
+		.venv-dist/bin/python -m pip install --quiet --constraint constraints.txt --upgrade pip; \
+		.venv-dist/bin/python -m pip install --quiet --constraint constraints.txt --build-constraint constraints.txt "$$made[all]"; \
+		.venv-dist/bin/python -m vidsieve.engines.torchvision; \
+		(cd .venv-dist && env -u PYTHONPATH bin/vidsieve --version && env -u PYTHONPATH bin/vidsieve demo --out out); \
+		echo "$$made: installed, and the demo ran"; \
+	done
+	rm -rf .venv-dist
+
 # After raising a version in pyproject.toml or here: make clean, edit, make setup, make constraints.
-constraints: $(RAY)
+constraints: $(RAY) $(DOCS)
 	@sed -n '/^#/p' constraints.txt > .venv/constraints.txt
 	@$(BIN)/python -m pip freeze --all --exclude-editable | sed 's/^\(torch[a-z]*==[^+]*\)+.*/\1/' >> .venv/constraints.txt
 	mv .venv/constraints.txt constraints.txt
 
 clean:
-	rm -rf .venv .venv-releases .venv-vllm out .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	rm -rf .venv .venv-releases .venv-vllm .venv-dist out .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

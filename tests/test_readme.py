@@ -1,99 +1,93 @@
-"""What README promises: its blocks run, its files exist, and its Chinese twin shows the same code."""
+"""README: the first screen, its numbers, and its Chinese twin. What its code and links do is tested in test_docs.py."""
 
-import os
+import json
 import re
-import shlex
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-CLI = (sys.executable, "-c", "import sys; from vidsieve.cli.main import main; sys.exit(main())")
+from tests.markdown import ROOT, blocks
+from vidsieve import registry
+
 ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh-CN.md"
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BOTH = pytest.mark.parametrize("path", [ENGLISH, CHINESE], ids=lambda path: path.name)
 
 
-def blocks(path: Path, language: str | None = None) -> list[str]:
-    found = BLOCK.findall(path.read_text(encoding="utf-8"))
-    return [code for name, code in found if language in (None, name)]
+def screen(path: Path) -> str:
+    return "\n".join(path.read_text("utf-8").splitlines()[:48])
 
 
-def commands() -> list[str]:
-    lines = "".join(blocks(ENGLISH, "bash")).splitlines()
-    return [line.partition("#")[0].strip() for line in lines if line.strip()]
-
-
-def run(*command: str, cwd: Path) -> str:
-    """Standard output of a command; a failure shows everything it printed."""
-    environment = os.environ | {"PYTHONWARNINGS": "default", "PYTHONIOENCODING": "utf-8"}
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which `make demo` has left its clip and its model."""
-    folder = tmp_path_factory.mktemp("readme")
-    run(*CLI, "demo", "--out", "out/demo", cwd=folder)
-    return folder
+def results(file: str) -> Any:
+    return json.loads((ROOT / "benchmarks" / "results" / file).read_text("utf-8"))
 
 
 def test_both_languages_show_the_same_code() -> None:
     assert blocks(ENGLISH), "README.md shows no code"
-    assert BLOCK.findall(ENGLISH.read_text("utf-8")) == BLOCK.findall(CHINESE.read_text("utf-8"))
+    assert blocks(ENGLISH) == blocks(CHINESE)
 
 
-@pytest.mark.parametrize("path", [ENGLISH, CHINESE], ids=lambda path: path.name)
+@BOTH
 def test_first_screen_shows_what_it_is_and_how_to_start(path: Path) -> None:
-    screen = "\n".join(path.read_text("utf-8").splitlines()[:15])
-    assert re.search(r"!\[.+\]\(docs/images/demo\.png\)", screen)
-    assert "make demo" in screen
-    assert "make test" in screen
+    for wanted in (r"!\[.+\]\(docs/images/natural_kept\.jpg\)", "make demo", "make test", "189", "docs/long.md"):
+        assert re.search(wanted, screen(path)), wanted
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.name)
-def test_links_lead_somewhere(path: Path) -> None:
-    links = re.findall(r"\]\(([^)#]+)\)", path.read_text("utf-8"))
-    missing = [link for link in links if "://" not in link and not (path.parent / link).exists()]
-    assert not missing
+@BOTH
+def test_numbers_are_those_of_the_files(path: Path) -> None:
+    first = {(row["model"], row["variant"]): row for row in results("first_token_h200.json")["rows"]}
+    table = re.findall(r"^\|[^|]+\| (.+?) \| \**(.+?)\** \| .+\|$", screen(path), re.MULTILINE)[-4:]
+    expected = []
+    for model, field, scale, unit in (
+        ("qwen2_5_vl", "median_ms", 1, "ms"),
+        ("qwen3_vl", "median_ms", 1, "ms"),
+        ("qwen2_5_vl", "peak_bytes", 2**20, "MiB"),
+    ):
+        pair = (first[model, "stock, every token"], first[model, "10 %, fused tower"])
+        expected.append(tuple(f"{row[field] / scale:,.0f} {unit}".replace(",", " ") for row in pair))
+    long = {(row["method"], row["keep"]): row for row in results("seeds_cpu.json")["long"]}
+    pair = (long["unreduced", 1.0], long["vidsieve", 0.1])
+    expected.append(tuple(f"{100 * row['accuracy']['mean']:.1f} %" for row in pair))
+    assert table == expected
 
 
-def test_make_targets_exist() -> None:
-    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
-    asked = [command.split()[1] for command in commands() if command.startswith("make ")]
-    assert asked
-    assert set(asked) <= set(targets)
+@BOTH
+def test_every_number_of_the_second_paragraph_is_in_the_table(path: Path) -> None:
+    paragraph, table = screen(path).split("\n\n")[2], screen(path).partition("\n| |")[2]
+    numbers = re.findall(r"\d+(?: \d{3})*(?= *(?:ms|毫秒|MiB|\*\*))", paragraph)
+    assert numbers
+    assert all(number in table for number in numbers), numbers
 
 
-def test_extras_exist() -> None:
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
-    asked = [name for command in commands() for name in re.findall(r"\[(.+?)\]", command)]
-    assert asked
-    assert set(asked) <= set(extras)
+def test_chinese_has_full_width_punctuation() -> None:
+    prose = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)", "", CHINESE.read_text("utf-8"), flags=re.DOTALL)
+    assert not re.findall(r"[\u4e00-\u9fff][,;:!?()]|[,;!?(][\u4e00-\u9fff]", prose)
 
 
-def test_commands_run(workplace: Path) -> None:
-    ours = [shlex.split(command)[1:] for command in commands() if command.startswith("vidsieve ")]
-    assert ours
-    for arguments in ours:
-        assert run(*CLI, *arguments, cwd=workplace)
+@BOTH
+def test_every_method_is_named(path: Path) -> None:
+    assert all(f"`{name}`" in path.read_text("utf-8") for name in registry.methods())
 
 
-def test_every_command_is_known() -> None:
-    """Anything but `make`, `pip` and `vidsieve` would go untested."""
-    assert {command.split()[0] for command in commands()} <= {"make", "pip", "vidsieve"}
+def test_the_site_lists_every_page_and_method() -> None:
+    site = (ROOT / "mkdocs.yml").read_text("utf-8")
+    assert sorted(re.findall(r"methods/(\w+)\.md", site)) == sorted(["index", *registry.methods()])
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} <= set(re.findall(r"\w+\.md", site))
 
 
-def test_python_blocks_run_one_after_another(workplace: Path) -> None:
-    script = workplace / "readme.py"
-    script.write_text("\n".join(blocks(ENGLISH, "python")), encoding="utf-8")
-    printed = run(sys.executable, str(script), cwd=workplace)
-    promised = re.findall(r"^print\(trace\)  # (.+)$", script.read_text("utf-8"), re.MULTILINE)
-    assert len(promised) == 2
-    for line in promised:
-        assert re.search(".*".join(map(re.escape, line.split("..."))), printed), f"not printed: {line}\n{printed}"
-    assert "Verification ok" in printed
+def test_the_version_stands_in_one_place() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert re.search(rf"^version: {re.escape(project['version'])}$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    source = project["urls"]["Source"]
+    for file in ("mkdocs.yml", "dev/site/make.py", "examples/tour.ipynb"):
+        assert source in (ROOT / file).read_text("utf-8"), file
+
+
+def test_python_versions_agree() -> None:
+    """The classifiers, and the versions that CI runs."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    named = {text.rpartition(" ")[2] for text in project["classifiers"] if re.search(r":: 3\.\d+$", text)}
+    ci = (ROOT / ".github" / "workflows" / "ci.yml").read_text("utf-8")
+    assert set(re.findall(r'python: "(3\.\d+)"', ci)) == named
+    assert min(named, key=lambda text: int(text.split(".")[1])) == project["requires-python"].removeprefix(">=")

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
+
 from vidsieve import writable
-from vidsieve.checks import check_question
+from vidsieve.checks import check_question, require
 from vidsieve.errors import VidsieveError
 
 
@@ -27,12 +29,29 @@ class Parser(argparse.ArgumentParser):
 
 
 class Version(argparse.Action):
-    """Prints the version, which is looked up only then."""
+    """Prints the version, and those of what it runs on, which are looked up only then."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        from importlib.metadata import version
+        from vidsieve.cli.env import gpus, versions
 
-        print(f"vidsieve {version('vidsieve')}")
+        found = versions() | {"torch": torch.__version__}  # which tells the CUDA that it was built for
+        print(f"vidsieve {found['vidsieve']}")
+        for name in ("python", "torch", "transformers", "triton", "av"):
+            print(f"{name} {found[name] or 'not installed'}")
+        print(f"GPU {', '.join(gpus()) or 'none'}")
+        parser.exit()
+
+
+class Completion(argparse.Action):
+    """Prints what completes commands and options in a shell. Raises `MissingExtra` without shtab."""
+
+    def __call__(self, parser: argparse.ArgumentParser, _: Any, shell: Any, __: Any = None) -> None:
+        shtab = require("shtab", "completion")
+        commands = next(action.choices for action in parser._actions if isinstance(action.choices, dict))
+        for action in (action for command in commands.values() for action in command._actions):
+            if action.choices is None and action.nargs != 0:
+                action.complete = shtab.FILE  # what shells do by themselves where nothing completes a command
+        print(shtab.complete(parser, shell))
         parser.exit()
 
 

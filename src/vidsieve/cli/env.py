@@ -21,7 +21,7 @@ def environment() -> dict[str, Any]:
     return {
         "versions": found,
         "platform": sys.platform,
-        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or ["cpu"],
+        "devices": gpus() or ["cpu"],
         "ops": {"asked": os.environ.get("VIDSIEVE_OPS", "auto"), "available": ops.available()},
         "torchvision": torchvision.state(),
         "extras": {
@@ -35,6 +35,11 @@ def environment() -> dict[str, Any]:
         "transformers": {"tested": tested, "fault": fault},
         "model_types": models,
     }
+
+
+def gpus() -> list[str]:
+    """List the names of the CUDA devices."""
+    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 
 
 def _models(transformers: str | None) -> tuple[list[str] | None, list[str], str | None]:

@@ -1,13 +1,42 @@
 """The options of each command."""
 
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vidsieve.cli.arguments import Parser, Version, count, file, folder, fraction, method, question, rate, seconds
+from vidsieve.cli.arguments import (
+    Completion,
+    Parser,
+    Version,
+    count,
+    file,
+    folder,
+    fraction,
+    method,
+    question,
+    rate,
+    seconds,
+)
 from vidsieve.video.wanted import LIBRARIES, SAMPLINGS
 
 Command = tuple[Callable[..., Any], Callable[[Any], None]]
+
+EXAMPLES = {
+    "run": 'vidsieve run clip.mp4 --question "What happens?" --model Qwen/Qwen2.5-VL-7B-Instruct --out out/run',
+    "show": "vidsieve show out/run --gif",
+    "demo": "vidsieve demo --keep 5% --method divprune",
+    "encode": "vidsieve encode lecture.mp4 --model Qwen/Qwen2.5-VL-7B-Instruct --fps 1 --keep 5% --out stored",
+    "ask": 'vidsieve ask stored --question "Who speaks?" --question "What is on the board?"',
+    "plan": "vidsieve plan lecture.mp4 --model Qwen/Qwen2.5-VL-7B-Instruct --fps 1 --keep 5%",
+    "batch": "vidsieve batch clips --model Qwen/Qwen2.5-VL-7B-Instruct --keep 10% --out out/clips",
+    "warm": "vidsieve warm Qwen/Qwen2.5-VL-7B-Instruct --frames 64 --size 576 1024",
+    "bench": "vidsieve bench ops --case perframe-10 --rounds 5",
+    "eval": "vidsieve eval --quick",
+    "methods": "vidsieve methods",
+    "models": "vidsieve models --json",
+    "env": "vidsieve env",
+}
 
 
 def parser(commands: Mapping[str, Command]) -> Parser:
@@ -36,8 +65,7 @@ def parser(commands: Mapping[str, Command]) -> Parser:
     film.add_argument("--film", action="store_true", help="draw overlay.mp4 too: the clip beside its kept patches")
     film.add_argument("--gif", action="store_true", help="draw overlay.gif too, the same, smaller")
 
-    made = Parser(prog="vidsieve", description="Drop the video tokens a video language model does not need.")
-    made.add_argument("--version", action=Version, nargs=0, help="show the version and exit")
+    made = _top()
     subparsers = made.add_subparsers(metavar="COMMAND", required=True)
     layouts: dict[str, tuple[Callable[[Parser], None] | None, list[Parser]]] = {
         "run": (_add_run, [how, pixels, sample, film]),
@@ -57,10 +85,26 @@ def parser(commands: Mapping[str, Command]) -> Parser:
     for name, (add, parents) in layouts.items():
         command, show = commands[name]
         about = (command.__doc__ or "").splitlines()[0]
-        sub = subparsers.add_parser(name, help=about, description=about, parents=[*parents, common])
+        sub = subparsers.add_parser(
+            name,
+            help=about,
+            description=about,
+            parents=[*parents, common],
+            epilog=f"example:\n  {EXAMPLES[name]}",
+            formatter_class=RawDescriptionHelpFormatter,
+        )
         sub.set_defaults(command=command, show=show)
         if add is not None:
             add(sub)
+    return made
+
+
+def _top() -> Parser:
+    """Make the parser of the options that stand alone."""
+    made = Parser(prog="vidsieve", description="Drop the video tokens a video language model does not need.")
+    made.add_argument("--version", action=Version, nargs=0, help="show the version, and those of what it runs on")
+    about = "print what completes commands in this shell (extra `completion`)"
+    made.add_argument("--print-completion", action=Completion, choices=("bash", "zsh", "tcsh"), help=about)
     return made
 
 

@@ -15,7 +15,10 @@ from vidsieve.methods.framefusion import FrameFusion
 
 
 def unwrap_model(model: Any) -> Any:
-    """Get the model out of a PEFT wrapper. Raises `WrongArgument` or `UnsupportedModel` for what is not a model."""
+    """Get the model out of a PEFT wrapper or a pipeline of transformers.
+
+    Raises `WrongArgument` or `UnsupportedModel` for what is not a model.
+    """
     if hasattr(model, "get_base_model"):  # PEFT
         model = model.get_base_model()
     if isinstance(model, Attachable):
@@ -23,6 +26,10 @@ def unwrap_model(model: Any) -> Any:
     if isinstance(model, Mapping):
         raise WrongArgument(f"expected the model first; got {describe(model)}, as a processor gives it")
     if not isinstance(model, nn.Module) and isinstance(inner := getattr(model, "model", None), nn.Module):
+        from transformers import Pipeline  # takes a second to import, which only those wait for who give one
+
+        if isinstance(model, Pipeline):
+            return unwrap_model(inner)
         raise UnsupportedModel(
             f"expected a model, got {describe(model)} around {describe(inner)}; give its .model instead, "
             "and what it is then asked is reduced too"

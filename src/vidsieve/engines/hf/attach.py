@@ -61,7 +61,7 @@ def attach(
     outputs: "left", a forward pass returns a row for each remaining token; or "prompt", one for each token of the
     prompt, as trainers and scores that count columns expect. None is "left", but a training pass that drops tokens and
     gets neither `labels` nor `logits_to_keep` raises `UnsupportedCall` (docs/attached.md).
-    A model wrapped by PEFT may be passed as it is. Raises `UnsupportedModel` if no adapter serves the model,
+    A model wrapped by PEFT, or a pipeline, may be passed as it is. Raises `UnsupportedModel` if no adapter serves it,
     `AlreadyAttached` if a reducer is attached, `UnsupportedCall` if the model is compiled: a compiled model ignores
     hooks that are added later, so attach first.
     """
