@@ -1,8 +1,9 @@
 """How long the first token takes on a CPU, by the bundled model: `python -m benchmarks.first_token_cpu`.
 
 The clip of `vidsieve demo`, from pixels: vision tower and prefill, with every token, with 10 % of them, and with 10 %
-where the tower computes half or a quarter of the groups of pixels. Variants take turns; a row has the 20, 50 and 80 % quantiles of
-milliseconds on the clock, and the median of the processor's. Only the latter says something on a busy machine.
+where the tower computes half or a quarter of the groups of pixels. Variants take turns; a row has the 20, 50 and 80 %
+quantiles of milliseconds on the clock, and the median of the processor's. Only the latter says something on a busy
+machine.
 """
 
 import argparse
