@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import nn
 
 from vidsieve.checks import pip_install, require
-from vidsieve.errors import MissingExtra, UnsupportedVersion
+from vidsieve.errors import MissingExtra, UnsupportedCall, UnsupportedVersion
 
 if TYPE_CHECKING:
     from vidsieve.engines.hf.families import Adapter
@@ -35,6 +35,9 @@ TESTED = ("5.14.1", "5.17.0", "5.24.0")  # releases that all tests of hooks ran 
 _OLD_CACHE = "past_key_values"
 # The name of a decoder's cache, as an argument and in its output.
 CACHE = "cache" if "cache" in inspect.signature(masking_utils.create_causal_mask).parameters else _OLD_CACHE
+
+# Of these, before 5.17: they count positions by a mask that is no mask in a static cache, fail, or answer by chance.
+_NO_STATIC_CACHE = {"qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"}
 
 _REST = {"self", "args", "kwargs"}
 _SWITCHES = {"use_cache", "output_attentions", "output_hidden_states", "return_dict"}  # follow no sequence
@@ -176,3 +179,14 @@ def _unknown(what: str) -> UnsupportedVersion:
         f"transformers {_transformers.__version__} differs from what vidsieve knows: {what}. Use a newer vidsieve, or "
         f"a release that this one was tested with: pip install 'transformers=={TESTED[-1]}'"
     )
+
+
+def refuse_static_cache(model: Any, cache: Any) -> None:
+    """Raise `UnsupportedCall` for a static cache where the release of transformers has none that works."""
+    release = tuple(int(part) for part in _transformers.__version__.split(".")[:2])
+    of = model.config.model_type
+    if isinstance(cache, _transformers.StaticCache) and of in _NO_STATIC_CACHE and release < (5, 17):
+        raise UnsupportedCall(
+            f"transformers {_transformers.__version__} has no static cache that works for {of}; use a dynamic one (the "
+            "default), or transformers 5.17"
+        )

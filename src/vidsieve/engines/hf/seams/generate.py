@@ -23,7 +23,12 @@ class GenerateSeam:
     """
 
     def __init__(self, target: Target, hooks: Interceptions) -> None:
-        self._adapter, self._token, self._states = target.adapter, target.token, target.states
+        self._model, self._adapter, self._token, self._states = (
+            target.model,
+            target.adapter,
+            target.token,
+            target.states,
+        )
         hooks.wrap(target.model, "generate", self._generate)
         hooks.wrap(target.model, "create_masks_for_generate", self._masks, create_masks_for_generate)
         hooks.wrap(target.model, "_prefill", self._prefill)
@@ -46,6 +51,7 @@ class GenerateSeam:
     def _prefill(
         self, inner: Callable[..., Any], ids: Tensor, generation_config: Any, model_kwargs: Arguments, **kw: Any
     ) -> Any:
+        contract.refuse_static_cache(self._model, contract.cache_of(model_kwargs))
         chunked = generation_config.prefill_chunk_size is not None
         if chunked and prompt.shows(self._adapter, model_kwargs) and (ids == self._token).any():
             raise UnsupportedCall(
