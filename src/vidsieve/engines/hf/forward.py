@@ -208,7 +208,10 @@ class ForwardStates(OfOneModel):
 
     @generated.setter
     def generated(self, generated: Generated) -> None:
-        self._threads.__dict__["generated"] = generated
+        if generated == _NOTHING:
+            self._threads.__dict__.pop("generated", None)
+        else:
+            self._threads.__dict__["generated"] = generated
 
     def clear(self) -> None:
         """Delete the states of all threads."""
