@@ -48,6 +48,8 @@ def test_a_hint_leaves_an_editable_checkout_editable(
         ("rtsp://me:se:c@ret@camera:554/1?token=hidden", "rtsp://camera:554/1"),
         ("HTTPS://host/a.mp4?token=a:b/c: no answer in 30 s", "HTTPS://host/a.mp4: no answer in 30 s"),
         ("got 'http://host/a.mp4#x'; choose (rtsp://u@h/b?c).", "got 'http://host/a.mp4'; choose (rtsp://h/b)."),
+        *((f"rtsp://me:se{mark}c@ret@camera:554/1: refused", "rtsp://camera:554/1: refused") for mark in "/?#"),
+        ("http://[::1]:80/@me/a.mp4 http://host:80/@me/a.mp4", "http://[::1]:80/@me/a.mp4 http://host:80/@me/a.mp4"),
         ("rtsp:// cannot be read", "rtsp:// cannot be read"),
         ("/a b#c?d@e.mp4: is empty", "/a b#c?d@e.mp4: is empty"),
     ],

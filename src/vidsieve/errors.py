@@ -19,9 +19,12 @@ A message says what was expected, what was found, and what to do.
 
 import re
 
-# An address: scheme, user and password, host and path, query.
+# An address: scheme, user and password, host and path, query. What follows a colon and is no port is a password, which
+# people also write with characters that would end it.
 _ADDRESS = re.compile(
-    r"([a-z][a-z0-9+.-]*://)(?:[^\s/?#]*@)?([^\s?#]*)(?:[?#]\S*?(?=['\")\];,.:]*(?:\s|$)))?", re.IGNORECASE
+    r"([a-z][a-z0-9+.-]*://)(?:[^\s/?#]*@|[^\s/?#@:\[]*:(?!\d+[/?#])\S*@)?([^\s?#]*)"
+    r"(?:[?#]\S*?(?=['\")\];,.:]*(?:\s|$)))?",
+    re.IGNORECASE,
 )
 
 

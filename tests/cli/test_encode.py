@@ -110,6 +110,9 @@ def test_a_method_inside_the_model_picks_of_what_is_stored(
         monkeypatch.setattr(ask, "load", None)
         assert main.main([*map(str, asked), "--method", name]) == 1
         assert "acts before the layers of the language model" in last_line(capsys)
+    for given in (["fastv"], ["fastv", "--keep", "25%"], ["pyramiddrop", "--keep", "70%"]):  # a quarter is stored
+        assert main.main([*map(str, asked), "--method", *given]) == 1
+        assert re.search(rf"{given[0]} would drop nothing: .*give a smaller --keep", last_line(capsys))
 
 
 def test_the_same_command_goes_on_and_other_settings_are_refused(

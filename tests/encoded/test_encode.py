@@ -1,7 +1,9 @@
 """`vidsieve.encode` on a file: the answers of the hooked model, whatever the chunks, and few pixels at a time."""
 
+import gc
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from vidsieve.encoded import chunks as module
 from vidsieve.engines.hf.loading import load, prepare
 from vidsieve.errors import BudgetError, NonFiniteFeatures, UnsupportedCall
 from vidsieve.evaluation.needles import KINDS, generate
+from vidsieve.methods.chunked import ChunkedPrune
 from vidsieve.video import read_video
 
 # GLM's processors make numpy arrays of torch tensors, of which numpy 2 warns.
@@ -142,6 +145,29 @@ def test_a_failure_leaves_the_model_free_at_once(internvl: tuple[Any, Any], clip
     assert caught.value.__traceback__ is not None  # as a notebook keeps it
     encoded = vidsieve.encode(model, processor, clip, 0.25, num_frames=4, chunk=2)
     assert len(encoded.selection) == round(0.25 * sum(encoded.tokens))
+
+
+@pytest.mark.parametrize(
+    "fails", [(module._Chunks, "__call__"), (ChunkedPrune, "add")], ids=["processing", "selection"]
+)
+def test_a_failure_frees_its_memory_before_garbage_is_collected(
+    internvl: tuple[Any, Any], clip: Path, fails: tuple[Any, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[Any] = []
+
+    def out_of_memory(self: Any, *args: Any) -> None:
+        pixels = torch.zeros(1)
+        held.append(weakref.ref(pixels))
+        raise MemoryError
+
+    monkeypatch.setattr(*fails, out_of_memory)
+    gc.disable()  # it may come late, and the next clip of a folder needs the memory
+    try:
+        with suppress(MemoryError):
+            vidsieve.encode(*internvl, clip, 0.25, num_frames=4, chunk=2)
+        assert [ref() for ref in held] == [None]
+    finally:
+        gc.enable()
 
 
 def test_progress_counts_to_the_last_frame(internvl: tuple[Any, Any], clip: Path) -> None:

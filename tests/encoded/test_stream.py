@@ -16,6 +16,7 @@ pytest.importorskip("av", reason="the package that has streams reads video files
 import vidsieve
 from tests.engines.hf import processors, tiny
 from tests.engines.hf.test_replay import blind
+from vidsieve.encoded import written
 from vidsieve.encoded.chunks import encode_chunks
 from vidsieve.encoded.video import EncodedVideo
 from vidsieve.engines.hf import adapter_for, families, register
@@ -142,6 +143,26 @@ def test_the_answer_is_that_of_the_frames_that_are_remembered(world: World) -> N
     text = world.processor.batch_decode(expected.sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     assert answer == text[0].strip()
     assert len(several) == 2
+
+
+def test_a_long_prompt_is_repeated_instead_of_spelled_out(qwen: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    video = qwen.fed([10, 11]).snapshot()
+    expected = video.inputs(qwen.model, qwen.processor, QUESTION)
+    token, written_out = qwen.model.config.video_token_id, []
+    prepare_turns = written.prepare_turns
+
+    def noted(*args: Any) -> Any:
+        made = prepare_turns(*args)
+        written_out.append(int((made["input_ids"] == token).sum()))
+        return made
+
+    monkeypatch.setattr(written, "prepare_turns", noted)
+    monkeypatch.setattr(written, "LONG", 0)
+    found = replace(video).inputs(qwen.model, qwen.processor, QUESTION)
+    assert len(video.tokens) in written_out
+    assert sum(video.tokens) not in written_out
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], x) for name, x in expected.items())
 
 
 def test_a_snapshot_comes_back_from_its_file(world: World, tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """When kept tokens are shown, and where most of them are."""
 
+import pytest
 import torch
 
+from vidsieve.errors import WrongArgument
 from vidsieve.types.spans import GROUPS, Span, seconds_of, spans
 
 
@@ -15,6 +17,17 @@ def test_a_token_is_shown_when_the_first_of_its_frames_is() -> None:
     # Five frames, two a token frame: the last is repeated to fill up.
     assert seconds_of(kept, (4, 4, 4), (0.0, 0.5, 1.0, 1.5, 2.0)).tolist() == [0.0, 0.0, 1.0, 2.0]
     assert seconds_of(torch.tensor([1]), (1, 1), (7.0,)).tolist() == [7.0]  # a lone frame may be two of tokens
+    for count in (5, 8):  # Kimi makes one of four; of nine frames the third is of the last alone
+        assert seconds_of(torch.tensor([0, 1]), (1, 1), [float(i) for i in range(count)]).tolist() == [0.0, 4.0]
+    assert seconds_of(torch.tensor([2]), (1, 1, 1), [float(i) for i in range(9)]).tolist() == [8.0]
+
+
+@pytest.mark.parametrize("count", [0, 2, 7, 8, 13])
+def test_times_of_other_frames_are_refused(count: int) -> None:
+    seconds = [float(i) for i in range(count)]
+    for of in (seconds_of, spans):
+        with pytest.raises(WrongArgument, match=f"3 token frames are made of, .* got {count} times"):
+            of(torch.tensor([0, 5]), (2, 2, 2), seconds)
 
 
 def test_the_fullest_part_comes_first_and_neighbours_are_one() -> None:

@@ -49,6 +49,7 @@ def ask_all(
     stages = None if asked.method is None else arguments.method(registry.method(asked.method)(asked.keep))
     if stages is not None:
         check_inside(stages)
+        _check_drops(asked.method, stages, videos)
     elif asked.keep is not None:
         videos = [video.at(asked.keep) for video in videos]
     name = asked.model or videos[0].fingerprint.name
@@ -83,6 +84,17 @@ def ask_all(
         "tokens": sum(len(video.selection) for video in videos),
         "rows": rows,
     }
+
+
+def _check_drops(method: str | None, stages: Any, videos: Sequence[EncodedVideo]) -> None:
+    """Raise `VidsieveError` for stages of which none keeps less than is stored: every answer would be the same."""
+    least = min(getattr(stage, "keep", None) or 0.0 for stage in stages.stages.values())
+    held = max(len(video.selection) / video.selection.original_count for video in videos)
+    if least >= held:
+        raise VidsieveError(
+            f"{method} would drop nothing: it keeps {least:.3g} of a video's tokens at the least, and {held:.3g} of "
+            "them are stored; give a smaller --keep, or store more"
+        )
 
 
 def _answer(shown: Any, model: Any, processor: Any, question: str, asked: Questions) -> dict[str, Any]:

@@ -160,15 +160,21 @@ class _Selecting:
     def add(self, chunk: FeatureChunk) -> None:
         """Begin with `chunk` when the one before it is done. What goes wrong is raised by the next call."""
         made = launched(self._device)
-        if self._adding is not None:
-            self._adding.result()
+        self._wait()
         self._adding = self._thread.submit(self._add, chunk, made)
 
     def finish(self) -> Selection | None:
         """Wait for all, and select of the whole video; None if there was no chunk."""
-        if self._adding is not None:
-            self._adding.result()
+        self._wait()
         return self._thread.submit(self._finish).result()
+
+    def _wait(self) -> None:
+        adding, self._adding = self._adding, None
+        try:
+            if adding is not None:
+                adding.result()
+        finally:
+            del adding  # what it raised holds this frame, and the chunk: until garbage is collected, if that holds it
 
     @torch.no_grad()
     def _add(self, chunk: FeatureChunk, made: torch.Event | None) -> None:

@@ -103,6 +103,7 @@ class Stages:
                     source.close()  # at once: it may have a file open
             with self._changed:
                 ended.append(error)
+                error = None  # or it and this frame would hold each other, and the item, until garbage is collected
                 self._changed.notify_all()
 
         thread = Thread(target=work, name="vidsieve-encode", daemon=True)
@@ -131,8 +132,12 @@ class Stages:
             wait_for(event, self._device)
             yield item
             del item
-        if ended[0] is not None:
-            raise ended[0]
+        error = ended.pop()  # the list is held by a frame that it holds
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error
 
     def __enter__(self) -> Self:
         return self

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vidsieve.errors import WrongArgument
+
 GROUPS = 60  # parts of a video that are compared, at most
 
 
@@ -65,9 +67,19 @@ def spans(kept: Tensor, tokens: Sequence[int], seconds: Sequence[float]) -> tupl
 
 
 def _times(tokens: Sequence[int], seconds: Sequence[float]) -> list[tuple[float, float]]:
-    """The times of the first and the last of the frames that each token frame is made of; the last one fills up."""
-    joined, last = -(-len(seconds) // len(tokens)), len(seconds) - 1
-    return [(seconds[min(i * joined, last)], seconds[min((i + 1) * joined - 1, last)]) for i in range(len(tokens))]
+    """The times of the first and the last of the frames that each token frame is made of; the last one fills up.
+
+    Models make a token frame of one, two or four frames. Raises `WrongArgument` for times of other frames.
+    """
+    count, frames = len(tokens), len(seconds)
+    joined = next((n for n in (1, 2, 4) if -(-frames // n) == count), 1 if frames == 1 else 0)
+    if not joined:
+        raise WrongArgument(
+            f"expected the times of the frames that {count} token frames are made of, one, two or four each; got "
+            f"{frames} times: pass those of all frames that the model was shown, as Frames.seconds has them"
+        )
+    last = frames - 1
+    return [(seconds[min(i * joined, last)], seconds[min((i + 1) * joined - 1, last)]) for i in range(count)]
 
 
 def _frame_of(kept: Tensor, tokens: Sequence[int]) -> Tensor:

@@ -15,6 +15,7 @@ from vidsieve.errors import UnsupportedCall
 PATCHING = ("Qwen2VLVideoProcessor", "Qwen3VLVideoProcessor")  # of transformers: they normalise, then cut
 # They take pixels for a numpy array, to read its height and width.
 MEASURING = ("LlavaNextVideoProcessor", "LlavaOnevisionProcessor", "VideoLlavaProcessor")
+_STOCK = "vidsieve_stock"  # on a video processor that resizes to one size: the processor that this was made of
 ROWS = 2048  # patches that are normalised at once, while they are in the processor's cache
 
 
@@ -101,11 +102,15 @@ def without_pixels(processor: Any) -> Any:
 
 
 def resizing_to(processor: Any, height: int, width: int) -> Any:
-    """Copy a processor to one that resizes whatever video it is given to this size, by its own interpolation."""
+    """Copy a processor to one that resizes whatever video it is given to this size, by its own interpolation.
+
+    One that was made so before gets this size in place of that one.
+    """
     from transformers.image_utils import SizeDict
     from transformers.video_processing_utils import BaseVideoProcessor
 
-    processor = patching_first(processor)  # here: a copy of what resizes would not be what computes
+    stock = getattr(processor.video_processor, _STOCK, processor)
+    processor = patching_first(stock)  # here: a copy of what resizes would not be what computes
     processor, video = copy.copy(processor), copy.copy(processor.video_processor)
     processor.video_processor = video
 
@@ -116,4 +121,5 @@ def resizing_to(processor: Any, height: int, width: int) -> Any:
         return process(videos=made, **settings | {"do_resize": False})
 
     video._preprocess = resized
+    setattr(video, _STOCK, stock)
     return processor
