@@ -23,12 +23,8 @@ class GenerateSeam:
     """
 
     def __init__(self, target: Target, hooks: Interceptions) -> None:
-        self._model, self._adapter, self._token, self._states = (
-            target.model,
-            target.adapter,
-            target.token,
-            target.states,
-        )
+        self._model, self._states = target.model, target.states
+        self._adapter, self._token = target.adapter, target.token
         hooks.wrap(target.model, "generate", self._generate)
         hooks.wrap(target.model, "create_masks_for_generate", self._masks, create_masks_for_generate)
         hooks.wrap(target.model, "_prefill", self._prefill)
