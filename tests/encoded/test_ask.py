@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -105,6 +106,16 @@ def test_a_long_prompt_is_repeated_instead_of_spelled_out(
     # VideoLLaMA 3 has a mask of what it would compress beside them, which is not repeated.
     known = adapter_for(world.model).layout == "grid" and world.model.config.model_type != "video_llama_3"
     assert (unreduced in written_out) != known
+
+
+def test_a_processor_that_names_its_merge_otherwise_spells_prompts_out(
+    qwen: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spelled_out = {"input_ids": torch.arange(9)[None]}
+    monkeypatch.setattr(written, "prepare_turns", lambda *_: spelled_out)
+    processor = SimpleNamespace(video_processor=SimpleNamespace(patch_size=14, spatial_merge_size=2))
+    long = written.LONG + 1
+    assert written.write(qwen.model, processor, [qwen.frames], [(2, 2)], long, QUESTIONS[:1]) == spelled_out
 
 
 def test_a_template_that_has_changed_is_the_one_that_is_used(world: World) -> None:

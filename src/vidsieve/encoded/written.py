@@ -30,7 +30,8 @@ def write(
     A prompt is repeated only where the processor writes that of the videos' ends so; else it is spelled out.
     """
     frames = [grid for grid in grids if grid is not None]
-    repeats = tokens > LONG and adapter_for(model).layout == "grid" and len(frames) == len(videos)
+    sized = adapter_for(model).layout == "grid" and hasattr(processor.video_processor, "merge_size")
+    repeats = tokens > LONG and sized and len(frames) == len(videos)
     if repeats and all(_is_repeated(model, processor, *pair, turns) for pair in zip(videos, frames, strict=True)):
         return _repeated(model, processor, videos, frames, turns)
     return without_pixels(prepare_turns(processor, videos, turns))
