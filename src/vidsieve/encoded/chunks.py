@@ -264,8 +264,8 @@ def _features(
 ) -> FeatureChunk:
     """Run the model up to its decoder, and take what it would be given of the video.
 
-    positions: of prompts of so many tokens, gathered here. A model counts them on the host while the device waits, and
-    the decoder, which would need them, does not run.
+    positions: of prompts of so many tokens, gathered here and given to the next such call: a model that has none counts
+    them while the device waits, and only its decoder, which does not run here, would look at them.
     """
     known = positions.get(inputs["input_ids"].shape[1])
     given = decoder_arguments(model, {**inputs.to(model.device), **({} if known is None else {"position_ids": known})})

@@ -29,11 +29,11 @@ def write(
     grids: rows and columns of the tokens of a frame, of each video.  tokens: how many they have together.
     A prompt is repeated only where the processor writes that of the videos' ends so; else it is spelled out.
     """
-    frames = [grid for grid in grids if grid is not None]
+    known = [grid for grid in grids if grid is not None]
     sized = adapter_for(model).layout == "grid" and hasattr(processor.video_processor, "merge_size")
-    repeats = tokens > LONG and sized and len(frames) == len(videos)
-    if repeats and all(_is_repeated(model, processor, *pair, turns) for pair in zip(videos, frames, strict=True)):
-        return _repeated(model, processor, videos, frames, turns)
+    repeats = tokens > LONG and sized and len(known) == len(videos)
+    if repeats and all(_is_repeated(model, processor, *pair, turns) for pair in zip(videos, known, strict=True)):
+        return _repeated(model, processor, videos, known, turns)
     return without_pixels(prepare_turns(processor, videos, turns))
 
 
