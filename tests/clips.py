@@ -65,9 +65,13 @@ def decoded(path: Path) -> Iterator[Any]:
     What a damaged frame shows depends on which memory the decoder has free, so on when earlier ones are let go.
     """
     with av.open(f"file:{path}") as file:
-        for packet in file.demux(file.streams.video[0]):
-            with suppress(av.error.InvalidDataError):
-                yield from packet.decode()
+        stream = file.streams.video[0]
+        with suppress(av.error.InvalidDataError):  # of a file that is cut in a packet
+            for packet in file.demux(stream):
+                with suppress(av.error.InvalidDataError):
+                    yield from packet.decode()
+            return
+        yield from stream.decode(None)
 
 
 def rgb(frame: Any, height: int, width: int) -> torch.Tensor:
