@@ -148,7 +148,10 @@ def select(
 
 
 class _Selecting:
-    """Selects of a chunk in a thread of its own, while the tower encodes the next."""
+    """Selects of a chunk in a thread of its own, while the tower encodes the next.
+
+    The tower is no stage of `Stages`: it stays in the caller's thread, whose autocast and modes it runs under.
+    """
 
     def __init__(self, method: Prune, device: torch.device) -> None:
         self._method, self._device = method, device
