@@ -10,7 +10,7 @@ import pytest
 from tests.cli.commands import command
 from tests.clips import write
 from vidsieve import registry
-from vidsieve.cli import answer, demo, main, report, run
+from vidsieve.cli import answer, demo, main, run
 
 pytest.importorskip("av")
 pytest.importorskip("transformers")
@@ -106,11 +106,11 @@ def test_the_headline_says_what_was_measured_and_no_more() -> None:
         "memory_unreduced": {"kv_bytes": 100, "peak_bytes": 100},
     }
     said = "first token 12.1x sooner (8.4x sooner from the file)"
-    assert report._headline(result) == f"{said}, KV cache -89 %, peak memory -36 %"
-    assert report._headline(result | {"memory": {"peak_bytes": 100}}) == f"{said}, peak memory 0 %"
-    assert report._headline(result | {"memory": {}, "memory_unreduced": {}}) == said
+    assert run.gain(result) == f"{said}, KV cache -89 %, peak memory -36 %"
+    assert run.gain(result | {"memory": {"peak_bytes": 100}}) == f"{said}, peak memory 0 %"
+    assert run.gain(result | {"memory": {}, "memory_unreduced": {}}) == said
     slower = result | {"stages_ms": stages | {"first_token": 2470.0}, "memory": {}}
-    assert report._headline(slower) == "first token 2.0x later (2.0x later from the file)"
+    assert run.gain(slower) == "first token 2.0x later (2.0x later from the file)"
 
 
 def test_the_tower_of_every_family_is_found() -> None:

@@ -1,0 +1,57 @@
+"""Serve the page until Ctrl-C."""
+
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from vidsieve.cli.app.service import Service, Settings
+from vidsieve.errors import VidsieveError
+
+GRACE = 1  # seconds that open pages get when the server stops
+
+
+def serve(settings: Settings, host: str, port: int, max_upload: int, note: Callable[[str], None]) -> dict[str, Any]:
+    """Serve the page at `host` and `port` (0: any that is free) until Ctrl-C, and return how many answers it gave.
+
+    max_upload: bytes. Uploads and pictures lie in a folder of their own, which goes when the server stops.
+    """
+    with listen(host, port) as listening, TemporaryDirectory(prefix="vidsieve-", ignore_cleanup_errors=True) as folder:
+        service = Service(settings, note)
+        note("making the page")
+        import uvicorn
+
+        from vidsieve.cli.app.page import application
+
+        made = application(service, Path(folder), max_upload)
+        config = uvicorn.Config(made, log_config=None, access_log=False, timeout_graceful_shutdown=GRACE)
+        note("")
+        print(f"vidsieve: {address(listening)} (Ctrl-C stops it)", file=sys.stderr, flush=True)
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the folder goes
+        try:
+            uvicorn.Server(config).run([listening])
+        except KeyboardInterrupt:  # how one stops it
+            pass
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    return {"url": address(listening), "answered": service.answered}
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Open the socket of the server. Raises `VidsieveError` where that cannot be."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise VidsieveError(
+            f"cannot listen at port {port} of {host} ({error.strerror}); choose another --host or --port (0: any "
+            "port that is free)"
+        ) from error
+
+
+def address(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
