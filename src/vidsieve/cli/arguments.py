@@ -106,7 +106,7 @@ def port(text: str) -> int:
 def size(text: str) -> int:
     """Parse a number of bytes: 500MB, 1.5GB."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMGT]?)B", text, re.IGNORECASE)
-    value = int(float(found[1]) * 1000 ** " kmgt".index(found[2].lower() or " ")) if found else 0
+    value = int(float(found[1]) * 1024 ** " kmgt".index(found[2].lower() or " ")) if found else 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected a size, such as 500MB or 1.5GB; got {text}")
     return value

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from html import escape
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,13 +12,25 @@ from fastapi import FastAPI
 from gradio.processing_utils import save_file_to_cache
 
 from vidsieve import registry
-from vidsieve.cli.app.service import Asked, Reply, Service, sample
+from vidsieve.cli.app.html import heading, table
+from vidsieve.cli.app.service import Asked, Service, sample
 from vidsieve.cli.app.visitors import Visitors
 
 FONTS = ["system-ui", "sans-serif"]
+STEPS = 7  # that `Service.ask` tells of, about
 AGE = 24 * 3600  # seconds after which a file goes that no page has shown
 # What a page may load: only what this server sends.
+# Gradio's button that cuts a clip loads what it needs from another host.
+STYLE = """
+#clip button[aria-label="Trim video to selection"] { display: none }
+#said { min-height: 5rem }
+#said .error { color: var(--error-text-color); font-weight: bold }
+#times table { width: 100% }
+#times td, #times th { padding: 0.15rem 0.6rem; white-space: pre }
+#times .number { text-align: right }
+"""
 POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
+KNOWS = "vidsieve-tiny knows only videos like the sample, to whose question {} is the right answer"
 ABOUT = (
     "# vidsieve\nA video language model answers your question twice: with every video token, and with those that a "
     "method keeps."
@@ -39,6 +51,7 @@ def application(service: Service, folder: Path, max_upload: int) -> FastAPI:
         ssr_mode=False,
         pwa=False,
         mcp_server=False,
+        css=STYLE,
         theme=gr.themes.Default(font=FONTS, font_mono=["ui-monospace", "monospace"]),
     )
     made.add_middleware(_FromHere)
@@ -63,7 +76,7 @@ class _FromHere:
 def build(service: Service, folder: Path) -> gr.Blocks:
     """Make the page."""
     visitors = Visitors()
-    clip_of_sample, question_of_sample, note = sample(folder)
+    clip_of_sample, question_of_sample, right = sample(folder)
     names = list(registry.methods())
     with gr.Blocks(title="vidsieve", analytics_enabled=False, delete_cache=(3600, AGE)) as page:
         gr.Markdown(ABOUT)
@@ -72,7 +85,7 @@ def build(service: Service, folder: Path) -> gr.Blocks:
                 clip = gr.Video(label="Clip", sources=["upload"], height=260, elem_id="clip")
                 take = gr.Button("Take the sample", elem_id="sample")
                 question = gr.Textbox(label="Question", placeholder="What happens?", elem_id="question")
-                model = gr.Dropdown(service.models, label="Model", info=f"vidsieve-tiny: {note}", elem_id="model")
+                model = gr.Dropdown(service.models, label="Model", info=KNOWS.format(right), elem_id="model")
                 method = gr.Dropdown(names, value=names[0], label="Method", elem_id="method", **_about(names[0]))
                 keep = gr.Slider(0.01, 1, step=0.01, label="Keep", elem_id="keep", **_share(names[0]))
                 film = gr.Checkbox(label="Film: the clip beside its kept patches (takes longer)", elem_id="film")
@@ -83,8 +96,16 @@ def build(service: Service, folder: Path) -> gr.Blocks:
                     unreduced = gr.Textbox(label="With every token", lines=2, interactive=False, elem_id="unreduced")
                     reduced = gr.Textbox(label="With the tokens kept", lines=2, interactive=False, elem_id="reduced")
                 times = gr.HTML(elem_id="times")
-                sheet = gr.Image(label="What was kept", type="filepath", interactive=False, elem_id="sheet")
-                moving = gr.Video(label="Film", visible=False, interactive=False, elem_id="moving")
+                sheet = gr.Image(
+                    show_label=False,
+                    type="filepath",
+                    interactive=False,
+                    buttons=["download", "fullscreen"],
+                    elem_id="sheet",
+                )
+                moving = gr.Video(
+                    label="Film", visible=False, interactive=False, buttons=["download"], elem_id="moving"
+                )
         private: dict[str, Any] = {"api_visibility": "private"}
         take.click(lambda: (str(clip_of_sample), question_of_sample), None, [clip, question], **private)
         method.change(
@@ -96,6 +117,7 @@ def build(service: Service, folder: Path) -> gr.Blocks:
             "inputs": [clip, question, model, method, keep, film],
             "outputs": [said, unreduced, reduced, times, sheet, moving],
             "concurrency_limit": 1,
+            "show_progress_on": said,
         }
         gr.on([ask.click, question.submit], **asking, **private)
         page.unload(_left(visitors))
@@ -139,41 +161,19 @@ def _asking(service: Service, visitors: Visitors, folder: Path) -> Callable[...,
         progress: Any = gr.Progress(),
     ) -> tuple[Any, ...]:
         asked = Asked(clip, question, model, method, keep, film)
+        done = count()
         with TemporaryDirectory(dir=folder) as out:
-            reply = service.ask(asked, out, lambda what: progress(None, desc=what))
+            reply = service.ask(asked, out, lambda what: progress((next(done), STEPS), desc=what))
             kept = {kind: save_file_to_cache(path, str(folder)) for kind, path in reply.pictures.items()}
         sheet, moving = kept.get("png"), kept.get("mp4")
         visitors.shows(request.session_hash, sheet=sheet, film=moving)
         return (
-            said(reply),
+            heading(reply),
             reply.answer_unreduced,
             reply.answer,
-            times(reply),
+            table(reply),
             sheet,
             gr.update(value=moving, visible=moving is not None),
         )
 
     return asking
-
-
-def said(reply: Reply) -> str:
-    """Write what is above the answers: the error, or what was gained."""
-    if reply.error:
-        return f'<p role="alert" style="color: var(--error-text-color)"><b>{escape(reply.error)}</b></p>'
-    lines = [f"<b>{escape(reply.gain)}</b>", escape(reply.tokens), *(f"warning: {escape(w)}" for w in reply.warnings)]
-    return f"<p>{'<br>'.join(lines)}</p>"
-
-
-def times(reply: Reply) -> str:
-    """Write the table of prompt lengths and times, and when the kept tokens are shown."""
-    if reply.error:
-        return ""
-    head = "".join(f"<th style='text-align: right'>{escape(title)}</th>" for title in reply.titles)
-    rows = "".join(
-        f"<tr><td>{escape(name)}</td>"
-        + "".join(f"<td style='text-align: right'>{escape(v)}</td>" for v in values)
-        + "</tr>"
-        for name, *values in reply.rows
-    )
-    table = f"<table style='width: 100%'><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table>"
-    return f"{table}<p>most of the kept tokens: {escape(reply.spans)}</p>"

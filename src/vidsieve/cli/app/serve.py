@@ -29,7 +29,8 @@ def serve(settings: Settings, host: str, port: int, max_upload: int, note: Calla
         made = application(service, Path(folder), max_upload)
         config = uvicorn.Config(made, log_config=None, access_log=False, timeout_graceful_shutdown=GRACE)
         note("")
-        print(f"vidsieve: {address(listening)} (Ctrl-C stops it)", file=sys.stderr, flush=True)
+        url = address(listening)  # which is closed at the end
+        print(f"vidsieve: {url} (Ctrl-C stops it)", file=sys.stderr, flush=True)
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the folder goes
         try:
             uvicorn.Server(config).run([listening])
@@ -37,7 +38,7 @@ def serve(settings: Settings, host: str, port: int, max_upload: int, note: Calla
             pass
         finally:
             signal.signal(signal.SIGTERM, before)
-    return {"url": address(listening), "answered": service.answered}
+    return {"url": url, "answered": service.answered}
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -139,6 +139,5 @@ def _named(text: str, asked: Asked) -> str:
 
 
 def sample(folder: Path) -> tuple[Path, str, str]:
-    """Render the sample clip into `folder`; its path, a question about it, and what to know about the answer."""
-    question, right = demo.question()
-    return demo.render_clip(folder / "sample.mp4"), question, demo.NOTE.format(right)
+    """Render the sample clip into `folder`: its path, a question about it, and the right answer."""
+    return demo.render_clip(folder / "sample.mp4"), *demo.question()
