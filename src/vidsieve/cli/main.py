@@ -172,7 +172,6 @@ def _demo(options: argparse.Namespace) -> Found:
 
 def _app(options: argparse.Namespace) -> Found:
     """Open a page in the browser that asks about clips, and shows both answers and what was kept."""
-    require("gradio", "app")
     from vidsieve.cli.app import serve, service
 
     settings = service.Settings(

@@ -263,6 +263,7 @@ def test_mistakes_exit_2(arguments: list[str], says: str, capsys: pytest.Capture
 def test_without_the_extra_one_line_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # so that it is as before in the end
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert main.main(["app"]) == 1
     said = capsys.readouterr().err

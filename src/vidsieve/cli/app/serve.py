@@ -1,5 +1,6 @@
 """Serve the page until Ctrl-C."""
 
+import os
 import signal
 import socket
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from vidsieve.checks import require
 from vidsieve.cli.app.service import Service, Settings
 from vidsieve.errors import VidsieveError
 
@@ -19,26 +21,34 @@ def serve(settings: Settings, host: str, port: int, max_upload: int, note: Calla
 
     max_upload: bytes. Uploads and pictures lie in a folder of their own, which goes when the server stops.
     """
-    with listen(host, port) as listening, TemporaryDirectory(prefix="vidsieve-", ignore_cleanup_errors=True) as folder:
-        service = Service(settings, note)
-        note("making the page")
-        import uvicorn
+    with TemporaryDirectory(prefix="vidsieve-", ignore_cleanup_errors=True) as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder  # which Gradio reads when it is imported
+        require("gradio", "app")
+        with listen(host, port) as listening:
+            url = address(listening)
+            service = Service(settings, note)
+            note("making the page")
+            import uvicorn
 
-        from vidsieve.cli.app.page import application
+            from vidsieve.cli.app.page import application
 
-        made = application(service, Path(folder), max_upload)
-        config = uvicorn.Config(made, log_config=None, access_log=False, timeout_graceful_shutdown=GRACE)
-        note("")
-        url = address(listening)  # which is closed at the end
-        print(f"vidsieve: {url} (Ctrl-C stops it)", file=sys.stderr, flush=True)
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the folder goes
-        try:
-            uvicorn.Server(config).run([listening])
-        except KeyboardInterrupt:  # how one stops it
-            pass
-        finally:
-            signal.signal(signal.SIGTERM, before)
+            made = application(service, Path(folder), max_upload)
+            note("")
+            config = uvicorn.Config(made, log_config=None, log_level="critical", timeout_graceful_shutdown=GRACE)
+            print(f"vidsieve: {url} (Ctrl-C stops it)", file=sys.stderr, flush=True)
+            _run_until_stopped(uvicorn.Server(config), listening)
     return {"url": url, "answered": service.answered}
+
+
+def _run_until_stopped(server: Any, listening: socket.socket) -> None:
+    """Run the server until Ctrl-C or SIGTERM, which is made the same, so that the folder goes."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        server.run([listening])
+    except KeyboardInterrupt:  # how one stops it
+        pass
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def listen(host: str, port: int) -> socket.socket:
