@@ -96,7 +96,7 @@ class Visitor:
     """A page that is open."""
 
     def __init__(self, browser: Any, url: str) -> None:
-        self.page = browser.new_page(viewport={"width": 1280, "height": 1000})
+        self.page = browser.new_page(viewport={"width": 1000, "height": 960}, device_scale_factor=2)
         self.page.set_default_timeout(PATIENCE)
         self.requests: list[str] = []
         self.errors: list[str] = []
@@ -145,8 +145,9 @@ def gone(site: Site) -> bool:
 
 def screenshot(visitor: Visitor, name: str) -> None:
     if folder := os.environ.get("SCREENSHOTS"):
+        visitor.page.evaluate("scrollTo(0, 0)")
         visitor.page.wait_for_timeout(1000)
-        visitor.page.screenshot(path=Path(folder) / name, full_page=True)
+        visitor.page.screenshot(path=Path(folder) / name, type="jpeg", quality=75)
 
 
 def test_the_sample_is_answered_and_nothing_is_loaded_from_elsewhere(
@@ -162,7 +163,7 @@ def test_the_sample_is_answered_and_nothing_is_loaded_from_elsewhere(
     assert "prompt tokens\t591\t73" in table
     assert "most of the kept tokens: 0:" in table
     visitor.page.wait_for_function("document.querySelector('#sheet img')?.naturalWidth > 900")
-    screenshot(visitor, "app.png")
+    screenshot(visitor, "app.jpg")
     assert not visitor.page.is_visible("text=Trim")
     assert len(visitor.requests) > 20
     assert [url for url in visitor.requests if not url.startswith((f"{site.url}/", "blob:", "data:"))] == []

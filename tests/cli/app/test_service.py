@@ -1,8 +1,9 @@
 """What a page asks and is told, without Gradio: answers of the bundled model, errors, and several visitors at once."""
 
 import sys
+import time
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -181,10 +182,35 @@ def test_two_visitors_at_once_get_what_each_gets_alone(
     assert together[0].tokens != together[1].tokens
 
 
+def test_a_service_that_is_stopped_ends_what_it_answers_at_the_next_step(
+    service: Service, short: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "_stopped", False)
+    begun, told = Event(), []
+
+    def note(what: str) -> None:
+        told.append(what)
+        if what == "warming up":
+            begun.set()
+            while not service._stopped:
+                time.sleep(0.01)
+
+    replies: list[Reply] = []
+    thread = Thread(target=lambda: replies.append(service.ask(Asked(short, "What?"), tmp_path, note)))
+    thread.start()
+    begun.wait()
+    service.stop(60)
+    thread.join()
+    assert replies == [Reply(error="the command was stopped")]
+    assert told[-1] == "warming up"
+    assert hooks(only(service)) == 0
+    assert service.ask(Asked(short, "What?"), tmp_path).error == "the command was stopped"
+
+
 def test_models_are_named_and_one_of_the_visitor_comes_first(tmp_path: Path) -> None:
     copy = str(demo.copy_model(tmp_path / "model"))
     service = Service(Settings([copy], device="cpu"))
-    assert service.models == [(copy, copy), ("vidsieve-tiny, which comes with the package", str(BUNDLED))]
+    assert service.models == [(copy, copy), ("vidsieve-tiny (bundled)", str(BUNDLED))]
     with pytest.raises(VidsieveError, match="no such folder"):
         Service(Settings([str(tmp_path / "absent")]))
 

@@ -78,19 +78,19 @@ def build(service: Service, folder: Path) -> gr.Blocks:
     visitors = Visitors()
     clip_of_sample, question_of_sample, right = sample(folder)
     names = list(registry.methods())
-    with gr.Blocks(title="vidsieve", analytics_enabled=False, delete_cache=(3600, AGE)) as page:
+    with gr.Blocks(title="vidsieve", analytics_enabled=False, fill_width=True, delete_cache=(3600, AGE)) as page:
         gr.Markdown(ABOUT)
         with gr.Row():
-            with gr.Column(scale=2, min_width=320):
+            with gr.Column(scale=2, min_width=300):
                 clip = gr.Video(label="Clip", sources=["upload"], height=260, elem_id="clip")
                 take = gr.Button("Take the sample", elem_id="sample")
                 question = gr.Textbox(label="Question", placeholder="What happens?", elem_id="question")
                 model = gr.Dropdown(service.models, label="Model", info=KNOWS.format(right), elem_id="model")
                 method = gr.Dropdown(names, value=names[0], label="Method", elem_id="method", **_about(names[0]))
                 keep = gr.Slider(0.01, 1, step=0.01, label="Keep", elem_id="keep", **_share(names[0]))
-                film = gr.Checkbox(label="Film: the clip beside its kept patches (takes longer)", elem_id="film")
+                film = gr.Checkbox(label="Film of the kept patches (takes longer)", elem_id="film")
                 ask = gr.Button("Ask", variant="primary", elem_id="ask")
-            with gr.Column(scale=3, min_width=480):
+            with gr.Column(scale=3, min_width=420):
                 said = gr.HTML(elem_id="said")
                 with gr.Row():
                     unreduced = gr.Textbox(label="With every token", lines=2, interactive=False, elem_id="unreduced")

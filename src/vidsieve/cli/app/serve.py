@@ -14,6 +14,7 @@ from vidsieve.cli.app.service import Service, Settings
 from vidsieve.errors import VidsieveError
 
 GRACE = 1  # seconds that open pages get when the server stops
+PATIENCE = 10.0  # seconds that the answer in progress gets then
 
 
 def serve(settings: Settings, host: str, port: int, max_upload: int, note: Callable[[str], None]) -> dict[str, Any]:
@@ -37,6 +38,7 @@ def serve(settings: Settings, host: str, port: int, max_upload: int, note: Calla
             config = uvicorn.Config(made, log_config=None, log_level="critical", timeout_graceful_shutdown=GRACE)
             print(f"vidsieve: {url} (Ctrl-C stops it)", file=sys.stderr, flush=True)
             _run_until_stopped(uvicorn.Server(config), listening)
+            service.stop(PATIENCE)  # what it writes would be left there
     return {"url": url, "answered": service.answered}
 
 

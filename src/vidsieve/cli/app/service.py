@@ -72,6 +72,7 @@ class Service:
         self.settings = settings
         self.answered = 0
         self._turn = Lock()
+        self._stopped = False
         self._models: dict[str, tuple[Any, Any]] = {}
         for name in (str(BUNDLED), *settings.models):
             note(f"loading {self.label(name)}")
@@ -85,18 +86,30 @@ class Service:
 
     @staticmethod
     def label(name: str) -> str:
-        return "vidsieve-tiny, which comes with the package" if name == str(BUNDLED) else name
+        return "vidsieve-tiny (bundled)" if name == str(BUNDLED) else name
 
     def ask(self, asked: Asked, out: str | os.PathLike[str], note: Callable[[str], None] = lambda what: None) -> Reply:
         """Answer a request. Pictures go to the folder `out`. What `vidsieve run` says in one line is `Reply.error`."""
         note("waiting for the model")
+
+        def going_on(what: str) -> None:
+            if self._stopped:
+                raise VidsieveError("the command was stopped")
+            note(what)
+
         with self._turn:
             try:
-                reply = self._ask(asked, out, note)
+                reply = self._ask(asked, out, going_on)
             except report.FAILURES as error:
                 return Reply(error=_told(error, asked))
             self.answered += 1
             return reply
+
+    def stop(self, seconds: float) -> None:
+        """End the request that is being answered at its next step, and wait for that as long; refuse all others."""
+        self._stopped = True
+        if self._turn.acquire(timeout=seconds):
+            self._turn.release()
 
     def _ask(self, asked: Asked, out: str | os.PathLike[str], note: Callable[[str], None]) -> Reply:
         if asked.clip is None:
