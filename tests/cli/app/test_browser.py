@@ -1,5 +1,6 @@
 """The page in a real Chromium. `make test-app` runs it; SCREENSHOTS names a folder for pictures of the page."""
 
+import json
 import os
 import shutil
 import signal
@@ -21,6 +22,7 @@ from vidsieve import registry
 from vidsieve.cli import demo
 from vidsieve.cli.app.serve import address, listen
 from vidsieve.cli.app.service import Service, Settings
+from vidsieve.evaluation.needles.tiny import BUNDLED
 
 pytestmark = [pytest.mark.browser, pytest.mark.filterwarnings("ignore")]  # of other libraries, in the server's threads
 
@@ -259,6 +261,27 @@ def test_files_of_this_machine_are_not_served(site: Site) -> None:
             urllib.request.urlopen(f"{site.url}/gradio_api/file={path}")
         assert refused.value.code == 403
         refused.value.close()
+
+
+def posted(site: Site, path: str) -> str:
+    """What the server says of a request, made by hand, whose clip and question are the file or address `path`."""
+    with urllib.request.urlopen(f"{site.url}/config") as answer:
+        [asking] = [row["id"] for row in json.load(answer)["dependencies"] if len(row["inputs"]) == 6]
+    file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    body = {"data": [file, file, str(BUNDLED), "vidsieve", 0.1, False], "fn_index": asking, "session_hash": "by-hand"}
+    headers = {"Content-Type": "application/json"}
+    url = f"{site.url}/gradio_api/queue"
+    urllib.request.urlopen(urllib.request.Request(f"{url}/join", json.dumps(body).encode(), headers)).close()
+    with urllib.request.urlopen(f"{url}/data?session_hash=by-hand") as events:
+        return next(line.decode() for line in events if b"process_completed" in line)
+
+
+def test_a_request_cannot_name_a_file_of_this_machine_or_an_address(site: Site, asked_hosts: list[str]) -> None:
+    before = site.files()
+    for path in ("/etc/passwd", str(Path(__file__)), "http://127.0.0.2:9/clip.mp4", f"{site.folder}/../clip.mp4"):
+        assert "expected a clip that was uploaded on this page" in posted(site, path)
+    assert "127.0.0.2" not in asked_hosts
+    assert site.files() == before
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])

@@ -10,6 +10,8 @@ from typing import Any
 import gradio as gr
 from fastapi import FastAPI
 from gradio.processing_utils import save_file_to_cache
+from gradio.utils import get_upload_folder
+from gradio_client.utils import is_file_obj_with_meta, traverse
 
 from vidsieve import registry
 from vidsieve.cli.app.html import heading, table
@@ -73,12 +75,26 @@ class _FromHere:
         await self.app(scope, receive, told)
 
 
+class _Page(gr.Blocks):
+    """Takes no file but uploads. Gradio itself would fetch an address that a request names."""
+
+    async def preprocess_data(self, block_fn: Any, inputs: list[Any], *more: Any, **named: Any) -> Any:
+        traverse(inputs, _uploaded, is_file_obj_with_meta)
+        return await super().preprocess_data(block_fn, inputs, *more, **named)
+
+
+def _uploaded(file: dict[str, Any]) -> dict[str, Any]:
+    if not Path(file["path"]).resolve().is_relative_to(Path(get_upload_folder()).resolve()):
+        raise gr.Error("expected a clip that was uploaded on this page")
+    return file
+
+
 def build(service: Service, folder: Path) -> gr.Blocks:
     """Make the page."""
     visitors = Visitors()
     clip_of_sample, question_of_sample, right = sample(folder)
     names = list(registry.methods())
-    with gr.Blocks(title="vidsieve", analytics_enabled=False, fill_width=True, delete_cache=(3600, AGE)) as page:
+    with _Page(title="vidsieve", analytics_enabled=False, fill_width=True, delete_cache=(3600, AGE)) as page:
         gr.Markdown(ABOUT)
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
@@ -121,6 +137,7 @@ def build(service: Service, folder: Path) -> gr.Blocks:
         }
         gr.on([ask.click, question.submit], **asking, **private)
         page.unload(_left(visitors))
+    page.has_launched = True  # before that Gradio checks no path
     return page
 
 
