@@ -1,9 +1,11 @@
 """Masks, positions and the kernels that read them."""
 
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.engines.hf import by_hand, fake_flash, tiny
 from tests.engines.hf.reducers import LouderThanMean, Loudest
@@ -176,3 +178,34 @@ def second_turn(model: Any, family: str, reducer: Any = None) -> list[int]:
             inputs["mm_token_type_ids"] = torch.cat(kinds, 1)
         out = model.generate(**inputs, **{CACHE: out[CACHE]}, max_new_tokens=STEPS)
     return out[0, ids.shape[1] :].tolist()
+
+
+class Waits(TorchDispatchMode):
+    """Counts how often a value of a tensor is asked for, which waits for all that a device has to do before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+@each_family
+def test_nothing_is_asked_of_the_device_between_the_reduction_and_the_first_layer(family: str) -> None:
+    model, inputs, waits, masks = tiny.model(family), tiny.prompt(family), Waits(), []
+    decoder = model.get_decoder()
+
+    def before_decoder(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        masks.append(kwargs["attention_mask"])
+        waits.__enter__()
+
+    with torch.no_grad(), attach(model, Loudest()), ExitStack() as hooks:
+        hooks.callback(decoder.register_forward_pre_hook(before_decoder, with_kwargs=True).remove)
+        ends = decoder.layers[0].register_forward_pre_hook(lambda *_: waits.__exit__(None, None, None))
+        hooks.callback(ends.remove)
+        model.generate(**inputs, max_new_tokens=1, do_sample=False)
+        assert (waits.count, masks) == (0, [None])
+        model.generate(**tiny.batch(inputs, tiny.prompt(family, text=9)), max_new_tokens=1, do_sample=False)
+        assert masks[1] is not None  # of rows of unequal lengths
