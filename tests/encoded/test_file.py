@@ -187,7 +187,7 @@ def test_a_file_is_what_safetensors_would_write_and_is_not_laid_out_in_memory_fi
     features = world.encoded.selection.features
     assert features.data_ptr() in [np.frombuffer(part, np.uint8).ctypes.data for part in written]
     odd = replace(world.encoded, trailing=torch.zeros(0, features.shape[1], dtype=torch.float8_e5m2))
-    with pytest.raises(UnsupportedCall, match="cannot write trailing in torch.float8_e5m2; expected one of"):
+    with pytest.raises(UnsupportedCall, match=r"cannot write trailing in torch\.float8_e5m2; expected"):
         odd.save(tmp_path / "c")
 
 
