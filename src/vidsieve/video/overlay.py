@@ -289,9 +289,10 @@ class Overlay:
 def _outline(image: Any, mask: Tensor, colour: tuple[int, int, int]) -> None:
     """Draw a line in `colour` along every border of kept patches, if patches are large enough."""
     rows, columns = mask.shape
-    width = min(-(-image.width // 150), image.width // columns // 4, image.height // rows // 4)
-    if width == 0:
+    side = min(image.width // columns, image.height // rows)
+    if side < 4:
         return
+    width = min(-(-image.width // 150), max(1, side // 6))
     pen = pillow().ImageDraw.Draw(image)
     framed = torch.nn.functional.pad(mask, (1, 1, 1, 1))
     for row, column in (framed[1:, 1:] != framed[:-1, 1:]).nonzero().tolist():

@@ -11,7 +11,7 @@ Colour = tuple[int, int, int]
 
 PAPER, INK, FAINT, TRACK = (16, 19, 26), (232, 236, 243), (150, 158, 172), (58, 65, 80)
 # Of segments, in turn: of Okabe and Ito, told apart in every kind of colour vision; neighbours differ in lightness too.
-COLOURS = ((240, 228, 66), (213, 94, 0), (86, 180, 233), (0, 158, 115), (230, 159, 0), (204, 121, 167))
+COLOURS = ((240, 228, 66), (86, 180, 233), (213, 94, 0), (230, 159, 0), (0, 158, 115), (204, 121, 167))
 
 
 @dataclass(frozen=True)
