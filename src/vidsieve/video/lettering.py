@@ -11,7 +11,8 @@ from vidsieve.checks import require
 
 # Fonts with Chinese, Japanese and Korean, as the systems that have one call it; Pillow knows where to look.
 FONTS = (
-    *("NotoSansCJK-Regular.ttc", "NotoSansCJKsc-Regular.otf", "NotoSansSC-Regular.otf", "NotoSansSC-Regular.ttf"),
+    *("NotoSansCJK-Regular.ttc", "NotoSansCJK-VF.ttc", "NotoSansCJKsc-Regular.otf", "NotoSansSC-Regular.otf"),
+    *("NotoSansSC-Regular.ttf", "NotoSansSC[wght].ttf", "NotoSansJP[wght].ttf", "NotoSansKR[wght].ttf"),
     *("SourceHanSansSC-Regular.otf", "SourceHanSansCN-Regular.otf", "SourceHanSans.ttc", "NotoSerifCJK-Regular.ttc"),
     *("wqy-microhei.ttc", "wqy-zenhei.ttc", "DroidSansFallbackFull.ttf", "DroidSansFallback.ttf", "uming.ttc"),
     *("PingFang.ttc", "Hiragino Sans GB.ttc", "STHeiti Light.ttc", "Arial Unicode.ttf", "AppleSDGothicNeo.ttc"),
