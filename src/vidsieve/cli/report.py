@@ -53,7 +53,7 @@ def show_result(result: dict[str, Any]) -> None:
     hidden = _ms(max(0.0, result["stages_ms"]["decode"] - loading["waited"]))
     console.print(f"[dim]{hidden} of decoding while the model was loaded, which took {_ms(loading['load'])}[/]")
     if unreduced:
-        console.print(f"\n[bold]{_headline(result)}[/]")
+        console.print(f"\n[bold]{result['gain']}[/]")
 
     console.print(f"\n[dim]question[/]     {Text(result['question']).markup}")
     if unreduced:
@@ -111,27 +111,6 @@ def _advice(sample: dict[str, Any]) -> str | None:
         f"{decoded} frames were decoded for these {count}: by that count, --sampling keyframes ({instead} frames, at "
         f"uneven distances) would save {100 * (1 - instead / decoded):.0f} % of the decoding"
     )
-
-
-def _headline(result: dict[str, Any]) -> str:
-    """Say how much sooner the first token comes and what memory is saved, as far as it was measured."""
-    full, reduced = result["stages_ms_unreduced"], result["stages_ms"]
-    file = full["first_token"] / reduced["first_token"]
-    pixels = _after_pixels(full) / _after_pixels(reduced)
-    said = [f"first token {_sooner(pixels)} ({_sooner(file)} from the file)"]
-    for name, of in (("kv_bytes", "KV cache"), ("peak_bytes", "peak memory")):
-        if name in result["memory"] and result["memory_unreduced"].get(name):
-            change = round(100 * (result["memory"][name] / result["memory_unreduced"][name] - 1))
-            said.append(f"{of} {change:+d} %" if change else f"{of} 0 %")
-    return ", ".join(said)
-
-
-def _after_pixels(stages: dict[str, float]) -> float:
-    return stages["first_token"] - stages["decode"] - stages["process"]
-
-
-def _sooner(ratio: float) -> str:
-    return f"{ratio:.1f}x sooner" if ratio >= 1 else f"{1 / ratio:.1f}x later"
 
 
 def _adder(table: Any, compared: bool) -> Any:
