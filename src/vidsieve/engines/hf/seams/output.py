@@ -66,10 +66,13 @@ class OutputSeam:
                 "router_logits are of the tokens that are left, and transformers would weigh them by the mask of the "
                 "whole prompt; call the model with output_router_logits=False, or detach"
             )
-        if rows.is_at_the_end(state.logits_to_keep) or (state.logits_to_keep is None and self._outputs != "prompt"):
+        if rows.is_at_the_end(state.logits_to_keep):
+            hidden = output[0][:, -state.logits_to_keep :]  # (B, n, D), of which some models take the last n once more
+        elif state.logits_to_keep is None and self._outputs != "prompt":
             return output
-        state.spread = True
-        hidden = rows.spread(output[0])  # (B, L, D)
+        else:
+            state.spread = True
+            hidden = rows.spread(output[0])  # (B, L, D)
         if isinstance(output, tuple):
             return hidden, *output[1:]
         output.last_hidden_state = hidden
