@@ -183,10 +183,11 @@ def gemma4(**text: Any) -> Any:
     return transformers.Gemma4Config(text_config=text, vision_config=tower, audio_config=None, **GEMMA_IDS)
 
 
-def _gemma4_unified() -> Any:
+def gemma4_unified(**text: Any) -> Any:
     tower = {"patch_size": 2, "pooling_kernel_size": 2, "mm_embed_dim": 32, "mm_posemb_size": 16}
     tower |= {"output_proj_dims": 32}
-    return transformers.Gemma4UnifiedConfig(text_config=GEMMA, vision_config=tower, audio_config=None, **GEMMA_IDS)
+    text = {**GEMMA, **text}
+    return transformers.Gemma4UnifiedConfig(text_config=text, vision_config=tower, audio_config=None, **GEMMA_IDS)
 
 
 def _dots3_note() -> Any:
@@ -231,7 +232,7 @@ NEWER: dict[str, Callable[[], Any]] = {
     "hy_v4_vl": _hy_v4_vl,
     "dots3_note": _dots3_note,
     "gemma4": lambda: gemma4(**GEMMA_SMALL),
-    "gemma4_unified": _gemma4_unified,
+    "gemma4_unified": gemma4_unified,
 }
 
 

@@ -210,7 +210,7 @@ for _adapter in (
         per_token=("labels",),
         unchanged=("logits_to_keep",),
         mask_kinds="mm_token_type_ids",
-        tower="stock",
+        tower="batched",
         not_inside=_WINDOWS,
         not_before_tower="it has no vision tower",
         not_stored=_MASKS,

@@ -79,8 +79,13 @@ class OutputSeam:
         return output
 
     def _loss(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        state, labels = self._states.current, kwargs.get("labels")
+        in_order = "labels" not in kwargs and len(args) > 1  # some models pass logits and labels so
+        state, labels = self._states.current, args[1] if in_order else kwargs.get("labels")
         rows = None if state is None else state.rows
         if state is not None and rows is not None and labels is not None:
-            kwargs["labels"] = rows.targets(labels, state.spread)
+            targets = rows.targets(labels, state.spread)
+            if in_order:
+                args = (args[0], targets, *args[2:])
+            else:
+                kwargs["labels"] = targets
         return inner(*args, **kwargs)
