@@ -1,7 +1,7 @@
 """The default and `moments` on the synthetic suites, beside the default before and other people's methods, three draws.
 
     python -m benchmarks.eval_seeds --out benchmarks/results/seeds_h200.json
-    python -m benchmarks.eval_seeds --videos 32 --method divprune --out benchmarks/results/seeds_cpu.json
+    python -m benchmarks.eval_seeds --videos 32 --method divprune --out out/seeds.json   less, on a CPU
 
 A seed is 128 videos (`--videos`) of `test` that no other seed has, the same for every method. A row has the accuracy
 and the recall of each seed, their means by kind of question, the interval of each seed, and the kinds at which some

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
 OURS = "vidsieve"
+OWN = {OURS, "moments"}  # of this library
 BLUE, INK, GREY = "#0a5fa8", "#2b2b2b", "#767676"  # ours, others, floors: three lightnesses
 FLOORS = {"uniform", "random", "fewer_frames", "lower_resolution"}
 MIDDLE = 0.6  # of an axis: names of dots beyond it stand to the left of them
@@ -31,7 +32,7 @@ def draw_each(draw: Callable[[Path, Path], Path], summary: str, *patterns: str) 
 
 def colour_of(method: str) -> str:
     """Get the colour of a method: ours, a floor, or another's."""
-    return BLUE if method == OURS else GREY if method in FLOORS else INK
+    return BLUE if method in OWN else GREY if method in FLOORS else INK
 
 
 def name_dots(axes: Axes, name: str, y: int, ends: tuple[float, float], method: str) -> None:

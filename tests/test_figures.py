@@ -21,6 +21,7 @@ FIGURES = {
     "prefill_h100": plot,
     "eval_test": plot_eval,
     "eval_test_h100": plot_eval,
+    "seeds_h200": plot_eval,
     "natural_test": plot_natural,
     "first_token_h200": plot_first_token,
 }
