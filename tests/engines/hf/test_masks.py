@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import GenerationConfig
 
 from tests.engines.hf import by_hand, fake_flash, tiny
 from tests.engines.hf.reducers import LouderThanMean, Loudest
@@ -15,6 +16,7 @@ from vidsieve import Staged
 from vidsieve.engines.hf import attach
 from vidsieve.engines.hf.contract import CACHE
 from vidsieve.engines.hf.vision.tower import vision_tower
+from vidsieve.engines.hf.vision.waits import _of_no_prompt
 from vidsieve.errors import UnsupportedCall
 
 
@@ -217,11 +219,28 @@ def test_transformers_asks_the_device_nothing_between_the_tower_and_the_first_la
         assert masks[1] is not None  # of rows of unequal lengths
 
 
-@pytest.mark.parametrize("penalty", [{"encoder_repetition_penalty": 3.0}, {"encoder_no_repeat_ngram_size": 1}])
-def test_what_reads_the_prompt_to_choose_a_token_still_does(penalty: dict[str, Any]) -> None:
+def test_what_reads_the_prompt_to_choose_a_token_still_does() -> None:
     model, inputs = tiny.fresh("qwen2_5_vl"), tiny.prompt("qwen2_5_vl", text=60)
-    given = {**inputs, "max_new_tokens": 6, "do_sample": False, **penalty}
-    stock = model.generate(**given).tolist()
+    plain = {**inputs, "max_new_tokens": 6, "do_sample": False}
+    stock = model.generate(**plain, encoder_repetition_penalty=3.0).tolist()
     with attach(model, vision="packed"):
-        assert model.generate(**given).tolist() == stock
-        assert model.generate(**inputs, max_new_tokens=6, do_sample=False).tolist() != stock
+        assert model.generate(**plain, encoder_repetition_penalty=3.0).tolist() == stock
+        assert model.generate(**plain).tolist() != stock
+
+
+@pytest.mark.parametrize(
+    ("options", "read"),
+    [
+        ({}, False),
+        ({"encoder_repetition_penalty": 1.0, "encoder_no_repeat_ngram_size": 0}, False),
+        ({"encoder_repetition_penalty": 2.0}, True),
+        ({"encoder_no_repeat_ngram_size": 3}, True),
+    ],
+)
+def test_the_prompt_is_given_to_who_reads_it(options: dict[str, float], read: bool) -> None:
+    def processors(generation_config: GenerationConfig, encoder_input_ids: Any = None) -> Any:
+        return encoder_input_ids
+
+    config = GenerationConfig(**options)
+    assert (_of_no_prompt(processors, generation_config=config, encoder_input_ids="prompt") == "prompt") is read
+    assert (_of_no_prompt(processors, config, "prompt") == "prompt") is read
