@@ -73,7 +73,7 @@ def measure(name: str, vision: str, options: argparse.Namespace) -> dict[str, An
 
 
 def own_time(stats: dict[Any, Any], added: float) -> dict[str, float]:
-    """Milliseconds a call of the tower in functions of vidsieve. added: what the profiler adds to a call of the tower."""
+    """Get the milliseconds of a call in functions of vidsieve. added: what the profiler adds to a call."""
     own, calls, touched = 0.0, 0, 0
     for (file, *_), (_, count, spent, _, callers) in stats.items():
         calls += count
