@@ -4,7 +4,8 @@
 
 The file is read twice. The first pass reads packets without decoding them: their time stamps, sorted, say which
 frame is the i-th one, whatever the container claims (variable frame rate, B-frames, a start other than zero, no frame
-count). The second pass seeks from key frame to key frame and decodes only what leads to a sampled frame (`chosen`).
+count). The second pass seeks from key frame to key frame and decodes only what leads to a sampled frame (`chosen`), by
+several decoders side by side where torch has several threads.
 Where stamps cannot tell frames apart, or the decoder does not give what they promise, every frame is decoded and
 counted instead.
 Each thread holds one full-size picture at a time. `pieces` has only a part of the frames in memory; `chunks` makes use
