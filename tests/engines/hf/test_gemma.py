@@ -53,6 +53,8 @@ def model(variant: str, attention: str = "sdpa") -> Any:
 
 def masks(variant: str, kinds: list[int], static: bool = False) -> dict[str, Tensor]:
     """What each token sees, as transformers has it.  static: as `generate` makes it for a static cache."""
+    if static and transformers.__version__.startswith("5.14."):  # which then tells no frame from text
+        kinds = [0] * len(kinds)
     frame: list[int] = []  # the run of visual tokens that each is of, -1 for text
     for at, kind in enumerate(kinds):
         new = kind and not (at and kinds[at - 1])

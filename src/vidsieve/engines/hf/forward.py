@@ -1,9 +1,10 @@
 """The state of a forward pass: made in the first hook of a call, passed from seam to seam, deleted after the last."""
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -40,7 +41,7 @@ class Generated:
     described: Mapping[str, Any] = field(default_factory=dict)
     encoded: tuple[int, ...] = ()
     proposed: int = 0
-    masks: Callable[..., Any] | None = None
+    masks: "partial[Any] | None" = None
 
 
 _NOTHING = Generated()

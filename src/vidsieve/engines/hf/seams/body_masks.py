@@ -6,7 +6,8 @@ transformers hands through as one that was made before. Then the body is called 
 of the tokens that are left, up to its decoder, which ends that call with the masks.
 """
 
-from typing import Any, NoReturn
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,8 +50,8 @@ class BodyMasks:
             return {**kwargs, "attention_mask": self._stand_in}
         kwargs = {**continued(kwargs), **self._of_text(state, kwargs)}
         if make is not None:
-            names = ("attention_mask", self._kinds)
-            kwargs["attention_mask"] = make(**{name: kwargs.get(name) for name in names})
+            given = {name: kwargs.get(name) for name in ("attention_mask", self._kinds)}
+            kwargs["attention_mask"] = self._beforehand(make, given)
         return kwargs
 
     def restore(self, state: ForwardState, kwargs: Arguments) -> Arguments:
@@ -64,20 +65,26 @@ class BodyMasks:
 
     def make(self, state: ForwardState, kwargs: Arguments) -> Arguments:
         """Make the masks of the arguments of the decoder, which were reduced with their 2D mask."""
-        given, state.deferred, sequence = state.deferred, None, state.sequence
-        if given is None:
+        body, state.deferred, sequence = state.deferred, None, state.sequence
+        if body is None:
             return kwargs
         if sequence is None:
-            kinds = self._of_text(state, given)
+            kinds = self._of_text(state, body)
         else:
             begin = sequence.start, sequence.held, sequence.length
-            kinds = self._of(state, given, *begin, sequence.first)
+            kinds = self._of(state, body, *begin, sequence.first)
         arguments = {name: kwargs[name] for name in self._names if kwargs.get(name) is not None} | kinds
         if (make := state.generated.masks) is not None:
             arguments["inputs_embeds"] = arguments["inputs_embeds"][..., :0]
             names = ("inputs_embeds", "attention_mask", "position_ids", self._kinds)
-            return {**kwargs, "attention_mask": make(**{name: arguments.get(name) for name in names})}
+            given = {name: arguments.get(name) for name in names}
+            return {**kwargs, "attention_mask": self._beforehand(make, given)}
         return {**kwargs, "attention_mask": self._of_body(state, arguments)}
+
+    def _beforehand(self, make: "partial[Any]", arguments: Arguments) -> Any:
+        """Make the masks as `generate` does before a call with a static cache; without kinds, if it has none then."""
+        known = {} if make.keywords.get(self._kinds) is not None else {self._kinds: None}
+        return make(**arguments | known)
 
     def _of_body(self, state: ForwardState, arguments: Arguments) -> Any:
         """Call the body, without its hooks, up to the decoder."""
@@ -125,11 +132,7 @@ class BodyMasks:
 def end_body(state: ForwardState | None, kwargs: Arguments) -> None:
     """End the call of a body that was made for its masks, where its decoder is called with these arguments."""
     if state is not None and state.making:
-        _end(kwargs.get("attention_mask"))
-
-
-def _end(masks: Any) -> NoReturn:
-    raise _Made(masks)
+        raise _Made(kwargs.get("attention_mask"))
 
 
 def _of_columns(kinds: Tensor, name: str, start: int, length: int, proposed: int) -> Tensor:
