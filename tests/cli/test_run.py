@@ -56,6 +56,35 @@ def test_run_draws_a_picture_and_says_how_long_that_took(world: Path, result: di
     assert result["stages_ms"]["draw"] > 0
 
 
+def test_the_picture_has_what_was_asked_answered_and_gained(world: Path, result: dict) -> None:
+    assert re.fullmatch(r"first token \d+\.\dx (sooner|later) \(.* from the file\), KV cache -\d\d %", result["gain"])
+    drawn = run.overlay(result)
+    assert drawn.gain == result["gain"]
+    assert drawn.texts == [
+        ("question", "What moves?"),
+        ("every token", result["answer_unreduced"]),
+        ("reduced", result["answer"]),
+    ]
+    alone = run.overlay(result | {"answer_unreduced": None, "gain": None})
+    assert (alone.gain, [name for name, _ in alone.texts]) == ("", ["question", "reduced"])
+
+
+@pytest.mark.filterwarnings("default:no font on this machine")
+def test_a_question_that_no_font_here_can_write_is_told_of_in_one_line(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("vidsieve.video.lettering.FONTS", ())
+    asked = command(world, "--only-reduced", "--out", str(tmp_path))
+    asked[asked.index("What moves?")] = "\u4ec0\u4e48\u5728\u52a8?"
+    assert main.main(asked) == 0
+    out, err = capsys.readouterr()
+    assert err.startswith("vidsieve: warning: no font on this machine has \u4ec0\u4e48\u5728\u52a8: ")
+    assert err.count("\n") == 1
+    assert "\u4ec0\u4e48\u5728\u52a8?" in out
+    assert main.main(command(world, "--only-reduced", "--out", str(tmp_path))) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_a_film_is_drawn_on_request(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(command(world, "--only-reduced", "--film", "--out", str(tmp_path))) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["overlay.mp4", "overlay.png", "result.json"]
@@ -97,7 +126,7 @@ def test_every_method_runs_at_what_it_is_known_for(
         assert result["cost"] == pytest.approx(0.3, abs=0.01) or result["keep_of"] == "tokens"
 
 
-def test_the_headline_says_what_was_measured_and_no_more() -> None:
+def test_the_gain_says_what_was_measured_and_no_more() -> None:
     stages = {"decode": 40.0, "process": 10.0}
     result = {
         "stages_ms": stages | {"first_token": 150.0},

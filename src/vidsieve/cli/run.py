@@ -273,7 +273,10 @@ def overlay(result: dict[str, Any], frames: Frames | None = None) -> Overlay:
     kept = torch.tensor(result["kept"], dtype=torch.int64)
     grid = tuple(result["grid"]) if result["grid"] else None
     computed = result.get("computed")  # an earlier release has none
-    return Overlay(frames, kept, result["tokens"], grid, bounds, None if computed is None else torch.tensor(computed))
+    said = (("question", "question"), ("every token", "answer_unreduced"), ("reduced", "answer"))
+    texts = [(name, result[key]) for name, key in said if result.get(key) is not None]
+    computed = None if computed is None else torch.tensor(computed)
+    return Overlay(frames, kept, result["tokens"], grid, bounds, computed, result.get("gain") or "", texts)
 
 
 def draw(
@@ -341,6 +344,8 @@ def _expected(result: dict[str, Any]) -> Iterator[tuple[str, Any, bool]]:
     for name in ("clip", "model", "model_type", "method"):
         yield f"{name} as text", result[name], isinstance(result[name], str)
     keep, kept, tokens, grid, segments = (result[name] for name in ("keep", "kept", "tokens", "grid", "segments"))
+    for name in ("question", "answer", "answer_unreduced", "gain"):  # an earlier release has not all
+        yield f"{name} as text or null", result.get(name), isinstance(result.get(name), str | None)
     yield "keep as a number above 0, at most 1", keep, type(keep) in (int, float) and 0 < keep <= 1
     frames = result["frames"]
     yield "frames with index and size", frames, isinstance(frames, dict) and {"index", "size"} <= frames.keys()

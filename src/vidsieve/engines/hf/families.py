@@ -21,10 +21,12 @@ class Adapter:
     layout: how the number of frames of a video, and of tokens in each, is determined.
         "grid"   the `video_grid_thw` argument (T, H, W in patches) and the vision tower's spatial merge size.
         "parts"  the same, but a row of it describes a part of a video; the parts of one prompt are one video.
+        "frames" the `video_position_ids` argument (the place of each patch of a frame), and the frames of each video.
         "clips"  one block per video, all of one length; `pixel_values_videos` has the number of frames.
         "runs"   every unbroken run of placeholders is one frame; the runs of a prompt are one video.
     token: the config attribute that holds the id of the placeholder.
-    merge: attribute of the vision config with the patches, or (rows, columns) of them, that make a token ("grid").
+    merge: attribute of the vision config with the patches, or (rows, columns) of them, that make a token ("grid",
+        "frames"); empty if each does.
     merged_frames: attribute of the vision config with the T that make a frame; "all" of a row's ("grid", "parts").
     row_end: tokens after each row of a frame that are not patches, and so are always kept ("grid").
     between: config attributes with the ids around a video, where images use the same placeholder ("grid").
@@ -34,6 +36,8 @@ class Adapter:
     gap: fewest tokens between two frames; runs closer together are the tiles of one image ("runs").
     per_token: decoder arguments (B, L, ...) that follow the sequence, besides embeddings, positions and mask.
     unchanged: decoder arguments that do not follow the sequence, besides those that transformers' own decoders take.
+    mask_kinds: argument of the body (B, L) with the kind of each token, of which, where the body makes the masks of the
+        decoder, these are made; None where the decoder makes its own.
     by_frame: whether the tower computes each frame (or temporal patch) from it alone, so that a video may be encoded in
         chunks.
     per_visual: decoder arguments that are lists of (V, D), a row for each of the V true columns of `visual_pos_masks`.
@@ -45,7 +49,7 @@ class Adapter:
     """
 
     model_types: tuple[str, ...]
-    layout: Literal["grid", "parts", "clips", "runs"] = "grid"
+    layout: Literal["grid", "parts", "frames", "clips", "runs"] = "grid"
     token: str = "video_token_id"
     merge: str = "spatial_merge_size"
     merged_frames: str | None = None
@@ -58,6 +62,7 @@ class Adapter:
     per_token: tuple[str, ...] = ("visual_pos_masks",)
     per_visual: tuple[str, ...] = ("deepstack_visual_embeds",)
     unchanged: tuple[str, ...] = ()
+    mask_kinds: str | None = None
     by_frame: bool = False
     tower: Literal["packed", "batched", "stock"] = "packed"
     not_inside: str = ""
@@ -85,7 +90,7 @@ REFUSED: dict[str, str] = {
     ),
     "instructblipvideo": "its Q-Former makes a fixed number of queries of each frame, and none is of a place in it",
     "minimax_m3_vl": "its sparse layers take a position for a place in the cache; what is kept has positions with gaps",
-    **dict.fromkeys(("gemma4", "gemma4_unified", "molmo2"), _MASKS),
+    "molmo2": _MASKS,
     **dict.fromkeys(
         ("minicpmv4_6", "minicpmv4_7", "minicpm_ocr", "nemotron_h_omni", "perception_lm"),
         "its layout of a video has not been compared with the model by hand yet",
@@ -182,6 +187,33 @@ for _adapter in (
         not_before_tower=_UNPROVEN,
         not_stored="the tokens that end a row of a frame would be taken for video",
         tested=("5.24.0",),
+    ),
+    # The smaller ones have an input of each layer for every token, and layers that share keys, for which the decoder is
+    # told how many of the last rows are asked for. The larger ones let the tokens of a frame see one another.
+    Adapter(
+        ("gemma4",),
+        layout="frames",
+        merge="pooling_kernel_size",
+        per_token=("per_layer_inputs", "labels"),
+        unchanged=("logits_to_keep",),
+        mask_kinds="mm_token_type_ids",
+        tower="batched",
+        not_inside=_WINDOWS,
+        not_before_tower=_UNPROVEN,
+        not_stored=_ARGUMENTS,
+    ),
+    # Without a tower: its patches are embedded as they are.
+    Adapter(
+        ("gemma4_unified",),
+        layout="frames",
+        merge="",
+        per_token=("labels",),
+        unchanged=("logits_to_keep",),
+        mask_kinds="mm_token_type_ids",
+        tower="batched",
+        not_inside=_WINDOWS,
+        not_before_tower="it has no vision tower",
+        not_stored=_MASKS,
     ),
     Adapter(("llava_onevision",), layout="clips", trailing=1, square=True, by_frame=True, tower="batched"),
     Adapter(("llava_next_video",), layout="clips", square=True, by_frame=True, tower="batched"),
