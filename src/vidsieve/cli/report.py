@@ -225,6 +225,14 @@ def show_warm(found: Any) -> None:
             f"{row['frames']} frames of {height} x {width}, {row['tokens']} tokens: first {row['first_s']:.2f} s, "
             f"second {row['second_s']:.2f} s, {_kernels(row['compiled'])}"
         )
+    for row in found["encode"]:
+        height, width = row["size"]
+        print(
+            f"encode, chunks of {row['chunk']} frames of {height} x {width}: first {row['first_s']:.2f} s, "
+            f"second {row['second_s']:.2f} s, {_kernels(row['compiled'])}"
+        )
+    if found["encode_reason"]:
+        print(f"encode: not with this model and method ({found['encode_reason']})")
     print(f"{_kernels(found['compiled'])} into {found['folder']}")
 
 
