@@ -9,6 +9,7 @@ from typing import Any
 from vidsieve.checks import pip_install, printable, require
 
 MOST = 10  # entries of a list that are printed
+EMPTY = "(empty)"  # an answer
 FULLEST = 5  # parts of a video that are printed
 
 TORCHVISION = {
@@ -57,8 +58,8 @@ def show_result(result: dict[str, Any]) -> None:
 
     console.print(f"\n[dim]question[/]     {Text(result['question']).markup}")
     if unreduced:
-        console.print(f"[dim]every token[/]  {Text(result['answer_unreduced']).markup}")
-    console.print(f"[dim]reduced[/]      {Text(result['answer']).markup}")
+        console.print(f"[dim]every token[/]  {Text(result['answer_unreduced'] or EMPTY).markup}")
+    console.print(f"[dim]reduced[/]      {Text(result['answer'] or EMPTY).markup}")
     if "note" in result:
         console.print(f"[dim]{result['note']}[/]")
     if "pictures" in result:
@@ -144,7 +145,7 @@ def show_answer(row: Any) -> None:
     if "error" in row:
         print(f"{row['question']}\n  not answered: {row['error']}", flush=True)
         return
-    print(f"{row['question']}\n  {row['answer']}  ({_ms(1e3 * row['seconds'])})", flush=True)
+    print(f"{row['question']}\n  {row['answer'].strip() or EMPTY}  ({_ms(1e3 * row['seconds'])})", flush=True)
 
 
 def show_asked(found: Any) -> None:
