@@ -77,10 +77,13 @@ def run(
     note: Callable[[str], None] = lambda what: None,
     out: str | os.PathLike[str] | None = None,
     films: Sequence[str] = (),
+    loaded: tuple[Any, Any] | None = None,
+    warn: Callable[[str], None] = lambda fault: warnings.warn(fault, stacklevel=2),
 ) -> dict[str, Any]:
     """Answer `request` with and without the method. note: called with the current step.
 
-    out: a folder for result.json and its picture.  films: as `draw` takes them.
+    out: a folder for result.json and its picture.  films: as `draw` takes them.  loaded: processor and model of
+    `request.model`, if they are there already.  warn: called with each fault of the clip.
     """
     method = registry.method(request.method)
     check_question(request.question)
@@ -90,7 +93,10 @@ def run(
     stages: dict[str, float] = {}
     loading: dict[str, float] = {}
     require("av", "video")  # not on the clock
-    frames, processor, model = _loaded(request, note, stages, loading)
+    faults: list[str] = []
+    frames, processor, model = _loaded(request, note, stages, loading, faults, loaded)
+    for fault in faults:
+        warn(fault)
     with _clocked(stages, "process"):
         inputs = prepare(processor, frames, request.question, model.device).to(model.device, model.dtype)
     if request.compare:  # a first call pays for what later ones do not; neither of the two may be it
@@ -122,14 +128,19 @@ def run(
 
 
 def _loaded(
-    request: Request, note: Callable[[str], None], stages: dict[str, float], loading: dict[str, float]
+    request: Request,
+    note: Callable[[str], None],
+    stages: dict[str, float],
+    loading: dict[str, float],
+    faults: list[str],
+    loaded: tuple[Any, Any] | None,
 ) -> tuple[Frames, Any, Any]:
     """Decode the clip while the model is loaded: frames, processor, model. What is no video is told before that.
 
-    stages gets the milliseconds of "decode"; loading, of "load" and of what was "waited" for the decoder after that.
+    stages gets the milliseconds of "decode"; loading, of "load" and of what was "waited" for the decoder after that;
+    faults, what to warn of later: filters of warnings are shared with what a library silences while it loads.
     """
-    note("decoding the clip, and loading the model")
-    faults: list[str] = []  # told here: filters of warnings are shared with what a library silences while it loads
+    note("decoding the clip" if loaded else "decoding the clip, and loading the model")
     with _clocked(stages, "decode"):
         decode = indexed(request.clip, request.wanted, faults.append)
 
@@ -139,12 +150,10 @@ def _loaded(
 
     decoded = _beside(decoding)
     with _clocked(loading, "load"):
-        processor, model = load(request.model, request.device, request.dtype, bar=False)
+        processor, model = loaded or load(request.model, request.device, request.dtype, bar=False)
     note("decoding the clip")
     with _clocked(loading, "waited"):
         frames = decoded.result()
-    for fault in faults:
-        warnings.warn(fault, stacklevel=2)
     return frames, processor, model
 
 
