@@ -14,7 +14,8 @@ from benchmarks import plot, plot_eval, plot_first_token, plot_natural
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 SMALLEST = 10  # points; at 160 dots an inch, 11 pixels at half the size
 FIGURES = {
     "ops_h100": plot,
@@ -95,3 +96,9 @@ def test_the_figure_of_ops_has_words_at_its_axis(drawn: Figure) -> None:
     labels = [label.get_text() for label in drawn.axes[0].get_yticklabels()]
     assert labels[0] == "each frame a segment, 10 % kept"
     assert not set(labels) & CASES.keys()
+
+
+def test_pictures_of_the_docs_are_small() -> None:
+    pictures = [path for path in (ROOT / "docs" / "images").rglob("*") if path.is_file()]
+    assert len(pictures) > 10
+    assert [path.name for path in pictures if path.stat().st_size > 300_000] == []

@@ -10,7 +10,7 @@ import pytest
 from tests.cli.commands import command
 from tests.clips import write
 from vidsieve import registry
-from vidsieve.cli import answer, demo, main, run
+from vidsieve.cli import answer, demo, main, report, run
 
 pytest.importorskip("av")
 pytest.importorskip("transformers")
@@ -57,7 +57,9 @@ def test_run_draws_a_picture_and_says_how_long_that_took(world: Path, result: di
 
 
 def test_the_picture_has_what_was_asked_answered_and_gained(world: Path, result: dict) -> None:
-    assert re.fullmatch(r"first token \d+\.\dx (sooner|later) \(.* from the file\), KV cache -\d\d %", result["gain"])
+    assert re.fullmatch(
+        r"first token (\d+\.\dx (sooner|later)|equally soon) \(.* from the file\), KV cache -\d\d %", result["gain"]
+    )
     drawn = run.overlay(result)
     assert drawn.gain == result["gain"]
     assert drawn.texts == [
@@ -109,7 +111,7 @@ def test_run_prints_for_people(world: Path, capsys: pytest.CaptureFixture[str]) 
     assert "every token" in out
     rows = [line.split("  ")[0].strip() for line in out.splitlines()]
     assert rows.index("decode") < rows.index("vision") < rows.index("prefill") < rows.index("first token")
-    assert re.search(r"^first token \d+\.\dx (sooner|later) \(.* from the file\), KV cache -\d\d %$", out, re.MULTILINE)
+    assert re.search(r"^first token .* \(.* from the file\), KV cache -\d\d %$", out, re.MULTILINE)
     assert "What moves?" in out
 
 
@@ -138,8 +140,16 @@ def test_the_gain_says_what_was_measured_and_no_more() -> None:
     assert run.gain(result) == f"{said}, KV cache -89 %, peak memory -36 %"
     assert run.gain(result | {"memory": {"peak_bytes": 100}}) == f"{said}, peak memory 0 %"
     assert run.gain(result | {"memory": {}, "memory_unreduced": {}}) == said
+    equal = result | {"stages_ms_unreduced": stages | {"first_token": 153.0}, "memory": {}}
+    assert run.gain(equal) == "first token equally soon (equally soon from the file)"
     slower = result | {"stages_ms": stages | {"first_token": 2470.0}, "memory": {}}
     assert run.gain(slower) == "first token 2.0x later (2.0x later from the file)"
+
+
+def test_an_empty_answer_is_said_to_be_empty(capsys: pytest.CaptureFixture[str]) -> None:
+    for answer_, shown in (("", "(empty)"), (" \n", "(empty)"), (" pink", "pink")):
+        report.show_answer({"question": "What colour?", "answer": answer_, "seconds": 0.05})
+        assert capsys.readouterr().out == f"What colour?\n  {shown}  (50.0 ms)\n"
 
 
 def test_the_tower_of_every_family_is_found() -> None:

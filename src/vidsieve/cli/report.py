@@ -10,6 +10,7 @@ from vidsieve.checks import pip_install, printable, require
 from vidsieve.errors import VidsieveError, redacted
 
 MOST = 10  # entries of a list that are printed
+EMPTY = "(empty)"  # an answer
 FULLEST = 5  # parts of a video that are printed
 
 # What is told in one line where a command fails; anything else is a fault of vidsieve's own.
@@ -63,8 +64,8 @@ def show_result(result: dict[str, Any]) -> None:
 
     console.print(f"\n[dim]question[/]     {Text(result['question']).markup}")
     if unreduced:
-        console.print(f"[dim]every token[/]  {Text(result['answer_unreduced']).markup}")
-    console.print(f"[dim]reduced[/]      {Text(result['answer']).markup}")
+        console.print(f"[dim]every token[/]  {Text(result['answer_unreduced'] or EMPTY).markup}")
+    console.print(f"[dim]reduced[/]      {Text(result['answer'] or EMPTY).markup}")
     if "note" in result:
         console.print(f"[dim]{result['note']}[/]")
     if "pictures" in result:
@@ -166,7 +167,7 @@ def show_answer(row: Any) -> None:
     if "error" in row:
         print(f"{row['question']}\n  not answered: {row['error']}", flush=True)
         return
-    print(f"{row['question']}\n  {row['answer']}  ({_ms(1e3 * row['seconds'])})", flush=True)
+    print(f"{row['question']}\n  {row['answer'].strip() or EMPTY}  ({_ms(1e3 * row['seconds'])})", flush=True)
 
 
 def show_asked(found: Any) -> None:
@@ -247,6 +248,14 @@ def show_warm(found: Any) -> None:
             f"{row['frames']} frames of {height} x {width}, {row['tokens']} tokens: first {row['first_s']:.2f} s, "
             f"second {row['second_s']:.2f} s, {_kernels(row['compiled'])}"
         )
+    for row in found["encode"]:
+        height, width = row["size"]
+        print(
+            f"encode, chunks of {row['chunk']} frames of {height} x {width}: first {row['first_s']:.2f} s, "
+            f"second {row['second_s']:.2f} s, {_kernels(row['compiled'])}"
+        )
+    if found["encode_reason"]:
+        print(f"encode: not with this model and method ({found['encode_reason']})")
     print(f"{_kernels(found['compiled'])} into {found['folder']}")
 
 

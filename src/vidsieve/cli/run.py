@@ -241,6 +241,8 @@ def _after_pixels(stages: dict[str, float]) -> float:
 
 
 def _sooner(ratio: float) -> str:
+    if 0.95 < ratio < 1.05:
+        return "equally soon"
     return f"{ratio:.1f}x sooner" if ratio >= 1 else f"{1 / ratio:.1f}x later"
 
 

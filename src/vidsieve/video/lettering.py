@@ -11,13 +11,14 @@ from vidsieve.checks import require
 
 # Fonts with Chinese, Japanese and Korean, as the systems that have one call it; Pillow knows where to look.
 FONTS = (
-    *("NotoSansCJK-Regular.ttc", "NotoSansCJK-VF.ttc", "NotoSansCJKsc-Regular.otf", "NotoSansSC-Regular.otf"),
-    *("NotoSansSC-Regular.ttf", "NotoSansSC[wght].ttf", "NotoSansJP[wght].ttf", "NotoSansKR[wght].ttf"),
+    *("NotoSansCJK-Regular.ttc", "NotoSansCJKsc-Regular.otf", "NotoSansSC-Regular.otf", "NotoSansSC-Regular.ttf"),
     *("SourceHanSansSC-Regular.otf", "SourceHanSansCN-Regular.otf", "SourceHanSans.ttc", "NotoSerifCJK-Regular.ttc"),
     *("wqy-microhei.ttc", "wqy-zenhei.ttc", "DroidSansFallbackFull.ttf", "DroidSansFallback.ttf", "uming.ttc"),
     *("PingFang.ttc", "Hiragino Sans GB.ttc", "STHeiti Light.ttc", "Arial Unicode.ttf", "AppleSDGothicNeo.ttc"),
     *("msyh.ttc", "simhei.ttf", "simsun.ttc", "malgun.ttf", "YuGothM.ttc", "ipag.ttf", "NanumGothic.ttf"),
     "DejaVuSans.ttf",
+    # Variable fonts, which Pillow draws thin.
+    *("NotoSansCJK-VF.ttc", "NotoSansSC[wght].ttf", "NotoSansJP[wght].ttf", "NotoSansKR[wght].ttf"),
 )
 CLOSING = frozenset(
     "\u3001\u3002\uff0c\uff0e\uff1a\uff1b\uff1f\uff01\uff09\u300d\u300f\u300b\u3011\u201d\u2019,.:;?!)]}"

@@ -121,7 +121,7 @@ def check(model: Any, adapter: "Adapter", layers: bool) -> None:
 def check_replay(model: Any, adapter: "Adapter") -> None:
     """Raise `UnsupportedVersion` unless stored rows can be written into the calls of `model`."""
     check(model, adapter, layers=False)
-    names = ("_prepare_position_ids_for_generation", "_expand_inputs_for_generation")
+    names = ("_prepare_position_ids_for_generation", "_expand_inputs_for_generation", "prepare_inputs_for_generation")
     _require_attributes(model, names)
     _require(model, type(model)._prepare_position_ids_for_generation, ("inputs_tensor", "model_kwargs"))
 
