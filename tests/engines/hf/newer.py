@@ -207,6 +207,18 @@ def _dots3_note() -> Any:
     )
 
 
+def molmo2() -> Any:
+    tower = {**{name: TOWER[name] for name in ("hidden_size", "intermediate_size", "num_attention_heads")}}
+    heads = {"num_key_value_heads": 2, "head_dim": 16}
+    tower |= {**heads, "num_hidden_layers": 2, "image_size": [56, 84], "patch_size": 14}
+    adapter = {**heads, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48, "text_hidden_size": 64}
+    adapter |= {"vision_feature_layer": [1, 0]}
+    text = {**TEXT, "head_dim": 16, "additional_vocab_size": 0}
+    ids = {"image_patch_id": VIDEO, "frame_start_token_id": START, "frame_end_token_id": END}
+    ids |= {"image_start_token_id": SPARE, "low_res_image_start_token_id": SPARE, "image_end_token_id": SPARE}
+    return transformers.Molmo2Config(text_config=text, vision_config=tower, adapter_config=adapter, **ids)
+
+
 GEMMA = {**TEXT, "num_hidden_layers": 4, "head_dim": 16, "global_head_dim": 24, "sliding_window": 24}
 GEMMA |= {"layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]}
 GEMMA_IDS = {**IDS, "tie_word_embeddings": False, "audio_token_id": SPARE, "boi_token_id": START, "eoi_token_id": END}
@@ -233,6 +245,7 @@ NEWER: dict[str, Callable[[], Any]] = {
     "dots3_note": _dots3_note,
     "gemma4": lambda: gemma4(**GEMMA_SMALL),
     "gemma4_unified": gemma4_unified,
+    "molmo2": molmo2,
 }
 
 
@@ -300,6 +313,12 @@ def gemma_pixels(family: str) -> tuple[int, int]:
     return len(gemma_places(family)), 3 * 4**2
 
 
+def pooled(frames: int) -> Tensor:
+    """Of Molmo 2, the patches that make each token, among those of all frames: 4 by 6, of which 2 by 2 are one."""
+    patches = torch.arange(frames * 24).view(frames, 2, 2, 3, 2)
+    return patches.transpose(2, 3).reshape(-1, 4)
+
+
 EAGER = ("hy_v4_vl",)  # for which transformers has no other attention
 
 
@@ -310,7 +329,8 @@ def exists(family: str) -> bool:
     return family.removesuffix("_thinker") in transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
 
 
-NO_IMAGE_BESIDE = ("glm4v", "glm4v_moe", "glm46v", "glm_ocr", "glmga")  # transformers itself refuses both in one call
+# Transformers itself refuses an image and a video in one call of these.
+NO_IMAGE_BESIDE = ("glm4v", "glm4v_moe", "glm46v", "glm_ocr", "glmga", "molmo2")
 ROUNDED = ("exaone4_5", "lfm3_vl", "hy_v4_vl")  # of which a packed tower differs from a stock one by a last bit
 KINDS = ("mm_token_type_ids", "moe_mm_token_type_ids")
 # What the model itself says of a whole prompt, with a cache or without, padded or not, differs by up to 3e-4: its

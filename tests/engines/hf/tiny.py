@@ -130,6 +130,16 @@ def prompt(family: str, seed: int = 0, text: int = 6, frames: int = 4, videos: i
             if not newer.GEMMA_STACKED:
                 inputs["num_frames_per_video"] = torch.tensor([frames] * videos)
         inputs["mm_token_type_ids"] = torch.tensor([kinds + [0] * text])
+    elif family == "molmo2":
+        kinds, size = [0] * len(ids), 6
+        for _ in range(videos * frames):
+            ids += [*words(3), START, *[VIDEO] * size, END]
+            kinds += [0] * 3 + [1] * (size + 2)
+        inputs["mm_token_type_ids"] = torch.tensor([kinds + [0] * text])
+        if videos:
+            inputs["pixel_values_videos"] = noise(videos * frames, 24, 3 * 14**2)
+            inputs["video_token_pooling"] = newer.pooled(videos * frames)
+            inputs["video_grids"] = torch.tensor([[frames, 2, 3]] * videos)
     elif family in ("internvl", "smolvlm"):
         for _ in range(frames):
             ids += [*words(3), START, *[IMAGE] * 4, END]
@@ -172,6 +182,8 @@ def batch(*prompts: Inputs) -> Inputs:
             value = PAD if name == "input_ids" else 0
             parts = [torch.nn.functional.pad(part, (longest - part.shape[1], 0), value=value) for part in parts]
         joined[name] = torch.cat(parts)
+    if "video_token_pooling" in joined:  # counts the patches of all frames of a call
+        joined["video_token_pooling"] = newer.pooled(len(joined["pixel_values_videos"]))
     return joined
 
 

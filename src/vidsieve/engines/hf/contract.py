@@ -49,12 +49,13 @@ _BUILDER_OPTIONS = {
     "allow_is_causal_skip",
 }
 _BODY = {
-    "grid": {"input_ids", "inputs_embeds", "video_grid_thw"},
-    "parts": {"input_ids", "inputs_embeds", "video_grid_thw"},
+    "grid": {"input_ids", "inputs_embeds"},
+    "parts": {"input_ids", "inputs_embeds"},
     "frames": {"input_ids", "inputs_embeds", "pixel_values_videos", "video_position_ids"},
     "clips": {"input_ids", "inputs_embeds", "pixel_values_videos"},
     "runs": {"input_ids", "inputs_embeds", "pixel_values"},
 }
+_OF_GRIDS = ("grid", "parts")
 _CACHE_METHODS = {
     "get_seq_length": ("layer_idx",),
     "get_query_offset": ("layer_idx",),
@@ -98,7 +99,7 @@ def check(model: Any, adapter: "Adapter", layers: bool) -> None:
     """
     check_library()
     body, decoder = model.base_model, model.get_decoder()
-    _require(body, _forward(body), _BODY[adapter.layout])
+    _require(body, _forward(body), _BODY[adapter.layout] | ({adapter.grids} if adapter.layout in _OF_GRIDS else set()))
     if adapter.mask_kinds is not None:
         _require(body, _forward(body), {adapter.mask_kinds, "inputs_embeds", "attention_mask", "position_ids", CACHE})
     if "mm_encoder_outputs" in _parameters(_forward(body)):

@@ -19,12 +19,13 @@ class Adapter:
 
     model_types: the `config.model_type` values this adapter serves.
     layout: how the number of frames of a video, and of tokens in each, is determined.
-        "grid"   the `video_grid_thw` argument (T, H, W in patches) and the vision tower's spatial merge size.
+        "grid"   the argument `grids` (T, H, W in patches) and the vision tower's spatial merge size.
         "parts"  the same, but a row of it describes a part of a video; the parts of one prompt are one video.
         "frames" the `video_position_ids` argument (the place of each patch of a frame), and the frames of each video.
         "clips"  one block per video, all of one length; `pixel_values_videos` has the number of frames.
         "runs"   every unbroken run of placeholders is one frame; the runs of a prompt are one video.
     token: the config attribute that holds the id of the placeholder.
+    grids: the argument with T, H and W of each video ("grid", "parts").
     merge: attribute of the vision config with the patches, or (rows, columns) of them, that make a token ("grid",
         "frames"); empty if each does.
     merged_frames: attribute of the vision config with the T that make a frame; "all" of a row's ("grid", "parts").
@@ -51,6 +52,7 @@ class Adapter:
     model_types: tuple[str, ...]
     layout: Literal["grid", "parts", "frames", "clips", "runs"] = "grid"
     token: str = "video_token_id"
+    grids: str = "video_grid_thw"
     merge: str = "spatial_merge_size"
     merged_frames: str | None = None
     row_end: int = 0
@@ -73,9 +75,8 @@ class Adapter:
 
 
 _ADAPTERS: dict[str, Adapter] = {}
-_MASKS = (
-    "the masks of its decoder are made outside it; shortened ones have not been compared with the model by hand yet"
-)
+_MASKS = "the masks of its decoder are made outside it, of kinds of tokens that are not stored"
+_BOTH_WAYS = "its video tokens see later ones too, by masks that no stage makes"
 _WINDOWS = "some of its layers see a window, and whether dropped tokens count towards its width is not defined"
 _CHOSEN = "its layers choose the keys that they, or layers after them, see"
 _UNPROVEN = "what its tower makes of fewer groups of pixels has not been compared with the same by hand"
@@ -91,7 +92,6 @@ REFUSED: dict[str, str] = {
     ),
     "instructblipvideo": "its Q-Former makes a fixed number of queries of each frame, and none is of a place in it",
     "minimax_m3_vl": "its sparse layers take a position for a place in the cache; what is kept has positions with gaps",
-    "molmo2": _MASKS,
     **dict.fromkeys(
         ("minicpmv4_6", "minicpmv4_7", "minicpm_ocr", "nemotron_h_omni", "perception_lm"),
         "its layout of a video has not been compared with the model by hand yet",
@@ -227,6 +227,18 @@ for _adapter in (
         not_inside=_WINDOWS,
         not_before_tower="it has no vision tower",
         not_stored=_MASKS,
+    ),
+    # All of a video sees all of it. Its grids are of tokens.
+    Adapter(
+        ("molmo2",),
+        grids="video_grids",
+        merge="",
+        mask_kinds="mm_token_type_ids",
+        tower="batched",
+        not_inside=_BOTH_WAYS,
+        not_before_tower=_UNPROVEN,
+        not_stored=_MASKS,
+        tested=("5.24.0",),
     ),
     Adapter(("llava_onevision",), layout="clips", trailing=1, square=True, by_frame=True, tower="batched"),
     Adapter(("llava_next_video",), layout="clips", square=True, by_frame=True, tower="batched"),

@@ -58,7 +58,7 @@ def _in_order(placed: list[Array], described: Described, said: str) -> Iterator[
 
 def _by_grid(adapter: Adapter, config: Any, placed: list[Array], arguments: Mapping[str, Any]) -> Iterator[VideoSpan]:
     described = _described(adapter, config, placed, arguments)
-    for span in _in_order(placed, described, f"video_grid_thw = {arguments['video_grid_thw'].tolist()}"):
+    for span in _in_order(placed, described, f"{adapter.grids} = {arguments[adapter.grids].tolist()}"):
         if adapter.row_end and span.grid is not None:
             high, wide = span.grid[0], span.grid[1] - adapter.row_end
             at = span.at.reshape(-1, span.grid[1])[:, :wide].reshape(-1)
@@ -92,10 +92,12 @@ def _by_part(adapter: Adapter, config: Any, placed: list[Array], arguments: Mapp
 
 
 def _described(adapter: Adapter, config: Any, placed: list[Array], arguments: Mapping[str, Any]) -> Described:
-    """Read the tokens in each frame, and the grid of a frame, of every row of `video_grid_thw`."""
-    grids = arguments.get("video_grid_thw")
+    """Read the tokens in each frame, and the grid of a frame, of every row of the grids of videos."""
+    grids = arguments.get(adapter.grids)
     if grids is None:
-        raise UnsupportedCall(f"found {sum(map(len, placed))} video placeholders but no video_grid_thw to lay them out")
+        raise UnsupportedCall(
+            f"found {sum(map(len, placed))} video placeholders but no {adapter.grids} to lay them out"
+        )
     merges = arguments.get("video_merge_sizes")
     alike = getattr(config.vision_config, adapter.merge, 1)
     merges = [alike] * len(grids) if merges is None else merges.tolist()

@@ -22,7 +22,7 @@ from vidsieve.engines.hf.replayed import StoredVideo
 from vidsieve.errors import UnsupportedCall
 
 _FRAMES = ("video_position_ids", "num_frames_per_video")
-_DESCRIBING = ("video_grid_thw", "video_merge_sizes", "video_compression_mask", *_FRAMES)
+_DESCRIBING = ("video_grid_thw", "video_grids", "video_merge_sizes", "video_compression_mask", *_FRAMES)
 _READ = (*_DESCRIBING, "attention_mask")  # arguments of the body that are read
 _SHOWING = ("pixel_values_videos", "mm_encoder_outputs")  # arguments with which a placeholder is a video, not text
 _SHOWING_IMAGES = ("pixel_values", "image_hidden_states")  # and where a video's frames are passed as images

@@ -1,12 +1,13 @@
 """Let the body of a model make the masks of its decoder anew, of the tokens that are left.
 
-Where a body makes the masks (Gemma 4), they are of the whole prompt, and those of layers with a window cannot be cut
-out of them: a window counts tokens. On the way of a prompt with video to the decoder, an empty mask stands in, which
-transformers hands through as one that was made before. Then the body is called once more, with the embeddings and kinds
-of the tokens that are left, up to its decoder, which ends that call with the masks.
+Where a body makes the masks (Gemma 4, Molmo 2), they are of the whole prompt, and those of layers with a window cannot
+be cut out of them: a window counts tokens. On the way of a prompt with video to the decoder, an empty mask stands in,
+which transformers hands through as one that was made before. Then the body is called once more, with the embeddings and
+kinds of the tokens that are left, up to its decoder, which ends that call with the masks.
 """
 
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ class BodyMasks:
         self._stand_in = torch.empty(0, 0, 0, 0)
         follow = ("inputs_embeds", "attention_mask", "position_ids", contract.CACHE, *target.adapter.per_token)
         self._names = contract.accepted(target.body, follow)
+        self._takes_encoded = bool(contract.accepted(target.body, ("mm_encoder_outputs",)))
 
     def before_body(self, state: ForwardState, kwargs: Arguments) -> Arguments:
         """Adapt the arguments of the body: a prompt with video gets its masks later, any other the cache's."""
@@ -77,9 +79,13 @@ class BodyMasks:
         if (make := state.generated.masks) is not None:
             arguments["inputs_embeds"] = arguments["inputs_embeds"][..., :0]
             names = ("inputs_embeds", "attention_mask", "position_ids", self._kinds)
-            given = {name: arguments.get(name) for name in names}
-            return {**kwargs, "attention_mask": self._beforehand(make, given)}
-        return {**kwargs, "attention_mask": self._of_body(state, arguments)}
+            masks = self._beforehand(make, {name: arguments.get(name) for name in names})
+        else:
+            if sequence is not None and sequence.held and self._takes_encoded:
+                arguments |= _shown(arguments["inputs_embeds"])
+            masks = self._of_body(state, arguments)
+        # Of none, the decoder would make its own: of the 2D mask, without which gaps in positions are packed sequences.
+        return kwargs if masks is None else {**kwargs, "attention_mask": masks}
 
     def _beforehand(self, make: "partial[Any]", arguments: Arguments) -> Any:
         """Make the masks as `generate` does before a call with a static cache; without kinds, if it has none then."""
@@ -133,6 +139,12 @@ def end_body(state: ForwardState | None, kwargs: Arguments) -> None:
     """End the call of a body that was made for its masks, where its decoder is called with these arguments."""
     if state is not None and state.making:
         raise _Made(kwargs.get("attention_mask"))
+
+
+def _shown(embeds: Tensor) -> Arguments:
+    """Tell a body that it is shown a video, of whose features none is to be written: some ask that, after a prompt."""
+    features = SimpleNamespace(pooler_output=(embeds.new_empty(0, embeds.shape[-1]),))
+    return {"mm_encoder_outputs": {"video": features}}
 
 
 def _of_columns(kinds: Tensor, name: str, start: int, length: int, proposed: int) -> Tensor:
