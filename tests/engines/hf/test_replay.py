@@ -356,9 +356,9 @@ def test_a_release_that_does_not_tell_positions_is_refused(monkeypatch: pytest.M
     stored = Stored("qwen2_5_vl")
     counted = GenerationMixin._prepare_position_ids_for_generation  # as the thinkers of Qwen-Omni have it before 5.17
     monkeypatch.setattr(type(stored.model), "_prepare_position_ids_for_generation", counted)
-    with pytest.raises(UnsupportedVersion, match="does not tell the positions of a video"), stored.on():
+    with pytest.raises(UnsupportedVersion, match="does not tell positions before it is called"), stored.on():
         pass
-    with pytest.raises(UnsupportedVersion, match="does not tell the positions of a video"):
+    with pytest.raises(UnsupportedVersion, match="does not tell positions before it is called"):
         by_frame(stored.model, None)
 
 

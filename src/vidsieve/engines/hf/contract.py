@@ -127,8 +127,8 @@ def check_positions(model: Any) -> None:
     counted = _transformers.GenerationMixin._prepare_position_ids_for_generation
     if hasattr(model.base_model, "get_rope_index") and type(model)._prepare_position_ids_for_generation is counted:
         raise UnsupportedVersion(
-            f"{type(model).__name__} of transformers {_transformers.__version__} does not tell the positions of a video, "
-            "which answers from stored ones need, before it is called; use a newer transformers, or attach a method"
+            f"{type(model).__name__} of transformers {_transformers.__version__} does not tell positions before it is "
+            "called, which answers from stored videos need; use a newer transformers, or attach a method"
         )
 
 
