@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vidsieve.checks import check_number, describe
 from vidsieve.encoded.until_decoder import decoder_arguments
-from vidsieve.engines.hf import adapter_for, arguments, attach, prompt
+from vidsieve.engines.hf import adapter_for, arguments, attach, contract, prompt
 from vidsieve.engines.hf.families import Adapter
 from vidsieve.engines.hf.loading import prepare, prepare_video
 from vidsieve.engines.hf.processing import resizing_to
@@ -81,7 +81,7 @@ def by_frame(model: Any, processor: Any) -> tuple[Adapter, int]:
     """Get the adapter of `model`, and how many frames the processor joins to a temporal patch.
 
     Raises `UnsupportedModel` for a family whose tower is not known to compute each of these alone, or whose processor
-    would not.
+    would not, `UnsupportedVersion` for a release that does not tell the positions of a prompt of it.
     """
     adapter = adapter_for(model)
     if not adapter.by_frame:
@@ -93,6 +93,7 @@ def by_frame(model: Any, processor: Any) -> tuple[Adapter, int]:
         raise UnsupportedModel(
             f"model type {model.config.model_type!r} cannot be encoded: {adapter.not_encoded}; attach a method instead"
         )
+    contract.check_positions(model)
     return adapter, getattr(processor.video_processor, "temporal_patch_size", 1) if adapter.layout == "grid" else 1
 
 

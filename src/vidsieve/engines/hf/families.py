@@ -118,7 +118,7 @@ for _adapter in (
     ),
     # The frames of a GLM video use the image placeholder; `mm_token_type_ids` distinguishes them from images.
     Adapter(("glm4v", "glm4v_moe", "glm46v"), token="image_token_id", by_frame=True),
-    Adapter(("glmga", "glm_ocr"), token="image_token_id", by_frame=True, not_before_tower=_UNPROVEN),
+    Adapter(("glmga", "glm_ocr"), token="image_token_id", by_frame=True),
     # The same, but what stands between two marks is a video, whatever `mm_token_type_ids` say.
     Adapter(
         ("glm5_next",),
@@ -126,20 +126,15 @@ for _adapter in (
         between=("video_start_token_id", "video_end_token_id"),
         by_frame=True,
         not_inside=_CHOSEN,
-        not_before_tower=_UNPROVEN,
         not_encoded="its processor pads what it resizes, and a chunk of a few frames would be stretched instead",
         tested=("5.17.0", "5.24.0"),
     ),
-    Adapter(
-        ("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker", "cosmos3_omni"), by_frame=True, not_before_tower=_UNPROVEN
-    ),
-    Adapter(("hyperclovax_vision_v2",), by_frame=True, not_before_tower=_UNPROVEN, tested=("5.24.0",)),
+    Adapter(("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker", "cosmos3_omni"), by_frame=True),
+    Adapter(("hyperclovax_vision_v2",), by_frame=True, tested=("5.24.0",)),
     Adapter(("cosmos3_edge",), by_frame=True, tower="stock", not_before_tower=_UNPROVEN, tested=("5.17.0", "5.24.0")),
-    Adapter(("exaone4_5",), by_frame=True, not_inside=_WINDOWS, not_before_tower=_UNPROVEN),
-    Adapter(
-        ("cohere_compass",), by_frame=True, not_inside=_WINDOWS, not_before_tower=_UNPROVEN, tested=("5.17.0", "5.24.0")
-    ),
-    Adapter(("dots3_note",), by_frame=True, not_inside=_WINDOWS, not_before_tower=_UNPROVEN, tested=("5.24.0",)),
+    Adapter(("exaone4_5",), by_frame=True, not_inside=_WINDOWS),
+    Adapter(("cohere_compass",), by_frame=True, not_inside=_WINDOWS, tested=("5.17.0", "5.24.0")),
+    Adapter(("dots3_note",), by_frame=True, not_inside=_WINDOWS, tested=("5.24.0",)),
     Adapter(
         ("lfm3_vl",),
         by_frame=True,
@@ -151,7 +146,6 @@ for _adapter in (
         ("qwen4_exp",),
         per_token=("ple_input_ids",),
         not_inside=_CHOSEN,
-        not_before_tower=_UNPROVEN,
         not_stored=_ARGUMENTS,
         tested=("5.17.0", "5.24.0"),
     ),

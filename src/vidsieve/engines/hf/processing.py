@@ -68,26 +68,24 @@ def patching_first(processor: Any) -> Any:
     return processor
 
 
-def complete(processor: Any) -> Any:
-    """Copy a processor to one that makes all that its model takes; return others as they are.
+def with_times(processor: Any) -> Any:
+    """Copy a processor to one whose part for videos returns the times of frames, if it writes stamps; return others.
 
-    Some say so themselves. Of others, the part for videos has to return the times of frames, of which the processor
-    writes stamps, as it does when asked by `apply_chat_template`; and a model may want to know which tokens are video.
+    Some say so themselves. Others are asked for it by `apply_chat_template` alone.
     """
     video: Any = getattr(processor, "video_processor", None)
-    stamps = hasattr(processor, "replace_video_token") and not getattr(video, "return_metadata", True)
-    kinds = "mm_token_type_ids" in processor.model_input_names and not getattr(
-        processor, "return_mm_token_type_ids", True
-    )
-    if not (stamps or kinds):
+    if not hasattr(processor, "replace_video_token") or getattr(video, "return_metadata", True):
         return processor
-    processor = copy.copy(processor)
-    if stamps:
-        processor.video_processor = copy.copy(video)
-        processor.video_processor.return_metadata = True
-    if kinds:
-        processor.return_mm_token_type_ids = True
+    processor, video = copy.copy(processor), copy.copy(video)
+    processor.video_processor, video.return_metadata = video, True
     return processor
+
+
+def kinds_of_tokens(processor: Any) -> dict[str, bool]:
+    """Get the argument that makes a processor tell which tokens are video, where its model asks and it would not."""
+    name = "return_mm_token_type_ids"
+    asked = "mm_token_type_ids" in processor.model_input_names and not getattr(processor, name, False)
+    return {name: True} if asked else {}
 
 
 def own_size(processor: Any) -> dict[str, Any]:
