@@ -58,7 +58,7 @@ class _Positions:
         self._found: dict[tuple[Any, ...], Tensor] = {}
 
     def moved(
-        self, inner: Callable[..., Tensor], start_position: Any, grid_thw: Any, *args: Any, **kwargs: Any
+        self, inner: Callable[..., Tensor], start_position: int | Tensor, grid_thw: Any, *args: Any, **kwargs: Any
     ) -> Tensor:
         """Compute positions (3, N) of a grid, from those of the same grid at 0 where it came before."""
         rest = *args, *kwargs.items()
