@@ -15,6 +15,7 @@ of that.
 import os
 import struct
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -337,15 +338,24 @@ class Scaling:
     def __init__(self, stream: Any, size: Size, name: str) -> None:
         self._stream, self._size, self._name = stream, size, name
         self._shape: tuple[int, int] | None = None
+        self._threads = threading.local()
 
     def __call__(self, frame: Any) -> tuple[Any, bool]:
         self._shape = self._shape or scaled(self._stream, frame, self._size, self._name)
         height, width = self._shape
         transposed, mirrored, upturned = _orientation(frame, self._name)
         stored = (height, width) if transposed else (width, height)
-        rgb = frame.reformat(*stored, format="rgb24", interpolation="AREA").to_ndarray()
+        rgb = self._reformatter.reformat(frame, *stored, format="rgb24", interpolation="AREA", threads=1).to_ndarray()
         picture = rgb.swapaxes(0, 1) if transposed else rgb
         return picture[:: -1 if upturned else 1, :: -1 if mirrored else 1], frame.is_corrupt
+
+    @property
+    def _reformatter(self) -> Any:
+        """That of this thread. A frame's own is made anew for each, with a thread for every core."""
+        found = self._threads.__dict__.get("reformatter")
+        if found is None:
+            found = self._threads.reformatter = require("av.video.reformatter", "video").VideoReformatter()
+        return found
 
 
 @contextmanager
