@@ -220,6 +220,11 @@ class Faults:
         """Tell the faults of a file of which `damaged` of `count` frames are damaged."""
         if found.truncated and self.cut:
             self.tell(f"is cut short: only {len(found)} frames ({found.duration:.1f} s) are there")
+        if found.seconds[0]:
+            self.tell(f"its first {found.seconds[0]:.2f} s cannot be decoded")
+        if found.late:
+            came = len(found) + len(found.late)
+            self.tell(f"{len(found.late)} of {came} frames came after ones that are shown later, and are left out")
         if damaged:
             self.tell(f"{damaged} of {count} frames are damaged; what they show is the decoder's guess")
 
