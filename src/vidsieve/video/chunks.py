@@ -65,9 +65,8 @@ def plan(name: str, wanted: Wanted, warn: Callable[[str], None] = to_warning) ->
         numbers = wanted.numbers(found, name)
         _check_order(numbers)
         with opened(locate(name)) as container:
-            decoder = Decoder(container, video_stream(container, name), found, name)
-            [(_, first)] = decoder.frames([])
-            shape = scaled(decoder.stream, first, wanted.size, name)
+            stream = video_stream(container, name)
+            shape = scaled(stream, Decoder(container, stream, found, name).first(), wanted.size, name)
         Faults(name, wanted.strict, warn, cut=wanted.strict or wanted.index is None).tell_of(found)
         pixels = torch.empty(len(numbers), *shape, 3, dtype=torch.uint8, device="meta")
         frames = described(pixels, numbers, found, name)

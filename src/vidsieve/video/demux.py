@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -260,8 +260,7 @@ def _spare(listed: Sequence["_Packet"]) -> list[int]:
     return [packet.pts for packet in listed if packet.rank == (highest, False) and packet.pts is not None]
 
 
-@dataclass(frozen=True)
-class _Packet:
+class _Packet(NamedTuple):
     """A packet without its bytes."""
 
     pts: int | None
@@ -278,19 +277,22 @@ def _listed(container: Any, stream: Any, check: Check) -> tuple[list[_Packet], b
 
     listed: list[_Packet] = []
     rank = rank_reader(stream)
-    reached, broken = 0.0, False
+    ends: dict[int, int] = {}  # of the packets of each stream, in its ticks
+    video, broken = stream.index, False
     try:
         for packet in container.demux():
             check()
             if not packet.size:
                 continue
-            if packet.pts is not None and packet.time_base:
-                reached = max(reached, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-            if packet.stream_index == stream.index and not packet.is_discard:
-                seen = (packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, packet.is_corrupt)
+            of, pts, duration = packet.stream_index, packet.pts, packet.duration or 0
+            if pts is not None:
+                ends[of] = max(ends.get(of, 0), pts + duration)
+            if of == video and not packet.is_discard:
+                seen = (pts, packet.dts, duration, packet.is_keyframe, packet.is_corrupt)
                 listed.append(_Packet(*seen, rank(packet)))
     except InvalidDataError:
         broken = True
+    reached = max((float(end * (container.streams[of].time_base or 0)) for of, end in ends.items()), default=0.0)
     if listed and listed[-1].corrupt:
         broken = True
         listed.pop()

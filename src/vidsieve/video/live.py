@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vidsieve.checks import check_number, require
 from vidsieve.errors import VideoError, redacted
-from vidsieve.video.decode import fill, scaled
+from vidsieve.video.decode import Scaling
 from vidsieve.video.demux import PATIENCE, locate, open_container, video_stream
 from vidsieve.video.wanted import LONGEST_SIDE, Size
 
@@ -67,7 +67,7 @@ def _read(
         sure = container.duration is not None if container.format.name == "hls" else (container.size or 0) > 0
         stream = video_stream(container, name)
         stream.thread_type = "SLICE"  # threads that each decode a frame hold back as many
-        shape, following = None, 0.0
+        scale, following = Scaling(stream, size, name), 0.0
         # That of a file does not run: it ends by itself when nothing comes.
         limit = inf if place.startswith("file:") else patience
         for frame in _pictures(_packets(container, stream, limit), stream, name):
@@ -75,11 +75,9 @@ def _read(
             if second < following:
                 continue
             following = (int(second * fps + 1e-6) + 1) / fps - 1e-6
-            shape = shape or scaled(stream, frame, size, name)
-            pixels = np.empty((1, *shape, 3), np.uint8)
-            fill(pixels[0], frame, name)
-            yield torch.from_numpy(pixels), (second,)
-        if shape is None:
+            picture, _ = scale(frame)
+            yield torch.from_numpy(np.array(picture[None], order="C")), (second,)
+        if reached.second is None:
             raise VideoError(f"{name}: has not a single frame in it")
         if not (sure or place.startswith("file:")):
             warnings.warn(

@@ -31,8 +31,6 @@ from vidsieve.telemetry.trace import Trace
 STEPS = 5
 BEAMS = 3
 GOING_ON = [40, 41, 42, 43]  # what is said after the first answer
-# What the model itself says with a cache and without one differs by some 1e-5, which grows over the steps.
-TOLERANCE = {"glm5_next": 1e-3}
 DICT = {"return_dict_in_generate": True, "output_logits": True, "output_scores": True}
 
 
@@ -103,7 +101,7 @@ class Case:
                     weight.add_((torch.randn(weight.shape, generator=generator) * 0.5).to(weight) * weight.std())
         return drafting(draft)
 
-    def attempt(self, name: str, keep: float | None) -> tuple[Answer | str, Trace | None]:
+    def attempt(self, name: str, keep: float | None, seed: int = 0) -> tuple[Answer | str, Trace | None]:
         """Generate in the mode of this name. Returns the answer, or the error, as type and message, and the trace."""
         mode, trace = MODES[name], None
         model = self.model(mode.attention)
@@ -112,7 +110,7 @@ class Case:
         try:
             with warnings.catch_warnings(), torch.random.fork_rng():
                 warnings.simplefilter("ignore")
-                torch.manual_seed(0)
+                torch.manual_seed(seed)
                 return mode.run(model, self, mode), None if handle is None else handle.trace
         except VidsieveError as error:
             return f"refused: {error}", trace
@@ -154,7 +152,7 @@ class Case:
         if expected.keys() != values.keys():
             return f"different: {sorted(expected.keys() ^ values.keys())[0]} in one of them alone"
         for path, value in expected.items():
-            if not equal(value, values[path], TOLERANCE.get(self.family, 1e-4)):
+            if not equal(value, values[path], newer.TOLERANCE.get(self.family, 1e-4)):
                 return f"different: {path}"
         return ""
 
@@ -167,7 +165,10 @@ class Case:
         if isinstance(found, str):
             if found.startswith("refused: "):
                 return found
-            return "same error" if found in (stock, self.attempt(name, None)[0]) else f"different: {found}"
+            # What is drawn decides whether some fail, as drafts do that leave a window in transformers 5.17.
+            draws = range(1 if mode.greedy else 12)
+            alike = found == stock or any(found == self.attempt(name, None, seed)[0] for seed in draws)
+            return "same error" if alike else f"different: {found}"
         hand = self.hand(mode.prompts, 0.5)
         wrong = hand.judge(mode, found) or hand.kept_alike(trace) or self._shapes(stock, found, hand)
         if wrong and not isinstance(stock, str) and (stock_wrong := self.hand(mode.prompts, None).judge(mode, stock)):
@@ -194,7 +195,7 @@ class Hand:
 
     def __init__(self, case: Case, prompts: str, keep: float | None) -> None:
         self._model, self._inputs = case.model("sdpa"), case.prompts[prompts]
-        self._tolerance = TOLERANCE.get(case.family, 1e-4)
+        self._tolerance = newer.TOLERANCE.get(case.family, 1e-4)
         self._videos: list[Any] = []
         if keep is not None:
             with attach(self._model, "vidsieve", keep=keep) as trace:

@@ -21,10 +21,12 @@ class Adapter:
     layout: how the number of frames of a video, and of tokens in each, is determined.
         "grid"   the `video_grid_thw` argument (T, H, W in patches) and the vision tower's spatial merge size.
         "parts"  the same, but a row of it describes a part of a video; the parts of one prompt are one video.
+        "frames" the `video_position_ids` argument (the place of each patch of a frame), and the frames of each video.
         "clips"  one block per video, all of one length; `pixel_values_videos` has the number of frames.
         "runs"   every unbroken run of placeholders is one frame; the runs of a prompt are one video.
     token: the config attribute that holds the id of the placeholder.
-    merge: attribute of the vision config with the patches, or (rows, columns) of them, that make a token ("grid").
+    merge: attribute of the vision config with the patches, or (rows, columns) of them, that make a token ("grid",
+        "frames"); empty if each does.
     merged_frames: attribute of the vision config with the T that make a frame; "all" of a row's ("grid", "parts").
     row_end: tokens after each row of a frame that are not patches, and so are always kept ("grid").
     between: config attributes with the ids around a video, where images use the same placeholder ("grid").
@@ -34,18 +36,20 @@ class Adapter:
     gap: fewest tokens between two frames; runs closer together are the tiles of one image ("runs").
     per_token: decoder arguments (B, L, ...) that follow the sequence, besides embeddings, positions and mask.
     unchanged: decoder arguments that do not follow the sequence, besides those that transformers' own decoders take.
+    mask_kinds: argument of the body (B, L) with the kind of each token, of which, where the body makes the masks of the
+        decoder, these are made; None where the decoder makes its own.
     by_frame: whether the tower computes each frame (or temporal patch) from it alone, so that a video may be encoded in
         chunks.
     per_visual: decoder arguments that are lists of (V, D), a row for each of the V true columns of `visual_pos_masks`.
     tower: how `vision="auto"` runs its tower: "packed", one attention call a layer; "batched", as it is, since frames
         are one batch; "stock", as it is.
-    not_inside, not_before_tower, not_stored: why stages inside the model, selectors before its tower, and stored
-        features are refused; empty where they are served.
+    not_inside, not_before_tower, not_stored, not_encoded: why stages inside the model, selectors before its tower,
+        stored features, and videos encoded in chunks are refused; empty where they are served.
     tested: the releases of transformers that were tested.
     """
 
     model_types: tuple[str, ...]
-    layout: Literal["grid", "parts", "clips", "runs"] = "grid"
+    layout: Literal["grid", "parts", "frames", "clips", "runs"] = "grid"
     token: str = "video_token_id"
     merge: str = "spatial_merge_size"
     merged_frames: str | None = None
@@ -58,11 +62,13 @@ class Adapter:
     per_token: tuple[str, ...] = ("visual_pos_masks",)
     per_visual: tuple[str, ...] = ("deepstack_visual_embeds",)
     unchanged: tuple[str, ...] = ()
+    mask_kinds: str | None = None
     by_frame: bool = False
     tower: Literal["packed", "batched", "stock"] = "packed"
     not_inside: str = ""
     not_before_tower: str = ""
     not_stored: str = ""
+    not_encoded: str = ""
     tested: tuple[str, ...] = ("5.14.1", "5.17.0", "5.24.0")
 
 
@@ -85,7 +91,7 @@ REFUSED: dict[str, str] = {
     ),
     "instructblipvideo": "its Q-Former makes a fixed number of queries of each frame, and none is of a place in it",
     "minimax_m3_vl": "its sparse layers take a position for a place in the cache; what is kept has positions with gaps",
-    **dict.fromkeys(("gemma4", "gemma4_unified", "molmo2"), _MASKS),
+    "molmo2": _MASKS,
     **dict.fromkeys(
         ("minicpmv4_6", "minicpmv4_7", "minicpm_ocr", "nemotron_h_omni", "perception_lm"),
         "its layout of a video has not been compared with the model by hand yet",
@@ -112,24 +118,34 @@ for _adapter in (
     ),
     # The frames of a GLM video use the image placeholder; `mm_token_type_ids` distinguishes them from images.
     Adapter(("glm4v", "glm4v_moe", "glm46v"), token="image_token_id", by_frame=True),
-    Adapter(("glmga", "glm_ocr"), token="image_token_id", not_before_tower=_UNPROVEN),
+    Adapter(("glmga", "glm_ocr"), token="image_token_id", by_frame=True, not_before_tower=_UNPROVEN),
     # The same, but what stands between two marks is a video, whatever `mm_token_type_ids` say.
     Adapter(
         ("glm5_next",),
         token="image_token_id",
         between=("video_start_token_id", "video_end_token_id"),
+        by_frame=True,
         not_inside=_CHOSEN,
         not_before_tower=_UNPROVEN,
+        not_encoded="its processor pads what it resizes, and a chunk of a few frames would be stretched instead",
         tested=("5.17.0", "5.24.0"),
     ),
-    Adapter(("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker", "cosmos3_omni"), not_before_tower=_UNPROVEN),
-    Adapter(("hyperclovax_vision_v2",), not_before_tower=_UNPROVEN, tested=("5.24.0",)),
-    Adapter(("cosmos3_edge",), tower="stock", not_before_tower=_UNPROVEN, tested=("5.17.0", "5.24.0")),
-    Adapter(("exaone4_5",), not_inside=_WINDOWS, not_before_tower=_UNPROVEN),
-    Adapter(("cohere_compass",), not_inside=_WINDOWS, not_before_tower=_UNPROVEN, tested=("5.17.0", "5.24.0")),
-    Adapter(("dots3_note",), not_inside=_WINDOWS, not_before_tower=_UNPROVEN, tested=("5.24.0",)),
     Adapter(
-        ("lfm3_vl",), not_inside="some of its layers are convolutions", not_before_tower=_UNPROVEN, tested=("5.24.0",)
+        ("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker", "cosmos3_omni"), by_frame=True, not_before_tower=_UNPROVEN
+    ),
+    Adapter(("hyperclovax_vision_v2",), by_frame=True, not_before_tower=_UNPROVEN, tested=("5.24.0",)),
+    Adapter(("cosmos3_edge",), by_frame=True, tower="stock", not_before_tower=_UNPROVEN, tested=("5.17.0", "5.24.0")),
+    Adapter(("exaone4_5",), by_frame=True, not_inside=_WINDOWS, not_before_tower=_UNPROVEN),
+    Adapter(
+        ("cohere_compass",), by_frame=True, not_inside=_WINDOWS, not_before_tower=_UNPROVEN, tested=("5.17.0", "5.24.0")
+    ),
+    Adapter(("dots3_note",), by_frame=True, not_inside=_WINDOWS, not_before_tower=_UNPROVEN, tested=("5.24.0",)),
+    Adapter(
+        ("lfm3_vl",),
+        by_frame=True,
+        not_inside="some of its layers are convolutions",
+        not_before_tower=_UNPROVEN,
+        tested=("5.24.0",),
     ),
     Adapter(
         ("qwen4_exp",),
@@ -162,6 +178,7 @@ for _adapter in (
     Adapter(
         ("muse_glimmer",),
         merge="merge_size",
+        by_frame=True,
         tower="stock",
         not_inside=_WINDOWS,
         not_before_tower=_UNPROVEN,
@@ -170,6 +187,7 @@ for _adapter in (
     Adapter(
         ("muse_spark",),
         merge="merge_size",
+        by_frame=True,
         tower="stock",
         not_inside=_WINDOWS,
         not_before_tower=_UNPROVEN,
@@ -182,6 +200,33 @@ for _adapter in (
         not_before_tower=_UNPROVEN,
         not_stored="the tokens that end a row of a frame would be taken for video",
         tested=("5.24.0",),
+    ),
+    # The smaller ones have an input of each layer for every token, and layers that share keys, for which the decoder is
+    # told how many of the last rows are asked for. The larger ones let the tokens of a frame see one another.
+    Adapter(
+        ("gemma4",),
+        layout="frames",
+        merge="pooling_kernel_size",
+        per_token=("per_layer_inputs", "labels"),
+        unchanged=("logits_to_keep",),
+        mask_kinds="mm_token_type_ids",
+        tower="batched",
+        not_inside=_WINDOWS,
+        not_before_tower=_UNPROVEN,
+        not_stored=_ARGUMENTS,
+    ),
+    # Without a tower: its patches are embedded as they are.
+    Adapter(
+        ("gemma4_unified",),
+        layout="frames",
+        merge="",
+        per_token=("labels",),
+        unchanged=("logits_to_keep",),
+        mask_kinds="mm_token_type_ids",
+        tower="batched",
+        not_inside=_WINDOWS,
+        not_before_tower="it has no vision tower",
+        not_stored=_MASKS,
     ),
     Adapter(("llava_onevision",), layout="clips", trailing=1, square=True, by_frame=True, tower="batched"),
     Adapter(("llava_next_video",), layout="clips", square=True, by_frame=True, tower="batched"),
@@ -228,7 +273,7 @@ def table() -> list[dict[str, Any]]:
             "tower": one.tower,
             "before tower": one.not_before_tower,
             "stored": one.not_stored,
-            "encode": one.not_stored or ("" if one.by_frame else _APART),
+            "encode": one.not_stored or one.not_encoded or ("" if one.by_frame else _APART),
             "tested": list(one.tested),
         }
         for model_type, one in sorted(_ADAPTERS.items())

@@ -11,7 +11,7 @@ import torch
 
 from vidsieve.checks import check_question, describe, require
 from vidsieve.engines.hf import hub
-from vidsieve.engines.hf.processing import patching_first, placed, without_pixels
+from vidsieve.engines.hf.processing import complete, own_size, patching_first, placed, without_pixels
 from vidsieve.engines.torchvision import make_importable
 from vidsieve.errors import UnsupportedModel, VidsieveError, WrongArgument
 from vidsieve.ops.dispatch import start_hashing
@@ -124,7 +124,7 @@ def prepare_turns(
     shown: list[Any] = [placed(processor, frames.pixels, device).permute(0, 3, 1, 2) for frames in filled]
     if hasattr(processor, "image_seq_len"):  # SmolVLM, which in older releases counts videos prompt by prompt
         shown = [shown]
-    inputs = (without_pixels if described else patching_first)(processor)(
+    inputs = complete((without_pixels if described else patching_first)(processor))(
         text=[text],
         videos=shown,
         video_metadata=[_metadata(*pair) for pair in zip(videos, filled, strict=True)],
@@ -133,6 +133,7 @@ def prepare_turns(
         # The template may have written it already; twice would be another prompt.
         **({"add_special_tokens": False} if begin and text.startswith(begin) else {}),
     )
+    inputs.pop("video_metadata", None)  # which no model takes
     for name in [name for name in inputs if described and name.startswith("pixel_")]:
         inputs[name] = inputs[name].to("meta")
     return inputs
@@ -146,6 +147,7 @@ def prepare_video(processor: Any, frames: Frames, device: torch.device | str | N
         video_metadata=[_metadata(frames, filled)],
         do_sample_frames=False,
         return_tensors="pt",
+        **own_size(processor),
     )
 
 

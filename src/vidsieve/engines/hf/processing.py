@@ -68,6 +68,35 @@ def patching_first(processor: Any) -> Any:
     return processor
 
 
+def complete(processor: Any) -> Any:
+    """Copy a processor to one that makes all that its model takes; return others as they are.
+
+    Some say so themselves. Of others, the part for videos has to return the times of frames, of which the processor
+    writes stamps, as it does when asked by `apply_chat_template`; and a model may want to know which tokens are video.
+    """
+    video: Any = getattr(processor, "video_processor", None)
+    stamps = hasattr(processor, "replace_video_token") and not getattr(video, "return_metadata", True)
+    kinds = "mm_token_type_ids" in processor.model_input_names and not getattr(
+        processor, "return_mm_token_type_ids", True
+    )
+    if not (stamps or kinds):
+        return processor
+    processor = copy.copy(processor)
+    if stamps:
+        processor.video_processor = copy.copy(video)
+        processor.video_processor.return_metadata = True
+    if kinds:
+        processor.return_mm_token_type_ids = True
+    return processor
+
+
+def own_size(processor: Any) -> dict[str, Any]:
+    """Get `size=` as the class of a processor sets it, whatever its part for videos has; nothing if it does not."""
+    older = getattr(getattr(processor, "valid_processor_kwargs", None), "_defaults", {})
+    settings = getattr(processor, "videos_kwargs", None) or older.get("videos_kwargs", {})
+    return {name: settings[name] for name in ("size",) if name in settings}
+
+
 def without_pixels(processor: Any) -> Any:
     """Copy a processor to one that takes frames on "meta": its prompt, masks and grids are those of real frames.
 

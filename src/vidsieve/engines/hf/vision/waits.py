@@ -22,6 +22,7 @@ class NoWaits:
 
     def __init__(self, model: Any, hooks: Interceptions) -> None:
         hooks.wrap(model.base_model, "get_rope_index", _on_the_host)
+        hooks.wrap(model, "_get_logits_processor", _of_no_prompt)
         decoder = model.get_decoder()
         if _known_deepstack(decoder):
             hooks.wrap(decoder, "_deepstack_process", _add_where_visual)
@@ -36,6 +37,16 @@ def _on_the_host(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     known = {name: x.cpu() for name, x in given.items() if name in _SMALL and isinstance(x, Tensor)}
     found = inner(**{**given, **known})
     return tuple(x.to(ids.device, non_blocking=True) if isinstance(x, Tensor) else x for x in found)
+
+
+def _of_no_prompt(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Make the logits processors without the prompt, about which `generate` asks the device, where none reads it."""
+    given = contract.by_name(inner, args, kwargs)
+    config = given.get("generation_config")
+    repeats = getattr(config, "encoder_repetition_penalty", None), getattr(config, "encoder_no_repeat_ngram_size", None)
+    if "encoder_input_ids" in given and repeats[0] in (None, 1.0) and repeats[1] in (None, 0):
+        given["encoder_input_ids"] = None
+    return inner(**given)
 
 
 def _known_deepstack(decoder: Any) -> bool:
