@@ -41,6 +41,7 @@ from vidsieve.video.demux import (
     opened,
     unchecked,
     video_stream,
+    without_secrets,
 )
 from vidsieve.video.wanted import LONGEST_SIDE, Library, Sampling, Size, Wanted
 
@@ -158,15 +159,17 @@ def one_line(place: str, name: str) -> Iterator[None]:
 
     try:
         yield
-    except av.error.InvalidDataError as error:
-        unknown = f"is not a video that can be decoded, or is damaged ({error.strerror})"
-        raise VideoError(f"{name}: {_LACKING if lacks_its_index(place) else unknown}") from error
-    except av.error.EOFError as error:
-        raise _without_frames(place, name) from error
-    except av.error.ExitError as error:
-        raise VideoError(f"{name}: no answer in {PATIENCE:g} s; download it first") from error
     except av.error.FFmpegError as error:
-        raise VideoError(f"{name}: cannot be read as a video ({error.strerror})") from error
+        if isinstance(error, av.error.InvalidDataError):
+            unknown = f"is not a video that can be decoded, or is damaged ({error.strerror})"
+            raised = VideoError(f"{name}: {_LACKING if lacks_its_index(place) else unknown}")
+        elif isinstance(error, av.error.EOFError):
+            raised = _without_frames(place, name)
+        elif isinstance(error, av.error.ExitError):
+            raised = VideoError(f"{name}: no answer in {PATIENCE:g} s; download it first")
+        else:
+            raised = VideoError(f"{name}: cannot be read as a video ({error.strerror})")
+        raise raised from without_secrets(error)
 
 
 def _without_frames(place: str, name: str) -> VideoError:

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from vidsieve.checks import require
-from vidsieve.errors import VideoError
+from vidsieve.errors import VideoError, redacted
 from vidsieve.video.references import Rank, rank_reader
 
 BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")  # that an MP4 or MOV file begins with
@@ -157,6 +157,12 @@ def open_container(source: Any, **options: Any) -> Any:
     if int(av.__version__.split(".")[0]) < 19:  # later ones read tags when they are asked for
         options["metadata_errors"] = "replace"
     return av.open(source, **options)
+
+
+def without_secrets(error: Exception) -> Exception:
+    """Leave user, password and query of an address out of an error of FFmpeg's: a traceback shows it as the cause."""
+    error.args = tuple(redacted(part) if isinstance(part, str) else part for part in error.args[:3])  # then, its log
+    return error
 
 
 def video_stream(container: Any, name: str) -> Any:

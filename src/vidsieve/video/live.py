@@ -20,7 +20,7 @@ from torch import Tensor
 from vidsieve.checks import check_number, require
 from vidsieve.errors import VideoError, redacted
 from vidsieve.video.decode import Scaling
-from vidsieve.video.demux import PATIENCE, locate, open_container, video_stream
+from vidsieve.video.demux import PATIENCE, locate, open_container, video_stream, without_secrets
 from vidsieve.video.wanted import LONGEST_SIDE, Size
 
 RTSP = ("rtsp", "rtsps")
@@ -213,6 +213,7 @@ def _told(name: str, patience: float, reached: _Clock) -> Iterator[None]:
     try:
         yield
     except FFmpegError as error:
+        without_secrets(error)
         why = f"nothing came for {patience:g} s" if isinstance(error, ExitError) else error.strerror
         if reached.second is None:
             raise VideoError(f"{name}: cannot be read as a live video ({why})") from error
