@@ -138,8 +138,12 @@ class Decoder:
 
     def _counted(self, chosen: set[int]) -> Iterator[tuple[int, Any]]:
         left = sorted(chosen, reverse=True)
-        for number, frame in enumerate(pictures(self.container, self.stream, self.found.intact, self.check)):
+        number = -1
+        for came, frame in enumerate(pictures(self.container, self.stream, self.found.intact, self.check)):
             self._sent += 1
+            if came in self.found.late:
+                continue
+            number += 1
             if number == left[-1]:
                 yield number, frame
                 left.pop()

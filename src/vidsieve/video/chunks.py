@@ -18,7 +18,16 @@ from vidsieve.errors import VideoError, WrongArgument, redacted
 from vidsieve.types.frames import Frames
 from vidsieve.video.chosen import Decoder, Miscounted
 from vidsieve.video.decode import Faults, described, index_of, one_line, pieces, scaled, to_warning, trusting
-from vidsieve.video.demux import Check, Index, by_decoding, locate, opened, unchecked, video_stream
+from vidsieve.video.demux import (
+    Check,
+    Index,
+    by_decoding,
+    locate,
+    opened,
+    unchecked,
+    video_stream,
+    without_secrets,
+)
 from vidsieve.video.wanted import LONGEST_SIDE, Sampling, Size, Wanted
 
 SAME_TIME = 1e-3  # seconds
@@ -119,7 +128,7 @@ def _chunks(frames: Frames, read: Callable[..., Iterator[Frames]], faults: Fault
             return
         except (Miscounted, av.error.InvalidDataError) as error:
             if not found.keys or index_of(name, check) != found:
-                raise VideoError(f"{name}: has changed since it was planned; plan it again") from error
+                raise VideoError(f"{name}: has changed since it was planned; plan it again") from without_secrets(error)
         yield from _around_damage(frames, done, by_decoding(locate(name), name, found, check), read, faults)
 
 

@@ -42,6 +42,7 @@ from vidsieve.video.demux import (
     opened,
     unchecked,
     video_stream,
+    without_secrets,
 )
 from vidsieve.video.wanted import LONGEST_SIDE, Library, Sampling, Size, Wanted
 
@@ -159,15 +160,17 @@ def one_line(place: str, name: str) -> Iterator[None]:
 
     try:
         yield
-    except av.error.InvalidDataError as error:
-        unknown = f"is not a video that can be decoded, or is damaged ({error.strerror})"
-        raise VideoError(f"{name}: {_LACKING if lacks_its_index(place) else unknown}") from error
-    except av.error.EOFError as error:
-        raise _without_frames(place, name) from error
-    except av.error.ExitError as error:
-        raise VideoError(f"{name}: no answer in {PATIENCE:g} s; download it first") from error
     except av.error.FFmpegError as error:
-        raise VideoError(f"{name}: cannot be read as a video ({error.strerror})") from error
+        if isinstance(error, av.error.InvalidDataError):
+            unknown = f"is not a video that can be decoded, or is damaged ({error.strerror})"
+            raised = VideoError(f"{name}: {_LACKING if lacks_its_index(place) else unknown}")
+        elif isinstance(error, av.error.EOFError):
+            raised = _without_frames(place, name)
+        elif isinstance(error, av.error.ExitError):
+            raised = VideoError(f"{name}: no answer in {PATIENCE:g} s; download it first")
+        else:
+            raised = VideoError(f"{name}: cannot be read as a video ({error.strerror})")
+        raise raised from without_secrets(error)
 
 
 def _without_frames(place: str, name: str) -> VideoError:
@@ -222,6 +225,11 @@ class Faults:
         """Tell the faults of a file of which `damaged` of `count` frames are damaged."""
         if found.truncated and self.cut:
             self.tell(f"is cut short: only {len(found)} frames ({found.duration:.1f} s) are there")
+        if found.seconds[0]:
+            self.tell(f"its first {found.seconds[0]:.2f} s cannot be decoded")
+        if found.late:
+            came = len(found) + len(found.late)
+            self.tell(f"{len(found.late)} of {came} frames came after ones that are shown later, and are left out")
         if damaged:
             self.tell(f"{damaged} of {count} frames are damaged; what they show is the decoder's guess")
 
