@@ -89,7 +89,7 @@ def features(variant: str, inputs: tiny.Inputs) -> Iterator[tuple[int, Tensor]]:
         described = (inputs["video_token_pooling"], inputs["video_grids"])
         yield tiny.VIDEO, body.get_video_features(inputs["pixel_values_videos"], *described).pooler_output
         return
-    counts = {} if newer.GEMMA_STACKED else {"num_frames_per_video": inputs["num_frames_per_video"]}
+    counts = {} if newer.STACKED else {"num_frames_per_video": inputs["num_frames_per_video"]}
     seen = body.get_video_features(
         inputs["pixel_values_videos"], inputs["video_position_ids"], return_dict=True, **counts
     )
@@ -197,7 +197,7 @@ def test_rows_of_different_lengths_and_one_of_text(variant: str, options: dict[s
 
 @pytest.mark.parametrize("variant", CONFIGS)
 def test_beams(variant: str) -> None:
-    videos = 1 if newer.GEMMA_STACKED else 2  # of several, transformers itself hands beams each other's before 5.18
+    videos = 1 if newer.STACKED else 2  # of several, transformers itself hands beams each other's before 5.18
     inputs = tiny.prompt(family(variant), videos=videos)
     with attach(model(variant), LouderThanMean()):
         answer = model(variant).generate(

@@ -35,7 +35,7 @@ def test_frames_and_grid(family: str) -> None:
         model.generate(**tiny.prompt(family), max_new_tokens=1)
     [video] = trace.videos
     expected = {"video_llava": ((17,) * 8, None)} | dict.fromkeys(
-        ("internvl", "smolvlm", "llava_onevision", "llava_next_video"), ((4,) * 4, (2, 2))
+        ("internvl", "smolvlm", "llava_onevision", "llava_next_video", "perception_lm"), ((4,) * 4, (2, 2))
     )
     assert (video.frames, video.grid) == expected.get(family, ((6,) * 4, (2, 3)))
 
