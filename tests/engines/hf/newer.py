@@ -303,7 +303,7 @@ GRIDS = {
     "hy_v4_vl": Grid(16, stacked=1, one_run=True, newline=True),
     "dots3_note": Grid(stacked=1, one_run=True, typed=False),
 }
-# Of Gemma 4, videos of one length were stacked until 5.18 or so; since then their frames follow one another.
+# Of Gemma 4, videos of one length were stacked in older releases; in newer ones their frames follow one another.
 STACKED = tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 18)
 
 
