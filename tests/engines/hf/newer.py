@@ -219,6 +219,12 @@ def molmo2() -> Any:
     return transformers.Molmo2Config(text_config=text, vision_config=tower, adapter_config=adapter, **ids)
 
 
+def _perception_lm() -> Any:
+    tower = {**TOWER, "model_type": "clip_vision_model", "model_args": {"embed_dim": 32}}  # not timm's, which it has
+    text = {"model_type": "llama", **TEXT}
+    return transformers.PerceptionLMConfig(text_config=text, vision_config=tower, projector_pooling_ratio=2, **IDS)
+
+
 GEMMA = {**TEXT, "num_hidden_layers": 4, "head_dim": 16, "global_head_dim": 24, "sliding_window": 24}
 GEMMA |= {"layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]}
 GEMMA_IDS = {**IDS, "tie_word_embeddings": False, "audio_token_id": SPARE, "boi_token_id": START, "eoi_token_id": END}
@@ -246,6 +252,7 @@ NEWER: dict[str, Callable[[], Any]] = {
     "gemma4": lambda: gemma4(**GEMMA_SMALL),
     "gemma4_unified": gemma4_unified,
     "molmo2": molmo2,
+    "perception_lm": _perception_lm,
 }
 
 
@@ -296,8 +303,8 @@ GRIDS = {
     "hy_v4_vl": Grid(16, stacked=1, one_run=True, newline=True),
     "dots3_note": Grid(stacked=1, one_run=True, typed=False),
 }
-# Of Gemma 4, videos of one length were stacked before 5.18; since then their frames follow one another.
-GEMMA_STACKED = tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 18)
+# Of Gemma 4, videos of one length were stacked in older releases; in newer ones their frames follow one another.
+STACKED = tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 18)
 
 
 def gemma_places(family: str) -> Tensor:
@@ -325,6 +332,8 @@ EAGER = ("hy_v4_vl",)  # for which transformers has no other attention
 def exists(family: str) -> bool:
     """Whether this release of transformers has the family, and can run it on a video."""
     if family == "kimi_k25" and transformers.__version__.startswith("5.17."):  # splits features as if not pooled
+        return False
+    if family == "perception_lm" and STACKED:  # its tower has to be timm's, which is not installed here
         return False
     return family.removesuffix("_thinker") in transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
 

@@ -89,7 +89,7 @@ def features(variant: str, inputs: tiny.Inputs) -> Iterator[tuple[int, Tensor]]:
         described = (inputs["video_token_pooling"], inputs["video_grids"])
         yield tiny.VIDEO, body.get_video_features(inputs["pixel_values_videos"], *described).pooler_output
         return
-    counts = {} if newer.GEMMA_STACKED else {"num_frames_per_video": inputs["num_frames_per_video"]}
+    counts = {} if newer.STACKED else {"num_frames_per_video": inputs["num_frames_per_video"]}
     seen = body.get_video_features(
         inputs["pixel_values_videos"], inputs["video_position_ids"], return_dict=True, **counts
     )
@@ -197,7 +197,7 @@ def test_rows_of_different_lengths_and_one_of_text(variant: str, options: dict[s
 
 @pytest.mark.parametrize("variant", CONFIGS)
 def test_beams(variant: str) -> None:
-    videos = 1 if newer.GEMMA_STACKED else 2  # of several, transformers itself hands beams each other's before 5.18
+    videos = 1 if newer.STACKED else 2  # of several, older releases hand beams each other's
     inputs = tiny.prompt(family(variant), videos=videos)
     with attach(model(variant), LouderThanMean()):
         answer = model(variant).generate(
@@ -300,7 +300,7 @@ def test_a_body_that_makes_masks_in_another_way_is_refused(
 
 @pytest.mark.parametrize("variant", ["small", "large"])
 def test_rows_that_are_asked_for(variant: str) -> None:
-    """Layers that share keys compute no other rows, since 5.18; they must be the ones that are asked for."""
+    """Layers that share keys compute no other rows, in newer releases; they must be the ones that are asked for."""
     inputs, lm = tiny.prompt("gemma4", text=8), model(variant)
     with attach(lm, LouderThanMean()) as trace, torch.no_grad():
         every = lm(**inputs).logits[0]

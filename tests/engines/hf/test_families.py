@@ -35,7 +35,7 @@ def test_frames_and_grid(family: str) -> None:
         model.generate(**tiny.prompt(family), max_new_tokens=1)
     [video] = trace.videos
     expected = {"video_llava": ((17,) * 8, None)} | dict.fromkeys(
-        ("internvl", "smolvlm", "llava_onevision", "llava_next_video"), ((4,) * 4, (2, 2))
+        ("internvl", "smolvlm", "llava_onevision", "llava_next_video", "perception_lm"), ((4,) * 4, (2, 2))
     )
     assert (video.frames, video.grid) == expected.get(family, ((6,) * 4, (2, 3)))
 
@@ -123,7 +123,7 @@ def test_frames_of_videos_of_different_sizes_and_lengths() -> None:
     first, second = find("gemma4", ids, video_position_ids=places, num_frames_per_video=counts).spans
     assert (first.frames, first.grid, first.at.tolist()) == ((6, 6), (2, 3), [*range(6), *range(7, 13)])
     assert (second.frames, second.grid, second.at.tolist()) == ((2, 2, 2), (1, 2), [*range(15, 21)])
-    stacked = last[3][None, None].expand(2, 1, 1, 2)  # as before 5.18
+    stacked = last[3][None, None].expand(2, 1, 1, 2)  # as in older releases
     ids = [*[tiny.VIDEO] * 8, 7, *[tiny.VIDEO] * 8]
     assert [span.grid for span in find("gemma4_unified", ids, video_position_ids=stacked).spans] == [(2, 4)] * 2
 

@@ -124,10 +124,10 @@ def prompt(family: str, seed: int = 0, text: int = 6, frames: int = 4, videos: i
             inputs["pixel_values"] = noise(images, *newer.gemma_pixels(family))
             inputs["image_position_ids"] = newer.gemma_places(family).expand(images, -1, -1)
         if videos:
-            stacked = (videos, frames) if newer.GEMMA_STACKED else (videos * frames,)
+            stacked = (videos, frames) if newer.STACKED else (videos * frames,)
             inputs["pixel_values_videos"] = noise(*stacked, *newer.gemma_pixels(family))
             inputs["video_position_ids"] = newer.gemma_places(family).expand(*stacked, -1, -1)
-            if not newer.GEMMA_STACKED:
+            if not newer.STACKED:
                 inputs["num_frames_per_video"] = torch.tensor([frames] * videos)
         inputs["mm_token_type_ids"] = torch.tensor([kinds + [0] * text])
     elif family == "molmo2":
@@ -148,9 +148,13 @@ def prompt(family: str, seed: int = 0, text: int = 6, frames: int = 4, videos: i
     else:
         frames = 8 if family == "video_llava" else frames
         size = {"video_llava": 17}.get(family, 4)
+        if family == "perception_lm" and images:
+            ids += [*[IMAGE] * size * images, *words(1)]
+            inputs["pixel_values"] = noise(images, 1, 3, 56, 56)
         for _ in range(videos):
             ids += [VIDEO] * (size * frames + (family == "llava_onevision")) + words(1)
-        inputs["pixel_values_videos"] = noise(videos, frames, 3, 56, 56)
+        if videos:
+            inputs["pixel_values_videos"] = noise(videos, frames, 3, 56, 56)
     inputs["input_ids"] = torch.tensor([ids + words(text)])
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     return inputs

@@ -93,7 +93,7 @@ REFUSED: dict[str, str] = {
     "instructblipvideo": "its Q-Former makes a fixed number of queries of each frame, and none is of a place in it",
     "minimax_m3_vl": "its sparse layers take a position for a place in the cache; what is kept has positions with gaps",
     **dict.fromkeys(
-        ("minicpmv4_6", "minicpmv4_7", "minicpm_ocr", "nemotron_h_omni", "perception_lm"),
+        ("minicpmv4_6", "minicpmv4_7", "minicpm_ocr", "nemotron_h_omni"),
         "its layout of a video has not been compared with the model by hand yet",
     ),
     **dict.fromkeys(
@@ -236,6 +236,14 @@ for _adapter in (
     ),
     Adapter(("llava_onevision",), layout="clips", trailing=1, square=True, by_frame=True, tower="batched"),
     Adapter(("llava_next_video",), layout="clips", square=True, by_frame=True, tower="batched"),
+    Adapter(
+        ("perception_lm",),
+        layout="clips",
+        square=True,
+        tower="batched",
+        not_before_tower=_UNPROVEN,
+        tested=("5.24.0",),
+    ),
     # 257 tokens a frame, the first of them a class token: no grid.
     Adapter(("video_llava",), layout="clips", by_frame=True, tower="batched"),
     # One image tile is indistinguishable from one frame; an image of several tiles is one longer run.

@@ -220,7 +220,7 @@ def description(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Select the `arguments` that describe videos; of pixels, only the shape; of places, the last of each frame."""
     found = {name: arguments[name] for name in _DESCRIBING if arguments.get(name) is not None}
     places = found.get("video_position_ids")
-    if places is not None and places.ndim > 2:  # (frames, patches, 2), or (videos, frames, patches, 2) before 5.18
+    if places is not None and places.ndim > 2:  # (frames, patches, 2); in older releases (videos, frames, patches, 2)
         if places.ndim == 4:
             found["num_frames_per_video"] = torch.full(places.shape[:1], places.shape[1])
         found["video_position_ids"] = places.amax(-2).flatten(0, -2)

@@ -183,7 +183,7 @@ class InputSeam:
         }
         videos, finalize = self._videos(found, embeds, queries["question"])
         # The device is busy now, so checks that need only the host are made here.
-        self._refuse(kwargs)
+        _refuse(kwargs, inside=layers is not None)
         sequence = _sequence(kwargs, prompt=found, videos=videos, queries=queries, timer=timer)
         mask, past = sequence.mask, sequence.held
         if mask is not None:
@@ -223,22 +223,6 @@ class InputSeam:
             return _all_rows(kwargs, sequence.rows())
         layers.enter(sequence, reductions)
         return {**kwargs, KEY: sequence}
-
-    def _refuse(self, kwargs: Arguments) -> None:
-        """Raise `UnsupportedCall` for arguments of the decoder that cannot be reduced."""
-        mask = kwargs.get("attention_mask")
-        if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
-            raise UnsupportedCall("a prompt with video needs a 2D attention_mask (B, L), no custom one can be reduced")
-        if packing := [name for name in (*PACKING, "seq_idx") if kwargs.get(name) is not None]:
-            raise UnsupportedCall(
-                f"{', '.join(packing)} say where packed samples are in a row as it was; "
-                "pass the samples of a prompt with video as rows, padded, or detach"
-            )
-        if self._layers is not None and getattr(contract.cache_of(kwargs), "is_compileable", False):
-            raise UnsupportedCall(
-                "a static cache gives every layer the same room, and stages inside the model leave every layer another "
-                "length; use a dynamic cache (the default), or reduce before the language model"
-            )
 
     def _videos(
         self, found: prompt.PromptLayout, embeds: Tensor, questions: dict[int, Columns]
@@ -299,6 +283,26 @@ class InputSeam:
             () if cache is None else layer_bytes(cache),
             costs.totals(self._target.costs, sequence),
             rows,
+        )
+
+
+def _refuse(kwargs: Arguments, inside: bool) -> None:
+    """Raise `UnsupportedCall` for arguments of the decoder that cannot be reduced.
+
+    inside: whether stages act inside it.
+    """
+    mask = kwargs.get("attention_mask")
+    if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
+        raise UnsupportedCall("a prompt with video needs a 2D attention_mask (B, L), no custom one can be reduced")
+    if packing := [name for name in (*PACKING, "seq_idx") if kwargs.get(name) is not None]:
+        raise UnsupportedCall(
+            f"{', '.join(packing)} say where packed samples are in a row as it was; "
+            "pass the samples of a prompt with video as rows, padded, or detach"
+        )
+    if inside and getattr(contract.cache_of(kwargs), "is_compileable", False):
+        raise UnsupportedCall(
+            "a static cache gives every layer the same room, and stages inside the model leave every layer another "
+            "length; use a dynamic cache (the default), or reduce before the language model"
         )
 
 
