@@ -22,11 +22,11 @@ from tests.clips import write
 from tests.engines.hf import processors, tiny
 from tests.engines.hf.reducers import Loudest
 from vidsieve.encoded.chunks import FeatureChunk, _Chunks, _split, by_frame, encode_chunks
-from vidsieve.encoded.stages import Stages
 from vidsieve.engines.hf import families, register
 from vidsieve.engines.hf.families import adapter_for
 from vidsieve.engines.hf.loading import prepare
 from vidsieve.errors import AlreadyAttached, UnsupportedModel, VideoError, WrongArgument
+from vidsieve.stages import Stages
 from vidsieve.video import decode, plan_video, read_video
 
 # GLM's processors make numpy arrays of torch tensors, of which numpy 2 warns.
@@ -174,7 +174,7 @@ def test_the_tower_is_the_one_that_was_asked_for(
 
 
 def threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name == "vidsieve-encode"]
+    return [thread.name for thread in threading.enumerate() if thread.name == "vidsieve-stage"]
 
 
 def test_a_closed_iterator_leaves_no_thread(clip: Path, make: Callable[[str], Any]) -> None:
@@ -249,8 +249,8 @@ def test_an_error_of_a_thread_is_raised_once_after_the_chunks_before_it(
     if stage == "process":
         monkeypatch.setattr("vidsieve.encoded.chunks.prepare", failing)
     else:
-        fill = decode.fill
-        monkeypatch.setattr(decode, "fill", lambda *args: (fail(), fill(*args)))
+        scale = decode.Scaling.__call__
+        monkeypatch.setattr(decode.Scaling, "__call__", lambda *args: (fail(), scale(*args))[1])
     chunks = encode_chunks(model, processor, plan_video(clip, num_frames=40), 2)
     came: list[FeatureChunk] = []
     with pytest.raises(MemoryError, match="no room"):

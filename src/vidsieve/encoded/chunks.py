@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from vidsieve.checks import check_number, describe
-from vidsieve.encoded.stages import Stages, in_use
 from vidsieve.encoded.until_decoder import decoder_arguments
 from vidsieve.engines.hf import adapter_for, arguments, attach, contract, prompt
 from vidsieve.engines.hf.families import Adapter
@@ -24,6 +23,7 @@ from vidsieve.engines.hf.loading import prepare, prepare_video
 from vidsieve.engines.hf.processing import resizing_to
 from vidsieve.engines.hf.seams.vision import Vision, check_vision
 from vidsieve.errors import UnsupportedCall, UnsupportedModel, VidsieveError, WrongArgument
+from vidsieve.stages import Stages, in_use
 from vidsieve.types.frames import Frames
 from vidsieve.video.chunks import read_chunks
 

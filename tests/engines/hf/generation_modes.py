@@ -101,7 +101,7 @@ class Case:
                     weight.add_((torch.randn(weight.shape, generator=generator) * 0.5).to(weight) * weight.std())
         return drafting(draft)
 
-    def attempt(self, name: str, keep: float | None) -> tuple[Answer | str, Trace | None]:
+    def attempt(self, name: str, keep: float | None, seed: int = 0) -> tuple[Answer | str, Trace | None]:
         """Generate in the mode of this name. Returns the answer, or the error, as type and message, and the trace."""
         mode, trace = MODES[name], None
         model = self.model(mode.attention)
@@ -110,7 +110,7 @@ class Case:
         try:
             with warnings.catch_warnings(), torch.random.fork_rng():
                 warnings.simplefilter("ignore")
-                torch.manual_seed(0)
+                torch.manual_seed(seed)
                 return mode.run(model, self, mode), None if handle is None else handle.trace
         except VidsieveError as error:
             return f"refused: {error}", trace
@@ -165,7 +165,10 @@ class Case:
         if isinstance(found, str):
             if found.startswith("refused: "):
                 return found
-            return "same error" if found in (stock, self.attempt(name, None)[0]) else f"different: {found}"
+            # What is drawn decides whether some fail, as drafts do that leave a window in transformers 5.17.
+            draws = range(1 if mode.greedy else 12)
+            alike = found == stock or any(found == self.attempt(name, None, seed)[0] for seed in draws)
+            return "same error" if alike else f"different: {found}"
         hand = self.hand(mode.prompts, 0.5)
         wrong = hand.judge(mode, found) or hand.kept_alike(trace) or self._shapes(stock, found, hand)
         if wrong and not isinstance(stock, str) and (stock_wrong := self.hand(mode.prompts, None).judge(mode, stock)):

@@ -4,9 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import transformers
+from torch import Tensor
 
 from tests.engines.hf.configs import (
+    END,
     EXPERTS,
     GLM_IDS,
     IDS,
@@ -15,10 +18,12 @@ from tests.engines.hf.configs import (
     QWEN_IDS,
     QWEN_TOWER,
     SPARE,
+    START,
     TEXT,
     TOWER,
     TURN,
     VIDEO,
+    VOCABULARY,
     mrope,
 )
 
@@ -170,6 +175,21 @@ def _hy_v4_vl() -> Any:
     return transformers.HYV4VLConfig(text_config=text, vision_config=tower, **IDS)
 
 
+def gemma4(**text: Any) -> Any:
+    """Small ones have inputs of each layer and share keys; large ones let the tokens of a frame see one another."""
+    tower = {**TOWER, "num_key_value_heads": 2, "head_dim": 16, "patch_size": 4, "pooling_kernel_size": 2}
+    tower = {name: value for name, value in tower.items() if name != "image_size"}
+    text = {**GEMMA, "vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 0, **text}
+    return transformers.Gemma4Config(text_config=text, vision_config=tower, audio_config=None, **GEMMA_IDS)
+
+
+def gemma4_unified(**text: Any) -> Any:
+    tower = {"patch_size": 2, "pooling_kernel_size": 2, "mm_embed_dim": 32, "mm_posemb_size": 16}
+    tower |= {"output_proj_dims": 32}
+    text = {**GEMMA, **text}
+    return transformers.Gemma4UnifiedConfig(text_config=text, vision_config=tower, audio_config=None, **GEMMA_IDS)
+
+
 def _dots3_note() -> Any:
     tower = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
     tower |= {"moe_intermediate_size": 16, "num_local_experts": 2, "adapter_in_dim": 32, "adapter_out_dim": 64}
@@ -186,6 +206,23 @@ def _dots3_note() -> Any:
         text_config=text, vision_config=tower, audio_config=audio, audio_token_id=SPARE, **IDS
     )
 
+
+def molmo2() -> Any:
+    tower = {**{name: TOWER[name] for name in ("hidden_size", "intermediate_size", "num_attention_heads")}}
+    heads = {"num_key_value_heads": 2, "head_dim": 16}
+    tower |= {**heads, "num_hidden_layers": 2, "image_size": [56, 84], "patch_size": 14}
+    adapter = {**heads, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48, "text_hidden_size": 64}
+    adapter |= {"vision_feature_layer": [1, 0]}
+    text = {**TEXT, "head_dim": 16, "additional_vocab_size": 0}
+    ids = {"image_patch_id": VIDEO, "frame_start_token_id": START, "frame_end_token_id": END}
+    ids |= {"image_start_token_id": SPARE, "low_res_image_start_token_id": SPARE, "image_end_token_id": SPARE}
+    return transformers.Molmo2Config(text_config=text, vision_config=tower, adapter_config=adapter, **ids)
+
+
+GEMMA = {**TEXT, "num_hidden_layers": 4, "head_dim": 16, "global_head_dim": 24, "sliding_window": 24}
+GEMMA |= {"layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]}
+GEMMA_IDS = {**IDS, "tie_word_embeddings": False, "audio_token_id": SPARE, "boi_token_id": START, "eoi_token_id": END}
+GEMMA_SMALL = {"hidden_size_per_layer_input": 8, "num_kv_shared_layers": 2}
 
 NEWER: dict[str, Callable[[], Any]] = {
     "qwen2_5_omni_thinker": _qwen2_5_omni,
@@ -206,6 +243,9 @@ NEWER: dict[str, Callable[[], Any]] = {
     "cohere_compass": _cohere_compass,
     "hy_v4_vl": _hy_v4_vl,
     "dots3_note": _dots3_note,
+    "gemma4": lambda: gemma4(**GEMMA_SMALL),
+    "gemma4_unified": gemma4_unified,
+    "molmo2": molmo2,
 }
 
 
@@ -256,6 +296,29 @@ GRIDS = {
     "hy_v4_vl": Grid(16, stacked=1, one_run=True, newline=True),
     "dots3_note": Grid(stacked=1, one_run=True, typed=False),
 }
+# Of Gemma 4, videos of one length were stacked before 5.18; since then their frames follow one another.
+GEMMA_STACKED = tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 18)
+
+
+def gemma_places(family: str) -> Tensor:
+    """The column and row of each patch of a frame, two rows of three tokens, and -1 where it is padded."""
+    merged = 1 if family == "gemma4_unified" else 2
+    rows, columns = torch.meshgrid(torch.arange(2 * merged), torch.arange(3 * merged), indexing="ij")
+    places = torch.stack([columns.flatten(), rows.flatten()], 1)
+    return torch.nn.functional.pad(places, (0, 0, 0, 2 * merged**2), value=-1)
+
+
+def gemma_pixels(family: str) -> tuple[int, int]:
+    """Patches of a frame, with padding, and numbers in a patch."""
+    return len(gemma_places(family)), 3 * 4**2
+
+
+def pooled(frames: int) -> Tensor:
+    """Of Molmo 2, the patches that make each token, among those of all frames: 4 by 6, of which 2 by 2 are one."""
+    patches = torch.arange(frames * 24).view(frames, 2, 2, 3, 2)
+    return patches.transpose(2, 3).reshape(-1, 4)
+
+
 EAGER = ("hy_v4_vl",)  # for which transformers has no other attention
 
 
@@ -266,7 +329,8 @@ def exists(family: str) -> bool:
     return family.removesuffix("_thinker") in transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
 
 
-NO_IMAGE_BESIDE = ("glm4v", "glm4v_moe", "glm46v", "glm_ocr", "glmga")  # transformers itself refuses both in one call
+# Transformers itself refuses an image and a video in one call of these.
+NO_IMAGE_BESIDE = ("glm4v", "glm4v_moe", "glm46v", "glm_ocr", "glmga", "molmo2")
 ROUNDED = ("exaone4_5", "lfm3_vl", "hy_v4_vl")  # of which a packed tower differs from a stock one by a last bit
 KINDS = ("mm_token_type_ids", "moe_mm_token_type_ids")
 # What the model itself says of a whole prompt, with a cache or without, padded or not, differs by up to 3e-4: its

@@ -16,6 +16,7 @@ from transformers.video_utils import load_video
 from tests.engines.hf import newer, tiny
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl", "llava_onevision", "internvl")
+GEMMA = ("gemma4", "gemma4_unified")
 EVERY = (*FAMILIES, "glm4v", "glm46v", "video_llama_3", "llava_next_video", "video_llava", "smolvlm")
 # Of families of newer.py: the classes of the processor, of its part for videos and of that for images.
 _NEWER = {
@@ -48,6 +49,7 @@ _SPECIAL = {
     "glm": ("<|begin_of_image|>", "<|end_of_image|>", "<|image|>", "<|video|>", "<|begin_of_video|>"),
     "video_llama_3": _VISION,
     "video_llava": ("<unused_1>", "<unused_2>", "<image>", "<video>"),
+    "gemma4": ("<|image>", "<image|>", "<|image|>", "<|video|>", "<|audio|>"),
     "smolvlm": ("<fake_token_around_image>", "<global-img>", "<image>", "<video>"),
 }
 _CHAT = (
@@ -65,6 +67,10 @@ def _tokenizer(family: str) -> Any:
     if family == "internvl":
         names = ("start_image_token", "end_image_token", "context_image_token", "video_token")
         extra["extra_special_tokens"] = dict(zip(names, marks, strict=True))
+    if family in GEMMA:
+        names = ("boi_token", "eoi_token", "image_token", "video_token", "audio_token")
+        sounds = {"boa_token": marks[0], "eoa_token": marks[1]}  # of which no prompt here has any
+        extra["extra_special_tokens"] = {**dict(zip(names, marks, strict=True)), **sounds}
     if "_omni_" in family:
         names = ("vision_bos_token", "vision_eos_token", "image_token", "video_token", "audio_token")
         audio = {"audio_bos_token": "<|im_start|>", "audio_eos_token": "<|im_end|>"}  # no id is left
@@ -147,6 +153,13 @@ def _other(family: str, tokenizer: Any, pixels: dict[str, int]) -> Any:
         )
         parts["image_processor"] = transformers.SmolVLMImageProcessorPil()
         return transformers.SmolVLMProcessor(**parts, image_seq_len=4)
+    if family in GEMMA:
+        name, size = ("Gemma4", 4) if family == "gemma4" else ("Gemma4Unified", 2)
+        of = {"patch_size": size, "pooling_kernel_size": 2}
+        parts["video_processor"] = getattr(transformers, f"{name}VideoProcessor")(**of)
+        parts["image_processor"] = getattr(transformers, f"{name}ImageProcessor{'Pil' * (size == 4)}")(**of)
+        parts["feature_extractor"] = getattr(transformers, f"{name}AudioFeatureExtractor")()
+        return getattr(transformers, f"{name}Processor")(**parts)
     parts |= {"patch_size": 14, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
     if family == "llava_next_video":
         parts["video_processor"] = transformers.LlavaNextVideoVideoProcessor(**square)

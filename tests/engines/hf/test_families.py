@@ -114,6 +114,36 @@ def test_frames_that_the_processor_of_videollama3_compressed() -> None:
     assert (span.frames, span.grid) == ((4, 1), None)
 
 
+def test_frames_of_videos_of_different_sizes_and_lengths() -> None:
+    """Each frame is laid out by the place of its last patch, whatever stands between frames."""
+    last = {2: torch.tensor([[5, 3]]), 3: torch.tensor([[3, 1]])}  # column and row: 3 by 2 tokens, 2 by 1
+    places = torch.cat([last[2].expand(2, 2), last[3].expand(3, 2)])[:, None]
+    counts = torch.tensor([2, 3])
+    ids = [*[tiny.VIDEO] * 6, 7, *[tiny.VIDEO] * 6, 7, 7, *[tiny.VIDEO] * 6, 7]
+    first, second = find("gemma4", ids, video_position_ids=places, num_frames_per_video=counts).spans
+    assert (first.frames, first.grid, first.at.tolist()) == ((6, 6), (2, 3), [*range(6), *range(7, 13)])
+    assert (second.frames, second.grid, second.at.tolist()) == ((2, 2, 2), (1, 2), [*range(15, 21)])
+    stacked = last[3][None, None].expand(2, 1, 1, 2)  # as before 5.18
+    ids = [*[tiny.VIDEO] * 8, 7, *[tiny.VIDEO] * 8]
+    assert [span.grid for span in find("gemma4_unified", ids, video_position_ids=stacked).spans] == [(2, 4)] * 2
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "no video_position_ids"),
+        ({"video_position_ids": torch.zeros(1, 1, 2, dtype=torch.long)}, "no video_position_ids and num_frames"),
+        (
+            {"video_position_ids": torch.full((2, 1, 2), 3), "num_frames_per_video": torch.tensor([2])},
+            r"row 0 has 7 .* video_position_ids of \[2\] frames describes",
+        ),
+    ],
+)
+def test_placeholders_that_no_places_describe(given: dict[str, torch.Tensor], said: str) -> None:
+    with pytest.raises(UnsupportedCall, match=said):
+        find("gemma4", [7, *[tiny.VIDEO] * 7, 7], **given)
+
+
 @pytest.mark.parametrize("grid", [None, [[4, 4, 6]], [[1, 4, 6]]])
 def test_placeholders_that_no_grid_describes(grid: list[list[int]] | None) -> None:
     arguments = {} if grid is None else {"video_grid_thw": torch.tensor(grid)}

@@ -16,7 +16,7 @@ IDENTITY = {"same", "same error", "refused", "not installed", "different in stoc
 REDUCED = {"by hand", "same error", "refused", "not installed", "wrong in stock"}
 # Why a mode is refused: where nothing was dropped too, and only where something was.
 ALWAYS = "prefill_chunk_size shows|expected input_ids, in which|transformers 5.1[4-6].* has no static cache"
-DROPPED = f"{ALWAYS}|expected moe_mm_token_type_ids of all|some layers of this static cache record their past"
+DROPPED = f"{ALWAYS}|expected (moe_)?mm_token_type_ids of|some layers of this static cache record their past"
 
 case = functools.lru_cache(1)(Case)
 

@@ -35,6 +35,19 @@ def test_every_kind_of_prompt_in_one_batch(family: str) -> None:
     assert report.trace.totals["tokens_before"] == 3 * 4 * 6  # videos, frames, tokens
 
 
+@pytest.mark.parametrize("family", NEWER)
+def test_the_loss_is_of_the_tokens_that_are_left(family: str) -> None:
+    """Some models pass logits and labels to their loss by name, and some in order."""
+    model, inputs = tiny.model(family), tiny.prompt(family)
+    labels = torch.full_like(inputs["input_ids"], -100)
+    labels[:, -4:] = inputs["input_ids"][:, -4:]
+    with attach(model, LouderThanMean()), torch.no_grad():
+        found = model(**inputs, labels=labels)
+    answer = found.logits[0, -5:-1]
+    assert found.logits.shape[1] < labels.shape[1]
+    torch.testing.assert_close(found.loss, torch.nn.functional.cross_entropy(answer, labels[0, -4:]))
+
+
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_the_tower_is_run_as_the_adapter_says(family: str) -> None:
     model, inputs = tiny.model(family), tiny.prompt(family)

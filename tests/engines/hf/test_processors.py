@@ -36,7 +36,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("family", processors.FAMILIES)
+@pytest.mark.parametrize("family", [*processors.FAMILIES, *processors.GEMMA])
 def test_a_clip_through_the_real_processor(family: str, clip: Path) -> None:
     inputs = processors.inputs(processors.processor(family), clip, QUESTION)
     report = verify(tiny.model(family), inputs, Loudest(0.25), steps=4)
@@ -47,7 +47,7 @@ def test_a_clip_through_the_real_processor(family: str, clip: Path) -> None:
     assert video.after == round(0.25 * video.before)
 
 
-@pytest.mark.parametrize("family", processors.FAMILIES)
+@pytest.mark.parametrize("family", [*processors.FAMILIES, *processors.GEMMA])
 def test_the_question_is_found_in_a_chat_template(family: str, clip: Path) -> None:
     processor, model = processors.processor(family), tiny.fresh(family)
     model.generation_config.eos_token_id = tiny.END_OF_TURN

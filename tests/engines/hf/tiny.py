@@ -114,6 +114,32 @@ def prompt(family: str, seed: int = 0, text: int = 6, frames: int = 4, videos: i
             inputs["video_second_per_grid"] = torch.tensor([0.5] * videos)
         if family == "ernie4_5_vl_moe":
             inputs["moe_mm_token_type_ids"] = inputs["mm_token_type_ids"]
+    elif family.startswith("gemma4"):
+        kinds, size = [0] * len(ids), 6
+        for kind, mark, runs in ((1, IMAGE, images), *[(2, VIDEO, frames)] * videos):
+            for _ in range(runs):
+                ids += [*words(5), START, *[mark] * size, END]
+                kinds += [0] * 6 + [kind] * size + [0]
+        if images:
+            inputs["pixel_values"] = noise(images, *newer.gemma_pixels(family))
+            inputs["image_position_ids"] = newer.gemma_places(family).expand(images, -1, -1)
+        if videos:
+            stacked = (videos, frames) if newer.GEMMA_STACKED else (videos * frames,)
+            inputs["pixel_values_videos"] = noise(*stacked, *newer.gemma_pixels(family))
+            inputs["video_position_ids"] = newer.gemma_places(family).expand(*stacked, -1, -1)
+            if not newer.GEMMA_STACKED:
+                inputs["num_frames_per_video"] = torch.tensor([frames] * videos)
+        inputs["mm_token_type_ids"] = torch.tensor([kinds + [0] * text])
+    elif family == "molmo2":
+        kinds, size = [0] * len(ids), 6
+        for _ in range(videos * frames):
+            ids += [*words(3), START, *[VIDEO] * size, END]
+            kinds += [0] * 3 + [1] * (size + 2)
+        inputs["mm_token_type_ids"] = torch.tensor([kinds + [0] * text])
+        if videos:
+            inputs["pixel_values_videos"] = noise(videos * frames, 24, 3 * 14**2)
+            inputs["video_token_pooling"] = newer.pooled(videos * frames)
+            inputs["video_grids"] = torch.tensor([[frames, 2, 3]] * videos)
     elif family in ("internvl", "smolvlm"):
         for _ in range(frames):
             ids += [*words(3), START, *[IMAGE] * 4, END]
@@ -156,6 +182,8 @@ def batch(*prompts: Inputs) -> Inputs:
             value = PAD if name == "input_ids" else 0
             parts = [torch.nn.functional.pad(part, (longest - part.shape[1], 0), value=value) for part in parts]
         joined[name] = torch.cat(parts)
+    if "video_token_pooling" in joined:  # counts the patches of all frames of a call
+        joined["video_token_pooling"] = newer.pooled(len(joined["pixel_values_videos"]))
     return joined
 
 

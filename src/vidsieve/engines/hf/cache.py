@@ -189,7 +189,7 @@ def refuse_overread(cache: Any) -> None:
 
 
 def continued(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Give the decoder's arguments the mask that a cache of a reduced prompt needs.
+    """Give the arguments of a decoder, or of a body, the mask that a cache of a reduced prompt needs.
 
     Raises `UnsupportedCall` if their mask does not cover the conversation.
     """
@@ -197,7 +197,8 @@ def continued(kwargs: dict[str, Any]) -> dict[str, Any]:
     mask, prefix = kwargs.get("attention_mask"), prefix_of(cache)
     if prefix is None or not (mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)):
         return kwargs
-    batch, length = kwargs["inputs_embeds"].shape[:2]
+    tokens = kwargs["input_ids"] if kwargs.get("inputs_embeds") is None else kwargs["inputs_embeds"]
+    batch, length = tokens.shape[:2]
     if mask is not None:
         seen = cache.get_seq_length()
         if not isinstance(seen, Tensor):  # a static cache counts on the device, which decoding must not wait for

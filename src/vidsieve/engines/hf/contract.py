@@ -49,11 +49,13 @@ _BUILDER_OPTIONS = {
     "allow_is_causal_skip",
 }
 _BODY = {
-    "grid": {"input_ids", "inputs_embeds", "video_grid_thw"},
-    "parts": {"input_ids", "inputs_embeds", "video_grid_thw"},
+    "grid": {"input_ids", "inputs_embeds"},
+    "parts": {"input_ids", "inputs_embeds"},
+    "frames": {"input_ids", "inputs_embeds", "pixel_values_videos", "video_position_ids"},
     "clips": {"input_ids", "inputs_embeds", "pixel_values_videos"},
     "runs": {"input_ids", "inputs_embeds", "pixel_values"},
 }
+_OF_GRIDS = ("grid", "parts")
 _CACHE_METHODS = {
     "get_seq_length": ("layer_idx",),
     "get_query_offset": ("layer_idx",),
@@ -85,6 +87,11 @@ def by_name(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[
     return {**dict(zip(_parameters(called), args, strict=False)), **kwargs} if args else kwargs
 
 
+def accepted(module: nn.Module, names: Iterable[str]) -> tuple[str, ...]:
+    """Select those of `names` that are arguments of `module`."""
+    return tuple(name for name in names if name in _parameters(_forward(module)))
+
+
 def check(model: Any, adapter: "Adapter", layers: bool) -> None:
     """Raise `UnsupportedVersion` unless `model` takes the arguments listed here, and no others.
 
@@ -92,7 +99,9 @@ def check(model: Any, adapter: "Adapter", layers: bool) -> None:
     """
     check_library()
     body, decoder = model.base_model, model.get_decoder()
-    _require(body, _forward(body), _BODY[adapter.layout])
+    _require(body, _forward(body), _BODY[adapter.layout] | ({adapter.grids} if adapter.layout in _OF_GRIDS else set()))
+    if adapter.mask_kinds is not None:
+        _require(body, _forward(body), {adapter.mask_kinds, "inputs_embeds", "attention_mask", "position_ids", CACHE})
     if "mm_encoder_outputs" in _parameters(_forward(body)):
         _require_attributes(model, ("_prepare_multimodal_encoder_kwargs_for_generation",))
     _require_attributes(model, ("_prefill", "_get_candidate_generator", "_supports_logits_to_keep", "loss_function"))
@@ -105,7 +114,7 @@ def check(model: Any, adapter: "Adapter", layers: bool) -> None:
             forward = _forward(layer)
             hidden = list(_parameters(forward))[1]
             if hidden != "hidden_states":
-                raise _unknown(f"{_name(layer)} takes {hidden} first, not hidden_states")
+                raise unknown(f"{_name(layer)} takes {hidden} first, not hidden_states")
             _require(layer, forward, _LAYER)
             _refuse_others(layer, forward, _LAYER | _SWITCHES | {hidden})
 
@@ -166,13 +175,13 @@ def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]
 def _require(owner: Any, function: Callable[..., Any], names: Iterable[str]) -> None:
     missing = sorted(set(names) - set(_parameters(function)))
     if missing:
-        raise _unknown(f"{_name(owner)} takes no {', '.join(missing)}")
+        raise unknown(f"{_name(owner)} takes no {', '.join(missing)}")
 
 
 def _refuse_others(owner: Any, function: Callable[..., Any], known: set[str]) -> None:
     others = [name for name in _parameters(function) if name not in known | _REST]
     if others:
-        raise _unknown(
+        raise unknown(
             f"{_name(owner)} takes {', '.join(others)}, of which nothing says whether it follows the sequence "
             "(an adapter can: per_token, per_visual, unchanged)"
         )
@@ -181,14 +190,15 @@ def _refuse_others(owner: Any, function: Callable[..., Any], known: set[str]) ->
 def _require_attributes(owner: Any, names: Iterable[str]) -> None:
     missing = [name for name in names if not hasattr(owner, name)]
     if missing:
-        raise _unknown(f"{_name(owner)} has no {', '.join(missing)}")
+        raise unknown(f"{_name(owner)} has no {', '.join(missing)}")
 
 
 def _name(owner: Any) -> str:
     return str(getattr(owner, "__qualname__", type(owner).__name__))
 
 
-def _unknown(what: str) -> UnsupportedVersion:
+def unknown(what: str) -> UnsupportedVersion:
+    """Make the error that says `what` is not known of this release."""
     return UnsupportedVersion(
         f"transformers {_transformers.__version__} differs from what vidsieve knows: {what}. Use a newer vidsieve, or "
         f"a release that this one was tested with: pip install 'transformers=={TESTED[-1]}'"

@@ -19,12 +19,15 @@ class Adapter:
 
     model_types: the `config.model_type` values this adapter serves.
     layout: how the number of frames of a video, and of tokens in each, is determined.
-        "grid"   the `video_grid_thw` argument (T, H, W in patches) and the vision tower's spatial merge size.
+        "grid"   the argument `grids` (T, H, W in patches) and the vision tower's spatial merge size.
         "parts"  the same, but a row of it describes a part of a video; the parts of one prompt are one video.
+        "frames" the `video_position_ids` argument (the place of each patch of a frame), and the frames of each video.
         "clips"  one block per video, all of one length; `pixel_values_videos` has the number of frames.
         "runs"   every unbroken run of placeholders is one frame; the runs of a prompt are one video.
     token: the config attribute that holds the id of the placeholder.
-    merge: attribute of the vision config with the patches, or (rows, columns) of them, that make a token ("grid").
+    grids: the argument with T, H and W of each video ("grid", "parts").
+    merge: attribute of the vision config with the patches, or (rows, columns) of them, that make a token ("grid",
+        "frames"); empty if each does.
     merged_frames: attribute of the vision config with the T that make a frame; "all" of a row's ("grid", "parts").
     row_end: tokens after each row of a frame that are not patches, and so are always kept ("grid").
     between: config attributes with the ids around a video, where images use the same placeholder ("grid").
@@ -34,6 +37,8 @@ class Adapter:
     gap: fewest tokens between two frames; runs closer together are the tiles of one image ("runs").
     per_token: decoder arguments (B, L, ...) that follow the sequence, besides embeddings, positions and mask.
     unchanged: decoder arguments that do not follow the sequence, besides those that transformers' own decoders take.
+    mask_kinds: argument of the body (B, L) with the kind of each token, of which, where the body makes the masks of the
+        decoder, these are made; None where the decoder makes its own.
     by_frame: whether the tower computes each frame (or temporal patch) from it alone, so that a video may be encoded in
         chunks.
     per_visual: decoder arguments that are lists of (V, D), a row for each of the V true columns of `visual_pos_masks`.
@@ -45,8 +50,9 @@ class Adapter:
     """
 
     model_types: tuple[str, ...]
-    layout: Literal["grid", "parts", "clips", "runs"] = "grid"
+    layout: Literal["grid", "parts", "frames", "clips", "runs"] = "grid"
     token: str = "video_token_id"
+    grids: str = "video_grid_thw"
     merge: str = "spatial_merge_size"
     merged_frames: str | None = None
     row_end: int = 0
@@ -58,6 +64,7 @@ class Adapter:
     per_token: tuple[str, ...] = ("visual_pos_masks",)
     per_visual: tuple[str, ...] = ("deepstack_visual_embeds",)
     unchanged: tuple[str, ...] = ()
+    mask_kinds: str | None = None
     by_frame: bool = False
     tower: Literal["packed", "batched", "stock"] = "packed"
     not_inside: str = ""
@@ -68,9 +75,8 @@ class Adapter:
 
 
 _ADAPTERS: dict[str, Adapter] = {}
-_MASKS = (
-    "the masks of its decoder are made outside it; shortened ones have not been compared with the model by hand yet"
-)
+_MASKS = "the masks of its decoder are made outside it, of kinds of tokens that are not stored"
+_BOTH_WAYS = "its video tokens see later ones too, by masks that no stage makes"
 _WINDOWS = "some of its layers see a window, and whether dropped tokens count towards its width is not defined"
 _CHOSEN = "its layers choose the keys that they, or layers after them, see"
 _UNPROVEN = "what its tower makes of fewer groups of pixels has not been compared with the same by hand"
@@ -86,7 +92,6 @@ REFUSED: dict[str, str] = {
     ),
     "instructblipvideo": "its Q-Former makes a fixed number of queries of each frame, and none is of a place in it",
     "minimax_m3_vl": "its sparse layers take a position for a place in the cache; what is kept has positions with gaps",
-    **dict.fromkeys(("gemma4", "gemma4_unified", "molmo2"), _MASKS),
     **dict.fromkeys(
         ("minicpmv4_6", "minicpmv4_7", "minicpm_ocr", "nemotron_h_omni", "perception_lm"),
         "its layout of a video has not been compared with the model by hand yet",
@@ -188,6 +193,45 @@ for _adapter in (
         not_inside=_CHOSEN,
         not_before_tower=_UNPROVEN,
         not_stored="the tokens that end a row of a frame would be taken for video",
+        tested=("5.24.0",),
+    ),
+    # The smaller ones have an input of each layer for every token, and layers that share keys, for which the decoder is
+    # told how many of the last rows are asked for. The larger ones let the tokens of a frame see one another.
+    Adapter(
+        ("gemma4",),
+        layout="frames",
+        merge="pooling_kernel_size",
+        per_token=("per_layer_inputs", "labels"),
+        unchanged=("logits_to_keep",),
+        mask_kinds="mm_token_type_ids",
+        tower="batched",
+        not_inside=_WINDOWS,
+        not_before_tower=_UNPROVEN,
+        not_stored=_ARGUMENTS,
+    ),
+    # Without a tower: its patches are embedded as they are.
+    Adapter(
+        ("gemma4_unified",),
+        layout="frames",
+        merge="",
+        per_token=("labels",),
+        unchanged=("logits_to_keep",),
+        mask_kinds="mm_token_type_ids",
+        tower="batched",
+        not_inside=_WINDOWS,
+        not_before_tower="it has no vision tower",
+        not_stored=_MASKS,
+    ),
+    # All of a video sees all of it. Its grids are of tokens.
+    Adapter(
+        ("molmo2",),
+        grids="video_grids",
+        merge="",
+        mask_kinds="mm_token_type_ids",
+        tower="batched",
+        not_inside=_BOTH_WAYS,
+        not_before_tower=_UNPROVEN,
+        not_stored=_MASKS,
         tested=("5.24.0",),
     ),
     Adapter(("llava_onevision",), layout="clips", trailing=1, square=True, by_frame=True, tower="batched"),

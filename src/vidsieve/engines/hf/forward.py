@@ -4,6 +4,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -33,12 +34,14 @@ class Generated:
     """What `generate` passes on to its calls of the model.
 
     described: the arguments that describe the videos of encoded features.  encoded: the tokens of each encoded video or
-    frame.  proposed: how many candidate tokens the next call verifies (assisted decoding).
+    frame.  proposed: how many candidate tokens the next call verifies (assisted decoding).  masks: makes those of the
+    next call, for a static cache, where the decoder does not make its own.
     """
 
     described: Mapping[str, Any] = field(default_factory=dict)
     encoded: tuple[int, ...] = ()
     proposed: int = 0
+    masks: "partial[Any] | None" = None
 
 
 _NOTHING = Generated()
@@ -149,6 +152,7 @@ class ForwardState:
     Set for the model, answer: bool (B, L), true on the training targets among `labels`; None without labels.
     logits_to_keep: None for all.
     Set for its body, host_inputs: says where videos are, until the decoder reads it.  copies: rows that share a video.
+    deferred: its arguments, until the masks of the decoder are made of them.  making: while it is called for these.
     Set for the decoder, sequence: while it runs on a prompt with videos.
     Set for the output, rows: which columns of the prompt they belong to.  spread: whether every column has one.
     """
@@ -160,6 +164,8 @@ class ForwardState:
     logits_to_keep: Any = None
     host_inputs: HostInputs | None = None
     copies: int = 1
+    deferred: dict[str, Any] | None = None
+    making: bool = False
     sequence: SequenceState | None = None
     rows: Rows | None = None
     spread: bool = False
@@ -186,8 +192,8 @@ class ForwardStates(OfOneModel):
         state: ForwardState | None = here.get("state")
         if state is None or state.innermost >= level:
             generated = self.generated
-            if generated.proposed:
-                self.generated = replace(generated, proposed=0)  # they belong to one call
+            if generated.proposed or generated.masks:
+                self.generated = replace(generated, proposed=0, masks=None)  # they belong to one call
             state = here["state"] = ForwardState(level, level, generated)
         state.innermost = level
         return state

@@ -37,8 +37,12 @@ class VideoSpan:
     stored: StoredVideo | None = None
 
 
-def _by_grid(adapter: Adapter, config: Any, placed: list[Array], arguments: Mapping[str, Any]) -> Iterator[VideoSpan]:
-    queue = iter(_described(adapter, config, placed, arguments))
+Described = list[tuple[tuple[int, ...], tuple[int, int] | None]]  # of each video, the tokens in each frame, and a grid
+
+
+def _in_order(placed: list[Array], described: Described, said: str) -> Iterator[VideoSpan]:
+    """Give the placeholders, row after row, to the videos that `said` describes."""
+    queue = iter(described)
     for row, columns in enumerate(placed):
         taken = 0
         while taken < len(columns):
@@ -47,15 +51,36 @@ def _by_grid(adapter: Adapter, config: Any, placed: list[Array], arguments: Mapp
             if not lengths or taken > len(columns):
                 raise UnsupportedCall(
                     f"row {row} has {len(columns)} video placeholders, which is no whole number of the videos that "
-                    f"video_grid_thw = {arguments['video_grid_thw'].tolist()} describes; pass a prompt's videos in one "
-                    "call, unchunked"
+                    f"{said} describes; pass a prompt's videos in one call, unchunked"
                 )
-            at = columns[begin:taken]
-            if adapter.row_end and shape is not None:
-                high, wide = shape[0], shape[1] - adapter.row_end
-                at, shape = at.reshape(-1, shape[1])[:, :wide].reshape(-1), (high, wide)
-                lengths = (high * wide,) * len(lengths)
-            yield VideoSpan(row, at, lengths, shape)
+            yield VideoSpan(row, columns[begin:taken], lengths, shape)
+
+
+def _by_grid(adapter: Adapter, config: Any, placed: list[Array], arguments: Mapping[str, Any]) -> Iterator[VideoSpan]:
+    described = _described(adapter, config, placed, arguments)
+    for span in _in_order(placed, described, f"{adapter.grids} = {arguments[adapter.grids].tolist()}"):
+        if adapter.row_end and span.grid is not None:
+            high, wide = span.grid[0], span.grid[1] - adapter.row_end
+            at = span.at.reshape(-1, span.grid[1])[:, :wide].reshape(-1)
+            span = VideoSpan(span.row, at, (high * wide,) * len(span.frames), (high, wide))
+        yield span
+
+
+def _by_frame(adapter: Adapter, config: Any, placed: list[Array], arguments: Mapping[str, Any]) -> Iterator[VideoSpan]:
+    last, counts = (arguments.get(name) for name in ("video_position_ids", "num_frames_per_video"))
+    if last is None or counts is None:
+        raise UnsupportedCall(
+            f"found {sum(map(len, placed))} video placeholders but no video_position_ids and num_frames_per_video to "
+            "lay them out"
+        )
+    merge = getattr(config.vision_config, adapter.merge) if adapter.merge else 1
+    grids = [(rows, columns) for columns, rows in ((last + 1) // merge).tolist()]
+    described: Described = []
+    for end, count in zip(np.cumsum(counts).tolist(), counts.tolist(), strict=True):
+        of = grids[end - count : end]
+        alike = of[0] if len(set(of)) == 1 else None
+        described.append((tuple(rows * columns for rows, columns in of), alike))
+    yield from _in_order(placed, described, f"video_position_ids of {counts.tolist()} frames")
 
 
 def _by_part(adapter: Adapter, config: Any, placed: list[Array], arguments: Mapping[str, Any]) -> Iterator[VideoSpan]:
@@ -66,18 +91,18 @@ def _by_part(adapter: Adapter, config: Any, placed: list[Array], arguments: Mapp
         yield VideoSpan(row, at, tuple(chain(*(s.frames for s in spans))), shapes.pop() if len(shapes) == 1 else None)
 
 
-def _described(
-    adapter: Adapter, config: Any, placed: list[Array], arguments: Mapping[str, Any]
-) -> list[tuple[tuple[int, ...], tuple[int, int] | None]]:
-    """Read the tokens in each frame, and the grid of a frame, of every row of `video_grid_thw`."""
-    grids = arguments.get("video_grid_thw")
+def _described(adapter: Adapter, config: Any, placed: list[Array], arguments: Mapping[str, Any]) -> Described:
+    """Read the tokens in each frame, and the grid of a frame, of every row of the grids of videos."""
+    grids = arguments.get(adapter.grids)
     if grids is None:
-        raise UnsupportedCall(f"found {sum(map(len, placed))} video placeholders but no video_grid_thw to lay them out")
+        raise UnsupportedCall(
+            f"found {sum(map(len, placed))} video placeholders but no {adapter.grids} to lay them out"
+        )
     merges = arguments.get("video_merge_sizes")
     alike = getattr(config.vision_config, adapter.merge, 1)
     merges = [alike] * len(grids) if merges is None else merges.tolist()
     survives = arguments.get("video_compression_mask")  # (all tokens,) of VideoLLaMA 3, whose processor drops some
-    described: list[tuple[tuple[int, ...], tuple[int, int] | None]] = []
+    described: Described = []
     seen = 0
     for (frames, high, wide), merge in zip(grids.tolist(), merges, strict=True):
         rows, columns = (merge, merge) if isinstance(merge, int) else merge
@@ -151,4 +176,10 @@ def _square(adapter: Adapter, size: int) -> tuple[int, int] | None:
 
 
 Layout = Callable[[Adapter, Any, list[Array], Mapping[str, Any]], Iterator[VideoSpan]]
-LAYOUTS: dict[str, Layout] = {"grid": _by_grid, "parts": _by_part, "clips": _by_clip, "runs": _by_run}
+LAYOUTS: dict[str, Layout] = {
+    "grid": _by_grid,
+    "parts": _by_part,
+    "frames": _by_frame,
+    "clips": _by_clip,
+    "runs": _by_run,
+}

@@ -21,7 +21,8 @@ from vidsieve.engines.hf.layouts import LAYOUTS, Array, VideoSpan, of_stored
 from vidsieve.engines.hf.replayed import StoredVideo
 from vidsieve.errors import UnsupportedCall
 
-_DESCRIBING = ("video_grid_thw", "video_merge_sizes", "video_compression_mask")
+_FRAMES = ("video_position_ids", "num_frames_per_video")
+_DESCRIBING = ("video_grid_thw", "video_grids", "video_merge_sizes", "video_compression_mask", *_FRAMES)
 _READ = (*_DESCRIBING, "attention_mask")  # arguments of the body that are read
 _SHOWING = ("pixel_values_videos", "mm_encoder_outputs")  # arguments with which a placeholder is a video, not text
 _SHOWING_IMAGES = ("pixel_values", "image_hidden_states")  # and where a video's frames are passed as images
@@ -138,6 +139,7 @@ def read(
     `EncodedVideo.inputs`.
     """
     arguments = {**described, **{name: value for name, value in arguments.items() if value is not None}}
+    arguments |= (found := description(arguments))
     names = (*_READ, "mm_token_type_ids") if adapter.token == "image_token_id" else _READ
     known = [name for name in names if isinstance(arguments.get(name), Tensor) and arguments[name].ndim <= 2]
     positions = arguments.get("position_ids")
@@ -150,7 +152,7 @@ def read(
         torch.cuda.current_stream(device).synchronize()
     arrays = [x if x is None else (x.float() if x.dtype == torch.bfloat16 else x).numpy() for x in copies]
     on_host = dict(zip(known, arrays[4:], strict=True))
-    return HostInputs(arrays[0], arrays[1], arrays[2], description(arguments) | on_host, proposed, arrays[3])
+    return HostInputs(arrays[0], arrays[1], arrays[2], found | on_host, proposed, arrays[3])
 
 
 def find(
@@ -215,8 +217,13 @@ def marks_of(config: Any) -> frozenset[int]:
 
 
 def description(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Select the `arguments` that describe videos; of pixels, only the shape."""
+    """Select the `arguments` that describe videos; of pixels, only the shape; of places, the last of each frame."""
     found = {name: arguments[name] for name in _DESCRIBING if arguments.get(name) is not None}
+    places = found.get("video_position_ids")
+    if places is not None and places.ndim > 2:  # (frames, patches, 2), or (videos, frames, patches, 2) before 5.18
+        if places.ndim == 4:
+            found["num_frames_per_video"] = torch.full(places.shape[:1], places.shape[1])
+        found["video_position_ids"] = places.amax(-2).flatten(0, -2)
     if (pixels := arguments.get("pixel_values_videos")) is not None:
         found["pixel_values_videos"] = pixels.to("meta")
     return found

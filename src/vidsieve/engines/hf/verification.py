@@ -107,17 +107,20 @@ def verify(
 def _watch(model: Any, inputs: Mapping[str, Any], pixels: PixelSelector | None) -> tuple[dict[str, Any], Any]:
     """Record the arguments of the decoder for the unreduced prompt, of the groups that `pixels` lets the tower see.
 
-    Returned with the output of the body.
+    Returned with the output of the body. Where that makes the masks, the kinds of tokens that it got are among them.
     """
     seen: list[dict[str, Any]] = []
     outputs: list[Any] = []
+    kinds = adapter_for(model).mask_kinds
     with Interceptions() as hooks:
         if pixels is not None:
             hooks.enter_context(attach(model, Staged({Pixels(): pixels})))
+        if kinds is not None:
+            hooks.before(model.base_model, lambda module, args, kwargs: seen.append({kinds: kwargs.get(kinds)}))
         hooks.before(model.get_decoder(), lambda module, args, kwargs: seen.append(dict(kwargs)))
         hooks.after(model.base_model, lambda module, args, kwargs, output: outputs.append(output))
         model.generate(**inputs, max_new_tokens=1, do_sample=False, num_beams=1)
-    return seen[0], outputs[0]
+    return seen[0] if kinds is None else seen[0] | seen[1], outputs[0]
 
 
 def _by_hand(
@@ -125,7 +128,7 @@ def _by_hand(
 ) -> Tensor:
     """Compute the logits (steps, V) of one prompt, unpadded and reduced by hand, continued by `tokens` (steps,)."""
     embeds = given["inputs_embeds"][row]  # (L, D)
-    positions = given.get("position_ids")
+    adapter, positions = adapter_for(model), given.get("position_ids")
     positions = torch.arange(len(embeds), device=embeds.device) if positions is None else positions
     if positions.ndim > 1:
         positions = positions[-3:] if positions.ndim == 3 else positions  # row 0 of four is no rotary position
@@ -133,7 +136,7 @@ def _by_hand(
     visual, stacked = given.get("visual_pos_masks"), _deepstack(given, embeds, row)
     others = {  # (L,) or (L, ...)
         name: given[name][row]
-        for name in adapter_for(model).per_token
+        for name in (*adapter.per_token, *([adapter.mask_kinds] if adapter.mask_kinds else []))
         if name != "visual_pos_masks" and given.get(name) is not None
     }
     not_padding = mask.to(embeds.device).bool()  # (L,)
@@ -163,7 +166,9 @@ def _by_hand(
             extra: dict[str, Any] = {name: x[None] for name, x in others.items()}
             if visual is not None:
                 extra |= {"visual_pos_masks": visual[None], "deepstack_visual_embeds": [s[visual] for s in stacked]}
-            hidden = model.get_decoder()(
+            # A body that makes the masks makes them of merged embeddings too.
+            module = model.get_decoder() if adapter.mask_kinds is None else model.base_model
+            hidden = module(
                 inputs_embeds=embeds[None],
                 position_ids=positions[..., None, :],
                 attention_mask=torch.ones(1, len(embeds), dtype=torch.long, device=embeds.device),
@@ -174,10 +179,16 @@ def _by_hand(
         embeds = torch.cat([embeds, model.get_input_embeddings()(token[None])])
         stacked = [torch.cat([stream, torch.zeros_like(embeds[:1])]) for stream in stacked]
         positions = torch.cat([positions, end + step], -1)
-        # An argument of ids goes on with the answer; of kinds of tokens, with text.
-        more = {name: token if name.endswith("input_ids") else torch.zeros_like(token) for name in others}
-        others = {name: torch.cat([x, more[name][None].to(x)]) for name, x in others.items()}
+        others = {name: torch.cat([x, _of_answer(model, name, token)[None].to(x)]) for name, x in others.items()}
     return torch.stack(rows)
+
+
+def _of_answer(model: Any, name: str, token: Tensor) -> Tensor:
+    """Make what an argument that follows the sequence has for a token of the answer: its id, its kind, or more."""
+    if name == "per_layer_inputs":
+        inputs: Tensor = model.get_decoder().get_per_layer_inputs(token[None, None], None)[0, 0]
+        return inputs
+    return token if name.endswith("input_ids") else torch.zeros_like(token)
 
 
 def _deepstack(given: dict[str, Any], embeds: Tensor, row: int) -> list[Tensor]:

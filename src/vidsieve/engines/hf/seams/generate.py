@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -41,6 +42,8 @@ class GenerateSeam:
     def _masks(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         # Static caches have their 4D masks prepared before the call, for the unreduced length.
         if kwargs["inputs_embeds"].shape[1] > 1:
+            if self._adapter.mask_kinds is not None:
+                self._states.generated = replace(self._states.generated, masks=partial(inner, *args, **kwargs))
             return kwargs["attention_mask"]  # the decoder builds the mask of the reduced prompt
         return inner(*args, **continued(kwargs))
 

@@ -31,6 +31,7 @@ from vidsieve.engines.hf.forward import KEY, ForwardState, Generated, Level, Seq
 from vidsieve.engines.hf.intercept import Interceptions
 from vidsieve.engines.hf.outputs import Rows
 from vidsieve.engines.hf.replayed import StoredVideo, replayed_on
+from vidsieve.engines.hf.seams.body_masks import BodyMasks, end_body
 from vidsieve.engines.hf.seams.layers import PACKING, LayersSeam
 from vidsieve.engines.hf.seams.output import OutputSeam
 from vidsieve.engines.hf.sequence import VideoReduction, reduce_arguments, select_remaining
@@ -61,13 +62,20 @@ class InputSeam:
     ) -> None:
         self._target, self._replay, self._layers, self._output, self._trace = target, replay, layers, output, trace
         self._adapter, self._states, self._marks = target.adapter, target.states, prompt.marks_of(target.model.config)
+        kinds = target.adapter.mask_kinds
+        self._body_masks = None if kinds is None else BodyMasks(target, kinds)
         hooks.before(target.body, self._before_body)
         hooks.wrap(target.body, "get_placeholder_mask", self._placeholder_mask)
         hooks.before(target.decoder, self._before_decoder)
         hooks.after(target.decoder, self.after_decoder)
 
-    def _before_body(self, body: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> None:
+    def _before_body(self, body: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> Any:
         state, kwargs = self._states.enter(Level.BODY), contract.by_name(body, args, kwargs)
+        self._look(state, body, kwargs)
+        return None if self._body_masks is None else ((), self._body_masks.before_body(state, kwargs))
+
+    def _look(self, state: ForwardState, body: nn.Module, kwargs: Arguments) -> None:
+        """Copy to the host what says where the videos of a call are."""
         ids = kwargs.get("input_ids")  # (B, L)
         given = ids if ids is not None else kwargs.get("inputs_embeds")
         if given is None or given.shape[1] == 1:
@@ -123,23 +131,32 @@ class InputSeam:
         return prompt.find(self._adapter, model.config, host_inputs, copies, ends, self._marks, stored)
 
     def _before_decoder(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: Arguments) -> Any:
+        masks = self._body_masks
+        if masks is not None:
+            end_body(self._states.current, kwargs)
         kwargs, state = contract.with_new_names(kwargs), self._states.enter(Level.DECODER)
+        if masks is None:
+            return args, self._decoder_arguments(state, kwargs)
+        return args, masks.make(state, self._decoder_arguments(state, masks.restore(state, kwargs)))
+
+    def _decoder_arguments(self, state: ForwardState, kwargs: Arguments) -> Arguments:
+        """Reduce the arguments of the decoder, if they are of a prompt with video."""
         embeds = kwargs["inputs_embeds"]  # (B, L, D)
         if embeds.shape[1] > 1:
             replayed = replayed_on(self._target.body)
             if replayed is not None and replayed.given is not None:
                 with StageTimer(embeds.device) as timer:
                     layout = self._find_stored(state, replayed.given, replayed.videos)
-                    return args, replayed.write(self._reduce(state, layout, kwargs, timer))
+                    return replayed.write(self._reduce(state, layout, kwargs, timer))
             host_inputs, state.host_inputs = state.host_inputs, None
             found = None if host_inputs is None else self._find(host_inputs, state.copies)
             if found is not None and found.spans and found.not_padding.shape == embeds.shape[:2]:
                 with StageTimer(embeds.device) as timer:
-                    return args, self._reduce(state, found, kwargs, timer)
+                    return self._reduce(state, found, kwargs, timer)
         new = continued(kwargs)
         if self._layers is not None and any(layer > 0 for layer in prefixes_of(contract.cache_of(kwargs))):
             new = {**new, KEY: _sequence(kwargs)}
-        return args, new
+        return new
 
     def _find_stored(
         self, state: ForwardState, given: Mapping[str, Any], videos: Sequence[StoredVideo]
@@ -199,9 +216,11 @@ class InputSeam:
             sequence.begins = sequence.reduced_prefix(kwargs["attention_mask"], uneven, self._target.attach_state)
             if cache is not None:
                 remember(cache, sequence.begins)
+                if not sequence.padded:  # transformers would ask the device, and so wait for the whole vision tower
+                    kwargs["attention_mask"] = None
         if layers is None:
             sequence.check_finite()
-            return kwargs
+            return _all_rows(kwargs, sequence.rows())
         layers.enter(sequence, reductions)
         return {**kwargs, KEY: sequence}
 
@@ -245,6 +264,8 @@ class InputSeam:
 
     def after_decoder(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: Arguments, output: Any) -> None:
         """Record a call with videos; undo the changes of one that failed."""
+        if self._states.current is not None and self._states.current.making:
+            return
         state = self._states.leave(Level.DECODER)
         if state is None or state.sequence is None:
             return
@@ -279,6 +300,14 @@ class InputSeam:
             costs.totals(self._target.costs, sequence),
             rows,
         )
+
+
+def _all_rows(kwargs: Arguments, rows: Rows) -> Arguments:
+    """Let a decoder that is told how many of the last rows are asked for compute all, if they are not its own last."""
+    asked = kwargs.get("logits_to_keep")
+    if asked is None or not rows.steps or rows.is_at_the_end(asked):
+        return kwargs
+    return {**kwargs, "logits_to_keep": 0}
 
 
 def _sequence(kwargs: Arguments, **more: Any) -> SequenceState:

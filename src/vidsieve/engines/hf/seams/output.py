@@ -66,18 +66,26 @@ class OutputSeam:
                 "router_logits are of the tokens that are left, and transformers would weigh them by the mask of the "
                 "whole prompt; call the model with output_router_logits=False, or detach"
             )
-        if rows.is_at_the_end(state.logits_to_keep) or (state.logits_to_keep is None and self._outputs != "prompt"):
+        if rows.is_at_the_end(state.logits_to_keep):
+            hidden = output[0][:, -state.logits_to_keep :]  # (B, n, D), of which some models take the last n once more
+        elif state.logits_to_keep is None and self._outputs != "prompt":
             return output
-        state.spread = True
-        hidden = rows.spread(output[0])  # (B, L, D)
+        else:
+            state.spread = True
+            hidden = rows.spread(output[0])  # (B, L, D)
         if isinstance(output, tuple):
             return hidden, *output[1:]
         output.last_hidden_state = hidden
         return output
 
     def _loss(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        state, labels = self._states.current, kwargs.get("labels")
+        in_order = "labels" not in kwargs and len(args) > 1  # some models pass logits and labels so
+        state, labels = self._states.current, args[1] if in_order else kwargs.get("labels")
         rows = None if state is None else state.rows
         if state is not None and rows is not None and labels is not None:
-            kwargs["labels"] = rows.targets(labels, state.spread)
+            targets = rows.targets(labels, state.spread)
+            if in_order:
+                args = (args[0], targets, *args[2:])
+            else:
+                kwargs["labels"] = targets
         return inner(*args, **kwargs)
