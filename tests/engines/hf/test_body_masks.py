@@ -178,8 +178,9 @@ def has(variant: str, kind: str) -> bool:
     return family(variant) not in newer.NO_IMAGE_BESIDE or "image" not in kind
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("reducer", [LouderThanMean(), MergeIntoLoudest(0.5)], ids=repr)
+@pytest.mark.parametrize(
+    ("reducer", "attention"), [(LouderThanMean(), "sdpa"), (MergeIntoLoudest(0.5), "eager")], ids=repr
+)
 @pytest.mark.parametrize(
     ("variant", "kind"), [(variant, kind) for variant in CONFIGS for kind in PROMPTS if has(variant, kind)]
 )
