@@ -1,6 +1,7 @@
 # make demo    a question about a clip, answered from all tokens and from a tenth; a picture of what was kept
 # make test    every test that needs no GPU
 # make test-matrix  every model type through every test of the hooks; `make test` has one test of each newer type
+# make test-app    `vidsieve app` in a real Chromium (apt-get install chromium), for which Gradio goes into .venv
 # make test-vllm   the vLLM plug-in in a vLLM engine on CPU, in an environment of its own (3.5 GB)
 # make test-releases   the hooks on other releases of transformers, each in an environment of its own
 # make lint    ruff, mypy, the order of imports, spelling
@@ -21,11 +22,12 @@ RUNS    := .venv/.runs
 READY   := .venv/.ready
 RAY     := .venv/.ray
 DOCS    := .venv/.docs
+APP     := .venv/.app
 
 # One torch thread a worker: two pytest workers that each take every core are slower than one.
 ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help setup demo test test-matrix test-gpu test-ray test-vllm test-releases test-release lint format docs notebook dist constraints clean
+.PHONY: help setup demo test test-matrix test-gpu test-ray test-app test-vllm test-releases test-release lint format docs notebook dist constraints clean
 .DEFAULT_GOAL := help
 
 help:
@@ -51,7 +53,7 @@ demo: $(RUNS)
 	@echo "vidsieve is $(BIN)/vidsieve, or plain vidsieve after: source $(BIN)/activate"
 
 test: $(READY)
-	$(ENVIRONMENT) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m 'not gpu and not ray and not matrix' $(PYTEST)
+	$(ENVIRONMENT) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m 'not gpu and not ray and not matrix and not browser' $(PYTEST)
 
 test-matrix: $(READY)
 	$(ENVIRONMENT) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m matrix $(PYTEST)
@@ -67,6 +69,17 @@ $(RAY): $(READY)
 
 test-ray: $(RAY)
 	$(ENVIRONMENT) $(BIN)/python -m pytest -q -m ray $(PYTEST)
+
+# Gradio, and playwright, which drives the Chromium that is installed: so only these tests and `make constraints` install them.
+$(APP): $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --build-constraint constraints.txt --editable '.[app]' --group browser
+	@touch $@
+
+CHROMIUM ?= $(firstword $(shell command -v chromium google-chrome))
+
+test-app: $(APP)
+	@test -n '$(CHROMIUM)' || { echo "test-app drives Chromium: apt-get install chromium, or set CHROMIUM="; exit 1; }
+	$(ENVIRONMENT) CHROMIUM='$(CHROMIUM)' $(BIN)/python -m pytest -q -m browser tests/cli/app $(PYTEST)
 
 # The oldest release of transformers that is served, and the newest there is: each in an environment that holds nothing
 # else of its own and finds the rest in .venv. The release that .venv has is what `make test` runs on, and is passed over.
@@ -145,7 +158,7 @@ dist: $(READY)
 	rm -rf .venv-dist
 
 # After raising a version in pyproject.toml or here: make clean, edit, make setup, make constraints.
-constraints: $(RAY) $(DOCS)
+constraints: $(RAY) $(DOCS) $(APP)
 	@sed -n '/^#/p' constraints.txt > .venv/constraints.txt
 	@$(BIN)/python -m pip freeze --all --exclude-editable | sed 's/^\(torch[a-z]*==[^+]*\)+.*/\1/' >> .venv/constraints.txt
 	mv .venv/constraints.txt constraints.txt

@@ -1,7 +1,7 @@
-"""The default on the synthetic suites, beside the one before it and other people's methods: three draws of videos.
+"""The default and `moments` on the synthetic suites, beside the default before and other people's methods, three draws.
 
     python -m benchmarks.eval_seeds --out benchmarks/results/seeds_h200.json
-    python -m benchmarks.eval_seeds --videos 32 --method divprune --out benchmarks/results/seeds_cpu.json
+    python -m benchmarks.eval_seeds --videos 32 --method divprune --out out/seeds.json   less, on a CPU
 
 A seed is 128 videos (`--videos`) of `test` that no other seed has, the same for every method. A row has the accuracy
 and the recall of each seed, their means by kind of question, the interval of each seed, and the kinds at which some
@@ -37,7 +37,7 @@ def previous(keep: float) -> vidsieve.Reducer:
 
 def one(suite: str, split: str, seed: int, videos: int, others: tuple[str, ...] = OTHERS) -> dict[str, Any]:
     """All rows of one draw of videos."""
-    methods = {"vidsieve": registry.method("vidsieve"), "previous": previous}
+    methods = {"vidsieve": registry.method("vidsieve"), "moments": registry.method("moments"), "previous": previous}
     methods |= {name: registry.method(name) for name in others}
     plan = Plan(str(BUNDLED), split, videos, KEEPS, methods, checked=1, timed=1, suite=suite, first=seed * videos)
     return evaluate(plan)

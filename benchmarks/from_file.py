@@ -148,6 +148,7 @@ def main() -> None:
         "commit": commit(),
         "device": name,
         "processor": processor(),
+        "threads": torch.get_num_threads(),
         "frames": FRAMES,
         "av": av.__version__,
         "torch": torch.__version__,

@@ -5,10 +5,13 @@
 
 The real model class with random weights and the processor of Qwen2.5-VL. The frames of the video, `--fps` a second, are
 made as they are asked for, noise with a square that moves and a cut every 20 seconds, so no decoder is timed.
-A row for each length, which is encoded twice, for the first time compiles kernels (`first_wall_s`): peak memory of the
-device and of the process meanwhile, beyond what the model holds (`held_bytes`); the time alone of making frames, of the
-processor and of the tower, and of all three at once; the file. Then a question about the longest, in turns: the time to
-the first token, beside a prefill of as many tokens of text.
+A row for each length, which keeps the same share, and one for each shorter length that keeps as many tokens as the
+longest: what then grows with the length is not what one asked for (`same_count`, beside the rows). Each is encoded
+twice, for the first time compiles kernels (`first_wall_s`): peak memory of the device and of the process meanwhile,
+beyond what they held before (`held_bytes`, `process_before_bytes`), and of the process as a whole; the time alone of
+making frames, of the processor and of the tower, and of all three at once; the file, and the peak of the process while
+it is written. Then a question about the longest, in turns: the time to the first token, beside a prefill of as many
+tokens of text.
 """
 
 import argparse
@@ -113,6 +116,9 @@ class Memory:
             "reserved_bytes": torch.cuda.max_memory_reserved() - self.reserved if cuda else None,
             "held_bytes": self.allocated if cuda else None,
             "rss_bytes": self.most - self.before,
+            "process_before_bytes": self.before,
+            "process_peak_bytes": self.most,
+            "process_after_bytes": _resident(),
         }
 
 
@@ -134,30 +140,32 @@ def encoded(model: Any, made: Any, video: Frames, method: Any, chunk: int, devic
     """Encode a video: the row, and the encoded video. Each stage alone is timed on the first chunks."""
     few = described(max(1, round(4 * chunk / video.fps)), video.fps, video.pixels.shape[1])
     chunks = [*frames_of(few, chunk)]
-    making, _ = timed(lambda: [*frames_of(few, chunk)], device)
+    making = timed(lambda: [*frames_of(few, chunk)], device)[0]
     processing, inputs = timed(lambda: [prepare(made, part, "?", device) for part in chunks], device)
     ready = [given.to(device, model.dtype) for given in inputs]
     names = ("pixel_values_videos", "video_grid_thw")
     with attach(model, vision="auto"), torch.no_grad():
         for _ in range(2):
-            tower, _ = timed(
+            tower = timed(
                 lambda: [model.base_model.get_video_features(*(one[n] for n in names)) for one in ready], device
-            )
+            )[0]
     scale = len(video) / len(few)
     alone = {"make_s": making * scale, "process_s": processing * scale, "tower_s": tower * scale}
-    ready.clear()
-    inputs.clear()
+    for held in (chunks, inputs, ready):
+        held.clear()
 
     def encode() -> EncodedVideo:
         return select(model, made, video, encode_chunks(model, made, video, chunk, read=frames_of), method, _tell)
 
-    first, _ = timed(encode, device)
+    first = timed(encode, device)[0]
     memory = Memory(device)
     wall, stored = timed(encode, device)
     peaks = memory.end()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "video.vidsieve"
+        memory = Memory(device)
         saving, _ = timed(lambda: stored.save(file), device)
+        saved = memory.end()
         size = file.stat().st_size
         loading, again = timed(lambda: EncodedVideo.load(file), device)
     kept, width = stored.selection.features.shape
@@ -175,6 +183,7 @@ def encoded(model: Any, made: Any, video: Frames, method: Any, chunk: int, devic
         "file_bytes": size,
         "file_of_rows": size / (kept * width * 2),
         "save_s": saving,
+        "save_rss_bytes": saved["rss_bytes"],
         "load_s": loading,
     }, again
 
@@ -215,6 +224,11 @@ def asked(model: Any, made: Any, stored: EncodedVideo, device: torch.device) -> 
     return row
 
 
+def tokens_of(seconds: int, options: argparse.Namespace) -> int:
+    """Count the tokens of a video, before any is dropped."""
+    return (options.side // 28) ** 2 * round(seconds * options.fps) // 2
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=int, nargs="+", default=[600, 3600], help="of the videos (600 3600)")
@@ -234,15 +248,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         made = video_processor(Path(folder), options.side)
         model = make("qwen2_5_vl", options.shrink, getattr(torch, options.dtype), device, made.tokenizer)
-        tokens = (options.side // 28) ** 2 * round(max(options.seconds) * options.fps) // 2
-        method = in_chunks(registry.method("vidsieve")(options.kept / tokens))
+        longest = max(options.seconds)
+        share = options.kept / tokens_of(longest, options)
+        named = registry.method("vidsieve")
         warm = described(max(1, round(2 * options.chunk / options.fps)), options.fps, options.side)
-        encoded(model, made, warm, method, options.chunk, device)
-        for seconds in sorted(options.seconds):
+        encoded(model, made, warm, in_chunks(named(share)), options.chunk, device)
+        runs = [(seconds, share) for seconds in sorted(options.seconds)]
+        runs[:0] = [(seconds, options.kept / tokens_of(seconds, options)) for seconds, _ in runs if seconds < longest]
+        for seconds, keep in runs:
             video = described(seconds, options.fps, options.side)
-            row, stored = encoded(model, made, video, method, options.chunk, device)
-            rows.append(row)
-            print(json.dumps(row), file=sys.stderr)
+            row, stored = encoded(model, made, video, in_chunks(named(keep)), options.chunk, device)
+            rows.append({"same_count": keep != share, **row})
+            print(json.dumps(rows[-1]), file=sys.stderr)
+            if seconds < longest:
+                del stored
         question = asked(model, made, stored, device)
         print(json.dumps(question), file=sys.stderr)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()

@@ -11,19 +11,21 @@ from pathlib import Path
 
 from benchmarks.figures import HERE
 from benchmarks.natural_features import pictures
-from PIL import Image
+from PIL import Image, ImageDraw
 
 import vidsieve
 from vidsieve.evaluation.natural.features import load
 from vidsieve.evaluation.natural.takes import SIDE, TAKES
 from vidsieve.registry import methods
 from vidsieve.video import Overlay
+from vidsieve.video.lettering import font
+from vidsieve.video.timeline import INK, PAPER, clock
 
 TAKE = "flower"
 SHOWN = (0, 5, 10, 15)  # frames of the take
 PANEL, SMALL, GAP = (400, 225), (240, 135), 8
+LETTERS = 24  # pixels, of what is written below the frames
 NOT_DRAWN = {"cdpruner", "fewer_frames"}  # the first needs a question, the second keeps none of these frames
-PAPER = (255, 255, 255)
 
 
 def overlay(reducer: vidsieve.Reducer, folder: Path) -> Overlay:
@@ -47,11 +49,17 @@ def strip(drawn: Overlay, size: tuple[int, int], kept: bool) -> Image.Image:
 
 
 def sheet(drawn: Overlay) -> Image.Image:
-    """Draw two rows: frames, and below each what is kept of it."""
+    """Draw two rows: frames, and below each what is kept of it, in pictures and in numbers."""
     rows = [strip(drawn, PANEL, kept) for kept in (False, True)]
-    page = Image.new("RGB", (rows[0].width, 2 * PANEL[1] + GAP), PAPER)
+    page = Image.new("RGB", (rows[0].width, 2 * PANEL[1] + 2 * GAP + round(1.4 * LETTERS)), PAPER)
     for number, row in enumerate(rows):
         page.paste(row, (0, number * (PANEL[1] + GAP)))
+    pen = ImageDraw.Draw(page)
+    for column, frame in enumerate(SHOWN):
+        x, y = column * (PANEL[0] + GAP) + GAP, 2 * (PANEL[1] + GAP)
+        kept = f"{drawn.counts[frame]} of {drawn.tokens[frame]} tokens"
+        pen.text((x, y), clock(drawn.frames.seconds[frame]), INK, font(LETTERS))
+        pen.text((x + PANEL[0] - 2 * GAP, y), kept, INK, font(LETTERS), anchor="ra")
     return page
 
 

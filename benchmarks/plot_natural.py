@@ -1,7 +1,9 @@
-"""Draw a run of the natural suite: coverage, the smallest share of a shot and the objects found, against keep.
+"""Draw a run of the natural suite: coverage, the smallest share of a shot and the objects found, best methods first.
 
-python -m benchmarks.plot_natural                                    every benchmarks/results/natural_*.json
-python -m benchmarks.plot_natural out/natural.json --out docs/images one
+    python -m benchmarks.plot_natural                                    every benchmarks/results/natural_*.json
+    python -m benchmarks.plot_natural out/natural.json --out docs/images one
+
+A panel for each measure, a row for each method. A filled dot is of the largest share of tokens, hollow ones of smaller.
 """
 
 import json
@@ -9,48 +11,53 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-from benchmarks.figures import COLOURS, OURS, draw_each, save
-from matplotlib.ticker import NullFormatter
+from benchmarks.figures import BLUE, GREY, INK, OURS, colour_of, draw_each, name_dots, plain, save
+from matplotlib.lines import Line2D
 
-FLOOR = {"uniform": "-", "random": "--", "fewer_frames": ":"}  # line style, in grey
-PANELS = {
-    "distance of a dropped token to the nearest kept one (less is better)": lambda row: row["cov"],
-    "smallest share of a shot, against its length": lambda row: row["share"],
-    "objects that stand still, share found": lambda row: row["static"][0] / max(1, row["static"][1]),
-    "objects that move, share found": lambda row: row["moving"][0] / max(1, row["moving"][1]),
+PANELS = {  # what the value is, and whether less of it is better
+    "distance to the nearest kept token": (lambda row: row["cov"], True),
+    "smallest share of a shot, against its length": (lambda row: row["share"], False),
+    "objects that stand still, share found": (lambda row: row["static"][0] / max(1, row["static"][1]), False),
+    "objects that move, share found": (lambda row: row["moving"][0] / max(1, row["moving"][1]), False),
 }
+FILLS = "full", "none", "left", "top"  # of the dots, from the largest share of tokens down
 
 
 def draw(path: Path, folder: Path) -> Path:
     """The figure of one JSON: folder / (stem of path).png."""
     found: dict[str, Any] = json.loads(path.read_text())
     rows = [row for row in found["rows"] if row["refused"] is None]
+    keeps = sorted({row["keep"] for row in rows}, reverse=True)
     names = list(dict.fromkeys(row["method"] for row in rows))
-    others = [name for name in names if name not in FLOOR and name != OURS]
-    figure, panels = plt.subplots(2, 2, figsize=(11, 8), layout="constrained")
-    for axes, (title, value) in zip(panels.flat, PANELS.items(), strict=True):
-        for name in sorted(names, key=lambda name: name == OURS):  # ours on top
-            mine = sorted((row["keep"], value(row)) for row in rows if row["method"] == name)
-            style: dict[str, Any] = {"color": "#8a8a8a", "linestyle": FLOOR[name]} if name in FLOOR else {
-                "color": "#1d4e89" if name == OURS else COLOURS[others.index(name) % len(COLOURS)],
-                "linewidth": 2.6 if name == OURS else 1.6,
-            }  # fmt: skip
-            axes.plot(*zip(*mine, strict=True), marker="o", markersize=4, label=name, **style)
-        keeps = sorted({row["keep"] for row in rows})
-        axes.set_xscale("log")
-        axes.set_xticks(keeps, [f"{100 * keep:g} %" for keep in keeps])
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel("video tokens kept")
-        axes.set_ylim(bottom=0)
-        axes.set_title(title, fontsize=10, loc="left")
-        axes.grid(color="#e9e9e9", linewidth=0.8)
-        axes.spines[["top", "right"]].set_visible(False)
-    handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9)
+    figure, panels = plt.subplots(2, 2, figsize=(11, 2.2 + 0.62 * len(names)), layout="constrained")
+    for axes, (title, (value, less)) in zip(panels.flat, PANELS.items(), strict=True):
+        points = {name: {row["keep"]: value(row) for row in rows if row["method"] == name} for name in names}
+        most = max(max(of.values()) for of in points.values())
+        plain(axes, len(names), f"{title} (less is better)" if less else title)
+        axes.set_xlim(0, 1.05 * most)
+        order = sorted(names, key=lambda name: points[name].get(keeps[0], 0), reverse=not less)
+        for y, name in enumerate(order):
+            values = points[name]
+            ends = min(values.values()), max(values.values())
+            axes.plot(ends, [y, y], color=colour_of(name), linewidth=1.2)
+            for keep, fill in zip(keeps, FILLS, strict=False):
+                if keep in values:
+                    style: dict[str, Any] = {"fillstyle": fill, "markersize": 9 if name == OURS else 7}
+                    axes.plot(values[keep], y, "o", color=colour_of(name), markerfacecoloralt="white", **style)
+            name_dots(axes, name, y, ends, name)
+    marks = [
+        Line2D([], [], color=INK, marker="o", linestyle="", fillstyle=fill, label=f"{100 * keep:g} % of the tokens")
+        for keep, fill in zip(keeps, FILLS, strict=False)
+    ]
+    marks += [
+        Line2D([], [], color=GREY, marker="o", label="floors"),
+        Line2D([], [], color=BLUE, marker="o", label=OURS),
+    ]
+    figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), frameon=False, fontsize=10)
     card = found["card"]
-    figure.suptitle(
-        f"Natural suite, split {card['split']}: {len(card['videos'])} videos, {card['network']}", fontsize=11
-    )
+    about = f"Natural suite, {card['split']}: {len(card['videos'])} videos; vidsieve of {card['commit']}"
+    figure.suptitle(f"{about}\n{card['network']}", fontsize=12)
+    figure.get_layout_engine().set(wspace=0.06, hspace=0.06)
     return save(figure, path, folder)
 
 

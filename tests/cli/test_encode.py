@@ -174,7 +174,7 @@ def test_interrupted_it_says_how_many_are_stored_and_goes_on(
         f"vidsieve: interrupted; 1 of 3 clips are stored in {out}; the same command goes on with the others"
     )
     assert [file.suffix for file in out.iterdir()] == [".vidsieve"]
-    assert not [thread for thread in threading.enumerate() if thread.name == "vidsieve-encode"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "vidsieve-stage"]
     rows = called(capsys, *command)["rows"]
     assert ["already_there" in row for row in rows] == [True, False, False]
 

@@ -40,6 +40,10 @@ def test_a_result_is_read_as_it_is(tmp_path: Path) -> None:
     [
         ({"clip": 5}, "expected clip as text, got 5"),
         ({"method": None}, "expected method as text, got None"),
+        ({"question": ["a"]}, "expected question as text or null, got ['a']"),
+        ({"answer": 1}, "expected answer as text or null, got 1"),
+        ({"answer_unreduced": {}}, "expected answer_unreduced as text or null, got {}"),
+        ({"gain": 3.1}, "expected gain as text or null, got 3.1"),
         ({"keep": "a lot"}, "expected keep as a number above 0, at most 1, got 'a lot'"),
         ({"keep": True}, "expected keep as a number above 0, at most 1, got True"),
         ({"kept": [1.5]}, "expected kept as whole numbers below 768, got [1.5]"),

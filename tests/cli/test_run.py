@@ -56,6 +56,37 @@ def test_run_draws_a_picture_and_says_how_long_that_took(world: Path, result: di
     assert result["stages_ms"]["draw"] > 0
 
 
+def test_the_picture_has_what_was_asked_answered_and_gained(world: Path, result: dict) -> None:
+    assert re.fullmatch(
+        r"first token (\d+\.\dx (sooner|later)|equally soon) \(.* from the file\), KV cache -\d\d %", result["gain"]
+    )
+    drawn = run.overlay(result)
+    assert drawn.gain == result["gain"]
+    assert drawn.texts == [
+        ("question", "What moves?"),
+        ("every token", result["answer_unreduced"]),
+        ("reduced", result["answer"]),
+    ]
+    alone = run.overlay(result | {"answer_unreduced": None, "gain": None})
+    assert (alone.gain, [name for name, _ in alone.texts]) == ("", ["question", "reduced"])
+
+
+@pytest.mark.filterwarnings("default:no font on this machine")
+def test_a_question_that_no_font_here_can_write_is_told_of_in_one_line(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("vidsieve.video.lettering.FONTS", ())
+    asked = command(world, "--only-reduced", "--out", str(tmp_path))
+    asked[asked.index("What moves?")] = "\u4ec0\u4e48\u5728\u52a8?"
+    assert main.main(asked) == 0
+    out, err = capsys.readouterr()
+    assert err.startswith("vidsieve: warning: no font on this machine has \u4ec0\u4e48\u5728\u52a8: ")
+    assert err.count("\n") == 1
+    assert "\u4ec0\u4e48\u5728\u52a8?" in out
+    assert main.main(command(world, "--only-reduced", "--out", str(tmp_path))) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_a_film_is_drawn_on_request(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(command(world, "--only-reduced", "--film", "--out", str(tmp_path))) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["overlay.mp4", "overlay.png", "result.json"]
@@ -80,7 +111,7 @@ def test_run_prints_for_people(world: Path, capsys: pytest.CaptureFixture[str]) 
     assert "every token" in out
     rows = [line.split("  ")[0].strip() for line in out.splitlines()]
     assert rows.index("decode") < rows.index("vision") < rows.index("prefill") < rows.index("first token")
-    assert re.search(r"^first token \d+\.\dx (sooner|later) \(.* from the file\), KV cache -\d\d %$", out, re.MULTILINE)
+    assert re.search(r"^first token .* \(.* from the file\), KV cache -\d\d %$", out, re.MULTILINE)
     assert "What moves?" in out
 
 
@@ -97,7 +128,7 @@ def test_every_method_runs_at_what_it_is_known_for(
         assert result["cost"] == pytest.approx(0.3, abs=0.01) or result["keep_of"] == "tokens"
 
 
-def test_the_headline_says_what_was_measured_and_no_more() -> None:
+def test_the_gain_says_what_was_measured_and_no_more() -> None:
     stages = {"decode": 40.0, "process": 10.0}
     result = {
         "stages_ms": stages | {"first_token": 150.0},
@@ -106,11 +137,19 @@ def test_the_headline_says_what_was_measured_and_no_more() -> None:
         "memory_unreduced": {"kv_bytes": 100, "peak_bytes": 100},
     }
     said = "first token 12.1x sooner (8.4x sooner from the file)"
-    assert report._headline(result) == f"{said}, KV cache -89 %, peak memory -36 %"
-    assert report._headline(result | {"memory": {"peak_bytes": 100}}) == f"{said}, peak memory 0 %"
-    assert report._headline(result | {"memory": {}, "memory_unreduced": {}}) == said
+    assert run.gain(result) == f"{said}, KV cache -89 %, peak memory -36 %"
+    assert run.gain(result | {"memory": {"peak_bytes": 100}}) == f"{said}, peak memory 0 %"
+    assert run.gain(result | {"memory": {}, "memory_unreduced": {}}) == said
+    equal = result | {"stages_ms_unreduced": stages | {"first_token": 153.0}, "memory": {}}
+    assert run.gain(equal) == "first token equally soon (equally soon from the file)"
     slower = result | {"stages_ms": stages | {"first_token": 2470.0}, "memory": {}}
-    assert report._headline(slower) == "first token 2.0x later (2.0x later from the file)"
+    assert run.gain(slower) == "first token 2.0x later (2.0x later from the file)"
+
+
+def test_an_empty_answer_is_said_to_be_empty(capsys: pytest.CaptureFixture[str]) -> None:
+    for answer_, shown in (("", "(empty)"), (" \n", "(empty)"), (" pink", "pink")):
+        report.show_answer({"question": "What colour?", "answer": answer_, "seconds": 0.05})
+        assert capsys.readouterr().out == f"What colour?\n  {shown}  (50.0 ms)\n"
 
 
 def test_the_tower_of_every_family_is_found() -> None:

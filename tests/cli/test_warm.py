@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from vidsieve.cli import main, warm
+from vidsieve.cli import main, warm, warm_encode
 from vidsieve.evaluation.needles.tiny import BUNDLED
 
 pytest.importorskip("transformers")
@@ -44,6 +44,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeCache:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(cache.folder))
     monkeypatch.setattr(warm, "nothing_to_compile", lambda device: "")
     monkeypatch.setattr(warm, "_seconds", cache)
+    monkeypatch.setattr(warm_encode, "MOST_TOKENS", 12)
     return cache
 
 
@@ -70,6 +71,9 @@ def test_each_layout_is_called_twice_and_what_is_new_is_counted(
     assert (found["attach_compiled"], found["compiled"]) == (0, 4)
     assert all(row["first_s"] > 0 < row["second_s"] for row in rows)
     assert found["tower"].startswith("packed")
+    encoded = [(row["chunk"], row["size"], row["compiled"]) for row in found["encode"]]
+    assert (encoded, found["encode_reason"]) == ([(64, [56, 84], 0), (64, [84, 56], 0)], "")
+    assert all(row["first_s"] > 0 < row["second_s"] for row in found["encode"])
 
 
 def test_a_line_for_each_layout(fake: FakeCache, capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,7 +83,8 @@ def test_a_line_for_each_layout(fake: FakeCache, capsys: pytest.CaptureFixture[s
     assert lines[1].startswith("attached: ")
     layout = r"6 frames of 56 x 84, \d+ tokens: first \d+\.\d\d s, second \d+\.\d\d s, 2 kernels compiled"
     assert re.fullmatch(layout, lines[4])
-    assert lines[6:] == [f"4 kernels compiled into {fake.folder}"]
+    assert lines[6].startswith("encode: not with this model and method (Whole() needs the whole video or a prompt")
+    assert lines[7:] == [f"4 kernels compiled into {fake.folder}"]
 
 
 @pytest.mark.parametrize(

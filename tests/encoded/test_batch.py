@@ -139,6 +139,13 @@ def test_a_clip_that_fails_is_a_row_and_the_others_are_done(world: Path, tmp_pat
     assert [path.name for path in encoder.job.features.iterdir()] == [rows[1]["file"]]  # and nothing half done
 
 
+def test_no_row_has_what_opens_an_address(world: Path, tmp_path: Path) -> None:
+    address = "http://user:word@127.0.0.1:1/clip.mp4?key=hidden"
+    (row,) = EncodeClips(job(world, tmp_path)).rows([(address, QUESTION)])
+    assert row["clip"] == "http://127.0.0.1:1/clip.mp4"
+    assert row["error"].startswith("http://127.0.0.1:1/clip.mp4: cannot be read as a video")
+
+
 def test_a_column_of_questions_that_lacks_one_fails_there_alone(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

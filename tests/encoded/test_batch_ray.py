@@ -143,13 +143,13 @@ import os, signal, sys
 from vidsieve.encoded import batch
 from vidsieve.cli import main
 
-class Dying(batch.EncodeClips):
+class Dying(batch._EncodeListed):
     def _row(self, task, decoding):
         if "clock1" in task.clip and decoding.exception() is None:
             os.kill(os.getpid(), signal.SIGKILL)
         return super()._row(task, decoding)
 
-batch.EncodeClips = Dying
+batch._EncodeListed = Dying
 sys.exit(main())
 """
 

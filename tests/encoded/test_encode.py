@@ -48,7 +48,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("video") / "clip.mp4", count=60, draw=drawn)
 
 
-@pytest.fixture(scope="module", params=processors.EVERY)
+@pytest.fixture(scope="module", params=processors.EACH)
 def both(request: pytest.FixtureRequest) -> Iterator[tuple[Any, Any]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(processing_smolvlm, "num2words", str)  # it spells the number of frames by an optional package

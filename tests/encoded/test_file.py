@@ -10,16 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("torchvision", reason="transformers' video processors need torchvision")
 
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save, save_file
 
 from tests.encoded.worlds import QUESTIONS, World, qwen, same, world
 from vidsieve.encoded.video import EncodedVideo
-from vidsieve.errors import VidsieveError
+from vidsieve.errors import UnsupportedCall, VidsieveError
 
 # GLM's processors make numpy arrays of torch tensors, of which numpy 2 warns.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -164,6 +166,29 @@ def test_a_header_that_says_more_than_there_is_allocates_nothing(qwen: World, tm
         file.truncate(8 + len(text) + rows * 256)
     with pytest.raises(VidsieveError, match="is damaged"):
         EncodedVideo.load(path)
+
+
+def test_a_file_is_what_safetensors_would_write_and_is_not_laid_out_in_memory_first(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.encoded.save(tmp_path / "a")
+    written: list[Any] = []
+    monkeypatch.setattr("vidsieve.encoded.file.write_whole", lambda path, *parts: written.extend(parts))
+    world.encoded.save(tmp_path / "b")
+    with safe_open(tmp_path / "a", "pt") as file:
+        metadata = file.metadata()
+    whole = (tmp_path / "a").read_bytes()
+    assert b"".join(written) == whole
+    (size,) = struct.unpack("<Q", whole[:8])
+    known = save(load_file(tmp_path / "a"), metadata)
+    (other,) = struct.unpack("<Q", known[:8])
+    assert json.loads(whole[8 : 8 + size]) == json.loads(known[8 : 8 + other])
+    assert whole[8 + size :] == known[8 + other :]
+    features = world.encoded.selection.features
+    assert features.data_ptr() in [np.frombuffer(part, np.uint8).ctypes.data for part in written]
+    odd = replace(world.encoded, trailing=torch.zeros(0, features.shape[1], dtype=torch.float8_e5m2))
+    with pytest.raises(UnsupportedCall, match=r"cannot write trailing in torch\.float8_e5m2; expected"):
+        odd.save(tmp_path / "c")
 
 
 def test_a_write_that_fails_leaves_the_old_file(qwen: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import torch
 pytest.importorskip("torchvision", reason="transformers' video processors need torchvision")
 
 from tests.encoded.worlds import GENERATE, QUESTIONS, Fixed, World, frames, world
+from tests.engines.hf import processors, tiny
 from tests.engines.hf.reducers import Loudest, MergeIntoLoudest
 from tests.engines.hf.staged import attended
 from tests.engines.hf.test_replay import blind, state
@@ -27,6 +28,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 __all__ = ["world"]  # a fixture
 FIRST = Loudest(0.75)
 STAGES: dict[int, Reducer] = {1: Loudest(0.5), 2: attended(0.25)}
+
+
+inside = pytest.mark.parametrize(
+    "world",
+    [one for one in processors.EACH if tiny.served(one if isinstance(one, str) else one.values[0], inside=True)],
+    indirect=True,
+    scope="module",
+)
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +67,7 @@ def asked(world: World, encoded: Any, question: str, stages: Any = STAGES, cost:
     return out, trace
 
 
+@inside
 def test_every_family_gives_what_it_gives_with_the_first_stage_attached(world: World, stored: EncodedVideo) -> None:
     model, encoded = world.model, stored
     questions = QUESTIONS[:2]
@@ -87,6 +97,7 @@ def test_every_family_gives_what_it_gives_with_the_first_stage_attached(world: W
     assert state(model) == before
 
 
+@inside
 def test_the_question_is_not_what_stands_beside_frames_that_are_gone(world: World) -> None:
     total = sum(world.encoded.tokens)
     first = Fixed(torch.arange(total // 2))  # the last frames have no token left, and may have words
@@ -120,6 +131,7 @@ def test_stages_of_other_kinds(long: World, stages: dict[int, Reducer]) -> None:
     torch.testing.assert_close(torch.stack(got.logits), torch.stack(want.logits), atol=1e-4, rtol=0)
 
 
+@inside
 def test_several_videos_are_reduced_each_by_itself(world: World, stored: EncodedVideo) -> None:
     other = frames(seed=1, count=12 if world.model.config.model_type.startswith("qwen") else 8)
     both = stored + encode_frames(*world.both(), other, FIRST)

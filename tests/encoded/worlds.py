@@ -72,7 +72,7 @@ class World:
         return self.processor.batch_decode(ids, skip_special_tokens=True)[0].strip()
 
 
-@pytest.fixture(scope="module", params=processors.EVERY)
+@pytest.fixture(scope="module", params=processors.EACH)
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
     takes = inspect.signature(transformers.VideoLlavaProcessor.__call__).parameters
     if request.param == "video_llava" and "kwargs" not in takes:

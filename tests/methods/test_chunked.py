@@ -39,6 +39,8 @@ from vidsieve.methods import (
     in_chunks,
     presets,
 )
+from vidsieve.methods import chunked as module
+from vidsieve.methods.chunked import at_most, within_held
 from vidsieve.methods.measure import measure
 from vidsieve.ops.definitions import ApportionProblem, ContrastProblem, GreedyProblem, MeasureProblem, NoveltyProblem
 from vidsieve.ops.greedy import reference as greedy
@@ -189,15 +191,57 @@ def test_no_more_is_held_than_promised() -> None:
     selector = ChunkedPrune(default(0.1), len(x), hold=2.0)
     for i, part in enumerate(x.split(18)):
         selector.add(part, (9, 9))
-        held = sum(len(rows.kept) for rows in selector._rows)
-        assert held <= 2 * 0.1 * 18 * (i + 1) + 2 * len(selector._rows) * 3
+        held, segments = sum(len(rows.kept) for rows in selector._rows), sum(map(len, selector._lengths))
+        assert held <= 2 * 0.1 * 18 * (i + 1) + 2 * segments
         waiting = selector._chunks._tokens
         assert waiting is not None
         assert len(waiting) <= MOST
     assert len(selector.finish()) == 180
 
 
+def test_picks_that_can_stay_no_more_are_dropped_before_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PART", 1)
+    frames, x = (9,) * 200, video_like(200, 9, 16, 3, torch.float32, cuts=tuple(range(5, 200, 13)))
+    method = default(0.3)
+    selector, most = ChunkedPrune(method, len(x)), 0
+    for part in x.split(18):
+        selector.add(part, (9, 9))
+        most = max(most, sum(len(rows.kept) for rows in selector._rows))
+    assert 540 < most < 1.4 * 540  # of 2 * 540
+    selection = selector.finish()
+    monkeypatch.setattr(module, "at_most", lambda *arguments: arguments[-1])  # nothing is dropped
+    whole = chunked(method, x, frames, 0, 2.0)
+    assert torch.equal(selection.kept, whole.kept)
+    assert torch.equal(selection.step, whole.step)
+    for name in ("kept", "features", "step", "segment"):
+        assert torch.equal(getattr(selection.spare, name), getattr(whole.spare, name))
+
+
+@pytest.mark.parametrize("weighed", [False, True], ids=["by length", "by gain"])
+def test_no_segment_gets_more_than_its_bound_whatever_follows(weighed: bool) -> None:
+    rng, generator = random.Random(0), torch.Generator().manual_seed(0)
+    for _ in range(100):
+        count = rng.randint(1, 25)
+        lengths = torch.randint(1, rng.choice([2, 10, 60, 400]) + 1, (count,), generator=generator)
+        gains = None
+        if weighed:
+            gains = torch.rand(count, generator=generator).pow(rng.choice([0.5, 1, 4, 12])) * lengths
+            gains[torch.rand(count, generator=generator) < rng.choice([0, 0, 0.5, 1])] = 0
+        n, floor = int(lengths.sum()), rng.choice([0.0, 0.3, 0.6, 1.0]) if weighed else 0.0
+        total = kept_count(rng.choice([0.01, 0.05, 0.1, 0.3, 0.6, 0.9, 1.0]), n)
+        share = rng.choice([1, 1.3, 2, 5, 50]) * total / n * lengths.double()
+        held = torch.minimum(share.ceil().long() + 1, lengths)
+        budget, _ = within_held(total, lengths, gains, floor, held)
+        for end in range(1, count + 1):
+            known = None if gains is None else gains[:end]
+            bound = at_most(total, n, lengths[:end], known, floor, held[:end])
+            assert (budget[:end] <= bound).all()
+            assert (bound <= held[:end]).all()
+
+
 def test_what_is_held_is_freed_while_the_selection_is_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PART", 1)
+    monkeypatch.setattr(module, "at_most", lambda *arguments: arguments[-1])  # nothing is dropped before
     x = video_like(200, 9, 16, 3, torch.float32, cuts=tuple(range(5, 200, 13)))
     selector = ChunkedPrune(default(0.1), len(x))
     for part in x.split(18):

@@ -2,8 +2,13 @@
 
 import os
 import random
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +18,12 @@ np = pytest.importorskip("numpy")
 
 from tests.clips import decoded, rgb, write  # noqa: E402
 from tests.video.test_decode import real_clips  # noqa: E402
-from vidsieve.video.chosen import plan  # noqa: E402
+from vidsieve.video import chosen, demux, plan_video, read_chunks  # noqa: E402
+from vidsieve.video.chosen import Decoder, Miscounted, plan  # noqa: E402
 from vidsieve.video.decode import read_video  # noqa: E402
-from vidsieve.video.demux import Index, _Packet, _spare, by_packets  # noqa: E402
+from vidsieve.video.demux import Index, _Packet, _spare, by_packets, opened, video_stream  # noqa: E402
 from vidsieve.video.references import UNKNOWN, rank_reader  # noqa: E402
+from vidsieve.video.wanted import Sampling  # noqa: E402
 
 COUNT = 90
 X264 = {"g": "40", "bf": "4", "refs": "4", "crf": "35"}
@@ -31,12 +38,23 @@ def busy(number: int, height: int, width: int) -> np.ndarray:
     return np.repeat(np.clip(grey, 0, 255).astype(np.uint8)[..., None], 3, 2)
 
 
+def side_by_side(patch: pytest.MonkeyPatch, threads: int) -> None:
+    """Let that many decoders work side by side, however few frames each gets."""
+    patch.setattr(chosen, "WORTH", 1)
+    patch.setattr(torch, "get_num_threads", lambda: threads)
+
+
 def differing(path: Path, indices: list[list[int]], size: tuple[int, int]) -> list[list[int]]:
-    """Frame numbers whose pixels are not those of the decoder run from end to end, a list a reading."""
+    """Frame numbers whose pixels are not those of the decoder run from end to end, a list a reading.
+
+    Read by one decoder and by three side by side, in turns.
+    """
     truth = [rgb(frame, *size) for frame in decoded(path)]
     wrong = []
-    for index in indices:
-        pixels = read_video(path, index=index, size=size).pixels
+    for i, index in enumerate(indices):
+        with pytest.MonkeyPatch.context() as patch:
+            side_by_side(patch, 1 + 2 * (i // 5 % 2))
+            pixels = read_video(path, index=index, size=size).pixels
         wrong.append([n for n, got in zip(index, pixels, strict=True) if not torch.equal(got, truth[n])])
     return wrong
 
@@ -57,6 +75,9 @@ def fuzzed(total: int, rounds: int = 12) -> list[list[int]]:
         ("fields.mp4", "libx264", X264 | {"x264-params": "interlaced=1"}, True),
         ("vfr.mkv", "libx264", X264 | {"pts": [900 + 40 * i + 13 * (i % 4) for i in range(COUNT)]}, True),
         ("few.mp4", "libx264", X264 | {"g": "7", "bf": "1"}, True),
+        ("pieces.mp4", "libx264", X264 | {"g": "9", "container": {"movflags": "frag_keyframe+empty_moov"}}, True),
+        ("no_cues.mkv", "libx264", X264 | {"g": "9", "container": {"live": "1"}}, True),
+        ("late.mp4", "libx264", X264 | {"g": "9", "pts": [7000 + 40 * i for i in range(COUNT)]}, True),
         ("none.mp4", "libx264", X264 | {"bf": "0"}, False),
         ("hevc.mp4", "libx265", {"x265-params": f"{X265}:bframes=4:b-pyramid=1"}, True),
         ("layers.mp4", "libx265", {"x265-params": f"{X265}:bframes=4:b-pyramid=1:temporal-layers=3"}, True),
@@ -97,6 +118,8 @@ def test_a_run_begins_anew_where_a_key_frame_leaves_out_frames() -> None:
     runs = [(run.key[0], run.numbers) for run in plan(found, [25, 3, 9, 18])]
     assert runs == [(0, [3, 9]), (11, [18]), (20, [25])]
     assert [(run.key[0], run.numbers) for run in plan(found, [2, 12])] == [(0, [2]), (11, [12])]
+    aside = [(run.key[0], run.work) for run in plan(found, [*range(8), 9, 10, 11, 12, 20, 21], 5)]
+    assert aside == [(0, 19), (10, 6), (20, 4)]  # one frame is not worth a decoder
 
 
 def stream(codec: str, extra: bytes) -> SimpleNamespace:
@@ -147,3 +170,77 @@ def test_any_frames_of_real_clips(path: Path) -> None:
     total = len(by_packets(f"file:{path}", path.name))
     rounds = int(os.environ.get("VIDSIEVE_ROUNDS", "3"))
     assert not any(differing(path, [index for index in fuzzed(total, 5 * rounds) if len(index) < total], (90, 160)))
+
+
+@pytest.mark.parametrize("sampling", ["even", "keyframes"])
+def test_decoders_side_by_side_read_what_one_does(
+    tmp_path: Path, sampling: Sampling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "clip.mp4", COUNT, draw=busy, shape=(96, 144), g="10", **{"x264-params": "scenecut=0"})
+    read = partial(read_video, path, num_frames=40, sampling=sampling)
+    alone = read()
+    opens: list[str] = []
+    opened = chosen.opened
+    monkeypatch.setattr(chosen, "opened", lambda place: opens.append(place) or opened(place))
+    for threads, least in ((1, 0), (3, 3), (50, 8)):
+        side_by_side(monkeypatch, threads)
+        opens.clear()
+        frames = read()
+        assert len(opens) == least  # beside the first decoder
+        assert torch.equal(frames.pixels, alone.pixels)
+        assert (frames.index, frames.seconds, frames.decoded) == (alone.index, alone.seconds, alone.decoded)
+    chunks = list(read_chunks(plan_video(path, num_frames=40, sampling=sampling), 3))
+    assert torch.equal(torch.cat([chunk.pixels for chunk in chunks]), alone.pixels)
+    assert sum(chunk.decoded for chunk in chunks) == alone.decoded
+
+
+def test_decoders_side_by_side_end_with_whom_they_work_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "clip.mp4", COUNT, g="10", **{"x264-params": "scenecut=0"})
+    side_by_side(monkeypatch, 3)
+    before = threading.active_count()
+    chunks = read_chunks(plan_video(path, num_frames=COUNT), 2)
+    next(chunks)
+    chunks.close()
+    assert threading.active_count() == before
+
+    class Unwanted(Exception):
+        """Nobody wants the rest."""
+
+    def check() -> None:
+        if threading.current_thread() is not threading.main_thread():
+            raise Unwanted
+
+    with pytest.raises(Unwanted):
+        list(read_chunks(plan_video(path, num_frames=COUNT), 2, check=check))
+    assert threading.active_count() == before
+
+
+def test_a_frame_that_another_decoder_lacks_is_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "clip.mp4", COUNT, g="10", **{"x264-params": "scenecut=0"})
+    side_by_side(monkeypatch, 3)
+    found = by_packets(f"file:{path}", "clip")
+    other = replace(found, pts=[*found.pts[:85], *(stamp + 1 for stamp in found.pts[85:])])
+    with opened(f"file:{path}") as container:
+        decoder = Decoder(container, video_stream(container, "clip"), other, str(path))
+        numbers: list[int] = []
+        with pytest.raises(Miscounted, match=r"frame 8[0-9] of 90 cannot be decoded"):
+            numbers += [number for number, _ in decoder.frames(range(COUNT), lambda frame: frame.pts)]
+
+
+def test_no_packet_before_the_key_frame_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = demux.packets
+    seen: list[int] = []
+
+    def noted(*args: Any) -> Iterator[Any]:
+        for packet in read(*args):
+            seen.append(packet.pts)
+            yield packet
+
+    monkeypatch.setattr(chosen, "packets", noted)
+    for name in ("clip.mp4", "clip.mkv", "pieces.mp4"):
+        container = {"movflags": "frag_keyframe+empty_moov"} if name == "pieces.mp4" else None
+        options = {"g": "30", "bf": "3", "x264-params": "scenecut=0"}
+        path = write(tmp_path / name, COUNT, container=container, **options)
+        seen.clear()
+        assert read_video(path, sampling="keyframes").index == (0, 30, 60)
+        assert len(seen) == 3, name

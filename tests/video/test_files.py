@@ -1,7 +1,10 @@
 """Files that are not as they should be: what is read is what the decoder, run from end to end, makes of them."""
 
+import random
 import warnings
+from collections.abc import Iterator
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,8 @@ np = pytest.importorskip("numpy")
 
 from tests.clips import HEIGHT, WIDTH, cut, decoded, numbers, picture, rgb, write, written  # noqa: E402
 from vidsieve.errors import VideoError  # noqa: E402
-from vidsieve.video import demux  # noqa: E402
+from vidsieve.video import chosen, demux  # noqa: E402
+from vidsieve.video.chosen import Decoder, Miscounted  # noqa: E402
 from vidsieve.video.decode import read_video  # noqa: E402
 
 
@@ -163,6 +167,73 @@ def test_damaged_frames_are_told_of_and_lost_ones_not_counted(tmp_path: Path) ->
     assert numbers(frames.pixels)[:50] == list(range(50))
     with pytest.raises(VideoError, match=r"damaged.mp4: \d+ of \d+ frames are damaged"):
         read_video(path, num_frames=100, strict=True)
+
+
+def test_a_frame_that_comes_too_late_is_left_out_and_told_and_moves_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "a.mp4")
+    order = [*range(11), 45, 14, *range(46, 95), 97, 95, 96, 98, 99]  # as a decoder gave them
+
+    def disordered(*_: object) -> Iterator[Any]:
+        frames = list(decoded(path))
+        return iter([frames[number] for number in order])
+
+    monkeypatch.setattr(demux, "pictures", disordered)
+    monkeypatch.setattr(chosen, "pictures", disordered)
+
+    def miscounted(self: Decoder, *_: object) -> Iterator[Any]:
+        raise Miscounted("not what is listed")
+        yield
+
+    monkeypatch.setattr(Decoder, "_run", miscounted)
+    with pytest.warns(
+        UserWarning, match="a.mp4: 2 of 67 frames came after ones that are shown later, and are left out"
+    ):
+        frames = read_video(path, num_frames=100)
+    kept = [*range(11), 14, *range(46, 95), 95, 96, 98, 99]
+    assert numbers(frames.pixels) == kept
+    assert frames.seconds == pytest.approx([number / 25 for number in kept])
+    with pytest.raises(VideoError, match="2 of 67 frames came after"):
+        read_video(path, strict=True)
+
+
+def test_frames_of_files_damaged_anywhere_are_shown_at_their_time(tmp_path: Path) -> None:
+    whole, path = write(tmp_path / "whole.mp4", bf="3").read_bytes(), tmp_path / "a.mp4"
+    begin, end, lost = whole.index(b"mdat") + 4, whole.index(b"moov") - 4, 0
+    for seed in range(12):
+        rng, data = random.Random(seed), bytearray(whole)
+        first = rng.randint(begin, end * 3 // 4)
+        for i in range(first, min(first + end // 5, end), rng.choice([1, 7, 50])):
+            data[i] ^= 0xFF
+        path.write_bytes(data)
+        found = demux.by_packets(f"file:{path}", "a")
+        counted = demux.by_decoding(f"file:{path}", "a", found)
+        stamps = []
+        with demux.opened(f"file:{path}") as file:
+            stream = file.streams.video[0]
+            for came, frame in enumerate(demux.pictures(file, stream, counted.intact)):
+                if came not in counted.late:
+                    stamps.append(float(frame.pts * stream.time_base))
+        assert counted.seconds == pytest.approx(stamps)
+        assert all(a < b for a, b in pairwise(counted.seconds))
+        lost += len(counted) < 100
+    assert lost
+
+
+def test_a_file_whose_beginning_is_damaged_does_not_begin_earlier(tmp_path: Path) -> None:
+    data = bytearray(write(tmp_path / "whole.mp4").read_bytes())
+    begin = data.index(b"mdat") + 4
+    data[begin : begin + 3000] = bytes(3000)
+    path = written(tmp_path / "a.mp4", bytes(data))
+    with pytest.warns(UserWarning, match=r"a.mp4: its first \d\.\d\d s cannot be decoded"):
+        frames = read_video(path, num_frames=100)
+    assert frames.seconds[0] > 0
+    assert frames.duration == pytest.approx(4)
+    whole = [number for number in range(100) if number in {round(25 * at) for at in frames.seconds}]
+    assert numbers(frames.pixels) == whole
+    with pytest.raises(VideoError, match=r"its first .* s cannot be decoded"):
+        read_video(path, strict=True)
 
 
 @pytest.mark.parametrize("name", ["whole.mp4", "whole.mkv"])

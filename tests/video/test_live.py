@@ -149,6 +149,19 @@ def test_over_http_in_pieces(pieces: str) -> None:
     assert taken(f"{pieces}/whole.ts", patience=5)[0] == FIFTHS
     with pytest.warns(UserWarning, match=UNSURE):
         assert taken(f"{pieces}/whole-chunked.ts", patience=5)[0] == FIFTHS
+    with pytest.warns(UserWarning, match=r"ended after 1\.\d s, or its server stopped"):
+        dropped = taken(f"{pieces}/dropped-chunked.ts", patience=5)[0]
+    assert dropped == FIFTHS[: len(dropped)]
+    assert len(dropped) > 5
+
+
+def test_frames_that_came_before_a_loss_are_shown(pieces: str, clip: Path) -> None:
+    half = written(clip.with_name("half.ts"), clip.read_bytes()[: clip.stat().st_size // 2])
+    came = [numbers(frames)[0] for frames, _ in live(half, 25, patience=0.1)]
+    shown: list[int] = []
+    with pytest.raises(VideoError, match="was lost"):
+        shown.extend(numbers(frames)[0] for frames, _ in live(f"{pieces}/dropped.ts", 25, patience=5))
+    assert shown == came
 
 
 @pytest.mark.parametrize(

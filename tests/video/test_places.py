@@ -3,7 +3,8 @@
 import functools
 import os
 import threading
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -116,3 +117,16 @@ def test_a_pipe(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.mp4")
     with pytest.raises(VideoError, match=r"is a pipe or device, which cannot be gone through twice"):
         read_video(tmp_path / "pipe.mp4")
+
+
+@pytest.mark.parametrize("read", [read_video, plan_video, lambda address: next(live(address, 1))])
+@pytest.mark.parametrize("scheme", ["http", "rtsp"])
+def test_no_traceback_shows_what_opens_an_address(read: Callable[[str], object], scheme: str) -> None:
+    with pytest.raises(VideoError) as caught:
+        read(f"{scheme}://user:word@127.0.0.1:1/clip.mp4?key=hidden")
+    shown, error = [], caught.value
+    while error is not None:
+        shown += traceback.format_exception_only(error)
+        error = error.__cause__ or error.__context__
+    assert f"{scheme}://127.0.0.1:1/clip.mp4" in shown[0]
+    assert not [line for line in shown if "word" in line or "hidden" in line]

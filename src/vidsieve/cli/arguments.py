@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -93,6 +94,21 @@ def rate(text: str) -> float:
         value = 0.0
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"expected a number above 0, such as 1 or 0.5; got {text}")
+    return value
+
+
+def port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535; got {text}")
+    return int(text)
+
+
+def size(text: str) -> int:
+    """Parse a number of bytes: 500MB, 1.5GB."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMGT]?)B", text, re.IGNORECASE)
+    value = int(float(found[1]) * 1024 ** " kmgt".index(found[2].lower() or " ")) if found else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a size, such as 500MB or 1.5GB; got {text}")
     return value
 
 

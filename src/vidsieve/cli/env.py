@@ -28,6 +28,7 @@ def environment() -> dict[str, Any]:
             "hf": bool(found["transformers"] and found["torchvision"]),
             "video": bool(found["av"] and found["rich"]),
             "viz": bool(found["pillow"] and found["av"]),
+            "app": _installed("gradio"),
             "ray": _installed("ray", "pyarrow"),
             "lmms": _installed("lmms_eval"),
             "vllm": _installed("vllm"),

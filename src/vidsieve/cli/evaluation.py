@@ -1,12 +1,38 @@
-"""`vidsieve eval`: a suite, and the plan that the options make for it."""
+"""`vidsieve bench` and `vidsieve eval`: what is measured, and the plan that the options make for it."""
 
 import argparse
 import shlex
+import sys
 from collections.abc import Callable
 from typing import Any
 
 from vidsieve import registry
 from vidsieve.cli.arguments import Mistake
+
+
+def bench(options: argparse.Namespace, save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """The card and the rows of the cases that were asked for. save: called with what there is after each case."""
+    import torch
+
+    from vidsieve.evaluation import bench as timing
+
+    unknown = [case for case in options.cases or () if case not in timing.CASES]
+    if unknown:
+        raise Mistake(f"no case {unknown[0]!r}; there are {', '.join(timing.CASES)}")
+    cases = {case: timing.CASES[case] for case in options.cases or timing.CASES}
+    if options.keep is not None:
+        if options.cases:
+            raise Mistake("--keep describes a case of your own and --case names others; choose one of the two")
+        if (options.segments or 1) > options.frames:
+            raise Mistake(f"expected segments of at most {options.frames} frames, all there are")
+        cases = timing.uniform_case(options.keep, options.segments or 1)
+    elif options.segments is not None:
+        raise Mistake("--segments describes a case of your own; say how much it keeps with --keep")
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = getattr(torch, options.dtype)
+    load = timing.Load(options.frames, options.tokens, options.dim, device, dtype, options.relevance == "flat")
+    command = "vidsieve " + shlex.join(options.typed)
+    return timing.bench(load, cases, options.rounds, lambda case: print(case, file=sys.stderr), command, save)
 
 
 def evaluate(options: argparse.Namespace, note: Callable[[str], None]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
     vidsieve run CLIP --question "What happens?" --model Qwen/Qwen2.5-VL-7B-Instruct --keep 10% --out out
     vidsieve show out           draw it again
     vidsieve demo               the same, offline, on a generated clip and the model of the package
+    vidsieve app                the same in the browser, with clips of your own
     vidsieve encode CLIPS       keep a tenth of the tokens of hours of video, in bounded memory
     vidsieve ask FILE           ask about what encode stored, as often as you like, without the video
     vidsieve plan CLIP          tokens, memory and seconds, before anything runs
@@ -23,7 +24,6 @@ import argparse
 import json
 import math
 import os
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,12 +32,11 @@ from pathlib import Path
 from typing import Any
 
 from vidsieve import registry
-from vidsieve.checks import printable, require
+from vidsieve.checks import require
 from vidsieve.cli import report
 from vidsieve.cli.arguments import Mistake
 from vidsieve.cli.parser import Command, parser
 from vidsieve.cli.quiet import quiet
-from vidsieve.errors import VidsieveError, redacted
 
 LINE_EVERY = 30.0  # seconds between lines of progress in a log
 Found = Any  # the result of a command, as JSON values
@@ -67,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         _print_error(KeyboardInterrupt("; ".join(("interrupted", *map(str, stop.args)))), typed)
         return 130
-    except (VidsieveError, OSError, ValueError, RuntimeError, MemoryError) as error:
+    except report.FAILURES as error:
         if os.environ.get("VIDSIEVE_TRACEBACK"):
             raise
         _print_error(error, typed)
@@ -77,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _print_error(error: BaseException, typed: Sequence[str], usage: str = "") -> None:
     """Print an error as one line, and with --json as a document too."""
-    message = printable(redacted(" ".join(str(error).split()))) or type(error).__name__
+    message = report.one_line(error)
     begin = "vidsieve: " if isinstance(error, KeyboardInterrupt) else f"{usage}vidsieve: error: "
     print(f"{begin}{message}", file=sys.stderr)
     if "--json" in typed:
@@ -169,6 +168,22 @@ def _demo(options: argparse.Namespace) -> Found:
         pixels=options.pixels,
     )
     return _carry_out(request, options.out, _films(options)) | {"note": demo.NOTE.format(right)}
+
+
+def _app(options: argparse.Namespace) -> Found:
+    """Open a page in the browser that asks about clips, and shows both answers and what was kept."""
+    from vidsieve.cli.app import serve, service
+
+    settings = service.Settings(
+        options.models or (),
+        options.frames,
+        options.sampling,
+        options.device,
+        options.dtype,
+        options.max_new_tokens,
+    )
+    with _notes() as note:
+        return serve.serve(settings, options.host, options.port, options.max_upload, note)
 
 
 def _carry_out(request: Any, out: Path | None, films: Sequence[str]) -> dict[str, Any]:
@@ -307,28 +322,9 @@ def _keep(options: argparse.Namespace) -> float:
 
 def _bench(options: argparse.Namespace) -> Found:
     """Time reductions beside the loops in use today, after checking that they are correct."""
-    import torch
+    from vidsieve.cli.evaluation import bench
 
-    from vidsieve.evaluation import bench
-
-    unknown = [case for case in options.cases or () if case not in bench.CASES]
-    if unknown:
-        raise Mistake(f"no case {unknown[0]!r}; there are {', '.join(bench.CASES)}")
-    cases = {case: bench.CASES[case] for case in options.cases or bench.CASES}
-    if options.keep is not None:
-        if options.cases:
-            raise Mistake("--keep describes a case of your own and --case names others; choose one of the two")
-        if (options.segments or 1) > options.frames:
-            raise Mistake(f"expected segments of at most {options.frames} frames, all there are")
-        cases = bench.uniform_case(options.keep, options.segments or 1)
-    elif options.segments is not None:
-        raise Mistake("--segments describes a case of your own; say how much it keeps with --keep")
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = getattr(torch, options.dtype)
-    load = bench.Load(options.frames, options.tokens, options.dim, device, dtype, options.relevance == "flat")
-    command = "vidsieve " + shlex.join(options.typed)
-    show, save = lambda case: print(case, file=sys.stderr), lambda found: _save(found, options.out)
-    return bench.bench(load, cases, options.rounds, show, command, save)
+    return bench(options, lambda found: _save(found, options.out))
 
 
 def _eval(options: argparse.Namespace) -> Found:
@@ -377,6 +373,7 @@ COMMANDS: dict[str, Command] = {
     "run": (_run, report.show_result),
     "show": (_redraw, report.show_pictures),
     "demo": (_demo, report.show_result),
+    "app": (_app, report.show_app),
     "encode": (_encode, report.show_encode),
     "ask": (_ask, report.show_asked),
     "plan": (_plan, report.show_plan),

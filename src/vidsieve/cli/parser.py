@@ -14,9 +14,11 @@ from vidsieve.cli.arguments import (
     folder,
     fraction,
     method,
+    port,
     question,
     rate,
     seconds,
+    size,
 )
 from vidsieve.video.wanted import LIBRARIES, SAMPLINGS
 
@@ -26,6 +28,7 @@ EXAMPLES = {
     "run": 'vidsieve run clip.mp4 --question "What happens?" --model Qwen/Qwen2.5-VL-7B-Instruct --out out/run',
     "show": "vidsieve show out/run --gif",
     "demo": "vidsieve demo --keep 5% --method divprune",
+    "app": "vidsieve app --model Qwen/Qwen2.5-VL-7B-Instruct --port 8080",
     "encode": "vidsieve encode lecture.mp4 --model Qwen/Qwen2.5-VL-7B-Instruct --fps 1 --keep 5% --out stored",
     "ask": 'vidsieve ask stored --question "Who speaks?" --question "What is on the board?"',
     "plan": "vidsieve plan lecture.mp4 --model Qwen/Qwen2.5-VL-7B-Instruct --fps 1 --keep 5%",
@@ -71,6 +74,7 @@ def parser(commands: Mapping[str, Command]) -> Parser:
         "run": (_add_run, [how, pixels, sample, film]),
         "show": (_add_show, [film]),
         "demo": (_add_demo, [how, pixels, film]),
+        "app": (_add_app, [place, sample]),
         "encode": (_add_encode, [how, _part()]),
         "ask": (_add_ask, [place]),
         "plan": (_add_plan, [share, place, _part()]),
@@ -141,6 +145,16 @@ def _add_show(command: Parser) -> None:
 
 def _add_demo(command: Parser) -> None:
     command.add_argument("--out", type=folder, default="out/demo", help="folder for everything (out/demo)")
+
+
+def _add_app(command: Parser) -> None:
+    about = "Hub id or folder of a video language model beside the bundled one; repeatable"
+    command.add_argument("--model", "-m", action="append", dest="models", help=about)
+    about = "address to listen at; 0.0.0.0 lets everyone in who reaches this machine, without a password (127.0.0.1)"
+    command.add_argument("--host", default="127.0.0.1", help=about)
+    command.add_argument("--port", type=port, default=7860, help="0: any that is free (7860)")
+    command.add_argument("--max-upload", type=size, default="1GB", help="largest clip (1GB)")
+    command.add_argument("--max-new-tokens", type=count, default=128, help="longest answer (128)")
 
 
 def _add_encode(command: Parser) -> None:

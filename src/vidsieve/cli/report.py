@@ -7,9 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from vidsieve.checks import pip_install, printable, require
+from vidsieve.errors import VidsieveError, redacted
 
 MOST = 10  # entries of a list that are printed
+EMPTY = "(empty)"  # an answer
 FULLEST = 5  # parts of a video that are printed
+
+# What is told in one line where a command fails; anything else is a fault of vidsieve's own.
+FAILURES = (VidsieveError, OSError, ValueError, RuntimeError, MemoryError)
 
 TORCHVISION = {
     None: "is not installed",
@@ -20,6 +25,11 @@ TORCHVISION = {
 }
 
 
+def one_line(error: BaseException) -> str:
+    """Write an error as one line, without passwords in addresses."""
+    return printable(redacted(" ".join(str(error).split()))) or type(error).__name__
+
+
 def show_result(result: dict[str, Any]) -> None:
     """Print tokens, answers and times with and without the method, and last the paths of the pictures."""
     require("rich", "video")
@@ -27,7 +37,6 @@ def show_result(result: dict[str, Any]) -> None:
     from rich.text import Text
 
     console = Console(highlight=False, soft_wrap=True)
-    before, after = result["tokens_before"], result["tokens_after"]
     sample = result["frames"]
     console.print(
         f"{Text(printable(Path(result['clip']).name)).markup}: {_sampled(sample)}, {sample['duration']:.1f} s; "
@@ -35,10 +44,8 @@ def show_result(result: dict[str, Any]) -> None:
     )
     if advice := _advice(sample):
         console.print(advice)
-    count = len(result["segments"] or ())
-    segments = f" in {count} segment{'s' * (count > 1)}" if count else ""
-    console.print(f"[bold]{before} video tokens -> {after} kept ({100 * after / before:.1f} %)[/]{segments}")
-    console.print(f"most of the kept tokens: {_spans(result['spans'])}")
+    console.print(f"[bold]{tokens(result)}")
+    console.print(f"most of the kept tokens: {spans(result['spans'])}")
     if result.get("pixels"):
         console.print(f"vision tower: {result['tower']}")
     inside = [stage for stage in result.get("stages", ()) if stage["layer"] > 0]
@@ -53,12 +60,12 @@ def show_result(result: dict[str, Any]) -> None:
     hidden = _ms(max(0.0, result["stages_ms"]["decode"] - loading["waited"]))
     console.print(f"[dim]{hidden} of decoding while the model was loaded, which took {_ms(loading['load'])}[/]")
     if unreduced:
-        console.print(f"\n[bold]{_headline(result)}[/]")
+        console.print(f"\n[bold]{result['gain']}[/]")
 
     console.print(f"\n[dim]question[/]     {Text(result['question']).markup}")
     if unreduced:
-        console.print(f"[dim]every token[/]  {Text(result['answer_unreduced']).markup}")
-    console.print(f"[dim]reduced[/]      {Text(result['answer']).markup}")
+        console.print(f"[dim]every token[/]  {Text(result['answer_unreduced'] or EMPTY).markup}")
+    console.print(f"[dim]reduced[/]      {Text(result['answer'] or EMPTY).markup}")
     if "note" in result:
         console.print(f"[dim]{result['note']}[/]")
     if "pictures" in result:
@@ -67,32 +74,53 @@ def show_result(result: dict[str, Any]) -> None:
             console.print(f"picture: [bold]{Text(path).markup}[/]")
 
 
+def tokens(result: dict[str, Any]) -> str:
+    """Say how many video tokens there were and are."""
+    before, after, count = result["tokens_before"], result["tokens_after"], len(result["segments"] or ())
+    segments = f" in {count} segment{'s' * (count > 1)}" if count else ""
+    return f"{before} video tokens -> {after} kept ({100 * after / before:.1f} %){segments}"
+
+
 def _split(result: dict[str, Any]) -> Any:
     """Make a table of prompt lengths and times, of both answers where there are two."""
     from rich.table import Table
 
-    stages = result["stages_ms"]
-    unreduced = result["stages_ms_unreduced"]
-    of = "cost" if result.get("keep_of") == "FLOPs" else "keep"
+    compared = bool(result["stages_ms_unreduced"])
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("")
-    for title in (("every token",) if unreduced else ()) + (f"{result['method']}, {of} {result['keep']:g}",):
+    for title in (("every token",) if compared else ()) + (reduced_title(result),):
         table.add_column(title, justify="right")
-    add = _adder(table, bool(unreduced))
-    add("prompt tokens", str(result["prompt_before"]), str(result["prompt_after"]))
+    for name, unreduced, reduced in rows(result):
+        table.add_row(name, *((unreduced,) if compared else ()), reduced)
+    return table
+
+
+def reduced_title(result: dict[str, Any]) -> str:
+    """Name the method of a result and its share."""
+    return f"{result['method']}, {'cost' if result.get('keep_of') == 'FLOPs' else 'keep'} {result['keep']:g}"
+
+
+def rows(result: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """List prompt lengths and times: a name, with every token ("" if it was not measured), and with those kept."""
+    stages = result["stages_ms"]
+    unreduced = result["stages_ms_unreduced"]
+    made = [("prompt tokens", str(result["prompt_before"]), str(result["prompt_after"]))]
+
+    def add(name: str, key: str) -> None:
+        made.append((name, _ms(unreduced[key]) if unreduced and key in unreduced else "", _ms(stages[key])))
+
     shared = ("decode", "process", *(("vision",) if "vision" in stages else ()))
     for name in shared:
-        add(name, _ms(unreduced[name]) if unreduced else "", _ms(stages[name]))
-    prefill = "prefill" if "vision" in stages else "vision + prefill"
-    add(prefill, _ms(unreduced["prefill"]) if unreduced else "", _ms(stages["prefill"]))
+        add(name, name)
+    add("prefill" if "vision" in stages else "vision + prefill", "prefill")
     others = {*shared, "prefill", "first_token", "rest", "draw"}
     for name in (name for name in stages if name not in others):
-        add(f"  of which {name}", "", _ms(stages[name]))
-    for name, key in (("first token", "first_token"), ("rest", "rest")):
-        add(name, _ms(unreduced[key]) if unreduced else "", _ms(stages[key]))
+        add(f"  of which {name}", name)
+    add("first token", "first_token")
+    add("rest", "rest")
     if "draw" in stages:
-        add("draw", "", _ms(stages["draw"]))
-    return table
+        add("draw", "draw")
+    return made
 
 
 def _sampled(sample: dict[str, Any]) -> str:
@@ -113,38 +141,12 @@ def _advice(sample: dict[str, Any]) -> str | None:
     )
 
 
-def _headline(result: dict[str, Any]) -> str:
-    """Say how much sooner the first token comes and what memory is saved, as far as it was measured."""
-    full, reduced = result["stages_ms_unreduced"], result["stages_ms"]
-    file = full["first_token"] / reduced["first_token"]
-    pixels = _after_pixels(full) / _after_pixels(reduced)
-    said = [f"first token {_sooner(pixels)} ({_sooner(file)} from the file)"]
-    for name, of in (("kv_bytes", "KV cache"), ("peak_bytes", "peak memory")):
-        if name in result["memory"] and result["memory_unreduced"].get(name):
-            change = round(100 * (result["memory"][name] / result["memory_unreduced"][name] - 1))
-            said.append(f"{of} {change:+d} %" if change else f"{of} 0 %")
-    return ", ".join(said)
-
-
-def _after_pixels(stages: dict[str, float]) -> float:
-    return stages["first_token"] - stages["decode"] - stages["process"]
-
-
-def _sooner(ratio: float) -> str:
-    return f"{ratio:.1f}x sooner" if ratio >= 1 else f"{1 / ratio:.1f}x later"
-
-
-def _adder(table: Any, compared: bool) -> Any:
-    """Make a function that adds a row to `table`, with a cell for the unreduced run if `compared`."""
-
-    def add(name: str, unreduced: str, reduced: str) -> None:
-        table.add_row(name, *((unreduced,) if compared else ()), reduced)
-
-    return add
-
-
 def _ms(milliseconds: float) -> str:
     return f"{milliseconds:.1f} ms" if milliseconds < 100 else f"{milliseconds:,.0f} ms"
+
+
+def show_app(found: Any) -> None:
+    print(f"stopped after {found['answered']} answer{'s' * (found['answered'] != 1)}")
 
 
 def show_encode(found: Any) -> None:
@@ -165,20 +167,20 @@ def show_answer(row: Any) -> None:
     if "error" in row:
         print(f"{row['question']}\n  not answered: {row['error']}", flush=True)
         return
-    print(f"{row['question']}\n  {row['answer']}  ({_ms(1e3 * row['seconds'])})", flush=True)
+    print(f"{row['question']}\n  {row['answer'].strip() or EMPTY}  ({_ms(1e3 * row['seconds'])})", flush=True)
 
 
 def show_asked(found: Any) -> None:
     """Print where most of what was asked is; each answer was printed when it came."""
     for video in found["videos"]:
         of = f" of {printable(Path(video['clip']).name)}" if len(found["videos"]) > 1 else ""
-        print(f"most of the kept tokens{of}: {_spans(video['spans'])}")
+        print(f"most of the kept tokens{of}: {spans(video['spans'])}")
 
 
-def _spans(spans: Sequence[dict[str, float]]) -> str:
+def spans(held: Sequence[dict[str, float]]) -> str:
     """Write when most of the kept tokens are shown, the fullest part first."""
-    told = [f"{_when(span['start'], span['end'])} ({100 * span['share']:.0f} %)" for span in spans[:FULLEST]]
-    rest = spans[FULLEST:]
+    told = [f"{_when(span['start'], span['end'])} ({100 * span['share']:.0f} %)" for span in held[:FULLEST]]
+    rest = held[FULLEST:]
     more = f"; {len(rest)} more parts hold {100 * sum(span['share'] for span in rest):.0f} %" if rest else ""
     return ", ".join(told) + more
 
@@ -246,6 +248,14 @@ def show_warm(found: Any) -> None:
             f"{row['frames']} frames of {height} x {width}, {row['tokens']} tokens: first {row['first_s']:.2f} s, "
             f"second {row['second_s']:.2f} s, {_kernels(row['compiled'])}"
         )
+    for row in found["encode"]:
+        height, width = row["size"]
+        print(
+            f"encode, chunks of {row['chunk']} frames of {height} x {width}: first {row['first_s']:.2f} s, "
+            f"second {row['second_s']:.2f} s, {_kernels(row['compiled'])}"
+        )
+    if found["encode_reason"]:
+        print(f"encode: not with this model and method ({found['encode_reason']})")
     print(f"{_kernels(found['compiled'])} into {found['folder']}")
 
 

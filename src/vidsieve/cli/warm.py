@@ -1,7 +1,8 @@
 """Compile what a model needs, so that the first video of a later process does not wait for it.
 
 Triton compiles a kernel when it is first launched, and stores it in a folder that later processes load it from. So the
-model is called as `vidsieve run` calls it, for one token, on drawn frames of each layout that is to come.
+model is called as `vidsieve run` calls it, for one token, on drawn frames of each layout that is to come, and encodes
+drawn videos as `vidsieve encode` does.
 """
 
 import os
@@ -15,10 +16,12 @@ from typing import Any
 import torch
 
 from vidsieve import ops, registry, writable
+from vidsieve.cli import warm_encode
 from vidsieve.engines.hf.attach import attach
 from vidsieve.engines.hf.loading import check, load, prepare, usable_device
-from vidsieve.errors import VidsieveError
+from vidsieve.errors import UnsupportedCall, UnsupportedModel, VidsieveError, WrongArgument
 from vidsieve.methods.base import Attachable
+from vidsieve.methods.chunked import in_chunks
 from vidsieve.methods.compose import with_pixels
 from vidsieve.types.frames import Frames
 
@@ -60,7 +63,9 @@ def warm(request: Request, note: Callable[[str], None] = lambda what: None) -> d
     note("loading the model")
     processor, model = load(request.model, request.device, request.dtype, bar=False)
     layouts = list(dict.fromkeys(product(request.frames, request.sizes)))
+    before = stored_kernels(cache)
     found = call_each(model, processor, reducer, layouts, lambda: stored_kernels(cache), note)
+    found |= encode_each(model, processor, request, lambda: stored_kernels(cache), note)
     return {
         "model": request.model,
         "model_type": model.config.model_type,
@@ -71,7 +76,21 @@ def warm(request: Request, note: Callable[[str], None] = lambda what: None) -> d
         "folder": str(cache),
         "reason": "",
         **found,
+        "compiled": stored_kernels(cache) - before,
     }
+
+
+def encode_each(
+    model: Any, processor: Any, request: Request, compiled: Callable[[], int], note: Callable[[str], None]
+) -> dict[str, Any]:
+    """Encode drawn videos of each size of `request`, as JSON values; `encode_reason` says why none is."""
+    try:
+        method = in_chunks(registry.method(request.method)(request.keep))
+        sizes = list(dict.fromkeys(request.sizes))
+        rows = warm_encode.call_each(model, processor, method, sizes, draw, compiled, note)
+    except (WrongArgument, UnsupportedCall, UnsupportedModel) as error:
+        return {"encode": [], "encode_reason": str(error)}
+    return {"encode": rows, "encode_reason": ""}
 
 
 def nothing_to_compile(device: torch.device) -> str:
@@ -138,7 +157,7 @@ def call_each(
                 {"frames": frames, "size": list(size), "tokens": tokens, "compiled": new}
                 | {"first_s": seconds[0], "second_s": seconds[1]}
             )
-        return {**attached, "tower": trace.tower, "layouts": rows, "compiled": compiled() - none}
+        return {**attached, "tower": trace.tower, "layouts": rows}
 
 
 def _seconds(model: Any, inputs: Any) -> float:

@@ -43,7 +43,8 @@ class EncodeClips:
         dataset.map_batches(EncodeClips, fn_constructor_args=(job,), batch_size=8, num_gpus=1, compute=pool)
 
     A batch has a column "clip" of paths and may have a column "question". Returns a table of `schema()`. A clip whose
-    features exist is not encoded again, and one that fails for any reason is a row with its error.
+    features exist is not encoded again, and one that fails for any reason is a row with its error. No row has user,
+    password or query of an address.
     """
 
     def __init__(self, job: Job) -> None:
@@ -90,9 +91,19 @@ class EncodeClips:
         except Exception as error:  # whatever it is, the other clips must not suffer
             message = redacted(" ".join(str(error).split())) or type(error).__name__
             asked = task.question if isinstance(task.question, str) else None  # what a column of text can hold
-            row = {"clip": task.clip, "question": asked, "error": message}
+            row = {"clip": self._shown(task.clip), "question": asked, "error": message}
         task.mark.unlink(missing_ok=True)
         return row
+
+    def _shown(self, clip: str) -> str:
+        return redacted(clip)
+
+
+class _EncodeListed(EncodeClips):
+    """Encodes clips of `run`, which knows them by their addresses, and shows none as it is."""
+
+    def _shown(self, clip: str) -> str:
+        return clip
 
 
 @dataclass(frozen=True)
@@ -135,7 +146,7 @@ def run(
     broken: list[Row] = []
     if todo:
         items = [{"clip": clip} for clip in todo]
-        tasks = cluster.encoded(EncodeClips, job, items, ["clip"], address, workers, note)
+        tasks = cluster.encoded(_EncodeListed, job, items, ["clip"], address, workers, note)
         with _counted(job, clips), closing(tasks):
             for rows in tasks:
                 broken += [row for row in rows if row["error"] is not None]

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from vidsieve.checks import check_number, describe
-from vidsieve.encoded.stages import Stages, in_use
 from vidsieve.encoded.until_decoder import decoder_arguments
-from vidsieve.engines.hf import adapter_for, arguments, attach, prompt
+from vidsieve.engines.hf import adapter_for, arguments, attach, contract, prompt
 from vidsieve.engines.hf.families import Adapter
 from vidsieve.engines.hf.loading import prepare, prepare_video
 from vidsieve.engines.hf.processing import resizing_to
 from vidsieve.engines.hf.seams.vision import Vision, check_vision
 from vidsieve.errors import UnsupportedCall, UnsupportedModel, VidsieveError, WrongArgument
+from vidsieve.stages import Stages, in_use
 from vidsieve.types.frames import Frames
 from vidsieve.video.chunks import read_chunks
 
@@ -80,7 +80,8 @@ def encode_chunks(
 def by_frame(model: Any, processor: Any) -> tuple[Adapter, int]:
     """Get the adapter of `model`, and how many frames the processor joins to a temporal patch.
 
-    Raises `UnsupportedModel` for a family whose tower is not known to compute each of these alone.
+    Raises `UnsupportedModel` for a family whose tower is not known to compute each of these alone, or whose processor
+    would not, `UnsupportedVersion` for a release that does not tell the positions of a prompt of it.
     """
     adapter = adapter_for(model)
     if not adapter.by_frame:
@@ -88,6 +89,11 @@ def by_frame(model: Any, processor: Any) -> tuple[Adapter, int]:
             f"model type {model.config.model_type!r} cannot be encoded in chunks: nothing says that its tower computes "
             "a frame from that frame alone; where it does, say so: Adapter(..., by_frame=True)"
         )
+    if adapter.not_encoded:
+        raise UnsupportedModel(
+            f"model type {model.config.model_type!r} cannot be encoded: {adapter.not_encoded}; attach a method instead"
+        )
+    contract.check_positions(model)
     return adapter, getattr(processor.video_processor, "temporal_patch_size", 1) if adapter.layout == "grid" else 1
 
 
@@ -131,7 +137,7 @@ class _Layout:
         made = prepare_video(processor, bare)
         [(count, high, wide)] = made["video_grid_thw"].tolist()
         merges = made.get("video_merge_sizes")
-        merge = getattr(config.vision_config, "spatial_merge_size", 1) if merges is None else int(merges[0])
+        merge = getattr(config.vision_config, adapter.merge, 1) if merges is None else int(merges[0])
         grid, patch = (high // merge, wide // merge), processor.video_processor.patch_size
         tokens = (grid[0] * grid[1],) * count
         return cls(torch.empty(0, dtype=torch.int64), tokens, grid, (high * patch, wide * patch))

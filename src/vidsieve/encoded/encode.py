@@ -18,13 +18,13 @@ import torch
 from vidsieve.checks import check_keep, check_number, describe
 from vidsieve.encoded.chunks import FeatureChunk, encode_chunks
 from vidsieve.encoded.fingerprint import Fingerprint
-from vidsieve.encoded.stages import in_use, launched, own_stream, wait_for
 from vidsieve.encoded.video import EncodedVideo
 from vidsieve.engines.hf import arguments
 from vidsieve.errors import UnsupportedCall, VidsieveError, WrongArgument
 from vidsieve.methods.base import Reducer
 from vidsieve.methods.chunked import ChunkedPrune, in_chunks
 from vidsieve.methods.prune import Prune
+from vidsieve.stages import in_use, launched, own_stream, wait_for
 from vidsieve.types.frames import Frames
 from vidsieve.types.selection import Selection
 from vidsieve.video.chunks import plan_video

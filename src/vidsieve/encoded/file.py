@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -20,13 +21,21 @@ from vidsieve import writable
 from vidsieve.checks import require
 from vidsieve.encoded.fingerprint import Fingerprint
 from vidsieve.encoded.job import write_whole
-from vidsieve.errors import VidsieveError
+from vidsieve.errors import UnsupportedCall, VidsieveError
 from vidsieve.types.frames import Frames
 from vidsieve.types.selection import Rows, Selection
 
 FORMAT = 1
 Video = TypeVar("Video")
-_FLOATS = ("F32", "F16", "BF16", "F64")
+_NAMES = {  # by safetensors, which writes the last of them first, so that each is aligned
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int32: "I32",
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.int64: "I64",
+}
+_FLOATS = tuple(name for dtype, name in _NAMES.items() if dtype.is_floating_point)
 Header = tuple[str, tuple[int, ...]]  # a type and a shape
 Expected = tuple[tuple[str, ...], str]  # types, dimensions: K kept tokens, D numbers each, S segments, L layers
 _ROWS: dict[str, Expected] = {
@@ -51,8 +60,10 @@ def write(
     size: tuple[int, int] | None,
     fingerprint: Fingerprint,
 ) -> None:
-    """Write the parts of an encoded video, completely or not at all. Raises `VidsieveError` if that cannot be."""
-    save = require("safetensors.torch", "hf").save
+    """Write the parts of an encoded video, completely or not at all. Raises `VidsieveError` if that cannot be.
+
+    Nothing is held twice meanwhile.
+    """
     where = writable.file(path)
     tensors = {**_named(selection), "lengths": selection.lengths, "trailing": trailing}
     if selection.gains is not None:
@@ -76,9 +87,30 @@ def write(
     metadata = {"format": str(FORMAT), "video": video, "sha256": _digest(video, tensors)}
     try:
         where.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(where, save(tensors, metadata))
+        write_whole(where, *_file(tensors, metadata))
     except OSError as error:
         raise VidsieveError(f"cannot write {where} ({error.strerror or error}); nothing is left of it") from error
+
+
+def _file(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[bytes | memoryview]:
+    """Lay out what `safetensors.torch.save` gives as one piece: a header, and the tensors where they are.
+
+    A piece would be all of them once more, and `save_file` writes under a name that nobody sweeps up when it is killed.
+    """
+    for name, x in tensors.items():
+        if x.dtype not in _NAMES:
+            raise UnsupportedCall(f"cannot write {name} in {x.dtype}; expected one of {', '.join(map(str, _NAMES))}")
+    ranks = {dtype: rank for rank, dtype in enumerate(_NAMES)}
+    order = sorted(tensors, key=lambda name: (-ranks[tensors[name].dtype], name))
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name in order:
+        x, begin = tensors[name], end
+        end += x.nbytes
+        header[name] = {"dtype": _NAMES[x.dtype], "shape": [*x.shape], "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return [struct.pack("<Q", len(text)), text, *(_bytes(tensors[name]) for name in order)]
 
 
 def read(path: str | os.PathLike[str], make: Callable[..., Video]) -> Video:
@@ -226,8 +258,12 @@ def _digest(video: str, tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         x = tensors[name]
         digest.update(f"\0{name} {x.dtype} {tuple(x.shape)}\0".encode())
-        digest.update(x.flatten().view(torch.uint8).numpy().data)
+        digest.update(_bytes(x))
     return digest.hexdigest()
+
+
+def _bytes(x: Tensor) -> memoryview:
+    return x.flatten().view(torch.uint8).numpy().data
 
 
 def _number(value: Any) -> int:

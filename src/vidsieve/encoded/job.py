@@ -116,14 +116,15 @@ class Job:
                 note(f"{file}: is damaged; its clip is encoded again, and it is now called {file.stem}.damaged")
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write `data` to `path` completely or not at all, so that nobody reads half a file."""
+def write_whole(path: Path, *parts: bytes | memoryview) -> None:
+    """Write `parts`, one after another, to `path` completely or not at all, so that nobody reads half a file."""
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
         with part.open("xb") as file:
             if sys.platform != "win32":
                 fcntl.flock(file, fcntl.LOCK_EX)  # which ends with the process, and tells `sweep_parts` of it
-            file.write(data)
+            for data in parts:
+                file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)

@@ -28,6 +28,7 @@ from vidsieve.types.selection import Rows, Selection, shared
 from vidsieve.types.statistics import TokenStatistics
 from vidsieve.types.tokens import VideoTokens
 
+PART = 4 << 20  # bytes of features that are held as one on a CPU, at least
 PARTS = {
     "segmenter": "SceneRuns, PerFrame, Uniform or Within",
     "budget": "MarginalGain or Proportional",
@@ -253,6 +254,29 @@ def within_held(total: int, lengths: Tensor, gains: Tensor | None, floor: float,
     return budget, missing
 
 
+def at_most(
+    total: int, original_count: int, lengths: Tensor, gains: Tensor | None, floor: float, held: Tensor
+) -> Tensor:
+    """Bound the picks that `within_held` gives each of the first segments of a video, whatever follows: int64 (S,).
+
+    total, original_count: K and N of the whole; the others of these segments, whose gains are at most 2 a token.
+    What follows takes picks away from them: so at most the level of eq. 3 at which they alone would take all, or the
+    floor, and one for what is rounded up.
+    """
+    w = (lengths if gains is None else gains).double()
+    some = w > 0
+    level, by = (held[some] / w[some]).sort()  # at which each is full
+    full, weights = held[some][by].double(), w[some][by]
+    others = weights.flip(0).cumsum(0).flip(0) - weights  # of those that are full later
+    at = int(torch.searchsorted(full.cumsum(0) + level * others, float(total)))
+    if at == len(full):
+        return held
+    reached = (total - full[:at].sum()) / (weights[at] + others[at])
+    least = (floor * total / original_count * lengths.double()).clamp(min=1)
+    most = w.clamp(min=2e-9 * original_count)  # eq. 3 weighs none less than 1e-9 of the largest
+    return torch.minimum(held.double(), torch.maximum(reached * most, least).ceil() + 1).long()
+
+
 class ChunkedPrune:
     """`Prune` of a video of N tokens that comes chunk after chunk, of any sizes: the same tokens however it is cut.
 
@@ -263,8 +287,9 @@ class ChunkedPrune:
 
     Where the centre is the true one and nothing was `capped`, this keeps the tokens that `method.reduce` keeps of the
     whole. Memory: at most hold * K + 2 S tokens, S the segments so far, and one unfinished segment and a chunk, twice
-    while they are joined. `finish` frees them as it gathers the K that stay. On a GPU a chunk waits for the device a
-    few times, whatever it holds.
+    while they are joined. On a CPU picks are dropped as soon as nothing that may follow can leave them their place,
+    which leaves little more than K. `finish` frees them as it gathers the K that stay. On a GPU a chunk waits for the
+    device a few times, whatever it holds.
     """
 
     def __init__(
@@ -326,11 +351,32 @@ class ChunkedPrune:
         if ended is None:
             return
         rows = self._chunks.pick(ended, self._held(ended.lengths))
-        self._rows.append(rows if self._held_on is None else rows.to(self._held_on))
+        self._store(rows if self._held_on is None else rows.to(self._held_on))
         self._lengths.append(ended.lengths)
         if ended.gains is not None:
             self._gains.append(ended.gains)
         self._chunks.drop(ended)
+
+    def _store(self, rows: Rows) -> None:
+        if rows.kept.device.type == "cpu":
+            if self._rows and self._rows[-1].features.nbytes < PART:  # many small ones would be as many maps
+                rows = Rows.join([self._rows.pop(), rows])
+            else:
+                self._drop_surplus()
+            rows = rows.in_pages()
+        self._rows.append(rows)
+
+    def _drop_surplus(self) -> None:
+        """Drop picks that no selection can have any more, and which are not the next after its last either."""
+        if not self._rows:
+            return
+        lengths, gains = torch.cat(self._lengths), torch.cat(self._gains) if self._gains else None
+        floor = budget_of(self._chunks.method).floor
+        bound = at_most(self._kept, self._total, lengths, gains, floor, self._held(lengths)) + 1
+        for i, rows in enumerate(self._rows):
+            stays = rows.step < bound[rows.segment]
+            if int(stays.sum()) < 7 / 8 * len(stays):  # or it is not worth copying the others
+                self._rows[i] = rows.take(stays).in_pages()
 
     def _held(self, lengths: Tensor) -> Tensor:
         """How many picks each segment holds: one above its part, for shares that round up: int64 (S,)."""

@@ -1,5 +1,6 @@
 """Selection: the tokens that stay of a video, with their features and the order in which they were picked."""
 
+import mmap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
@@ -47,6 +48,14 @@ class Rows(NamedTuple):
         kept, features, _, step, segment = self
         return Rows(kept.to(device), features.to(device), others, step.to(device), segment.to(device))
 
+    def in_pages(self) -> "Rows":
+        """The same, on the CPU in memory that goes back to the system as soon as it is freed.
+
+        An allocator keeps what it is given back: rows of 200 MiB, freed one part after another, stay with the process.
+        """
+        others = {name: _in_pages(stacked) for name, stacked in self.others.items()}
+        return self._replace(features=_in_pages(self.features), others=others)
+
     def new(self, count: int) -> "Rows":
         """Make `count` rows like these, to be filled."""
         others = {name: x.new_empty(x.shape[0], count, *x.shape[2:]) for name, x in self.others.items()}
@@ -73,6 +82,13 @@ class Rows(NamedTuple):
         others = {name: torch.cat([part.others[name] for part in parts], 1) for name in parts[0].others}
         kept, features, _, step, segment = zip(*parts, strict=True)
         return cls(torch.cat(kept), torch.cat(features), others, torch.cat(step), torch.cat(segment))
+
+
+def _in_pages(x: Tensor) -> Tensor:
+    if not x.numel():
+        return x
+    pages = mmap.mmap(-1, x.nbytes, access=mmap.ACCESS_COPY)  # of this process alone, in no file
+    return torch.frombuffer(pages, dtype=x.dtype).view(x.shape).copy_(x)
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,16 @@ from vidsieve.errors import VideoError, WrongArgument, redacted
 from vidsieve.types.frames import Frames
 from vidsieve.video.chosen import Decoder, Miscounted
 from vidsieve.video.decode import Faults, described, index_of, one_line, pieces, scaled, to_warning, trusting
-from vidsieve.video.demux import Check, Index, by_decoding, locate, opened, unchecked, video_stream
+from vidsieve.video.demux import (
+    Check,
+    Index,
+    by_decoding,
+    locate,
+    opened,
+    unchecked,
+    video_stream,
+    without_secrets,
+)
 from vidsieve.video.wanted import LONGEST_SIDE, Sampling, Size, Wanted
 
 SAME_TIME = 1e-3  # seconds
@@ -65,9 +74,8 @@ def plan(name: str, wanted: Wanted, warn: Callable[[str], None] = to_warning) ->
         numbers = wanted.numbers(found, name)
         _check_order(numbers)
         with opened(locate(name)) as container:
-            decoder = Decoder(container, video_stream(container, name), found, name)
-            [(_, first)] = decoder.frames([])
-            shape = scaled(decoder.stream, first, wanted.size, name)
+            stream = video_stream(container, name)
+            shape = scaled(stream, Decoder(container, stream, found, name).first(), wanted.size, name)
         Faults(name, wanted.strict, warn, cut=wanted.strict or wanted.index is None).tell_of(found)
         pixels = torch.empty(len(numbers), *shape, 3, dtype=torch.uint8, device="meta")
         frames = described(pixels, numbers, found, name)
@@ -120,7 +128,7 @@ def _chunks(frames: Frames, read: Callable[..., Iterator[Frames]], faults: Fault
             return
         except (Miscounted, av.error.InvalidDataError) as error:
             if not found.keys or index_of(name, check) != found:
-                raise VideoError(f"{name}: has changed since it was planned; plan it again") from error
+                raise VideoError(f"{name}: has changed since it was planned; plan it again") from without_secrets(error)
         yield from _around_damage(frames, done, by_decoding(locate(name), name, found, check), read, faults)
 
 

@@ -4,15 +4,18 @@
 
 The file is read twice. The first pass reads packets without decoding them: their time stamps, sorted, say which
 frame is the i-th one, whatever the container claims (variable frame rate, B-frames, a start other than zero, no frame
-count). The second pass seeks from key frame to key frame and decodes only what leads to a sampled frame (`chosen`).
+count). The second pass seeks from key frame to key frame and decodes only what leads to a sampled frame (`chosen`), by
+several decoders side by side where torch has several threads.
 Where stamps cannot tell frames apart, or the decoder does not give what they promise, every frame is decoded and
 counted instead.
-One full-size picture is held at a time. `pieces` has only a part of the frames in memory; `chunks` makes use of that.
+Each thread holds one full-size picture at a time. `pieces` has only a part of the frames in memory; `chunks` makes use
+of that.
 """
 
 import os
 import struct
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -39,6 +42,7 @@ from vidsieve.video.demux import (
     opened,
     unchecked,
     video_stream,
+    without_secrets,
 )
 from vidsieve.video.wanted import LONGEST_SIDE, Library, Sampling, Size, Wanted
 
@@ -156,15 +160,17 @@ def one_line(place: str, name: str) -> Iterator[None]:
 
     try:
         yield
-    except av.error.InvalidDataError as error:
-        unknown = f"is not a video that can be decoded, or is damaged ({error.strerror})"
-        raise VideoError(f"{name}: {_LACKING if lacks_its_index(place) else unknown}") from error
-    except av.error.EOFError as error:
-        raise _without_frames(place, name) from error
-    except av.error.ExitError as error:
-        raise VideoError(f"{name}: no answer in {PATIENCE:g} s; download it first") from error
     except av.error.FFmpegError as error:
-        raise VideoError(f"{name}: cannot be read as a video ({error.strerror})") from error
+        if isinstance(error, av.error.InvalidDataError):
+            unknown = f"is not a video that can be decoded, or is damaged ({error.strerror})"
+            raised = VideoError(f"{name}: {_LACKING if lacks_its_index(place) else unknown}")
+        elif isinstance(error, av.error.EOFError):
+            raised = _without_frames(place, name)
+        elif isinstance(error, av.error.ExitError):
+            raised = VideoError(f"{name}: no answer in {PATIENCE:g} s; download it first")
+        else:
+            raised = VideoError(f"{name}: cannot be read as a video ({error.strerror})")
+        raise raised from without_secrets(error)
 
 
 def _without_frames(place: str, name: str) -> VideoError:
@@ -186,8 +192,7 @@ def _by_torchcodec(found: Index, name: str, numbers: list[int], wanted: Wanted, 
     check_unchanged(found, place, name)
     with opened(place) as container:
         stream = video_stream(container, name)
-        decoder = Decoder(container, stream, found, name)
-        _, first = next(decoder.frames([0]))
+        first = Decoder(container, stream, found, name).first()
         shape, turn = scaled(stream, first, wanted.size, name), _orientation(first, name)
         if turn not in _TURNS:
             raise VideoError(f"{name}: is mirrored, and torchcodec can only turn pictures; {torchcodec.INSTEAD}")
@@ -220,6 +225,11 @@ class Faults:
         """Tell the faults of a file of which `damaged` of `count` frames are damaged."""
         if found.truncated and self.cut:
             self.tell(f"is cut short: only {len(found)} frames ({found.duration:.1f} s) are there")
+        if found.seconds[0]:
+            self.tell(f"its first {found.seconds[0]:.2f} s cannot be decoded")
+        if found.late:
+            came = len(found) + len(found.late)
+            self.tell(f"{len(found.late)} of {came} frames came after ones that are shown later, and are left out")
         if damaged:
             self.tell(f"{damaged} of {count} frames are damaged; what they show is the decoder's guess")
 
@@ -247,22 +257,23 @@ def pieces(
         opened(place) as container,
         _progress_bar(progress and found.duration >= LONG_CLIP, len(numbers)) as advance,
     ):
-        decoder = Decoder(container, video_stream(container, name), found, name, check)
-        shown = decoder.frames(numbers)
-        number, frame = next(shown)
-        shape = scaled(decoder.stream, frame, size, name)
+        stream = video_stream(container, name)
+        decoder = Decoder(container, stream, found, name, check)
+        shown = decoder.frames(numbers, Scaling(stream, size, name))
+        number, (picture, corrupt) = next(shown)
+        shape = picture.shape
         for begin in range(0, len(numbers), length):
             some = numbers[begin : begin + length]
-            pixels = np.empty((len(some), *shape, 3), np.uint8)
+            pixels = np.empty((len(some), *shape), np.uint8)
             places: dict[int, list[int]] = {}
             for at, wanted in enumerate(some):
                 places.setdefault(wanted, []).append(at)
             for wanted in sorted(places):
                 while number != wanted:
-                    number, frame = next(shown)
+                    number, (picture, corrupt) = next(shown)
                 for at in places[wanted]:
-                    fill(pixels[at], frame, name)
-                    damaged += frame.is_corrupt
+                    pixels[at] = picture
+                    damaged += corrupt
                     advance()
             if begin + length >= len(numbers):
                 next(shown, None)  # which sees whether they were the frames that the index lists
@@ -329,13 +340,30 @@ def _orientation(frame: Any, name: str) -> tuple[bool, bool, bool]:
 _TURNS = ((False, False, False), (True, False, True), (False, True, True), (True, True, False))  # by 90 degrees each
 
 
-def fill(place: Any, frame: Any, name: str) -> None:
-    """Write one frame, upright and resized, to `place` (H, W, 3)."""
-    transposed, mirrored, upturned = _orientation(frame, name)
-    stored = place.swapaxes(0, 1) if transposed else place
-    rgb = frame.reformat(stored.shape[1], stored.shape[0], format="rgb24", interpolation="AREA").to_ndarray()
-    upright = rgb.swapaxes(0, 1) if transposed else rgb
-    place[:] = upright[:: -1 if upturned else 1, :: -1 if mirrored else 1]
+class Scaling:
+    """Makes pictures uint8 (H, W, 3) of frames, upright, as large as the first; and says whether they are damaged."""
+
+    def __init__(self, stream: Any, size: Size, name: str) -> None:
+        self._stream, self._size, self._name = stream, size, name
+        self._shape: tuple[int, int] | None = None
+        self._threads = threading.local()
+
+    def __call__(self, frame: Any) -> tuple[Any, bool]:
+        self._shape = self._shape or scaled(self._stream, frame, self._size, self._name)
+        height, width = self._shape
+        transposed, mirrored, upturned = _orientation(frame, self._name)
+        stored = (height, width) if transposed else (width, height)
+        rgb = self._reformatter.reformat(frame, *stored, format="rgb24", interpolation="AREA", threads=1).to_ndarray()
+        picture = rgb.swapaxes(0, 1) if transposed else rgb
+        return picture[:: -1 if upturned else 1, :: -1 if mirrored else 1], frame.is_corrupt
+
+    @property
+    def _reformatter(self) -> Any:
+        """That of this thread. A frame's own is made anew for each, with a thread for every core."""
+        found = self._threads.__dict__.get("reformatter")
+        if found is None:
+            found = self._threads.reformatter = require("av.video.reformatter", "video").VideoReformatter()
+        return found
 
 
 @contextmanager

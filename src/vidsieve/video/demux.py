@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from vidsieve.checks import require
-from vidsieve.errors import VideoError
+from vidsieve.errors import VideoError, redacted
 from vidsieve.video.references import Rank, rank_reader
 
 BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")  # that an MP4 or MOV file begins with
@@ -33,10 +33,14 @@ def unchecked() -> None:
 class Index:
     """The frames of a video stream.
 
-    pts: sorted time stamps, one a frame, where `keys` is not empty.  seconds: of each frame, from the first.
+    pts: sorted time stamps, one a frame, where `keys` is not empty; else those of packets, if the first of them is when
+    the video begins.  seconds: of each frame, from there, or else from the first.
     duration: to the end of the last.  truncated: the file ends before its video does.
     keys: (frame number, time stamp to seek to) of each key frame; empty where stamps do not say which frame is which.
     packets: how many there are; most give one frame.  intact: whether every packet can be decoded.
+    rising: whether each packet has a time stamp of its own, and later ones are decoded later. Frames that come out of
+    the decoder in another order come so because of damage.
+    late: which of the frames that come out are not numbered, for others that are shown later came before them.
     spare: numbers of frames that no other is made from, as far as that is known.
     stamp: of the file, as `stamp_of` has it.
     """
@@ -48,6 +52,8 @@ class Index:
     keys: Sequence[tuple[int, int]] = ()
     packets: int = 0
     intact: bool = True
+    rising: bool = False
+    late: frozenset[int] = frozenset()
     spare: frozenset[int] = frozenset()
     stamp: tuple[int, int] | None = None
 
@@ -153,6 +159,12 @@ def open_container(source: Any, **options: Any) -> Any:
     return av.open(source, **options)
 
 
+def without_secrets(error: Exception) -> Exception:
+    """Leave user, password and query of an address out of an error of FFmpeg's: a traceback shows it as the cause."""
+    error.args = tuple(redacted(part) if isinstance(part, str) else part for part in error.args[:3])  # then, its log
+    return error
+
+
 def video_stream(container: Any, name: str) -> Any:
     """Find the first video stream that is not a cover picture. Raises `VideoError` without one."""
     from av.stream import Disposition
@@ -211,18 +223,20 @@ def by_packets(place: str, name: str, check: Check = unchecked) -> Index:
         # AVI has no presentation time stamps, and those made up for it are wrong where frames are reordered.
         reordered = container.format.name == "avi" and stream.codec_context.has_b_frames
         tick = float(stream.time_base)
+        timed = _timed(container)
     shown = [packet.pts for packet in listed if packet.pts is not None]
     decoded = [packet.dts for packet in listed if packet.dts is not None]
+    unique = len(set(shown)) == len(shown) == len(listed)
+    rising = not reordered and unique and all(a <= b for a, b in pairwise(decoded))
     sure = (
-        not reordered
-        and len(set(shown)) == len(shown) == len(listed)
-        and all(a <= b for a, b in pairwise(decoded))
+        rising
         and not any(packet.corrupt for packet in listed)
         # Pictures before the first key frame, in either order, lack what they are made from.
         and (not shown or (listed[0].key and shown[0] == min(shown)))
     )
     if not (sure and shown):
-        return Index((), 0.0, truncated, packets=len(listed), stamp=stamp)
+        known = sorted(shown) if rising and timed else ()
+        return Index((), 0.0, truncated, known, packets=len(listed), rising=rising, stamp=stamp)
     pts = sorted(shown)
     seconds = [(at - pts[0]) * tick for at in pts]
     last = listed[shown.index(pts[-1])].duration * tick
@@ -240,6 +254,7 @@ def by_packets(place: str, name: str, check: Check = unchecked) -> Index:
         pts,
         [(bisect_left(pts, key), seek[key]) for key in sorted(seek)],
         packets=len(listed),
+        rising=rising,
         spare=frozenset(bisect_left(pts, at) for at in _spare(listed)),
         stamp=stamp,
     )
@@ -251,8 +266,7 @@ def _spare(listed: Sequence["_Packet"]) -> list[int]:
     return [packet.pts for packet in listed if packet.rank == (highest, False) and packet.pts is not None]
 
 
-@dataclass(frozen=True)
-class _Packet:
+class _Packet(NamedTuple):
     """A packet without its bytes."""
 
     pts: int | None
@@ -269,19 +283,22 @@ def _listed(container: Any, stream: Any, check: Check) -> tuple[list[_Packet], b
 
     listed: list[_Packet] = []
     rank = rank_reader(stream)
-    reached, broken = 0.0, False
+    ends: dict[int, int] = {}  # of the packets of each stream, in its ticks
+    video, broken = stream.index, False
     try:
         for packet in container.demux():
             check()
             if not packet.size:
                 continue
-            if packet.pts is not None and packet.time_base:
-                reached = max(reached, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-            if packet.stream_index == stream.index and not packet.is_discard:
-                seen = (packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, packet.is_corrupt)
+            of, pts, duration = packet.stream_index, packet.pts, packet.duration or 0
+            if pts is not None:
+                ends[of] = max(ends.get(of, 0), pts + duration)
+            if of == video and not packet.is_discard:
+                seen = (pts, packet.dts, duration, packet.is_keyframe, packet.is_corrupt)
                 listed.append(_Packet(*seen, rank(packet)))
     except InvalidDataError:
         broken = True
+    reached = max((float(end * (container.streams[of].time_base or 0)) for of, end in ends.items()), default=0.0)
     if listed and listed[-1].corrupt:
         broken = True
         listed.pop()
@@ -292,9 +309,13 @@ def _listed(container: Any, stream: Any, check: Check) -> tuple[list[_Packet], b
 
 def _promised(container: Any) -> float:
     """Get the end of the last stream by the header, in seconds; 0 for formats whose header does not say."""
-    if container.duration is None or not container.format.name.startswith(("matroska", "mov")):
-        return 0.0
-    return float(container.duration / 1e6)
+    return float(container.duration / 1e6) if container.duration is not None and _timed(container) else 0.0
+
+
+def _timed(container: Any) -> bool:
+    """Whether the format has a time at which it begins, be it before the first frame that can be decoded."""
+    name: str = container.format.name
+    return name.startswith(("matroska", "mov"))
 
 
 def by_decoding(place: str, name: str, found: Index, check: Check = unchecked) -> Index:
@@ -313,17 +334,50 @@ def _counted(place: str, name: str, found: Index, intact: bool, check: Check) ->
 
     If time stamps go back (joined recordings) or are missing, a frame follows the previous one after its duration.
     """
-    seconds: list[float] = []
+    shown: list[tuple[int | None, int]] = []  # stamp and duration of each frame
     with opened(place) as container:
         stream = video_stream(container, name)
         tick, rate = float(stream.time_base), float(stream.average_rate or stream.guessed_rate or 25)
         stamped = container.format.name != "avi"
-        last: float | None = None
-        stays = 1 / rate
         for frame in pictures(container, stream, intact, check):
-            stamp = frame.pts * tick if stamped and frame.pts is not None else None
-            step = stays if stamp is None or last is None or stamp < last else stamp - last
-            seconds.append(seconds[-1] + step if seconds else 0.0)
-            last = stamp
-            stays = frame.duration * tick if stamped and frame.duration else 1 / rate
+            shown.append((frame.pts, frame.duration or 0) if stamped else (None, 0))
+    if found.rising and any(stamp is not None for stamp, _ in shown):
+        return _by_stamps(shown, found, tick, rate, intact)
+    seconds: list[float] = []
+    last: float | None = None
+    stays = 1 / rate
+    for pts, duration in shown:
+        stamp = None if pts is None else pts * tick
+        step = stays if stamp is None or last is None or stamp < last else stamp - last
+        seconds.append(seconds[-1] + step if seconds else 0.0)
+        last, stays = stamp, duration * tick or 1 / rate
     return Index(seconds, seconds[-1] + stays if seconds else 0.0, found.truncated, intact=intact, stamp=found.stamp)
+
+
+def _by_stamps(shown: Sequence[tuple[int | None, int]], found: Index, tick: float, rate: float, intact: bool) -> Index:
+    """Make the index of frames that are shown at their stamps, without those that come too late for theirs."""
+    kept = _in_order([stamp for stamp, _ in shown])
+    stamps = [stamp for stamp, _ in (shown[i] for i in kept) if stamp is not None]
+    begin = found.pts[0] if found.pts else stamps[0]
+    seconds = [(stamp - begin) * tick for stamp in stamps]
+    end = seconds[-1] + (shown[kept[-1]][1] * tick or 1 / rate)
+    late = frozenset(range(len(shown))).difference(kept)
+    return Index(seconds, max(end, found.duration), found.truncated, intact=intact, late=late, stamp=found.stamp)
+
+
+def _in_order(stamps: Sequence[int | None]) -> list[int]:
+    """Find the most places, in order, of which each has a larger stamp than the one before it."""
+    ends: list[int] = []  # stamps that runs of 1, 2, ... of them end with, the smallest each,
+    last: list[int] = []  # and where
+    before: dict[int, int] = {}
+    for place, stamp in enumerate(stamps):
+        if stamp is None:
+            continue
+        at = bisect_left(ends, stamp)
+        before[place] = last[at - 1] if at else -1
+        ends[at : at + 1], last[at : at + 1] = [stamp], [place]
+    kept, place = [], last[-1]
+    while place >= 0:
+        kept.append(place)
+        place = before[place]
+    return kept[::-1]

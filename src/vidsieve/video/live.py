@@ -4,11 +4,12 @@ for frames, seconds in live("rtsp://camera/1", fps=2):    # uint8 (1, H, W, 3), 
     ...
 """
 
+import errno
 import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from math import ceil, inf
 from typing import Any
@@ -18,8 +19,8 @@ from torch import Tensor
 
 from vidsieve.checks import check_number, require
 from vidsieve.errors import VideoError, redacted
-from vidsieve.video.decode import fill, scaled
-from vidsieve.video.demux import PATIENCE, locate, open_container, video_stream
+from vidsieve.video.decode import Scaling
+from vidsieve.video.demux import PATIENCE, locate, open_container, video_stream, without_secrets
 from vidsieve.video.wanted import LONGEST_SIDE, Size
 
 RTSP = ("rtsp", "rtsps")
@@ -67,19 +68,19 @@ def _read(
         sure = container.duration is not None if container.format.name == "hls" else (container.size or 0) > 0
         stream = video_stream(container, name)
         stream.thread_type = "SLICE"  # threads that each decode a frame hold back as many
-        shape, following = None, 0.0
+        scale, following = Scaling(stream, size, name), 0.0
         # That of a file does not run: it ends by itself when nothing comes.
         limit = inf if place.startswith("file:") else patience
-        for frame in _pictures(_packets(container, stream, limit), stream, name):
+        # Newer FFmpeg calls the end of an answer that was sent in pieces a fault, whether it was its end or a loss.
+        unsure = () if sure or not place.startswith("http") else (errno.EIO,)
+        for frame in _pictures(_packets(container, stream, limit, unsure), stream, name):
             second = reached.at(frame, float(stream.time_base), float(stream.average_rate or 25))
             if second < following:
                 continue
             following = (int(second * fps + 1e-6) + 1) / fps - 1e-6
-            shape = shape or scaled(stream, frame, size, name)
-            pixels = np.empty((1, *shape, 3), np.uint8)
-            fill(pixels[0], frame, name)
-            yield torch.from_numpy(pixels), (second,)
-        if shape is None:
+            picture, _ = scale(frame)
+            yield torch.from_numpy(np.array(picture[None], order="C")), (second,)
+        if reached.second is None:
             raise VideoError(f"{name}: has not a single frame in it")
         if not (sure or place.startswith("file:")):
             warnings.warn(
@@ -149,14 +150,24 @@ def _opened(place: str, patience: float, options: dict[str, str]) -> Iterator[An
         growing.close()
 
 
-def _packets(container: Any, stream: Any, patience: float) -> Iterator[Any]:
-    """Demux. Raises PyAV's `ExitError` also where FFmpeg takes a wait that was given up for the end, as for HLS."""
-    from av.error import ExitError
+def _packets(container: Any, stream: Any, patience: float, ends: Collection[int]) -> Iterator[Any]:
+    """Demux. None comes last where it does not end by itself: the decoder may hold frames that arrived before.
+
+    ends: numbers of errors that may be the end.
+    Raises PyAV's `ExitError` also where FFmpeg takes a wait that was given up for the end, as for HLS.
+    """
+    from av.error import ExitError, FFmpegError
 
     packets, waited = container.demux(stream), 0.0
     while True:
         begin = time.monotonic()
-        packet = next(packets, None)
+        try:
+            packet = next(packets, None)
+        except FFmpegError as error:
+            yield None
+            if error.errno in ends:
+                return
+            raise
         if packet is None:
             break
         waited = time.monotonic() - begin
@@ -171,11 +182,12 @@ def _pictures(packets: Iterator[Any], stream: Any, name: str) -> Iterator[Any]:
 
     whole = True
     for packet in packets:
-        if packet.is_corrupt:
-            whole = _lost(name)
-        if not (whole or (packet.is_keyframe and not packet.is_corrupt) or not packet.size):
-            continue
-        whole = True
+        if packet is not None:
+            if packet.is_corrupt:
+                whole = _lost(name)
+            if not (whole or (packet.is_keyframe and not packet.is_corrupt) or not packet.size):
+                continue
+            whole = True
         try:
             frames = stream.decode(packet)
         except InvalidDataError:
@@ -201,6 +213,7 @@ def _told(name: str, patience: float, reached: _Clock) -> Iterator[None]:
     try:
         yield
     except FFmpegError as error:
+        without_secrets(error)
         why = f"nothing came for {patience:g} s" if isinstance(error, ExitError) else error.strerror
         if reached.second is None:
             raise VideoError(f"{name}: cannot be read as a live video ({why})") from error

@@ -8,17 +8,16 @@
 The grid covers the complete frame; if a processor crops frames first, it is off by the crop.
 """
 
-import colorsys
 import math
 import os
+import warnings
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -26,19 +25,15 @@ from torch import Tensor
 
 from vidsieve.checks import require
 from vidsieve.types.frames import Frames
+from vidsieve.video.lettering import font, lacking, pillow, write
+from vidsieve.video.timeline import FAINT, INK, PAPER, TRACK, Timeline, clock, colour_of
 
-PAPER, INK, FAINT = (16, 19, 26), (232, 236, 243), (128, 136, 150)
+GAINED = (130, 214, 170)
 PANEL, GAP, MARGIN = 232, 16, 28  # pixels: across a panel of the sheet, between panels, around all
+TALLEST = 560  # pixels, of a panel
+TEXT, CHART = 20, 96  # pixels, at the smallest width of a sheet: height of its letters, of the chart of tokens kept
 MOST_PANELS = 64
 MOST_FRAMES = 240  # of a film; each is drawn anew, at tens of milliseconds
-# Fonts with Chinese, Japanese and Korean, as the systems that have one call it; Pillow knows where to look.
-FONTS = (
-    *("NotoSansCJK-Regular.ttc", "NotoSansCJKsc-Regular.otf", "SourceHanSansSC-Regular.otf"),
-    *("wqy-microhei.ttc", "wqy-zenhei.ttc", "DroidSansFallbackFull.ttf", "DroidSansFallback.ttf"),
-    *("PingFang.ttc", "Hiragino Sans GB.ttc", "STHeiti Light.ttc", "Arial Unicode.ttf"),
-    *("msyh.ttc", "simsun.ttc", "DejaVuSans.ttf"),
-)
-CHART = 76  # pixels, height of the chart of tokens kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +46,7 @@ class Overlay:
     segments: (S + 1,) token offsets of the segments.
     computed: int64 (C,) indices of the tokens whose pixels the vision tower computed, None for all. The others, with
     the features of an earlier frame, get a diagonal line; it needs a grid.
+    gain: what was gained, in words.  texts: (name, text) of what was asked and answered. Both stand above the pictures.
     """
 
     frames: Frames
@@ -59,6 +55,8 @@ class Overlay:
     grid: tuple[int, int] | None = None
     segments: Sequence[int] = ()
     computed: Tensor | None = None
+    gain: str = ""
+    texts: Sequence[tuple[str, str]] = ()
 
     def __post_init__(self) -> None:
         if not 0 < len(self.tokens) <= len(self.frames):
@@ -110,7 +108,7 @@ class Overlay:
 
     def draw(self, frame: int, size: tuple[int, int] | None = None) -> Any:
         """Draw frame `frame` of the sample as a PIL image of (width, height), dropped patches dim."""
-        Image = _pil().Image
+        Image = pillow().Image
         image = Image.fromarray(self.frames.pixels[frame].cpu().numpy())
         if size is not None:
             image = image.resize(size, Image.Resampling.LANCZOS)
@@ -121,89 +119,95 @@ class Overlay:
         mask = self.mask(patch)
         bright = Image.fromarray(mask.numpy()).convert("L").resize(image.size, Image.Resampling.NEAREST)
         image = Image.composite(image, dim, bright)
-        self._outline(image, mask, _colour(self._segment[patch]))
+        _outline(image, mask, colour_of(self._segment[patch]))
         if self._computed_mask is not None:
-            self._strike(image, ~self._computed_mask[self._bounds[patch] : self._bounds[patch + 1]].view(self.grid))
+            _strike(image, ~self._computed_mask[self._bounds[patch] : self._bounds[patch + 1]].view(self.grid))
         return image
-
-    @staticmethod
-    def _outline(image: Any, mask: Tensor, colour: tuple[int, int, int]) -> None:
-        """Draw a line in `colour` along every border between a kept patch and a dropped one."""
-        pen = _pil().ImageDraw.Draw(image)
-        rows, columns = mask.shape
-        framed = torch.nn.functional.pad(mask, (1, 1, 1, 1))
-        width = max(1, image.width // 300)
-        for row, column in (framed[1:, 1:] != framed[:-1, 1:]).nonzero().tolist():
-            y = min(round(row * image.height / rows), image.height - 1)
-            pen.line((column * image.width / columns, y, (column + 1) * image.width / columns, y), colour, width)
-        for row, column in (framed[1:, 1:] != framed[1:, :-1]).nonzero().tolist():
-            x = min(round(column * image.width / columns), image.width - 1)
-            pen.line((x, row * image.height / rows, x, (row + 1) * image.height / rows), colour, width)
-
-    @staticmethod
-    def _strike(image: Any, mask: Tensor) -> None:
-        """Draw a diagonal line through every patch of `mask`."""
-        pen = _pil().ImageDraw.Draw(image)
-        high, wide = image.height / mask.shape[0], image.width / mask.shape[1]
-        for row, column in mask.nonzero().tolist():
-            pen.line((column * wide, (row + 1) * high - 1, (column + 1) * wide - 1, row * high), INK)
 
     def sheet(self, caption: str = "") -> Any:
         """Draw the contact sheet, a PIL image: a panel for every token frame (at most 64, evenly), a chart below."""
-        pil = _pil()
+        pil = pillow()
         total = len(self.tokens)
         shown = [round(i * (total - 1) / max(min(total, MOST_PANELS) - 1, 1)) for i in range(min(total, MOST_PANELS))]
         # Of the widths that suit a page, the one whose last row is fullest.
-        columns = min(range(4, 9), key=lambda n: (-len(shown) % n + abs(n - math.sqrt(1.6 * len(shown))), -n))
-        rows = -(-len(shown) // columns)
-        height = round(PANEL * self.frames.pixels.shape[1] / self.frames.pixels.shape[2])
-        width = 2 * MARGIN + columns * (PANEL + GAP) - GAP
-        step = height + 44
-        top = MARGIN + 64
-        image = pil.Image.new("RGB", (width, top + rows * step + CHART + 38 + MARGIN), PAPER)
-        pen = pil.ImageDraw.Draw(image)
-        pen.text((MARGIN, MARGIN - 6), self._headline(), INK, _font(26))
-        pen.text((MARGIN, MARGIN + 28), *_written(caption, FAINT, 15))
+        most = min(range(4, 9), key=lambda n: (-len(shown) % n + abs(n - math.sqrt(1.6 * len(shown))), -n))
+        inner = most * (PANEL + GAP) - GAP
+        text = round(TEXT * inner / (4 * (PANEL + GAP) - GAP))
+        high, wide = self.frames.pixels.shape[1:3]
+        columns = max(1, min(len(shown), most, round(3 * most * high / wide)))
+        panel = (inner + GAP) // columns - GAP
+        size = _within(high, wide, panel, TALLEST)
+        step = size[1] + 2 * TEXT + GAP
+        header = self._header(inner, text, 3, caption, len(shown))
+        top = MARGIN + header.height + GAP
+        chart = top + -(-len(shown) // columns) * step + 2 * text
+        bottom = chart + CHART * text // TEXT
+        image = pil.Image.new("RGB", (inner + 2 * MARGIN, bottom + 2 * text + MARGIN), PAPER)
+        image.paste(header, (MARGIN, MARGIN))
         for place, patch in enumerate(shown):
-            x, y = MARGIN + place % columns * (PANEL + GAP), top + place // columns * step
-            frame = patch * self._joined
-            image.paste(self.draw(frame, (PANEL, height)), (x, y))
-            colour = _colour(self._segment[patch])
-            pen.rectangle((x, y + height + 4, x + PANEL - 1, y + height + 7), (38, 43, 54))
-            share = self.counts[patch] / self.tokens[patch]
-            if self.counts[patch]:
-                pen.rectangle((x, y + height + 4, x + max(1, PANEL * share) - 1, y + height + 7), colour)
-            pen.text((x, y + height + 12), _clock(self.frames.seconds[frame]), INK, _font(14))
-            count = f"{self.counts[patch]} of {self.tokens[patch]}"
-            pen.text((x + PANEL, y + height + 12), count, FAINT, _font(14), anchor="ra")
-        self._chart(pen, (MARGIN, top + rows * step + 22, width - MARGIN, top + rows * step + 22 + CHART))
+            x, y = MARGIN + place % columns * (panel + GAP), top + place // columns * step
+            image.paste(self.draw(patch * self._joined, size), (x + (panel - size[0]) // 2, y))
+            self._label(pil.ImageDraw.Draw(image), patch, (x, y + size[1] + 5), panel)
+        self._timeline.draw(pil.ImageDraw.Draw(image), (MARGIN, chart, MARGIN + inner, bottom), text)
         return image
+
+    def _label(self, pen: Any, patch: int, place: tuple[int, int], width: int) -> None:
+        """Write the time of a token frame and how many tokens of it are kept, below a bar of that share."""
+        x, y = place
+        pen.rectangle((x, y, x + width - 1, y + 5), TRACK)
+        if self.counts[patch]:
+            filled = max(1, width * self.counts[patch] / self.tokens[patch])
+            pen.rectangle((x, y, x + filled - 1, y + 5), colour_of(self._segment[patch]))
+        pen.text((x, y + 10), clock(self.frames.seconds[patch * self._joined]), INK, font(TEXT))
+        count = f"{self.counts[patch]} of {self.tokens[patch]}"
+        pen.text((x + width, y + 10), count, FAINT, font(TEXT), anchor="ra")
+
+    def _header(self, width: int, size: int, most: int, caption: str = "", shown: int = 0) -> Any:
+        """Draw what stands above the pictures, each text in at most `most` lines: a PIL image, as high as it needs.
+
+        shown: how many of the token frames have a panel; 0 for a film.
+        """
+        pil = pillow()
+        image = pil.Image.new("RGB", (width, (8 + len(self.texts)) * (most + 1) * 2 * size), PAPER)
+        pen = pil.ImageDraw.Draw(image)
+        y = write(pen, (0, 0), self._headline(), INK, round(1.5 * size), width)
+        y += write(pen, (0, y), self.gain, GAINED, round(1.2 * size), width, 2)
+        y += size // 3
+        beside = max((round(font(size).getlength(f"{name}   ")) for name, _ in self.texts), default=0)
+        beside = min(beside, width // 2)
+        for name, text in self.texts:
+            write(pen, (0, y), name, FAINT, size, beside)
+            text = " ".join(text.split()) or "(empty)"
+            y += write(pen, (beside, y), text, INK, size, width - beside, most) + size // 6
+        notes = [caption, self._legend()]
+        if shown and shown < len(self.tokens):
+            notes.append(f"{shown} of {len(self.tokens)} frames are shown")
+        if lacking(self._written(caption)):
+            notes.append("letters that no font on this machine has are counted, or written as \\u4e2d")
+        y += size // 3
+        for text in filter(None, notes):
+            y += write(pen, (0, y), text, FAINT, round(0.9 * size), width, most)
+        return image.crop((0, 0, width, y))
+
+    def _written(self, caption: str) -> list[str]:
+        """List the texts that are not this module's own."""
+        return [caption, *(text for pair in self.texts for text in pair)]
 
     def _headline(self) -> str:
         before, after = sum(self.tokens), len(self.kept)
         segments = len(set(self._segment))
         text = f"{before:,} video tokens -> {after:,} kept ({100 * after / before:.1f} %)"
-        return text + (f" in {segments} segments" if len(self.segments) > 2 else "")
+        return text + (f" in {segments} segments" if segments > 1 else "")
 
-    def _chart(self, pen: Any, box: tuple[int, int, int, int], cursor: int | None = None) -> None:
-        """Draw bars of the tokens kept in each token frame, in the colour of its segment; `cursor`: the current one."""
-        left, top, right, bottom = box
-        most = max(self.counts) or 1
-        slot = (right - left) / len(self.counts)
-        pen.text((left, top - 6), f"tokens kept per frame, at most {most}", FAINT, _font(13), anchor="ls")
-        if self._computed_mask is not None:
-            legend = f"/ repeats an earlier frame: {int(self._computed_mask.sum()):,} of {sum(self.tokens):,} computed"
-            pen.text((right, top - 6), legend, FAINT, _font(13), anchor="rs")
-        for patch, count in enumerate(self.counts):
-            x = left + patch * slot
-            colour = _colour(self._segment[patch])
-            if cursor is not None and patch != cursor:
-                colour = _mix(colour, PAPER, 0.55)
-            high = max(1, round((bottom - top) * count / most))
-            pen.rectangle((x, bottom - high, max(x, x + slot - min(3, slot / 4)), bottom), colour)
-        pen.line((left, bottom + 2, right, bottom + 2), (58, 65, 80))
-        pen.text((left, bottom + 6), _clock(self.frames.seconds[0]), FAINT, _font(13))
-        pen.text((right, bottom + 6), _clock(self.frames.seconds[-1]), FAINT, _font(13), anchor="ra")
+    def _legend(self) -> str:
+        if self._computed_mask is None:
+            return ""
+        return f"/ repeats an earlier frame: {int(self._computed_mask.sum()):,} of {sum(self.tokens):,} computed"
+
+    @cached_property
+    def _timeline(self) -> Timeline:
+        colours = tuple(colour_of(segment) for segment in self._segment)
+        return Timeline(self.counts, colours, self.frames.seconds, self._joined)
 
     @property
     def _filmed(self) -> list[int]:
@@ -213,21 +217,28 @@ class Overlay:
         return [i * (total - 1) // max(count - 1, 1) for i in range(count)]
 
     def film(self, width: int = 448) -> Iterator[Any]:
-        """Draw a PIL image for each frame of the sample, at most 240: the frame, its kept patches, the chart below."""
-        pil = _pil()
-        height = round(width * self.frames.pixels.shape[1] / self.frames.pixels.shape[2])
-        full = pil.Image.new("RGB", _even(2 * width + 3 * GAP, height + CHART + 112), PAPER)
-        pen = pil.ImageDraw.Draw(full)
-        pen.text((GAP, GAP - 2), self._headline(), INK, _font(19))
+        """Draw a PIL image for each frame of the sample, at most 240: the frame, its kept patches, the chart below.
+
+        width: pixels across one of the two pictures.
+        """
+        pil = pillow()
+        inner = 2 * width + GAP
+        text = max(15, width // 26)
+        high, wide = self.frames.pixels.shape[1:3]
+        size = _within(high, wide, width, width)
+        header = self._header(inner, text, 2)
+        top = GAP + header.height + GAP
+        chart = top + size[1] + 2 * text + 4
+        bottom = chart + CHART * text // TEXT
+        full = pil.Image.new("RGB", _even(inner + 2 * GAP, bottom + 2 * text + GAP), PAPER)
+        full.paste(header, (GAP, GAP))
+        aside = (width - size[0]) // 2
         for frame in self._filmed:
             image = full.copy()
-            pen = pil.ImageDraw.Draw(image)
-            patch = frame // self._joined
-            pen.text((image.width - GAP, GAP), _clock(self.frames.seconds[frame]), INK, _font(17), anchor="ra")
             picture = pil.Image.fromarray(self.frames.pixels[frame].cpu().numpy())
-            image.paste(picture.resize((width, height), pil.Image.Resampling.LANCZOS), (GAP, 44))
-            image.paste(self.draw(frame, (width, height)), (2 * GAP + width, 44))
-            self._chart(pen, (GAP, height + 74, image.width - GAP, height + 74 + CHART), patch)
+            image.paste(picture.resize(size, pil.Image.Resampling.LANCZOS), (GAP + aside, top))
+            image.paste(self.draw(frame, size), (2 * GAP + width + aside, top))
+            self._timeline.draw(pil.ImageDraw.Draw(image), (GAP, chart, GAP + inner, bottom), text, frame)
             yield image
 
     def save_video(self, path: str | os.PathLike[str]) -> None:
@@ -244,7 +255,8 @@ class Overlay:
 
     def save_gif(self, path: str | os.PathLike[str]) -> None:
         """Write the film as a GIF, smaller."""
-        images = [image.quantize(128) for image in self.film(width=300)]
+        octree = pillow().Image.Quantize.FASTOCTREE
+        images = [image.quantize(256, octree) for image in self.film(width=300)]
         images[0].save(path, save_all=True, append_images=images[1:], duration=round(1000 / self._rate), loop=0)
 
     @property
@@ -261,6 +273,12 @@ class Overlay:
         savers = {"mp4": self.save_video, "gif": self.save_gif}
         if isinstance(films, str) or not set(films) <= savers.keys():
             raise ValueError(f'expected films to be a list of "mp4" and "gif", got {films!r}')
+        if letters := lacking(self._written(caption)):
+            warnings.warn(
+                f"no font on this machine has {letters[:8]}{'...' * (len(letters) > 8)}: the pictures count such "
+                "letters, or write them as \\u4e2d; install a font that has them, as fonts-noto-cjk for Chinese",
+                stacklevel=2,
+            )
         paths = {kind: Path(folder) / f"overlay.{kind}" for kind in ("png", *films)}
         self.sheet(caption).save(paths["png"])
         for kind in films:
@@ -268,56 +286,40 @@ class Overlay:
         return paths
 
 
-def _pil() -> ModuleType:
-    pil = require("PIL", "viz")
-    for module in ("Image", "ImageDraw", "ImageFont"):
-        require(f"PIL.{module}", "viz")
-    return pil
+def _outline(image: Any, mask: Tensor, colour: tuple[int, int, int]) -> None:
+    """Draw a line in `colour` along every border of kept patches, if patches are large enough."""
+    rows, columns = mask.shape
+    side = min(image.width // columns, image.height // rows)
+    if side < 4:
+        return
+    width = min(-(-image.width // 150), max(1, side // 6))
+    pen = pillow().ImageDraw.Draw(image)
+    framed = torch.nn.functional.pad(mask, (1, 1, 1, 1))
+    for row, column in (framed[1:, 1:] != framed[:-1, 1:]).nonzero().tolist():
+        y = min(round(row * image.height / rows), image.height - 1)
+        pen.line((column * image.width / columns, y, (column + 1) * image.width / columns, y), colour, width)
+    for row, column in (framed[1:, 1:] != framed[1:, :-1]).nonzero().tolist():
+        x = min(round(column * image.width / columns), image.width - 1)
+        pen.line((x, row * image.height / rows, x, (row + 1) * image.height / rows), colour, width)
 
 
-@cache
-def _font(size: int) -> Any:
-    return _pil().ImageFont.load_default(size)
+def _strike(image: Any, mask: Tensor) -> None:
+    """Draw a diagonal line through every patch of `mask`."""
+    pen = pillow().ImageDraw.Draw(image)
+    high, wide = image.height / mask.shape[0], image.width / mask.shape[1]
+    for row, column in mask.nonzero().tolist():
+        pen.line((column * wide, (row + 1) * high - 1, (column + 1) * wide - 1, row * high), INK)
 
 
-def _written(text: str, colour: tuple[int, int, int], size: int) -> tuple[str, tuple[int, int, int], Any]:
-    """Find a font that can write `text`. Characters that no installed font has are escaped, as \\u4e2d."""
-    fonts = [_font(size), *(font for name in FONTS if (font := _installed(name, size)))]
-    best = min(fonts, key=lambda font: sum(not _has(font, letter) for letter in text))
-    shown = (letter if _has(best, letter) else letter.encode("unicode_escape").decode("ascii") for letter in text)
-    return "".join(shown), colour, best
-
-
-@cache
-def _installed(name: str, size: int) -> Any:
-    """Load a font by the name of its file, None if it is not installed."""
-    try:
-        return _pil().ImageFont.truetype(name, size)
-    except OSError:
-        return None
-
-
-def _has(font: Any, letter: str) -> bool:
-    """Whether a font has a letter; it draws all letters that it lacks alike."""
-    if not letter.isprintable():
-        return False
-    return letter == " " or bytes(font.getmask(letter)) != bytes(font.getmask("\U0010fffe"))
-
-
-def _colour(segment: int) -> tuple[int, int, int]:
-    """Get the colour of a segment; neighbouring segments get hues far apart."""
-    red, green, blue = colorsys.hls_to_rgb((0.12 + segment * 0.618034) % 1, 0.62, 0.85)
-    return round(255 * red), round(255 * green), round(255 * blue)
+def _within(high: int, wide: int, most_wide: int, most_high: int) -> tuple[int, int]:
+    """Scale a frame into a box: (width, height) of what is drawn, at least a pixel each."""
+    scale = min(most_wide / wide, most_high / high)
+    return max(1, round(wide * scale)), max(1, round(high * scale))
 
 
 def _mix(colour: tuple[int, int, int], other: tuple[int, int, int], share: float) -> tuple[int, int, int]:
     red, green, blue = (round(a + (b - a) * share) for a, b in zip(colour, other, strict=True))
     return red, green, blue
-
-
-def _clock(seconds: float) -> str:
-    tenths = round(10 * seconds)
-    return f"{tenths // 600}:{tenths // 10 % 60:02d}.{tenths % 10}"
 
 
 def _even(width: int, height: int) -> tuple[int, int]:

@@ -338,6 +338,15 @@ def exists(family: str) -> bool:
     return family.removesuffix("_thinker") in transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
 
 
-NO_IMAGE_BESIDE = ("glm_ocr", "glmga", "molmo2")  # transformers itself refuses an image and a video in one call
+# Transformers itself refuses an image and a video in one call of these.
+NO_IMAGE_BESIDE = ("glm4v", "glm4v_moe", "glm46v", "glm_ocr", "glmga", "molmo2")
 ROUNDED = ("exaone4_5", "lfm3_vl", "hy_v4_vl")  # of which a packed tower differs from a stock one by a last bit
 KINDS = ("mm_token_type_ids", "moe_mm_token_type_ids")
+# What the model itself says of a whole prompt, with a cache or without, padded or not, differs by up to 3e-4: its
+# recurrence is in float32 whatever its weights are, and cut into chunks.
+TOLERANCE = {"glm5_next": 1e-3}
+RELEASE = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+# Which do not tell the positions of a prompt before their forward counts them, so nothing is stored of their videos.
+UNTOLD = ("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker") if RELEASE < (5, 17) else ()
+# Whose beams are wrong in stock, or fail, from pixels and from embeddings.
+NO_BEAMS = ("exaone4_5", "qwen3_omni_moe_thinker") if RELEASE < (5, 24) else ()

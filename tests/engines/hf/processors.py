@@ -13,17 +13,41 @@ import transformers
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers.video_utils import load_video
 
-from tests.engines.hf import tiny
+from tests.engines.hf import newer, tiny
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl", "llava_onevision", "internvl")
 GEMMA = ("gemma4", "gemma4_unified")
 EVERY = (*FAMILIES, "glm4v", "glm46v", "video_llama_3", "llava_next_video", "video_llava", "smolvlm")
+# Of families of newer.py: the classes of the processor, of its part for videos and of that for images.
+_NEWER = {
+    "cosmos3_edge": ("Cosmos3EdgeProcessor", "Cosmos3EdgeVideoProcessor", "Cosmos3EdgeImageProcessorPil"),
+    "qwen2_5_omni_thinker": ("Qwen2_5OmniProcessor", "Qwen2VLVideoProcessor", "Qwen2VLImageProcessorPil"),
+    "qwen3_omni_moe_thinker": ("Qwen3OmniMoeProcessor", "Qwen2VLVideoProcessor", "Qwen2VLImageProcessorPil"),
+    "cosmos3_omni": ("Qwen3VLProcessor", "Qwen3VLVideoProcessor", "Qwen2VLImageProcessorPil"),
+    "glm_ocr": ("Glm46VProcessor", "Glm46VVideoProcessor", "Glm46VImageProcessorPil"),
+    "glmga": ("Glm46VProcessor", "GlmgaVideoProcessor", "GlmgaImageProcessorPil"),
+    "exaone4_5": ("Exaone4_5_Processor", "Qwen2VLVideoProcessor", "Qwen2VLImageProcessorPil"),
+    "hyperclovax_vision_v2": ("HyperCLOVAXVisionV2Processor", "Qwen2VLVideoProcessor", "Qwen2VLImageProcessorPil"),
+    "cohere_compass": ("CohereCompassProcessor", "CohereCompassVideoProcessor", "CohereCompassImageProcessorPil"),
+    "lfm3_vl": ("Lfm3VlProcessor", "Qwen3VLVideoProcessor", "Qwen2VLImageProcessorPil"),
+    "dots3_note": ("Dots3NoteProcessor", "Qwen3VLVideoProcessor", "Qwen2VLImageProcessorPil"),
+    "muse_glimmer": ("MuseGlimmerProcessor", "MuseGlimmerVideoProcessor", "MuseGlimmerImageProcessor"),
+    "muse_spark": ("MuseSparkProcessor", "MuseGlimmerVideoProcessor", "MuseGlimmerImageProcessor"),
+}
+NEWER = tuple(family for family in _NEWER if newer.exists(family) and family not in newer.UNTOLD)
+EACH = (*EVERY, *(pytest.param(family, marks=pytest.mark.matrix) for family in NEWER))
+_VISION = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 _SPECIAL = {
-    "qwen": ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
+    **dict.fromkeys(("qwen2_5_omni", "qwen3_omni"), (*_VISION, "<|audio_pad|>")),
+    **dict.fromkeys(("cosmos3", "exaone", "hyperclovax", "lfm3"), _VISION),
+    "cohere": ("<|VISION_START|>", "<|VISION_END|>", "<|IMAGE_PAD|>", "<|VIDEO_PAD|>"),
+    "dots3": ("<|imgstart|>", "<|imgend|>", "<|imgpad|>", "<|video_pad|>", "<|audio_comp_pad|>"),
+    "muse": ("<|image_start|>", "<|image_end|>", "<|patch|>", "<|video|>", "<|audio|>"),
+    "qwen": _VISION,
     "llava": ("<unused_1>", "<unused_2>", "<image>", "<video>"),
     "internvl": ("<img>", "</img>", "<IMG_CONTEXT>", "<video>"),
     "glm": ("<|begin_of_image|>", "<|end_of_image|>", "<|image|>", "<|video|>", "<|begin_of_video|>"),
-    "video_llama_3": ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
+    "video_llama_3": _VISION,
     "video_llava": ("<unused_1>", "<unused_2>", "<image>", "<video>"),
     "gemma4": ("<|image>", "<image|>", "<|image|>", "<|video|>", "<|audio|>"),
     "smolvlm": ("<fake_token_around_image>", "<global-img>", "<image>", "<video>"),
@@ -47,6 +71,10 @@ def _tokenizer(family: str) -> Any:
         names = ("boi_token", "eoi_token", "image_token", "video_token", "audio_token")
         sounds = {"boa_token": marks[0], "eoa_token": marks[1]}  # of which no prompt here has any
         extra["extra_special_tokens"] = {**dict(zip(names, marks, strict=True)), **sounds}
+    if "_omni_" in family:
+        names = ("vision_bos_token", "vision_eos_token", "image_token", "video_token", "audio_token")
+        audio = {"audio_bos_token": "<|im_start|>", "audio_eos_token": "<|im_end|>"}  # no id is left
+        extra["extra_special_tokens"] = {**dict(zip(names, marks, strict=True)), **audio}
     tokenizer = transformers.Qwen2Tokenizer(
         vocab=vocabulary,
         merges=[],
@@ -82,6 +110,8 @@ def processor(family: str) -> Any:
         image_processor = transformers.LlavaOnevisionImageProcessorPil(size=square)
         made, chat = transformers.LlavaOnevisionProcessor, _CHAT.replace("VIDEO", video)
         extra = {"num_image_tokens": 16, "vision_feature_select_strategy": "full"}
+    elif family in _NEWER:
+        return _newer(family, tokenizer, pixels)
     elif family not in FAMILIES:
         return _other(family, tokenizer, pixels)
     else:
@@ -138,6 +168,31 @@ def _other(family: str, tokenizer: Any, pixels: dict[str, int]) -> Any:
     parts["video_processor"] = transformers.VideoLlavaVideoProcessor(**square)
     parts["image_processor"] = transformers.CLIPImageProcessorPil()
     return transformers.VideoLlavaProcessor(**parts)
+
+
+def _newer(family: str, tokenizer: Any, pixels: dict[str, int]) -> Any:
+    made, videos, images = (getattr(transformers, name) for name in _NEWER[family])
+    start, end, _, video = (tokenizer.convert_ids_to_tokens(i) for i in (tiny.START, tiny.END, tiny.IMAGE, tiny.VIDEO))
+    shown = f"{start}{video}{end}"
+    if family.startswith("muse"):
+        shown = video
+    elif family.startswith("glm"):
+        shown = f"<|begin_of_video|>{video}"
+    options: dict[str, Any] = {"max_video_frame_tokens": 6} if family.startswith("muse") else {"size": pixels}
+    if videos is transformers.Qwen2VLVideoProcessor:
+        options |= {"cap_pixels_per_frame": False, "patch_size": 16 if family.startswith("qwen3") else 14}
+    if family == "dots3_note":
+        options |= {"patch_size": 14, "temporal_patch_size": 1}
+    extra: dict[str, Any] = {}
+    if "_omni_" in family or family in ("dots3_note", "muse_spark"):
+        extra["feature_extractor"] = transformers.WhisperFeatureExtractor()
+    return made(
+        image_processor=images(),
+        tokenizer=tokenizer,
+        video_processor=videos(**options),
+        chat_template=_CHAT.replace("VIDEO", shown),
+        **extra,
+    )
 
 
 def skip_unless_told_of_frames(processor: Any) -> None:

@@ -7,8 +7,9 @@ import torch
 
 pytest.importorskip("torchvision", reason="transformers' video processors need torchvision")
 
-from tests.engines.hf import processors
-from vidsieve.engines.hf.loading import prepare
+from tests.engines.hf import processors, tiny
+from vidsieve.engines.hf import adapter_for
+from vidsieve.engines.hf.loading import prepare, prepare_video
 from vidsieve.errors import UnsupportedCall
 from vidsieve.types.frames import Frames
 
@@ -43,7 +44,7 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize("count", [1, 8, 23])
-@pytest.mark.parametrize("family", processors.EVERY)
+@pytest.mark.parametrize("family", processors.EACH)
 def test_the_prompt_of_frames_without_pixels_is_that_of_the_frames(family: str, count: int, make: Any) -> None:
     processor = make(family)
     if family == "video_llama_3":
@@ -58,6 +59,20 @@ def test_the_prompt_of_frames_without_pixels_is_that_of_the_frames(family: str, 
         else:
             assert torch.equal(torch.as_tensor(asked[name]), torch.as_tensor(value)), name
     assert vars(processor.video_processor) == before
+
+
+@pytest.mark.parametrize("family", processors.EACH)
+def test_a_prompt_has_all_that_the_model_takes_and_the_video_has_its_size(family: str, make: Any) -> None:
+    """Some have to be asked for the times of frames, or the kinds of tokens; some classes set the size."""
+    processor = make(family)
+    if family == "video_llama_3":
+        processor.video_processor.use_token_compression = False
+    inputs = prepare(processor, frames(8), QUESTION)
+    with torch.no_grad():
+        assert tiny.model(family)(**inputs).logits.shape[:2] == inputs["input_ids"].shape
+    if adapter_for(tiny.model(family)).layout == "grid":
+        alone = prepare_video(processor, frames(8))
+        assert torch.equal(alone["video_grid_thw"], inputs["video_grid_thw"])
 
 
 def test_an_hour_is_asked_about_without_memory(make: Any) -> None:

@@ -1,9 +1,13 @@
 """Masks, positions and the kernels that read them."""
 
+import traceback
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import GenerationConfig
 
 from tests.engines.hf import by_hand, fake_flash, tiny
 from tests.engines.hf.reducers import LouderThanMean, Loudest
@@ -11,6 +15,8 @@ from tests.engines.hf.truth import BY_HAND, STEPS, answer, each_family, truth
 from vidsieve import Staged
 from vidsieve.engines.hf import attach
 from vidsieve.engines.hf.contract import CACHE
+from vidsieve.engines.hf.vision.tower import vision_tower
+from vidsieve.engines.hf.vision.waits import _of_no_prompt
 from vidsieve.errors import UnsupportedCall
 
 
@@ -176,3 +182,65 @@ def second_turn(model: Any, family: str, reducer: Any = None) -> list[int]:
             inputs["mm_token_type_ids"] = torch.cat(kinds, 1)
         out = model.generate(**inputs, **{CACHE: out[CACHE]}, max_new_tokens=STEPS)
     return out[0, ids.shape[1] :].tolist()
+
+
+class Waits(TorchDispatchMode):
+    """Lists where transformers asks for a value of a tensor, which waits for all that a device has to do before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.ops.aten._local_scalar_dense.default:
+            frames = [frame for frame in traceback.extract_stack()[:-1] if "/torch/" not in frame.filename]
+            if "transformers" in frames[-1].filename:
+                self.places.append(str(frames[-1].line))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("family", [family for family in BY_HAND if family != "internvl"])  # which counts placeholders
+def test_transformers_asks_the_device_nothing_between_the_tower_and_the_first_layer(family: str) -> None:
+    model, inputs, waits, masks = tiny.fresh(family), tiny.prompt(family), Waits(), []
+    decoder = model.get_decoder()
+
+    def before_decoder(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        masks.append(kwargs["attention_mask"])
+
+    with torch.no_grad(), attach(model, Loudest()), ExitStack() as hooks:
+        tower_ends = vision_tower(model).register_forward_hook(lambda *_: waits.__enter__() and None)
+        first_begins = decoder.layers[0].register_forward_pre_hook(lambda *_: waits.__exit__(None, None, None))
+        for hook in (tower_ends, first_begins):
+            hooks.callback(hook.remove)
+        hooks.callback(decoder.register_forward_pre_hook(before_decoder, with_kwargs=True).remove)
+        model.generate(**inputs, max_new_tokens=1, do_sample=False)
+        assert (waits.places, masks) == ([], [None])
+        model.generate(**tiny.batch(inputs, tiny.prompt(family, text=9)), max_new_tokens=1, do_sample=False)
+        assert masks[1] is not None  # of rows of unequal lengths
+
+
+def test_what_reads_the_prompt_to_choose_a_token_still_does() -> None:
+    model, inputs = tiny.fresh("qwen2_5_vl"), tiny.prompt("qwen2_5_vl", text=60)
+    plain = {**inputs, "max_new_tokens": 6, "do_sample": False}
+    stock = model.generate(**plain, encoder_repetition_penalty=3.0).tolist()
+    with attach(model, vision="packed"):
+        assert model.generate(**plain, encoder_repetition_penalty=3.0).tolist() == stock
+        assert model.generate(**plain).tolist() != stock
+
+
+@pytest.mark.parametrize(
+    ("options", "read"),
+    [
+        ({}, False),
+        ({"encoder_repetition_penalty": 1.0, "encoder_no_repeat_ngram_size": 0}, False),
+        ({"encoder_repetition_penalty": 2.0}, True),
+        ({"encoder_no_repeat_ngram_size": 3}, True),
+    ],
+)
+def test_the_prompt_is_given_to_who_reads_it(options: dict[str, float], read: bool) -> None:
+    def processors(generation_config: GenerationConfig, encoder_input_ids: Any = None) -> Any:
+        return encoder_input_ids
+
+    config = GenerationConfig(**options)
+    assert (_of_no_prompt(processors, generation_config=config, encoder_input_ids="prompt") == "prompt") is read
+    assert (_of_no_prompt(processors, config, "prompt") == "prompt") is read

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from tests.engines.hf import configs, newer
 from tests.engines.hf.configs import *  # noqa: F403  # tests call the tokens by this module
-from tests.engines.hf.configs import END, IMAGE, PAD, SPARE, START, VIDEO
+from tests.engines.hf.configs import END, IMAGE, PAD, SPARE, START, TURN, VIDEO
 from vidsieve.engines.hf.families import table
 
 Inputs = dict[str, Tensor]
+KINDS_OF_PROMPTS = ("a video", "two videos", "an image and a video", "padded on the left", "text beside it")
+PER_TOKEN = ("input_ids", "attention_mask", *newer.KINDS)  # inputs (B, L)
 FIRST = tuple(configs.CONFIGS)
 FAMILIES = (*FIRST, *(family for family in newer.NEWER if newer.exists(family)))
 
@@ -158,13 +160,29 @@ def prompt(family: str, seed: int = 0, text: int = 6, frames: int = 4, videos: i
     return inputs
 
 
+def text_prompt(family: str) -> Inputs:
+    """A prompt of text alone, with the arguments that the family wants of every prompt."""
+    ids = torch.tensor([[7, 8, 9, 10]])
+    kinds = [name for name in newer.KINDS if name in prompt(family)]
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **{name: torch.zeros_like(ids) for name in kinds}}
+
+
+def kinds_of_prompts(family: str) -> dict[str, list[Inputs]]:
+    """The prompts of a batch for each of `KINDS_OF_PROMPTS`, and one that has them "all"."""
+    images = 0 if family in newer.NO_IMAGE_BESIDE else 1
+    one, longer, text = prompt(family), prompt(family, seed=4, text=11), text_prompt(family)
+    of_each = ([one], [prompt(family, videos=2)], [prompt(family, images=images, seed=2)], [one, longer], [one, text])
+    all_kinds = [prompt(family, images=images, videos=2), longer, text]
+    return {**dict(zip(KINDS_OF_PROMPTS, of_each, strict=True)), "all": all_kinds}
+
+
 def batch(*prompts: Inputs) -> Inputs:
     """Prompts side by side, padded on the left."""
     longest = max(one["input_ids"].shape[1] for one in prompts)
     joined = {}
     for name in prompts[0].keys() | prompts[-1].keys():
         parts = [one[name] for one in prompts if name in one]
-        if name in ("input_ids", "attention_mask", "mm_token_type_ids", "moe_mm_token_type_ids"):
+        if name in PER_TOKEN:
             value = PAD if name == "input_ids" else 0
             parts = [torch.nn.functional.pad(part, (longest - part.shape[1], 0), value=value) for part in parts]
         joined[name] = torch.cat(parts)
@@ -173,9 +191,17 @@ def batch(*prompts: Inputs) -> Inputs:
     return joined
 
 
+def is_placeholder(family: str, ids: Tensor) -> Tensor:
+    """Where a row of the features of a video goes in hand-made prompts, by definition: bool like `ids`."""
+    where = ids == (IMAGE if family.startswith(("glm", "internvl", "smolvlm")) else VIDEO)
+    if family == "glm5_next":  # an image has no such marks
+        where &= (ids == SPARE).cumsum(1) > (ids == TURN).cumsum(1)
+    return where
+
+
 def is_video(family: str, ids: Tensor) -> Tensor:
     """Where the video tokens of hand-made prompts are, by definition: bool like `ids`."""
-    where = ids == (IMAGE if family.startswith(("glm", "internvl", "smolvlm")) else VIDEO)
+    where = is_placeholder(family, ids)
     if family == "llava_onevision":  # the last of every run is the newline
         where[:, :-1] &= ids[:, 1:] == VIDEO
     if family == "hy_v4_vl":  # as is the last of every row

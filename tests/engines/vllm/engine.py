@@ -36,6 +36,11 @@ FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 
 
 END_OF_VIDEO = configs.VOCABULARY  # of GLM, for which tiny.py has no id left
+# Of GLM too, which else starts with videos of 10 GB, as long as the context.
+_LIMITS = {
+    "video": {"count": 4, "num_frames": 16, "width": 112, "height": 112},
+    "image": {"count": 4, "width": 168, "height": 112},
+}
 
 
 def _config(family: str) -> Any:
@@ -67,7 +72,8 @@ def _config(family: str) -> Any:
             spatial_pool_stride=2,
         )
     if family == "glm4v":
-        text = {**_TEXT, "vocab_size": END_OF_VIDEO + 8}
+        # transformers has biases whatever the configuration says, vLLM where it says so, as that of a checkpoint does.
+        text = {**_TEXT, "vocab_size": END_OF_VIDEO + 8, "attention_bias": True}
         text["rope_parameters"] = configs.mrope(2, 3, 3, partial_rotary_factor=0.5)
         tower = {**_TOWER, "patch_size": 14, "image_size": 112}
         marks = {**configs.GLM_IDS, "video_end_token_id": END_OF_VIDEO}
@@ -223,6 +229,11 @@ def ids(out: Any) -> list[int]:
     return list(out.outputs[0].token_ids)
 
 
+def log_probabilities(out: Any) -> list[float]:
+    """Of the tokens of an answer."""
+    return [step[token].logprob for step, token in zip(out.outputs[0].logprobs, ids(out), strict=True)]
+
+
 def pads(out: Any, token: int = tiny.VIDEO) -> int:
     """Tokens of videos in a prompt."""
     return sum(each == token for each in out.prompt_token_ids)
@@ -247,14 +258,15 @@ class Engine:
             "max_model_len": 8192,
             "max_num_seqs": 16,
             "max_num_batched_tokens": 8192,
-            "limit_mm_per_prompt": {"video": 4, "image": 4},
+            "limit_mm_per_prompt": _LIMITS if path.name == "glm4v" else {"video": 4, "image": 4},
             "block_size": 32,
             "seed": 0,
             "enable_prefix_caching": True,
-            "skip_mm_profiling": path.name == "glm4v",  # of a video as long as the context, in one attention on a CPU
             **({"video_pruning_rate": rate} if rate else {}),
         }
         self.llm = LLM(model=str(path), **{**settled, **options})
+        if "pipeline_parallel_size" in options:
+            return  # its models are in other processes
         self.runner = self.llm.llm_engine.model_executor.driver_worker.worker.model_runner
         self.model = self.runner.get_model()
         self.positions: dict[str, Any] = {}  # of each request, as the last step with its prompt left them
@@ -291,6 +303,6 @@ class Engine:
         return self.llm.generate(requests, sampling, use_tqdm=False)
 
     def close(self) -> None:
-        del self.llm, self.runner, self.model
+        vars(self).clear()
         gc.collect()
         cleanup_dist_env_and_memory()

@@ -14,7 +14,6 @@ if importlib.util.find_spec("vllm") is None:
 
 import torch
 from vllm import ModelRegistry
-from vllm.model_executor.models.llava_onevision import LlavaOnevisionForConditionalGeneration
 from vllm.model_executor.models.opencua import OpenCUAForConditionalGeneration
 from vllm.model_executor.models.qwen2_vl import Qwen2VLForConditionalGeneration
 from vllm.model_executor.models.qwen3_5 import Qwen3_5ForConditionalGeneration
@@ -236,18 +235,6 @@ class _Config:
 
     def get_video_pruning_spec(self) -> Any:
         return self.spec
-
-
-@pytest.mark.parametrize("theirs", [Qwen3_5ForConditionalGeneration, LlavaOnevisionForConditionalGeneration])
-def test_pipeline_stages_are_refused_before_anything_is_loaded(theirs: type, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(settings.VARIABLE, raising=False)
-    settings.configured.cache_clear()
-    config = SimpleNamespace(
-        model_config=_Config("evs", 0.9), parallel_config=SimpleNamespace(pipeline_parallel_size=2)
-    )
-    ours: Any = derive(theirs)[0]
-    with pytest.raises(UnsupportedCall, match="pipeline_parallel_size is 2"):
-        ours(vllm_config=config)
 
 
 @pytest.mark.parametrize(("spec", "got"), [((), "no --video-pruning-rate"), (("vidcom2", 0.5), "vidcom2")])

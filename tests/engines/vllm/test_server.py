@@ -19,7 +19,7 @@ from vllm.plugins import load_plugins_by_group
 
 from tests.engines.hf import tiny
 from tests.engines.vllm import engine, truth
-from tests.engines.vllm.engine import ids, mixed, pads, request
+from tests.engines.vllm.engine import ids, log_probabilities, mixed, pads, request
 from vidsieve import VideoTokens
 from vidsieve.engines.vllm import processor, settings
 from vidsieve.errors import UnsupportedModel
@@ -40,11 +40,6 @@ def small(family: str, seed: int = 0) -> Any:
     transformers 4 did, behind the last position. For a video that is wider than long they agree.
     """
     return engine.clip(seed, 8, 224) if family == "qwen2_5_vl" else engine.clip(seed)
-
-
-def log_probabilities(out: Any) -> list[float]:
-    """Of the tokens of an answer."""
-    return [step[token].logprob for step, token in zip(out.outputs[0].logprobs, ids(out), strict=True)]
 
 
 def placed(served: engine.Engine, out: Any) -> torch.Tensor:

@@ -143,12 +143,6 @@ def test_a_question_goes_to_methods_that_hear_it_and_only_there() -> None:
         RequestOptions().check(Method.named("cdpruner"))
 
 
-def test_a_model_in_pipeline_stages_is_refused() -> None:
-    settings.check_pipeline(1)
-    with pytest.raises(UnsupportedCall, match=r"pipeline_parallel_size is 2, .* --pipeline-parallel-size 1"):
-        settings.check_pipeline(2)
-
-
 def test_importing_the_plug_in_needs_no_vllm() -> None:
     code = "import sys; sys.modules['vllm'] = None; from vidsieve.engines.vllm import register, positions, settings"
     subprocess.run([sys.executable, "-c", code], check=True)

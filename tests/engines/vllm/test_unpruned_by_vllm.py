@@ -64,8 +64,16 @@ def test_what_stays_closes_ranks(start: Start, family: str) -> None:
     assert [ids(out) for one in asked[:2] for out in pieces.ask([one])] == [ids(out) for out in alone[:2]]
 
 
+def as_transformers(out: Any, asked: dict[str, Any], keep: float) -> list[list[int]]:
+    """Check that an answer of GLM-4V is that of transformers, and return what that keeps of each video."""
+    expected, probabilities, kept = truth.answer("glm4v", asked, presets.vidsieve(keep))
+    assert ids(out) == expected
+    chosen = [float(step[token]) for step, token in zip(probabilities, expected, strict=True)]
+    assert engine.log_probabilities(out) == pytest.approx(chosen, abs=1e-3)
+    return kept
+
+
 def test_glm4v_keeps_its_positions(start: Start) -> None:
-    """Answers are compared within vLLM: those of its GLM-4V are not transformers' for this model, unpruned either."""
     family = "glm4v"
     beside = mixed(family)
     for media in beside["multi_modal_data"].values():
@@ -73,6 +81,8 @@ def test_glm4v_keeps_its_positions(start: Start) -> None:
     asked = [request(family, video(family, 0)), {**beside, "prompt": engine.prompt(family, "image", "video")}]
     plain = start(family, 0.0, None)
     unpruned = [(plain.positions[out.request_id], out) for one in asked for out in plain.ask([one])]
+    as_transformers(unpruned[0][1], asked[0], 1.0)
+    assert torch.equal(unpruned[0][0], truth.positions(family, asked[0]))
     stock = start(family, 0.75, None)
     (ignored,) = stock.ask([asked[0]])
     assert len(ignored.prompt_token_ids) == len(unpruned[0][1].prompt_token_ids)
@@ -108,8 +118,7 @@ def test_glm4v_keeps_its_positions(start: Start) -> None:
         inside = stays & (torch.arange(len(tokens)) >= begin) & (torch.arange(len(tokens)) <= end)
         assert torch.equal(embedded.pop()[:, : expected.shape[1]], expected[inside])
         if not image:  # transformers takes no image beside a video here
-            _, _, known = truth.answer(family, one, presets.vidsieve(0.25))
-            assert known == [kept.tolist()]
+            assert as_transformers(out, one, 0.25) == [kept.tolist()]
     pieces = start(family, 0.75, max_num_batched_tokens=64, max_num_seqs=2, enable_prefix_caching=False)
     for one, (where, answer) in zip(asked, answers, strict=True):
         (out,) = pieces.ask([one])

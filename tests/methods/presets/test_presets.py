@@ -5,13 +5,14 @@ import torch
 
 import vidsieve
 from tests.methods.kept import kept
-from tests.synthetic import video_like
+from tests.synthetic import independent, video_like
 from vidsieve import FrameFusion, Prune, Staged, VideoTokens, registry
 from vidsieve.methods import presets
+from vidsieve.methods.base import Reducer
 from vidsieve.methods.budget import MarginalGain, Proportional
 from vidsieve.methods.merge import TemporalMerge
-from vidsieve.methods.relevance import PromptAttention
-from vidsieve.methods.segment import SceneCuts, Whole
+from vidsieve.methods.relevance import Flat, PromptAttention
+from vidsieve.methods.segment import SceneCuts, Whole, Within
 from vidsieve.methods.selection import MMR, ConditionalDPP, Hybrid, TopRelevance
 
 
@@ -31,6 +32,24 @@ def test_the_expressions_with_every_default() -> None:
         return Prune(keep, SceneCuts(), MarginalGain(), PromptAttention(), ConditionalDPP())
 
     assert presets.hieravid() == Staged({0: TemporalMerge(0.8), 0.25: part(0.3), 0.5: part(0.15), 0.75: part(0.075)})
+
+
+def test_moments_keeps_more_of_what_comes_and_goes_than_its_selector_alone() -> None:
+    """Frames that stand still, in each of which another token is unlike all others."""
+    frames, per_frame = 8, 12
+    gone = torch.arange(frames) * per_frame + (5 * torch.arange(frames)) % per_frame
+
+    def found(method: Reducer) -> int:
+        total = 0
+        for seed in range(20):
+            x = independent(per_frame, 32, seed, torch.float32).repeat(frames, 1)
+            x[gone] = independent(frames, 32, 100 + seed, torch.float32)
+            kept = method.reduce(VideoTokens.from_grid(x, frames, 3, 4)).kept
+            total += int(torch.isin(gone, kept).sum())
+        return total
+
+    alone = found(Prune(0.1, Within(), MarginalGain(0), Flat(), MMR(0.2)))
+    assert found(presets.moments(0.1)) > 1.15 * alone > 60  # of 160
 
 
 def test_fastv_keeps_the_half_that_the_last_token_attends_to_most() -> None:

@@ -104,8 +104,9 @@ def test_a_kernel_worked_out_by_its_determinants(k: int, expected: list[int]) ->
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("n", "dim"), [(5, 8), (90, 16), (130, 64)])
+@pytest.mark.parametrize("segments", [1, 3])
 def test_numpy_and_torch_pick_the_same_in_the_same_order(
-    n: int, dim: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    segments: int, n: int, dim: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beyond the rank too, where rounding decides: bit for bit."""
     for seed in range(4):
@@ -115,11 +116,32 @@ def test_numpy_and_torch_pick_the_same_in_the_same_order(
         x[n : 2 * n : 3] = 0
         relevance = torch.rand(3 * n, generator=g)
         relevance[:: 2 + seed] = 0
-        asked = problem(x, relevance, torch.arange(4) * n, torch.tensor([n - 1, n // 2, n // 5]))
+        picks = torch.tensor([n - 1, n // 2, n // 5])[:segments]
+        asked = problem(x[: n * segments], relevance[: n * segments], torch.arange(segments + 1) * n, picks)
         ours = eager.conditional_dpp(asked)
         monkeypatch.setattr(eager, "NUMPY", False)
         assert torch.equal(ours, eager.conditional_dpp(asked))
         monkeypatch.undo()
+
+
+@pytest.mark.parametrize("picks", [6, 60, 250])
+def test_rows_that_are_computed_as_they_are_picked_are_those_of_the_whole(
+    picks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One segment with few picks brings rows of S by and by; with rows asked for at once it picks the same."""
+    x, relevance = video_like(8, 150, 64, seed=2, dtype=torch.float64), torch.rand(1200).double()
+    asked = problem(x, relevance, torch.tensor([0, 1200]), torch.tensor([picks]))
+    ours = eager.conditional_dpp(asked)
+    monkeypatch.setattr(eager, "ROWS", 1200)
+    assert torch.equal(ours, eager.conditional_dpp(asked))
+
+
+@pytest.mark.parametrize("room", [1, 1 << 14, 1 << 40])
+def test_segments_are_picked_alike_in_pieces_of_any_size(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, relevance = video_like(6, 40, 64, seed=4, dtype=torch.float64), torch.rand(240).double()
+    asked = problem(x, relevance, torch.arange(0, 241, 40), torch.tensor([9, 3, 12, 9, 40, 1]))
+    monkeypatch.setattr(eager, "CORE_BYTES", room)
+    assert torch.equal(eager.conditional_dpp(asked), reference.conditional_dpp(asked))
 
 
 def test_long_segments_compute_rows_as_they_go(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,9 +122,23 @@ def check(model: Any, adapter: "Adapter", layers: bool) -> None:
 def check_replay(model: Any, adapter: "Adapter") -> None:
     """Raise `UnsupportedVersion` unless stored rows can be written into the calls of `model`."""
     check(model, adapter, layers=False)
-    names = ("_prepare_position_ids_for_generation", "_expand_inputs_for_generation")
+    names = ("_prepare_position_ids_for_generation", "_expand_inputs_for_generation", "prepare_inputs_for_generation")
     _require_attributes(model, names)
     _require(model, type(model)._prepare_position_ids_for_generation, ("inputs_tensor", "model_kwargs"))
+    check_positions(model)
+
+
+def check_positions(model: Any) -> None:
+    """Raise `UnsupportedVersion` for a model of this release that does not tell the positions of a prompt.
+
+    Before 5.17, the thinkers of Qwen-Omni count them in their forward alone.
+    """
+    counted = _transformers.GenerationMixin._prepare_position_ids_for_generation
+    if hasattr(model.base_model, "get_rope_index") and type(model)._prepare_position_ids_for_generation is counted:
+        raise UnsupportedVersion(
+            f"{type(model).__name__} of transformers {_transformers.__version__} does not tell positions before it is "
+            "called, which answers from stored videos need; use a newer transformers, or attach a method"
+        )
 
 
 def check_library() -> None:

@@ -44,8 +44,8 @@ class Adapter:
     per_visual: decoder arguments that are lists of (V, D), a row for each of the V true columns of `visual_pos_masks`.
     tower: how `vision="auto"` runs its tower: "packed", one attention call a layer; "batched", as it is, since frames
         are one batch; "stock", as it is.
-    not_inside, not_before_tower, not_stored: why stages inside the model, selectors before its tower, and stored
-        features are refused; empty where they are served.
+    not_inside, not_before_tower, not_stored, not_encoded: why stages inside the model, selectors before its tower,
+        stored features, and videos encoded in chunks are refused; empty where they are served.
     tested: the releases of transformers that were tested.
     """
 
@@ -70,6 +70,7 @@ class Adapter:
     not_inside: str = ""
     not_before_tower: str = ""
     not_stored: str = ""
+    not_encoded: str = ""
     tested: tuple[str, ...] = ("5.14.1", "5.17.0", "5.24.0")
 
 
@@ -117,30 +118,34 @@ for _adapter in (
     ),
     # The frames of a GLM video use the image placeholder; `mm_token_type_ids` distinguishes them from images.
     Adapter(("glm4v", "glm4v_moe", "glm46v"), token="image_token_id", by_frame=True),
-    Adapter(("glmga", "glm_ocr"), token="image_token_id", not_before_tower=_UNPROVEN),
+    Adapter(("glmga", "glm_ocr"), token="image_token_id", by_frame=True),
     # The same, but what stands between two marks is a video, whatever `mm_token_type_ids` say.
     Adapter(
         ("glm5_next",),
         token="image_token_id",
         between=("video_start_token_id", "video_end_token_id"),
+        by_frame=True,
         not_inside=_CHOSEN,
-        not_before_tower=_UNPROVEN,
+        not_encoded="its processor pads what it resizes, and a chunk of a few frames would be stretched instead",
         tested=("5.17.0", "5.24.0"),
     ),
-    Adapter(("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker", "cosmos3_omni"), not_before_tower=_UNPROVEN),
-    Adapter(("hyperclovax_vision_v2",), not_before_tower=_UNPROVEN, tested=("5.24.0",)),
-    Adapter(("cosmos3_edge",), tower="stock", not_before_tower=_UNPROVEN, tested=("5.17.0", "5.24.0")),
-    Adapter(("exaone4_5",), not_inside=_WINDOWS, not_before_tower=_UNPROVEN),
-    Adapter(("cohere_compass",), not_inside=_WINDOWS, not_before_tower=_UNPROVEN, tested=("5.17.0", "5.24.0")),
-    Adapter(("dots3_note",), not_inside=_WINDOWS, not_before_tower=_UNPROVEN, tested=("5.24.0",)),
+    Adapter(("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker", "cosmos3_omni"), by_frame=True),
+    Adapter(("hyperclovax_vision_v2",), by_frame=True, tested=("5.24.0",)),
+    Adapter(("cosmos3_edge",), by_frame=True, tower="stock", not_before_tower=_UNPROVEN, tested=("5.17.0", "5.24.0")),
+    Adapter(("exaone4_5",), by_frame=True, not_inside=_WINDOWS),
+    Adapter(("cohere_compass",), by_frame=True, not_inside=_WINDOWS, tested=("5.17.0", "5.24.0")),
+    Adapter(("dots3_note",), by_frame=True, not_inside=_WINDOWS, tested=("5.24.0",)),
     Adapter(
-        ("lfm3_vl",), not_inside="some of its layers are convolutions", not_before_tower=_UNPROVEN, tested=("5.24.0",)
+        ("lfm3_vl",),
+        by_frame=True,
+        not_inside="some of its layers are convolutions",
+        not_before_tower=_UNPROVEN,
+        tested=("5.24.0",),
     ),
     Adapter(
         ("qwen4_exp",),
         per_token=("ple_input_ids",),
         not_inside=_CHOSEN,
-        not_before_tower=_UNPROVEN,
         not_stored=_ARGUMENTS,
         tested=("5.17.0", "5.24.0"),
     ),
@@ -167,6 +172,7 @@ for _adapter in (
     Adapter(
         ("muse_glimmer",),
         merge="merge_size",
+        by_frame=True,
         tower="stock",
         not_inside=_WINDOWS,
         not_before_tower=_UNPROVEN,
@@ -175,6 +181,7 @@ for _adapter in (
     Adapter(
         ("muse_spark",),
         merge="merge_size",
+        by_frame=True,
         tower="stock",
         not_inside=_WINDOWS,
         not_before_tower=_UNPROVEN,
@@ -280,7 +287,7 @@ def table() -> list[dict[str, Any]]:
             "tower": one.tower,
             "before tower": one.not_before_tower,
             "stored": one.not_stored,
-            "encode": one.not_stored or ("" if one.by_frame else _APART),
+            "encode": one.not_stored or one.not_encoded or ("" if one.by_frame else _APART),
             "tested": list(one.tested),
         }
         for model_type, one in sorted(_ADAPTERS.items())

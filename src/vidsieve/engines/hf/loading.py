@@ -11,7 +11,14 @@ import torch
 
 from vidsieve.checks import check_question, describe, require
 from vidsieve.engines.hf import hub
-from vidsieve.engines.hf.processing import patching_first, placed, without_pixels
+from vidsieve.engines.hf.processing import (
+    kinds_of_tokens,
+    own_size,
+    patching_first,
+    placed,
+    with_times,
+    without_pixels,
+)
 from vidsieve.engines.torchvision import make_importable
 from vidsieve.errors import UnsupportedModel, VidsieveError, WrongArgument
 from vidsieve.ops.dispatch import start_hashing
@@ -124,15 +131,17 @@ def prepare_turns(
     shown: list[Any] = [placed(processor, frames.pixels, device).permute(0, 3, 1, 2) for frames in filled]
     if hasattr(processor, "image_seq_len"):  # SmolVLM, which in older releases counts videos prompt by prompt
         shown = [shown]
-    inputs = (without_pixels if described else patching_first)(processor)(
+    inputs = with_times((without_pixels if described else patching_first)(processor))(
         text=[text],
         videos=shown,
         video_metadata=[_metadata(*pair) for pair in zip(videos, filled, strict=True)],
         do_sample_frames=False,
         return_tensors="pt",
         # The template may have written it already; twice would be another prompt.
+        **kinds_of_tokens(processor),
         **({"add_special_tokens": False} if begin and text.startswith(begin) else {}),
     )
+    inputs.pop("video_metadata", None)  # which no model takes
     for name in [name for name in inputs if described and name.startswith("pixel_")]:
         inputs[name] = inputs[name].to("meta")
     return inputs
@@ -146,6 +155,7 @@ def prepare_video(processor: Any, frames: Frames, device: torch.device | str | N
         video_metadata=[_metadata(frames, filled)],
         do_sample_frames=False,
         return_tensors="pt",
+        **own_size(processor),
     )
 
 

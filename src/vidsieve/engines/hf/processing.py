@@ -68,6 +68,33 @@ def patching_first(processor: Any) -> Any:
     return processor
 
 
+def with_times(processor: Any) -> Any:
+    """Copy a processor to one whose part for videos returns the times of frames, if it writes stamps; return others.
+
+    Some say so themselves. Others are asked for it by `apply_chat_template` alone.
+    """
+    video: Any = getattr(processor, "video_processor", None)
+    if not hasattr(processor, "replace_video_token") or getattr(video, "return_metadata", True):
+        return processor
+    processor, video = copy.copy(processor), copy.copy(video)
+    processor.video_processor, video.return_metadata = video, True
+    return processor
+
+
+def kinds_of_tokens(processor: Any) -> dict[str, bool]:
+    """Get the argument that makes a processor tell which tokens are video, where its model asks and it would not."""
+    name = "return_mm_token_type_ids"
+    asked = "mm_token_type_ids" in processor.model_input_names and not getattr(processor, name, False)
+    return {name: True} if asked else {}
+
+
+def own_size(processor: Any) -> dict[str, Any]:
+    """Get `size=` as the class of a processor sets it, whatever its part for videos has; nothing if it does not."""
+    older = getattr(getattr(processor, "valid_processor_kwargs", None), "_defaults", {})
+    settings = getattr(processor, "videos_kwargs", None) or older.get("videos_kwargs", {})
+    return {name: settings[name] for name in ("size",) if name in settings}
+
+
 def without_pixels(processor: Any) -> Any:
     """Copy a processor to one that takes frames on "meta": its prompt, masks and grids are those of real frames.
 

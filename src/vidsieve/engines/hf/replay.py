@@ -62,10 +62,13 @@ class Replay(OfOneModel):
     ) -> None:
         self._model = arguments.unwrap_model(model)
         self._adapter = adapter_for(self._model)
-        if not self._adapter.by_frame:
+        if self._adapter.not_encoded or not self._adapter.by_frame:
+            unknown = (
+                "nobody has compared its answers yet, nor whether its tower computes a frame from that frame alone"
+            )
             raise UnsupportedModel(
-                f"model type {self._model.config.model_type!r} does not answer from stored rows: nobody has compared "
-                "its answers yet, nor whether its tower computes a frame from that frame alone; attach a method instead"
+                f"model type {self._model.config.model_type!r} does not answer from stored rows: "
+                f"{self._adapter.not_encoded or unknown}; attach a method instead"
             )
         if features.ndim != 2:
             raise WrongArgument(f"expected features (V, D), got {show(features)}")
@@ -107,6 +110,7 @@ class Replay(OfOneModel):
             hooks.after(self._decoder, self._after_decoder)
             hooks.wrap(model, "_prepare_position_ids_for_generation", self._positions)
             hooks.wrap(model, "_expand_inputs_for_generation", self._expand)
+            hooks.wrap(model, "prepare_inputs_for_generation", self._inputs)
             hooks.wrap(model, "_prefill", self._prefill)
             hooks.wrap(model, "_get_candidate_generator", self._candidates)
             self._hooks = hooks.pop_all()
@@ -233,6 +237,15 @@ class Replay(OfOneModel):
         if not ids.is_floating_point() and not prompt.encodes(model_kwargs) and (ids == self._token).any():
             raise _without_positions()
         return inner(inputs_tensor, model_kwargs)
+
+    def _inputs(self, inner: Callable[..., Any], input_ids: Tensor, *args: Any, **model_kwargs: Any) -> Any:
+        made = inner(input_ids, *args, **model_kwargs)  # of EXAONE 4.5 without positions, to count them anew
+        ids, positions = made.get("input_ids"), model_kwargs.get("position_ids")
+        if made.get("position_ids") is not None or ids is None or positions is None:
+            return made
+        if getattr(contract.cache_of(model_kwargs), _HOLDS, False) or (ids == self._token).any():
+            made["position_ids"] = positions[..., -ids.shape[1] :]
+        return made
 
     def _expand(
         self,

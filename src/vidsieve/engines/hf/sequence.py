@@ -206,7 +206,7 @@ def reduce_arguments(
     positions = kept.positions(positions)
     new["position_ids"] = positions
 
-    # Always an explicit mask: without one, gaps in the positions would read as packed sequences.
+    # Without a mask and without a cache, gaps in the positions would read as packed sequences.
     new["attention_mask"] = kept.valid if before is None else torch.cat([before, kept.valid.to(before)], 1)
     new |= flash_lengths(config, positions, new["inputs_embeds"], past)
 

@@ -7,7 +7,7 @@ and none of its code is copied: subclasses of its models take their place when i
     positions.py   where kept tokens stand: plain tensors, no vLLM
     processor.py   the front end: fewer placeholders, and what is ordered of the encoder
     models.py      in the encoder: our selection, for models that vLLM can prune
-    turning.py     beside the runner: positions of three dimensions that are right
+    mrope.py       beside the runner: positions of three dimensions that are right
     framed.py      both for models whose frames have text between them, which vLLM cannot prune
     flat.py        both for models whose video is one run of tokens, with positions that just count
     derive.py      the subclass of a model, made from these when vLLM asks for the model

@@ -16,9 +16,9 @@ from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 from vidsieve.engines.vllm import positions
 from vidsieve.engines.vllm.models import Sieved
+from vidsieve.engines.vllm.mrope import WithMRoPE, with_channels
 from vidsieve.engines.vllm.processor import Processor, served, without
 from vidsieve.engines.vllm.settings import KWARG, ordered_key
-from vidsieve.engines.vllm.turning import Turning, with_channels
 from vidsieve.errors import UnsupportedCall
 
 TEXT = "vidsieve_text"  # beside the order of a video: its placeholder, with one FRAME for all patches of a frame
@@ -120,11 +120,11 @@ class SievedFramed(Sieved):
         return torch.cat([words, embeds])[order]
 
 
-class SievedFramedGrid(Turning, SievedFramed):
+class SievedFramedGrid(WithMRoPE, SievedFramed):
     """In the encoder of GLM-4V, whose frames are grids of positions of three dimensions."""
 
     settled: ClassVar[tuple[str, ...]] = (
-        *Turning.settled,
+        *WithMRoPE.settled,
         *("_process_video_input", "_process_image_input", "_parse_and_validate_multimodal_inputs", "iter_mm_grid_thw"),
     )
     added: ClassVar[frozenset[str]] = frozenset({"recompute_mrope_positions"})
@@ -150,7 +150,7 @@ class SievedFramedGrid(Turning, SievedFramed):
     def embed_multimodal(self, **kwargs: Any) -> Any:
         out = super().embed_multimodal(**kwargs)
         grids = kwargs.get("image_grid_thw")
-        if grids is None or not self.sieves or not self._turns:
+        if grids is None or not self.sieves or not self._uses_mrope:
             return out
         with gpu_sync_allowed():
             return [
@@ -160,7 +160,7 @@ class SievedFramedGrid(Turning, SievedFramed):
 
     def _framed(self, embeds: Tensor, kept: Tensor, size: tuple[int, int, int], text: Tensor) -> Tensor:
         out = super()._framed(embeds, kept, size, text)
-        if not self._turns:
+        if not self._uses_mrope:
             return out
         is_frame = text == FRAME
         lead = int(is_frame.int().argmax())

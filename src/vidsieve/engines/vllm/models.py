@@ -21,10 +21,10 @@ from vllm.tokenizers.registry import cached_tokenizer_from_config
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 from vidsieve.engines.vllm import positions
+from vidsieve.engines.vllm.mrope import WithMRoPE, with_channels
 from vidsieve.engines.vllm.processor import served
 from vidsieve.engines.vllm.runner import patch_runner, patch_worker
-from vidsieve.engines.vllm.settings import KWARG, check_pipeline, ordered_count, ordered_key, ordered_question
-from vidsieve.engines.vllm.turning import Turning, with_channels
+from vidsieve.engines.vllm.settings import KWARG, ordered_count, ordered_key, ordered_question
 from vidsieve.engines.vllm.unpruned import Unpruned
 from vidsieve.errors import NonFiniteFeatures
 from vidsieve.methods.presets import uniform
@@ -45,14 +45,12 @@ class Sieved(ABC):
     config: Any
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
-        serving = served(vllm_config.model_config)
-        if serving is not None:
-            check_pipeline(vllm_config.parallel_config.pipeline_parallel_size)
+        serving = served(vllm_config.model_config)  # which refuses before anything is loaded
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         self._serving = serving
         self._batch = vllm_config.scheduler_config.max_num_encoder_input_tokens
         self._unpruned = Unpruned()
-        self._turns = bool(vllm_config.model_config.uses_mrope)  # positions have three dimensions
+        self._uses_mrope = bool(vllm_config.model_config.uses_mrope)  # positions have three dimensions
         name = type(self).__name__
         if self._serving is None:
             logger.info("vidsieve: not active in %s, which runs as in vLLM without it", name)
@@ -152,11 +150,11 @@ class Sieved(ABC):
         return Prompt(language_model.embed_input_ids(torch.tensor(question, device=device)))
 
 
-class _SievedQwen(Turning, Sieved):
+class _SievedQwen(WithMRoPE, Sieved):
     """Patches of all videos in one tensor, and positions of three dimensions."""
 
     settled: ClassVar[tuple[str, ...]] = (
-        *Turning.settled,
+        *WithMRoPE.settled,
         "_parse_and_validate_video_input",
         "_postprocess_image_embeds_evs",
         "_postprocess_video_embeds_evs",
@@ -187,7 +185,7 @@ class _SievedQwen(Turning, Sieved):
     def _postprocess_image_embeds_evs(self, splits: Sequence[Tensor], image_input: Any) -> tuple[Tensor, ...]:
         if not self.sieves:
             return super()._postprocess_image_embeds_evs(splits, image_input)  # type: ignore[misc,no-any-return]
-        if not self._turns:
+        if not self._uses_mrope:
             return tuple(splits)
         sizes = [self._size(grid) for grid in image_input["image_grid_thw"].tolist()]
         with gpu_sync_allowed():
@@ -251,7 +249,7 @@ class SievedGrid(_SievedQwen):
         return per_second * (1.0 if seconds is None else seconds.item())
 
     def _described(self, embeds: Tensor, kept: Tensor, grid: list[int], video_input: Any, video: int) -> Tensor:
-        if not self._turns:
+        if not self._uses_mrope:
             return embeds
         seconds = video_input.get("second_per_grid_ts")
         step = self._step(None if seconds is None else seconds[video])
@@ -275,7 +273,7 @@ class SievedInterleaved(_SievedQwen):
 
     def __init__(self, *, vllm_config: Any, prefix: str = "model") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        self._tokenizer = _Remembering(cached_tokenizer_from_config(vllm_config.model_config))
+        self._tokenizer = _CachingTokenizer(cached_tokenizer_from_config(vllm_config.model_config))
 
     def _described(self, embeds: Tensor, kept: Tensor, grid: list[int], video_input: Any, video: int) -> Tensor:
         frames, rows, columns = self._size(grid)
@@ -298,7 +296,7 @@ class SievedInterleaved(_SievedQwen):
         retention_mask: Tensor,
         **_: Any,
     ) -> Tensor:
-        if not self._turns:
+        if not self._uses_mrope:
             return torch.empty(seq_len, 0, device=device)
         frames, rows, columns = self._size(video_grid_thw)
         start, end = self.config.vision_start_token_id, self.config.vision_end_token_id
@@ -319,7 +317,7 @@ class SievedInterleaved(_SievedQwen):
         return positions.interleaved_span(leads, rows, columns)
 
 
-class _Remembering:
+class _CachingTokenizer:
     """A tokenizer that does not encode the same time stamp twice."""
 
     def __init__(self, tokenizer: Any) -> None:

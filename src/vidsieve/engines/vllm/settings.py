@@ -133,20 +133,6 @@ def method_is_explicit() -> bool:
     return VARIABLE in os.environ
 
 
-def check_pipeline(stages: int) -> None:
-    """Raise `UnsupportedCall` for a model in more than one pipeline stage.
-
-    vLLM tells the first of them alone where the tokens that stayed stand; the others would go on with the negative
-    positions that hold those places.
-    """
-    if stages > 1:
-        raise UnsupportedCall(
-            f"pipeline_parallel_size is {stages}, and beyond the first stage tokens of pruned videos may have wrong "
-            "positions; expected 1: start the server with --pipeline-parallel-size 1 (--tensor-parallel-size may take "
-            "its place), or without --video-pruning-rate"
-        )
-
-
 def pruning_rate(spec: tuple[str, float] | None) -> float | None:
     """The rate vidsieve prunes with, None where vLLM's own code runs.
 

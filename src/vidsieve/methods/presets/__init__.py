@@ -10,6 +10,7 @@ that of their authors' code.
 # This is the order of the table (registry.py): the default first, then what it is compared with.
 # isort: off
 from vidsieve.methods.presets.default import vidsieve
+from vidsieve.methods.presets.moments import moments
 from vidsieve.methods.presets.cdpruner import cdpruner
 from vidsieve.methods.presets.divprune import divprune
 from vidsieve.methods.presets.floors import uniform, random
@@ -35,6 +36,7 @@ __all__ = [
     "flashvid",
     "framefusion",
     "hieravid",
+    "moments",
     "pyramiddrop",
     "random",
     "uniform",

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from vidsieve.ops.definitions import EXHAUSTED, TIE, GreedyProblem, HybridProblem, MMRProblem, TopProblem
-from vidsieve.ops.pieces import STREAM_BYTES, split_pieces, unit_rows, working
+from vidsieve.ops.pieces import PIECE_BYTES, STREAM_BYTES, split_pieces, unit_rows, working
 
 BLOCK_BYTES = 24 << 20  # of a piece that is multiplied twice: stays in the cache that cores share
+CORE_BYTES = 1 << 20  # of rows c of a piece that are read at every pick: stay in the cache of one core
 ROWS = 32  # of S that are computed at a time, or a multiple: what a tile of a CPU's bf16 unit holds
 GRAM_LIMIT = 2048  # tokens; longer segments compute rows of S as they are picked and never hold n x n
 
@@ -39,6 +40,7 @@ class _Similarities:
         self.x, self.norm = x, norm  # (B, n, D), (B, n)
         b, n = norm.shape
         self.segments = torch.arange(b, device=x.device)
+        self.inverse: Tensor | None = None
         self.held = n <= GRAM_LIMIT
         self.block = min(n, max(ROWS, steps // 4 // ROWS * ROWS))
         if not self.held:
@@ -78,8 +80,24 @@ class _Similarities:
         chosen = rows[at]  # (A, m)
         inverse = _inverse(norm)
         block = _product(self.x[segments[:, None], chosen], x).mul_(inverse.gather(1, chosen)[:, :, None])  # (A, m, n)
-        self.s[segments[:, None], chosen] = block.mul_(inverse[:, None, :])
+        block.mul_(inverse[:, None, :])
+        self.s[segments[:, None], chosen] = block.contiguous()  # rows are written faster than columns
         self.here[segments[:, None], chosen] = True
+
+    def bring_to_one(self, pick: int, score: Tensor) -> None:
+        """What `of` does about a missing row, where there is one segment: score (n,)."""
+        n, here = len(score), self.here[0]
+        if 2 * (int(here.sum()) + self.block) >= n:
+            self._bring(self.segments, None)
+            return
+        wanted = score.masked_fill(here, -torch.inf)
+        wanted[pick] = torch.inf
+        chosen = wanted.topk(self.block).indices  # (m,)
+        if self.inverse is None:
+            self.inverse = _inverse(self.norm[0])
+        block = _product(self.x[:, chosen], self.x)[0].mul_(self.inverse[chosen][:, None]).mul_(self.inverse)  # (m, n)
+        self.s[0, chosen] = block.contiguous()
+        here[chosen] = True
 
 
 def _inverse(norm: Tensor) -> Tensor:
@@ -171,25 +189,36 @@ class _ConditionalDPP:
         s, here = similarities.s.numpy(), similarities.here.numpy()
         whole = bool(here.all())
 
+        def refined(row: Tensor, pick: Any, residual: Any) -> Tensor:
+            if self.rounds and np.count_nonzero(row.numpy() > 1 - 2 * EXHAUSTED) != len(row):  # else itself alone
+                new, at = torch.from_numpy(residual > EXHAUSTED), torch.from_numpy(pick[:, None])
+                self._refine(at, row, new & new.gather(1, at))
+            return row
+
         def rows_of(segments: Any, pick: Any, scores: Any, residual: Any) -> Tensor:
             if whole or here[segments, pick].all():
                 row = torch.from_numpy(s[segments, pick])
             else:
                 row = similarities.of(torch.from_numpy(pick[:, None]), torch.from_numpy(scores()))
-            if self.rounds and np.count_nonzero(row.numpy() > 1 - 2 * EXHAUSTED) != len(pick):  # else itself alone
-                new, at = torch.from_numpy(residual > EXHAUSTED), torch.from_numpy(pick[:, None])
-                self._refine(at, row, new & new.gather(1, at))
-            return row
+            return refined(row, pick, residual)
 
+        def row_of(pick: int, scores: Any, residual: Any) -> Tensor:
+            if not (whole or here[0, pick]):
+                similarities.bring_to_one(pick, torch.from_numpy(scores()))
+            row = torch.from_numpy(s[0, pick])
+            return refined(row[None], np.array([pick]), residual[None])[0] if self.rounds else row
+
+        if len(picks) == 1:
+            alone = self.r[0], self.residual[0], self.fill, self.c[0]
+            return on_host.conditional_dpp_of_one(*alone, picks[0], row_of)[None]
         return on_host.conditional_dpp(self.r, self.residual, self.fill, self.c, picks, rows_of)
 
 
 def radical_inverse(n: int, device: torch.device) -> Tensor:
     """Of 0 to n - 1, the binary digits mirrored at the point (van der Corput): float64 (n,) in [0, 1)."""
-    i, out = torch.arange(n, device=device), torch.zeros(n, dtype=torch.float64, device=device)
-    for bit in range(max(1, (n - 1).bit_length())):
-        out += (i >> bit & 1) * 2.0 ** -(bit + 1)
-    return out
+    bit = torch.arange(max(1, (n - 1).bit_length()), device=device)
+    digits = torch.arange(n, device=device)[:, None] >> bit & 1
+    return (digits * 2.0 ** -(bit + 1).double()).sum(1)
 
 
 class _MMR:
@@ -246,6 +275,7 @@ def _greedy(problem: GreedyProblem, make_rule: _MakeRule) -> Tensor:
     x, relevance, offsets, budget, *_ = problem
     order = torch.full((len(x),), -1, dtype=torch.int32, device=x.device)
     bounds, budgets = offsets.tolist(), budget.tolist()
+    cached = make_rule is _ConditionalDPP and x.device.type == "cpu"
     groups: dict[int, list[tuple[int, int]]] = {}
     for (begin, end), k in zip(pairwise(bounds), budgets, strict=True):
         if k:
@@ -253,7 +283,8 @@ def _greedy(problem: GreedyProblem, make_rule: _MakeRule) -> Tensor:
     for n, segments in groups.items():
         segments.sort(key=lambda item: -item[0])  # the largest budgets first: those still picking are a prefix
         held = n <= GRAM_LIMIT
-        for piece in split_pieces([n] * len(segments), n if held else x.shape[1]):
+        limit = min(PIECE_BYTES, CORE_BYTES * n // segments[0][0]) if cached and held else PIECE_BYTES
+        for piece in split_pieces([n] * len(segments), n if held else x.shape[1], limit):
             picks = [k for k, _ in segments[piece]]
             begins = [begin for _, begin in segments[piece]]
             index = torch.tensor(begins, device=x.device)[:, None] + torch.arange(n, device=x.device)  # (B, n)
@@ -264,7 +295,7 @@ def _greedy(problem: GreedyProblem, make_rule: _MakeRule) -> Tensor:
                 r = relevance[index].to(r.dtype)
             lengths = problem.measures.norm[index].to(r.dtype)
             similarities, rule = _Similarities(batch, lengths, r, picks[0]), make_rule(batch, lengths, r, picks[0])
-            if NUMPY and isinstance(rule, _ConditionalDPP) and similarities.held and x.device.type == "cpu":
+            if NUMPY and cached and held and isinstance(rule, _ConditionalDPP):
                 order[index] = rule.on_host(similarities, picks)
             else:
                 order[index] = _greedy_batch(similarities, picks, rule)

@@ -36,7 +36,12 @@ def takes_bounds(query: Tensor) -> bool:
     if not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16) or _varlen_attn() is None:
         return False
     width = query.shape[-1]
-    return width % 8 == 0 and width <= 256 and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    return width % 8 == 0 and width <= 256 and _capability(query.device.index) >= (8, 0)
+
+
+@cache  # asking costs the host as much as a launch
+def _capability(device: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 @cache  # imported when a CUDA device asks, for it imports Triton

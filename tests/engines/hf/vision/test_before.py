@@ -11,14 +11,19 @@ from transformers import vision_utils
 
 import vidsieve
 from tests.engines.hf import tiny
-from tests.engines.hf.vision.test_packed import SPLITTING, logits
+from tests.engines.hf.vision.test_packed import logits
 from vidsieve.engines.hf.families import table
 from vidsieve.engines.hf.vision.tower import vision_tower
 from vidsieve.errors import UnsupportedCall, WrongArgument
 from vidsieve.methods import Pixels, Prune, RandomGroups, RunLength, Staged
 from vidsieve.types.pixels import PixelSelection
 
-MERGED = [row["type"] for row in table() if row["type"] in SPLITTING and not row["before tower"]]
+MERGED = [
+    row["type"]
+    for row in table()
+    if row["type"] in tiny.FAMILIES and row["layout"] == "grid" and not row["before tower"]
+]
+each_merged = pytest.mark.parametrize("family", [pytest.param(f, marks=tiny.marks(f)) for f in MERGED])
 
 
 def repeating(family: str, frames: int = 6, videos: int = 1, seed: int = 0) -> tiny.Inputs:
@@ -80,7 +85,7 @@ def overwritten(model: Any, source: Tensor) -> Iterator[None]:
 
 @pytest.mark.parametrize("selector", [RunLength(0.5), RunLength(threshold=0.05), RandomGroups(0.4)], ids=repr)
 @pytest.mark.parametrize("videos", [1, 2])
-@pytest.mark.parametrize("family", MERGED)
+@each_merged
 def test_repeated_groups_are_those_of_a_tower_that_overwrites_them(family: str, videos: int, selector: Any) -> None:
     model, inputs = tiny.model(family), repeating(family, videos=videos)
     with overwritten(model, sources(inputs, selector)):
@@ -92,7 +97,7 @@ def test_repeated_groups_are_those_of_a_tower_that_overwrites_them(family: str, 
     assert (found - logits(model, inputs)).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("family", MERGED)
+@each_merged
 def test_a_frame_that_repeats_as_a_whole_costs_nothing_and_changes_nothing(family: str) -> None:
     model, inputs = tiny.model(family), tiny.prompt(family, frames=6)
     frames = inputs["pixel_values_videos"].view(6, -1)
@@ -117,7 +122,7 @@ def test_a_trace_tells_the_groups_also_beside_a_reducer(method: Prune | None) ->
     assert torch.equal(repeated, sources(inputs, selector))
 
 
-@pytest.mark.parametrize("family", MERGED)
+@each_merged
 def test_it_composes_with_a_reduction_before_the_language_model(family: str) -> None:
     model, inputs = tiny.model(family), repeating(family)
     selector, reducer = RunLength(0.5), Prune(0.25)

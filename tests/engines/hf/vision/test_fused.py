@@ -153,6 +153,19 @@ def test_weights_that_somebody_moved_are_those_that_count(move: str) -> None:
     assert torch.equal(mlp.gate_proj.weight, moved)
 
 
+@pytest.mark.parametrize(("kind", "part"), [("MLP", "up_proj"), ("Attention", "qkv"), ("Attention", "proj")])
+def test_a_part_that_somebody_replaced_is_the_one_that_counts(kind: str, part: str) -> None:
+    tower = new_tower("qwen2_5_vl")
+    module: Any = next(m for m in tower.modules() if type(m).__name__.endswith(kind))
+    args, kwargs = inputs_of(module)
+    with fused(tower), torch.no_grad():
+        before = module(*args, **kwargs)
+        setattr(module, part, nn.Sequential(getattr(module, part), nn.Tanh()))  # as an adapter wraps a layer
+        expected = type(module).forward(module, *args, **kwargs)
+        torch.testing.assert_close(module(*args, **kwargs), expected)
+        assert not torch.allclose(before, expected)
+
+
 def test_gradients_pass_through_the_modules_themselves() -> None:
     tower = new_tower("qwen2_5_vl")
     with fused(tower):

@@ -216,6 +216,8 @@ class InputSeam:
             sequence.begins = sequence.reduced_prefix(kwargs["attention_mask"], uneven, self._target.attach_state)
             if cache is not None:
                 remember(cache, sequence.begins)
+                if not sequence.padded:  # transformers would ask the device, and so wait for the whole vision tower
+                    kwargs["attention_mask"] = None
         if layers is None:
             sequence.check_finite()
             return _all_rows(kwargs, sequence.rows())

@@ -75,12 +75,6 @@ class TowerCalls(OfOneModel):
         return call
 
     @property
-    def fused(self) -> bool:
-        """Whether the modules of the current call run as kernels of ours."""
-        call = self.current
-        return call is not None and call.fused
-
-    @property
     def videos(self) -> Grids | None:
         """The grids of the videos that are being encoded in this thread; None where there are none, but images."""
         grids: Grids | None = self._threads.__dict__.get("videos")

@@ -5,6 +5,7 @@ computes something else is noticed, and left as it is.
 """
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any, cast
 
 import torch
@@ -54,14 +55,16 @@ class FusedModules:
                     own_hooks.close()
 
     def _replace(self, module: nn.Module, fused: Forward) -> None:
-        calls = self._calls
+        calls, inner = self._calls, module.forward
 
-        def forward(inner: Forward, *args: Any, **kwargs: Any) -> Tensor:
-            if not calls.fused or (torch.is_grad_enabled() and any(x.requires_grad for x in args)):
-                return inner(*args, **kwargs)  # kernels have no gradients
+        @wraps(inner)  # and not `hooks.wrap`: each layer calls four of these
+        def forward(*args: Any, **kwargs: Any) -> Tensor:
+            call = calls.current
+            if call is None or not call.fused or (torch.is_grad_enabled() and any(x.requires_grad for x in args)):
+                return cast(Tensor, inner(*args, **kwargs))  # kernels have no gradients
             return fused(*args, **kwargs)
 
-        self._hooks.wrap(module, "forward", forward)
+        self._hooks.put(module, "forward", forward)
 
 
 Made = tuple[Forward, Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]] | None
@@ -131,13 +134,14 @@ def _gated_mlp(module: Any, calls: TowerCalls, hooks: Interceptions) -> Made:
     halves = [_aligned(linear, columns, linear.in_features, hooks) for linear in (gate, up)]
     back = _aligned(down, down.out_features, columns, hooks)
     own: Forward = module.forward
+    children = list(module.children())
+    hooked = [x for child in children for x in (child._forward_hooks, child._forward_pre_hooks)]
+    at = [weight.data_ptr() for weight in (*halves, back)]
 
     def forward(x: Tensor) -> Tensor:
-        if any(map(_is_hooked, module.children())) or any(
-            weight.data_ptr() != linear.weight.data_ptr()
-            for weight, linear in zip((*halves, back), linears, strict=True)
-        ):
-            return own(x)  # somebody moved the weights, or wants to know what comes through them
+        moved = at != [linear.weight.data_ptr() for linear in linears]
+        if moved or any(hooked) or list(module._modules.values()) != children:
+            return own(x)  # somebody moved the weights, replaced a part, or wants to know what comes through it
         both = x.new_empty(len(x), 2, columns)
         for half, weight in enumerate(halves):
             torch.mm(x, weight.T, out=both[:, half])
@@ -193,15 +197,15 @@ def _attention(module: Any, calls: TowerCalls, hooks: Interceptions) -> Made:
         **_: Any,
     ) -> Tensor:
         n = len(hidden_states)
-        rotated = qkv(hidden_states).view(n, 3, heads, width)
-        cos, sin = (x.float().contiguous() for x in position_embeddings)
-        ops.rotate_(ops.RotaryProblem(rotated, cos, sin))
+        rotated = module.qkv(hidden_states).view(n, 3, heads, width)
+        cos, sin = position_embeddings
+        ops.rotate_(ops.RotaryProblem(rotated, cos.float().contiguous(), sin.float().contiguous()))
         query, key, value = rotated.unbind(1)
         call = calls.current
         if call is None:  # tried
             problem = ops.SegmentAttentionProblem(query, key, value, cu_seqlens, n, scale)
-            return cast(Tensor, project(ops.segment_attention(problem).reshape(n, -1)))
-        return cast(Tensor, project(call.attend(query, key, value, cu_seqlens, scale).reshape(n, -1)))
+            return cast(Tensor, module.proj(ops.segment_attention(problem).reshape(n, -1)))
+        return cast(Tensor, module.proj(call.attend(query, key, value, cu_seqlens, scale).reshape(n, -1)))
 
     def inputs() -> tuple[tuple[Any, ...], dict[str, Any]]:
         angle = _noise(qkv.weight, _ROWS, width // 2).float().repeat(1, 2)

@@ -1,6 +1,7 @@
 """Spare the host its waits around the vision tower, where transformers asks the device for numbers that are known.
 
-A wait after the tower costs what the tower takes: until then the host could have launched most of the prefill.
+A wait after the tower costs what the tower takes: until then the host could have launched most of the prefill. What
+the host computes before the tower, the device waits for.
 """
 
 import inspect
@@ -16,12 +17,17 @@ from vidsieve.engines.hf.intercept import Interceptions
 # What positions are counted from. Pixels may come too, and are left where they are.
 _SMALL = {"input_ids", "mm_token_type_ids", "attention_mask", "image_grid_thw", "video_grid_thw", "second_per_grid_ts"}
 
+GRIDS = 8  # whose positions are remembered
+
 
 class NoWaits:
     """Wrappers on the body and the decoder of `model`, which compute the same with fewer waits."""
 
     def __init__(self, model: Any, hooks: Interceptions) -> None:
         hooks.wrap(model.base_model, "get_rope_index", _on_the_host)
+        if _known_positions(model.base_model):
+            hooks.wrap(model.base_model, "get_vision_position_ids", _Positions().moved)
+        hooks.wrap(model, "_get_logits_processor", _of_no_prompt)
         decoder = model.get_decoder()
         if _known_deepstack(decoder):
             hooks.wrap(decoder, "_deepstack_process", _add_where_visual)
@@ -36,6 +42,50 @@ def _on_the_host(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     known = {name: x.cpu() for name, x in given.items() if name in _SMALL and isinstance(x, Tensor)}
     found = inner(**{**given, **known})
     return tuple(x.to(ids.device, non_blocking=True) if isinstance(x, Tensor) else x for x in found)
+
+
+def _known_positions(body: Any) -> bool:
+    """Whether the body adds the position at which a video begins to those within it, as is known here."""
+    positions = getattr(type(body), "get_vision_position_ids", None)
+    names = ["self", "start_position", "grid_thw", "temp_merge_size", "spatial_merge_size", "time_interval", "device"]
+    return positions is not None and list(inspect.signature(positions).parameters) == names
+
+
+class _Positions:
+    """The positions within the last grids, which are the same for every frame of a video that is spelled by frames."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[Any, ...], Tensor] = {}
+
+    def moved(
+        self, inner: Callable[..., Tensor], start_position: int | Tensor, grid_thw: Any, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """Compute positions (3, N) of a grid, from those of the same grid at 0 where it came before."""
+        rest = *args, *kwargs.items()
+        if (
+            torch.compiler.is_compiling()
+            or type(grid_thw) is not Tensor
+            or grid_thw.is_cuda
+            or any(isinstance(x, Tensor) for x in (*args, *kwargs.values()))
+        ):
+            return inner(start_position, grid_thw, *args, **kwargs)
+        key = *grid_thw.tolist(), *rest
+        found = self._found.get(key)
+        if found is None:
+            if len(self._found) == GRIDS:
+                self._found.clear()
+            found = self._found[key] = inner(0, grid_thw, *args, **kwargs)
+        return found + start_position
+
+
+def _of_no_prompt(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Make the logits processors without the prompt, about which `generate` asks the device, where none reads it."""
+    given = contract.by_name(inner, args, kwargs)
+    config = given.get("generation_config")
+    repeats = getattr(config, "encoder_repetition_penalty", None), getattr(config, "encoder_no_repeat_ngram_size", None)
+    if "encoder_input_ids" in given and repeats[0] in (None, 1.0) and repeats[1] in (None, 0):
+        given["encoder_input_ids"] = None
+    return inner(**given)
 
 
 def _known_deepstack(decoder: Any) -> bool:

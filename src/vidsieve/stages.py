@@ -106,7 +106,7 @@ class Stages:
                 error = None  # or it and this frame would hold each other, and the item, until garbage is collected
                 self._changed.notify_all()
 
-        thread = Thread(target=work, name="vidsieve-encode", daemon=True)
+        thread = Thread(target=work, name="vidsieve-stage", daemon=True)
         self._threads.append(thread)
         thread.start()
         return self._taken(ready, ended)

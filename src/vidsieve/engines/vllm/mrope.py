@@ -6,12 +6,15 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from vllm.sequence import IntermediateTensors
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 from vidsieve.engines.vllm import positions
 
+POSITIONS = "vidsieve_positions"  # int64 (n, 3), beside the hidden states that go from one pipeline stage to the next
 
-class Turning(ABC):
+
+class WithMRoPE(ABC):
     """Beside a `Sieved`: M-RoPE positions of a prompt, of which each embedding of a medium brings its own."""
 
     settled: ClassVar[tuple[str, ...]] = ("get_mrope_input_positions", "recompute_mrope_positions")
@@ -19,11 +22,43 @@ class Turning(ABC):
     config: Any
     visual: Any
     sieves: bool
+    _uses_mrope: bool
+    make_empty_intermediate_tensors: Any
 
     def __init__(self, *, vllm_config: Any, prefix: str = "model") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         if self.sieves:  # some of vLLM's models leave out what only pruning reads
             self.is_multimodal_pruning_enabled = True
+        if self._carries_positions:
+            theirs = self.make_empty_intermediate_tensors
+
+            def with_positions(batch_size: int, dtype: torch.dtype, device: torch.device) -> IntermediateTensors:
+                where = torch.zeros(batch_size, 3, dtype=torch.int64, device=device)
+                return IntermediateTensors({**theirs(batch_size, dtype, device).tensors, POSITIONS: where})
+
+            self.make_empty_intermediate_tensors = with_positions
+
+    @property
+    def _carries_positions(self) -> bool:
+        return self.sieves and self._uses_mrope
+
+    def forward(
+        self,
+        input_ids: Tensor | None,
+        positions: Tensor,
+        intermediate_tensors: IntermediateTensors | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Run a pipeline stage: the first alone is told by vLLM where the kept tokens stand, so it tells the others."""
+        if intermediate_tensors is not None and self._carries_positions:
+            theirs = dict(intermediate_tensors.tensors)
+            positions.copy_(theirs.pop(POSITIONS).T)  # in place: a CUDA graph reads them where the runner has them
+            intermediate_tensors = IntermediateTensors(theirs)
+        out = super().forward(input_ids, positions, intermediate_tensors, inputs_embeds, **kwargs)  # type: ignore[misc]
+        if isinstance(out, IntermediateTensors) and self._carries_positions:
+            return IntermediateTensors({**out.tensors, POSITIONS: positions.T.contiguous()})
+        return out
 
     def _size(self, grid: Sequence[int]) -> tuple[int, int, int]:
         """Frames, rows and columns of tokens in a grid of patches."""
