@@ -140,6 +140,8 @@ def prompt(family: str, seed: int = 0, text: int = 6, frames: int = 4, videos: i
             inputs["pixel_values_videos"] = noise(videos * frames, 24, 3 * 14**2)
             inputs["video_token_pooling"] = newer.pooled(videos * frames)
             inputs["video_grids"] = torch.tensor([[frames, 2, 3]] * videos)
+        if images:  # which transformers refuses beside a video
+            inputs["pixel_values"] = noise(images, 24, 3 * 14**2)
     elif family in ("internvl", "smolvlm"):
         for _ in range(frames):
             ids += [*words(3), START, *[IMAGE] * 4, END]
