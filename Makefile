@@ -40,15 +40,16 @@ $(RUNS): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --build-constraint constraints.txt --editable '.[all]'
-	@$(BIN)/python -m vidsieve.engines.torchvision
+	@$(BIN)/python -m vidsieve.engines.torchvision > /dev/null  # nothing to be done about what it says
 	@touch $@
 
 $(READY): $(RUNS)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev
 	@touch $@
 
+# Threads that wait for one another by spinning take the cores from whoever else works.
 demo: $(RUNS)
-	$(BIN)/vidsieve demo --out out/demo
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/vidsieve demo --out out/demo
 	@echo
 	@echo "vidsieve is $(BIN)/vidsieve, or plain vidsieve after: source $(BIN)/activate"
 

@@ -129,10 +129,10 @@ def test_the_same_command_goes_on_and_other_settings_are_refused(
     assert Path(row["file"]).stat().st_mtime_ns == before
     assert not list(tmp_path.glob("*.part"))
     for other, says in {
-        ("--frames", "10"): "holds this clip as 12 frames of 336 x 448, .* asked for is as 10 frames",
+        ("--frames", "10"): "holds this clip as 12 frames of 336 x 448, .* asked for: as 10 frames",
         ("--frames", "12", "--keep", "10%"): "holds this clip by Prune.*keep=0.25",
-        ("--frames", "12", "--dtype", "bfloat16"): "holds this clip in float32; asked for is in bfloat16",
-        ("--frames", "12", "--model", str(copied)): "holds this clip by the model .*; asked for is by the model",
+        ("--frames", "12", "--dtype", "bfloat16"): "holds this clip in float32; asked for: in bfloat16",
+        ("--frames", "12", "--model", str(copied)): "holds this clip by the model .*; asked for: by the model",
     }.items():
         assert main.main([*map(str, again), "--keep", "25%", *other]) == 1
         error = capsys.readouterr().err

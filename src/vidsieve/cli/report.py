@@ -181,7 +181,8 @@ def spans(held: Sequence[dict[str, float]]) -> str:
     """Write when most of the kept tokens are shown, the fullest part first."""
     told = [f"{_when(span['start'], span['end'])} ({100 * span['share']:.0f} %)" for span in held[:FULLEST]]
     rest = held[FULLEST:]
-    more = f"; {len(rest)} more parts hold {100 * sum(span['share'] for span in rest):.0f} %" if rest else ""
+    others = "1 more part holds" if len(rest) == 1 else f"{len(rest)} more parts hold"
+    more = f"; {others} {100 * sum(span['share'] for span in rest):.0f} %" if rest else ""
     return ", ".join(told) + more
 
 
@@ -200,7 +201,8 @@ def show_plan(found: Any) -> None:
     height, width = found["size"]
     stages = {name: seconds[name] for name in ("decode", "process", "tower")}
     name = printable(Path(found["clip"]).name)
-    print(f"{name}: {found['frames']} frames of {height} x {width}, {found['duration']:.1f} s")
+    frames = "1 frame" if found["frames"] == 1 else f"{found['frames']} frames"
+    print(f"{name}: {frames} of {height} x {width}, {found['duration']:.1f} s")
     print(f"{found['tokens_before']} video tokens -> {found['tokens_after']} kept, a file of {_bytes(size['stored'])}")
     print(f"prompt: {found['prompt_before']} -> {found['prompt_after']} tokens, KV cache ", end="")
     print(f"{_bytes(size['kv_before'])} -> {_bytes(size['kv_after'])}; weights {_bytes(size['weights'])}")

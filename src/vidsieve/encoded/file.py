@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vidsieve import writable
 from vidsieve.checks import require
+from vidsieve.encoded.clips import SUFFIXES
 from vidsieve.encoded.fingerprint import Fingerprint
 from vidsieve.encoded.job import write_whole
 from vidsieve.errors import UnsupportedCall, VidsieveError
@@ -140,6 +141,8 @@ def read(path: str | os.PathLike[str], make: Callable[..., Video]) -> Video:
     except OSError as error:
         raise VidsieveError(f"{where}: cannot be read ({error.strerror or error})") from error
     except (safetensors.SafetensorError, RecursionError, KeyError, TypeError, ValueError) as error:
+        if where.suffix.lower() in SUFFIXES:
+            raise VidsieveError(f"{where}: is a clip, not what `vidsieve encode` writes; encode it first") from error
         raise VidsieveError(
             f"{where}: is damaged, or vidsieve did not write it ({' '.join(str(error).split())}); "
             "move it away, and encode the clip again"

@@ -203,7 +203,7 @@ def _stored(clip: str, file: Path, request: Request) -> EncodedVideo:
     for how, what in asked.items():
         if found[how] != what:
             raise VidsieveError(
-                f"{file} holds this clip {how} {found[how]}; asked for is {how} {what}; choose another folder"
+                f"{file} holds this clip {how} {found[how]}; asked for: {how} {what}; choose another folder"
             )
     if (frames.index, frames.seconds, frames.total) != (
         encoded.frames.index,

@@ -35,7 +35,14 @@ class Listening:
         return "text"
 
     def __call__(self, **given: Any) -> dict[str, Any]:
-        return given
+        self.given = given
+        return dict(given)
+
+
+def given(processor: Listening, *seconds: float) -> dict[str, Any]:
+    """What `prepare` gives a processor of frames at these times."""
+    prepare(processor, frames(*seconds), "?")
+    return processor.given
 
 
 @pytest.mark.parametrize("question", [None, 5, "", " \n", ["What happens?"], b"?"], ids=repr)
@@ -47,7 +54,7 @@ def test_what_is_no_question_is_refused(question: Any) -> None:
 
 
 def test_the_time_stamps_that_any_processor_computes_are_those_of_the_frames() -> None:
-    [metadata] = prepare(Listening(), frames(*UNEVEN), "?")["video_metadata"]
+    [metadata] = given(Listening(), *UNEVEN)["video_metadata"]
     assert metadata.timestamps == list(UNEVEN)
     assert 1 / metadata.sampled_fps == pytest.approx(9.01 / 5)
     assert metadata.duration == 12
@@ -56,7 +63,7 @@ def test_the_time_stamps_that_any_processor_computes_are_those_of_the_frames() -
 @pytest.mark.parametrize("rate", [2, 5, 24, 30, 30000 / 1001])
 def test_at_a_constant_rate_they_print_as_number_over_rate(rate: float) -> None:
     seconds = [number / rate for number in range(0, 4000, 7)]
-    [metadata] = prepare(Listening(), frames(*seconds), "?")["video_metadata"]
+    [metadata] = given(Listening(), *seconds)["video_metadata"]
     assert metadata.timestamps == pytest.approx(seconds, abs=6e-7)
     assert [f"{a:.1f} {int(a)}" for a in metadata.timestamps] == [f"{a:.1f} {int(a)}" for a in seconds]
     assert metadata.sampled_fps == pytest.approx(rate / 7)
@@ -104,10 +111,10 @@ def test_one_frame_is_reduced_and_answered(family: str) -> None:
 )
 def test_a_frame_is_shown_as_often_as_it_must(processor: Listening, shown: int) -> None:
     nested = hasattr(processor, "image_seq_len")  # SmolVLM's takes a list of videos for each prompt
-    given = prepare(processor, frames(1.5), "?")
-    assert len(given["videos"][0][0] if nested else given["videos"][0]) == shown
-    assert given["video_metadata"][0].timestamps == [1.5] * shown
-    many = prepare(processor, frames(0.0, 1.0, 2.0), "?")
+    one = given(processor, 1.5)
+    assert len(one["videos"][0][0] if nested else one["videos"][0]) == shown
+    assert one["video_metadata"][0].timestamps == [1.5] * shown
+    many = given(processor, 0.0, 1.0, 2.0)
     pixels = many["videos"][0][0] if nested else many["videos"][0]
     assert len(pixels) == len(many["video_metadata"][0].frames_indices) == 3
 

@@ -84,7 +84,7 @@ def with_times(processor: Any) -> Any:
 def kinds_of_tokens(processor: Any) -> dict[str, bool]:
     """Get the argument that makes a processor tell which tokens are video, where its model asks and it would not."""
     name = "return_mm_token_type_ids"
-    asked = "mm_token_type_ids" in processor.model_input_names and not getattr(processor, name, False)
+    asked = "mm_token_type_ids" in getattr(processor, "model_input_names", ()) and not getattr(processor, name, False)
     return {name: True} if asked else {}
 
 

@@ -5,6 +5,7 @@ pieces, none over tokens. The grouping reads segment lengths and budgets on the 
 On a CPU, the picks of `conditional_dpp` are made by on_host.py if numpy is installed, as it is beside transformers.
 """
 
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from itertools import pairwise
@@ -266,6 +267,19 @@ def _nearest_other(x: Tensor) -> Tensor:
     return best
 
 
+_kept_apart: list[Any] = []
+
+
+def _not_traced() -> Any:
+    """Get what picks by numpy as Dynamo leaves it alone: traced, it would be functions of torch, with other types.
+
+    Made when it is first asked for, since it loads Dynamo, which takes two seconds.
+    """
+    if not _kept_apart:
+        _kept_apart.append(torch.compiler.disable(_ConditionalDPP.on_host))  # type: ignore[no-untyped-call]
+    return _kept_apart[0]
+
+
 # (x (B, n, D), lengths of its rows (B, n), relevance (B, n), most picks) -> the rule
 _MakeRule = Callable[[Tensor, Tensor, Tensor, int], _Rule]
 
@@ -296,7 +310,8 @@ def _greedy(problem: GreedyProblem, make_rule: _MakeRule) -> Tensor:
             lengths = problem.measures.norm[index].to(r.dtype)
             similarities, rule = _Similarities(batch, lengths, r, picks[0]), make_rule(batch, lengths, r, picks[0])
             if NUMPY and cached and held and isinstance(rule, _ConditionalDPP):
-                order[index] = rule.on_host(similarities, picks)
+                on_host = _not_traced() if "torch._dynamo" in sys.modules else _ConditionalDPP.on_host
+                order[index] = on_host(rule, similarities, picks)
             else:
                 order[index] = _greedy_batch(similarities, picks, rule)
     return order
