@@ -37,18 +37,21 @@ def test_first_screen_shows_what_it_is_and_how_to_start(path: Path) -> None:
 @BOTH
 def test_numbers_are_those_of_the_files(path: Path) -> None:
     first = {(row["model"], row["variant"]): row for row in results("first_token_h200.json")["rows"]}
-    table = re.findall(r"^\|[^|]+\| (.+?) \| \**(.+?)\** \| .+\|$", screen(path), re.MULTILINE)[-4:]
+    table = re.findall(r"^\|[^|]+\| (.+?) \| \**(.+?)\** \| (.+?)[:\uff1a].+\|$", screen(path), re.MULTILINE)
     expected = []
     for model, field, scale, unit in (
         ("qwen2_5_vl", "median_ms", 1, "ms"),
         ("qwen3_vl", "median_ms", 1, "ms"),
         ("qwen2_5_vl", "peak_bytes", 2**20, "MiB"),
     ):
-        pair = (first[model, "stock, every token"], first[model, "10 %, fused tower"])
-        expected.append(tuple(f"{row[field] / scale:,.0f} {unit}".replace(",", " ") for row in pair))
+        rows = [first[model, name] for name in ("stock, every token", "10 %, fused tower", "fused, every token")]
+        expected.append(tuple(f"{row[field] / scale:,.0f} {unit}".replace(",", " ") for row in rows))
     long = {(row["method"], row["keep"]): row for row in results("seeds_h200.json")["long"]}
-    pair = (long["unreduced", 1.0], long["vidsieve", 0.1])
-    expected.append(tuple(f"{100 * row['accuracy']['mean']:.1f} %" for row in pair))
+    rows = [long["unreduced", 1.0], long["vidsieve", 0.1], long["uniform", 0.1]]
+    expected.append(tuple(f"{100 * row['accuracy']['mean']:.1f} %" for row in rows))
+    whole, tenth, tower = (float(value.split(" ms")[0].replace(" ", "")) for value in expected[0])
+    assert f"{whole / tower:.1f}" in screen(path)
+    assert f"{tower / tenth:.1f}" in screen(path)
     assert table == expected
 
 
