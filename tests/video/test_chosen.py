@@ -2,9 +2,13 @@
 
 import os
 import random
+import struct
 import threading
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +22,7 @@ np = pytest.importorskip("numpy")
 
 from tests.clips import decoded, rgb, write  # noqa: E402
 from tests.video.test_decode import real_clips  # noqa: E402
-from vidsieve.video import chosen, demux, plan_video, read_chunks  # noqa: E402
+from vidsieve.video import chosen, decode, demux, plan_video, read_chunks  # noqa: E402
 from vidsieve.video.chosen import Decoder, Miscounted, plan  # noqa: E402
 from vidsieve.video.decode import read_video  # noqa: E402
 from vidsieve.video.demux import Index, _Packet, _spare, by_packets, opened, video_stream  # noqa: E402
@@ -213,6 +217,85 @@ def test_decoders_side_by_side_end_with_whom_they_work_for(tmp_path: Path, monke
     with pytest.raises(Unwanted):
         list(read_chunks(plan_video(path, num_frames=COUNT), 2, check=check))
     assert threading.active_count() == before
+
+
+def test_decoders_side_by_side_end_with_a_read_whose_error_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "clip.mp4", COUNT, g="10", **{"x264-params": "scenecut=0"})
+    side_by_side(monkeypatch, 3)
+    monkeypatch.setattr(chosen, "HELD", 1)
+
+    @contextmanager
+    def interrupting(show: bool, total: int) -> Iterator[Any]:
+        left = iter(range(20))
+
+        def advance() -> None:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+
+        yield advance
+
+    monkeypatch.setattr(decode, "_progress_bar", interrupting)
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt) as held:
+        read_video(path, num_frames=COUNT)
+    assert threading.active_count() == before, held
+
+
+def test_frames_that_are_enlarged_wait_within_the_same_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "clip.mp4", COUNT, g="10", **{"x264-params": "scenecut=0"})
+    side_by_side(monkeypatch, 2)
+    waiting: list[int] = []
+
+    class Noted(chosen.Stages):
+        def ahead(self, items: Any, most: int = 1) -> Any:
+            waiting.append(most)
+            return super().ahead(items, most)
+
+    monkeypatch.setattr(chosen, "Stages", Noted)
+    own, large = (48, 144), (480, 1440)
+    monkeypatch.setattr(chosen, "HELD", 2 * 5 * 3 * own[0] * own[1])
+    for size in (own, large):
+        read_video(path, num_frames=COUNT, size=size)
+    assert waiting == [5, 5, 1, 1]
+
+
+@pytest.mark.parametrize("at", [0, 4, 10])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_packet_of_two_frames_is_counted_however_many_are_read(
+    tmp_path: Path, at: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = _with_two_in_a_packet(tmp_path / "clip.webm", at)
+    side_by_side(monkeypatch, threads)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a frame that is left out
+        every = read_video(path, num_frames=100)
+        assert every.total == 11
+        for number in range(11):
+            assert torch.equal(read_video(path, index=[number]).pixels[0], every.pixels[number]), number
+        chunks = list(read_chunks(plan_video(path, num_frames=100), 4))
+        assert torch.equal(torch.cat([chunk.pixels for chunk in chunks]), every.pixels)
+
+
+def _with_two_in_a_packet(path: Path, at: int) -> Path:
+    """Write 12 frames of VP9, of which two lie in packet `at`: a superframe, of which both are shown."""
+    whole = write(path.with_suffix(".mkv"), 12, codec="libvpx-vp9", g="30", **{"lag-in-frames": "0"})
+    with av.open(str(whole)) as source:
+        frames = [bytes(packet) for packet in source.demux(video=0) if packet.size]
+        assert len(frames) == 12
+        two = frames[at : at + 2]
+        mark = bytes([0b11001001])  # two frames, whose sizes are of two bytes
+        frames[at : at + 2] = [b"".join(two) + mark + struct.pack("<HH", *map(len, two)) + mark]
+        with av.open(str(path), "w") as target:
+            stream = target.add_stream_from_template(source.streams.video[0])
+            for number, data in enumerate(frames):
+                packet = av.Packet(data)
+                packet.stream, packet.time_base = stream, Fraction(1, 25)
+                packet.pts = packet.dts = number
+                packet.is_keyframe = number == 0
+                target.mux(packet)
+    return path
 
 
 def test_a_frame_that_another_decoder_lacks_is_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

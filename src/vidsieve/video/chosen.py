@@ -6,7 +6,7 @@ is made from do not go into the decoder unless they are wanted. Runs of a file t
 side, each by a decoder of its own.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from math import inf
@@ -20,7 +20,7 @@ from vidsieve.video.demux import Check, Index, locate, opened, packets, pictures
 
 DECODERS = 8  # side by side, at most: each has the frames that others are made from in memory
 WORTH = 16  # frames to decode and to scale, below which to open the file once more takes longer
-HELD = 256 << 20  # bytes of frames, at their own size, that are decoded before they are taken
+HELD = 256 << 20  # bytes of frames that are decoded before they are taken, at their own size or as read, the larger
 
 T = TypeVar("T")
 
@@ -77,10 +77,13 @@ class Decoder:
         [(_, frame)] = self.frames([], lambda frame: frame)
         return frame
 
-    def frames(self, numbers: Sequence[int], convert: Callable[[Any], T]) -> Iterator[tuple[int, T]]:
+    def frames(
+        self, numbers: Sequence[int], convert: Callable[[Any], T], size_of: Callable[[T], int] = lambda made: 0
+    ) -> Generator[tuple[int, T]]:
         """Yield the first frame of the file and those of `numbers`, each once and in order, with their numbers.
 
         convert: is called for each frame where it is decoded: for the first before all others, then in any thread.
+        size_of: the bytes of what it makes, which may be more than the frame's.
         Raises `Miscounted` if they are not what the index lists, maybe after some were yielded.
         """
         if not self.found.keys:
@@ -93,9 +96,10 @@ class Decoder:
             first, *others = plan(self.found, [0, *numbers])
         shown = self._run(first)
         number, frame = next(shown)
-        waiting = max(1, HELD // (3 * frame.width * frame.height * threads))
-        yield number, convert(frame)
-        del frame
+        made = convert(frame)
+        waiting = max(1, HELD // (max(3 * frame.width * frame.height, size_of(made)) * threads))
+        yield number, made
+        del frame, made
         with Stages() as stages:
             lanes: list[Iterator[tuple[int, T]]] = [self._converted(others, convert)]
             if threads > 1:
@@ -153,6 +157,7 @@ class Decoder:
 
     def _run(self, run: Run) -> Iterator[tuple[int, Any]]:
         begin = run.key[0]
+        wanted = frozenset(run.numbers)
         missing = set(run.numbers)
         sent: list[int] = []
         came: list[int] = []
@@ -160,8 +165,11 @@ class Decoder:
             number = self._number_of.get(frame.pts, -1)
             if frame.pts is not None and frame.pts < self.found.pts[begin]:
                 continue  # pictures shown before the key frame lack what they are made from
+            rises = not came or number > came[-1]
             came.append(number)
-            if number in run.numbers:
+            if not rises:  # a packet may hold two frames, and who takes one would not come to the end of the run
+                break
+            if number in wanted:
                 yield number, frame
         if missing or came != sorted(sent):
             raise self._miscounted(min(missing, default=run.numbers[-1]))

@@ -18,7 +18,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -253,13 +253,13 @@ def pieces(
     damaged = before = 0
     place = locate(name)
     check_unchanged(found, place, name)
-    with (
-        opened(place) as container,
-        _progress_bar(progress and found.duration >= LONG_CLIP, len(numbers)) as advance,
-    ):
+    with ExitStack() as stack:
+        container = stack.enter_context(opened(place))
+        advance = stack.enter_context(_progress_bar(progress and found.duration >= LONG_CLIP, len(numbers)))
         stream = video_stream(container, name)
         decoder = Decoder(container, stream, found, name, check)
-        shown = decoder.frames(numbers, Scaling(stream, size, name))
+        made = decoder.frames(numbers, Scaling(stream, size, name), lambda one: one[0].nbytes)
+        shown = stack.enter_context(closing(made))  # or a traceback would hold its threads, and what they have open
         number, (picture, corrupt) = next(shown)
         shape = picture.shape
         for begin in range(0, len(numbers), length):

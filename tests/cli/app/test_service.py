@@ -100,6 +100,15 @@ def test_broken_uploads_are_told_in_the_line_that_run_prints(
         assert capsys.readouterr().err == f"vidsieve: error: {path.parent}/{reply.error}\n"
 
 
+def test_a_playlist_shows_no_other_file_of_the_machine(service: Service, short: str, tmp_path: Path) -> None:
+    listed = f"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:0.3,\nfile://{short}\n#EXT-X-ENDLIST\n"
+    for name in ("list.m3u8", "LIST.M3U8", "list.m3u", "list.mp4"):
+        (tmp_path / name).write_text(listed)
+        reply = service.ask(Asked(str(tmp_path / name), "What?"), tmp_path / "out")
+        assert reply.error.startswith(f"{name}: ")
+        assert reply == Reply(error=reply.error)
+
+
 def test_a_clip_that_is_cut_short_is_answered_with_a_warning(service: Service, tmp_path: Path) -> None:
     whole = write(tmp_path / "whole.mp4", container={"movflags": "faststart"}).read_bytes()
     (tmp_path / "cut.mp4").write_bytes(whole[: 3 * len(whole) // 4])

@@ -10,6 +10,7 @@ from typing import Any
 from vidsieve.checks import require
 from vidsieve.cli import demo, report
 from vidsieve.cli.run import Request, run
+from vidsieve.encoded.clips import SUFFIXES
 from vidsieve.engines.hf.loading import load
 from vidsieve.errors import VidsieveError, WrongArgument
 from vidsieve.evaluation.needles.tiny import BUNDLED
@@ -114,6 +115,8 @@ class Service:
     def _ask(self, asked: Asked, out: str | os.PathLike[str], note: Callable[[str], None]) -> Reply:
         if asked.clip is None:
             raise WrongArgument("expected a clip; upload one, or take the sample")
+        if Path(asked.clip).suffix.lower() not in SUFFIXES:  # a playlist would show other files of this machine
+            raise WrongArgument(f"{asked.clip}: expected a clip that ends in {', '.join(SUFFIXES)}")
         loaded = self._models.get(asked.model)
         if loaded is None:
             raise VidsieveError(f"no model {asked.model!r}; there are {', '.join(self._models)}")
