@@ -317,11 +317,6 @@ def _within(high: int, wide: int, most_wide: int, most_high: int) -> tuple[int, 
     return max(1, round(wide * scale)), max(1, round(high * scale))
 
 
-def _mix(colour: tuple[int, int, int], other: tuple[int, int, int], share: float) -> tuple[int, int, int]:
-    red, green, blue = (round(a + (b - a) * share) for a, b in zip(colour, other, strict=True))
-    return red, green, blue
-
-
 def _even(width: int, height: int) -> tuple[int, int]:
     """Round sides up to even numbers, which H.264 needs."""
     return width + width % 2, height + height % 2

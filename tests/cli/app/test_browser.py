@@ -275,7 +275,9 @@ def posted(site: Site, path: str) -> str:
 
 def test_a_request_cannot_name_a_file_of_this_machine_or_an_address(site: Site, asked_hosts: list[str]) -> None:
     before = site.files()
-    for path in ("/etc/passwd", str(Path(__file__)), "http://127.0.0.2:9/clip.mp4", f"{site.folder}/../clip.mp4"):
+    sample = f"{site.folder}/sample.mp4"  # of all visitors, and would go with the one who showed it
+    here = ("/etc/passwd", str(Path(__file__)), f"{site.folder}/../clip.mp4", sample)
+    for path in (*here, "http://127.0.0.2:9/clip.mp4"):
         assert "expected a clip that was uploaded on this page" in posted(site, path)
     assert "127.0.0.2" not in asked_hosts
     assert site.files() == before

@@ -84,7 +84,8 @@ class _Page(gr.Blocks):
 
 
 def _uploaded(file: dict[str, Any]) -> dict[str, Any]:
-    if not Path(file["path"]).resolve().is_relative_to(Path(get_upload_folder()).resolve()):
+    # Gradio puts each upload into a folder of its own there; the sample, which all visitors share, lies beside these.
+    if Path(file["path"]).resolve().parent.parent != Path(get_upload_folder()).resolve():
         raise gr.Error("expected a clip that was uploaded on this page")
     return file
 
