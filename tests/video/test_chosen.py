@@ -22,6 +22,7 @@ np = pytest.importorskip("numpy")
 
 from tests.clips import decoded, rgb, write  # noqa: E402
 from tests.video.test_decode import real_clips  # noqa: E402
+from vidsieve.errors import VideoError  # noqa: E402
 from vidsieve.video import chosen, decode, demux, plan_video, read_chunks  # noqa: E402
 from vidsieve.video.chosen import Decoder, Miscounted, plan  # noqa: E402
 from vidsieve.video.decode import read_video  # noqa: E402
@@ -276,6 +277,28 @@ def test_a_packet_of_two_frames_is_counted_however_many_are_read(
             assert torch.equal(read_video(path, index=[number]).pixels[0], every.pixels[number]), number
         chunks = list(read_chunks(plan_video(path, num_frames=100), 4))
         assert torch.equal(torch.cat([chunk.pixels for chunk in chunks]), every.pixels)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_damage_between_the_frames_that_are_read_is_told(
+    tmp_path: Path, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = {"draw": busy, "shape": (96, 144)}
+    path = write(tmp_path / "clip.mkv", COUNT, g="10", bf="0", **{"x264-params": "scenecut=0"}, **shape)
+    with av.open(str(path)) as source:
+        data = next(bytes(packet) for packet in source.demux(video=0) if packet.pts == 40 * 22)
+    whole = path.read_bytes()
+    assert whole.count(data) == 1
+    at = whole.index(data) + len(data) // 2
+    path.write_bytes(whole[:at] + bytes(8) + whole[at + 8 :])
+    assert [n for n, frame in enumerate(decoded(path)) if frame.is_corrupt] == [22]
+    side_by_side(monkeypatch, threads)
+    index = [5, 15, 25, 35]  # 25 is made from 22
+    with pytest.warns(UserWarning, match="1 of the frames between those read are damaged"):
+        read_video(path, index=index)
+    with pytest.raises(VideoError, match="1 of the frames between those read are damaged"):
+        list(read_chunks(plan_video(path, index=index), 2, strict=True))
+    read_video(path, index=[5, 15, 21, 35])  # none of which is
 
 
 def _with_two_in_a_packet(path: Path, at: int) -> Path:

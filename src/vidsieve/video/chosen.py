@@ -63,7 +63,7 @@ class Decoder:
     def __init__(self, container: Any, stream: Any, found: Index, name: str, check: Check = unchecked) -> None:
         self.container, self.stream, self.found, self.name, self.check = container, stream, found, name, check
         self._number_of = {stamp: number for number, stamp in enumerate(found.pts)} if found.keys else {}
-        self._sent = 0
+        self._sent = self._unread = 0
         self._seeks_to_shown = True
         self._beside: list[Decoder] = []
 
@@ -71,6 +71,11 @@ class Decoder:
     def decoded(self) -> int:
         """Count the frames that were decoded so far."""
         return self._sent + sum(other.decoded for other in self._beside)
+
+    @property
+    def damaged(self) -> int:
+        """Count the damaged frames among those that were decoded for others, and not yielded."""
+        return self._unread + sum(other.damaged for other in self._beside)
 
     def first(self) -> Any:
         """Decode the first frame. Raises `Miscounted` if it is not what the index lists."""
@@ -153,6 +158,8 @@ class Decoder:
                 left.pop()
                 if not left:
                     return
+            else:
+                self._unread += frame.is_corrupt
         raise self._miscounted(left[-1])
 
     def _run(self, run: Run) -> Iterator[tuple[int, Any]]:
@@ -171,6 +178,8 @@ class Decoder:
                 break
             if number in wanted:
                 yield number, frame
+            else:
+                self._unread += frame.is_corrupt
         if missing or came != sorted(sent):
             raise self._miscounted(min(missing, default=run.numbers[-1]))
 

@@ -221,8 +221,8 @@ class Faults:
             raise VideoError(f"{self.name}: {fault}; without strict, that is a warning")
         self.warn(redacted(f"{self.name}: {fault}"))
 
-    def tell_of(self, found: Index, damaged: int = 0, count: int = 0) -> None:
-        """Tell the faults of a file of which `damaged` of `count` frames are damaged."""
+    def tell_of(self, found: Index, damaged: int = 0, count: int = 0, between: int = 0) -> None:
+        """Tell the faults of a file, of which `damaged` of `count` frames are damaged, and `between` them others."""
         if found.truncated and self.cut:
             self.tell(f"is cut short: only {len(found)} frames ({found.duration:.1f} s) are there")
         if found.seconds[0]:
@@ -232,6 +232,8 @@ class Faults:
             self.tell(f"{len(found.late)} of {came} frames came after ones that are shown later, and are left out")
         if damaged:
             self.tell(f"{damaged} of {count} frames are damaged; what they show is the decoder's guess")
+        if between:  # a decoder marks the damaged frame alone
+            self.tell(f"{between} of the frames between those read are damaged; what is made from them is a guess too")
 
 
 def pieces(
@@ -261,7 +263,7 @@ def pieces(
         made = decoder.frames(numbers, Scaling(stream, size, name), lambda one: one[0].nbytes)
         shown = stack.enter_context(closing(made))  # or a traceback would hold its threads, and what they have open
         number, (picture, corrupt) = next(shown)
-        shape = picture.shape
+        shape, unread = picture.shape, corrupt and 0 not in numbers
         for begin in range(0, len(numbers), length):
             some = numbers[begin : begin + length]
             pixels = np.empty((len(some), *shape), np.uint8)
@@ -278,7 +280,7 @@ def pieces(
             if begin + length >= len(numbers):
                 next(shown, None)  # which sees whether they were the frames that the index lists
                 check_unchanged(found, place, name)
-                faults.tell_of(found, damaged, len(numbers))
+                faults.tell_of(found, damaged, len(numbers), decoder.damaged + unread)
             yield described(torch.from_numpy(pixels), some, found, name, decoder.decoded - before)
             before = decoder.decoded
             del pixels  # before the next are allocated
