@@ -1,10 +1,11 @@
 """The page, made with Gradio: its fields, what its buttons call, and how a reply is shown."""
 
 import os
+import shutil
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
 import gradio as gr
@@ -84,7 +85,7 @@ class _Page(gr.Blocks):
 
 
 def _uploaded(file: dict[str, Any]) -> dict[str, Any]:
-    # Gradio puts each upload into a folder of its own there; the sample, which all visitors share, lies beside these.
+    # Each upload lies in a folder of its own there, and each copy of the sample; the sample itself lies beside them.
     if Path(file["path"]).resolve().parent.parent != Path(get_upload_folder()).resolve():
         raise gr.Error("expected a clip that was uploaded on this page")
     return file
@@ -124,7 +125,7 @@ def build(service: Service, folder: Path) -> gr.Blocks:
                     label="Film", visible=False, interactive=False, buttons=["download"], elem_id="moving"
                 )
         private: dict[str, Any] = {"api_visibility": "private"}
-        take.click(lambda: (str(clip_of_sample), question_of_sample), None, [clip, question], **private)
+        take.click(lambda: (_copy(clip_of_sample, folder), question_of_sample), None, [clip, question], **private)
         method.change(
             lambda name: (gr.update(**_about(name)), gr.update(**_share(name))), method, [method, keep], **private
         )
@@ -140,6 +141,11 @@ def build(service: Service, folder: Path) -> gr.Blocks:
         page.unload(_left(visitors))
     page.has_launched = True  # before that Gradio checks no path
     return page
+
+
+def _copy(clip: Path, folder: Path) -> str:
+    """Copy the sample to where uploads lie: it goes when the page that shows it is closed, as these do."""
+    return shutil.copy(clip, mkdtemp(dir=folder))
 
 
 def _about(name: str) -> dict[str, Any]:
