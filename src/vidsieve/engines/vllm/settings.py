@@ -110,8 +110,9 @@ def _find(name: str) -> Callable[[float], Reducer]:
         return served[name]
     module, colon, attribute = name.partition(":")
     if not colon:
+        wrong = "works inside the language model" if name in registry.methods() else "is no method"
         raise UnsupportedCall(
-            f"{VARIABLE}={name!r} is no method; expected one of {', '.join(served)}, "
+            f"{VARIABLE}={name!r} {wrong}; expected one of {', '.join(served)}, "
             "package.module:name for one of your own, or off"
         )
     try:
