@@ -141,7 +141,7 @@ def kept_by_run(world: Path, clip: Path) -> list[int]:
 DYING = """
 import os, signal, sys
 from vidsieve.encoded import batch
-from vidsieve.cli import main
+from vidsieve.cli.main import main
 
 class Dying(batch._EncodeListed):
     def _row(self, task, decoding):
