@@ -73,6 +73,11 @@ class Adapter:
     not_encoded: str = ""
     tested: tuple[str, ...] = ("5.14.1", "5.17.0", "5.24.0")
 
+    @property
+    def no_chunks(self) -> str:
+        """Why its videos are not encoded chunk by chunk and answered from; empty where they are."""
+        return self.not_encoded or ("" if self.by_frame else _APART)
+
 
 _ADAPTERS: dict[str, Adapter] = {}
 _MASKS = "the masks of its decoder are made outside it, of kinds of tokens that are not stored"
@@ -287,7 +292,7 @@ def table() -> list[dict[str, Any]]:
             "tower": one.tower,
             "before tower": one.not_before_tower,
             "stored": one.not_stored,
-            "encode": one.not_stored or one.not_encoded or ("" if one.by_frame else _APART),
+            "encode": one.not_stored or one.no_chunks,
             "tested": list(one.tested),
         }
         for model_type, one in sorted(_ADAPTERS.items())

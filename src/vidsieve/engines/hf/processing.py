@@ -92,7 +92,7 @@ def own_size(processor: Any) -> dict[str, Any]:
     """Get `size=` as the class of a processor sets it, whatever its part for videos has; nothing if it does not."""
     older = getattr(getattr(processor, "valid_processor_kwargs", None), "_defaults", {})
     settings = getattr(processor, "videos_kwargs", None) or older.get("videos_kwargs", {})
-    return {name: settings[name] for name in ("size",) if name in settings}
+    return {"size": settings["size"]} if "size" in settings else {}
 
 
 def without_pixels(processor: Any) -> Any:

@@ -62,13 +62,10 @@ class Replay(OfOneModel):
     ) -> None:
         self._model = arguments.unwrap_model(model)
         self._adapter = adapter_for(self._model)
-        if self._adapter.not_encoded or not self._adapter.by_frame:
-            unknown = (
-                "nobody has compared its answers yet, nor whether its tower computes a frame from that frame alone"
-            )
+        if reason := self._adapter.no_chunks:
             raise UnsupportedModel(
-                f"model type {self._model.config.model_type!r} does not answer from stored rows: "
-                f"{self._adapter.not_encoded or unknown}; attach a method instead"
+                f"model type {self._model.config.model_type!r} does not answer from stored rows: {reason}; "
+                "attach a method instead"
             )
         if features.ndim != 2:
             raise WrongArgument(f"expected features (V, D), got {show(features)}")
