@@ -19,6 +19,7 @@ from vidsieve.engines.hf.intercept import Interceptions, OfOneModel
 from vidsieve.engines.hf.tracked import NonFiniteCheck
 from vidsieve.engines.hf.vision.batched import BatchedPixels
 from vidsieve.engines.hf.vision.calls import Grids, TowerCall, TowerCalls
+from vidsieve.engines.hf.vision.cpu import FewFrames
 from vidsieve.engines.hf.vision.fused import FusedModules
 from vidsieve.engines.hf.vision.layout import Layouts, TowerLayout
 from vidsieve.engines.hf.vision.memory_layout import ChannelsLastPooling, ContiguousEmbeddings
@@ -97,6 +98,8 @@ class VisionSeam(OfOneModel):
                 )
             self._fused = bool(modules.replaced)
         SegmentedAttention(tower, self._calls, lambda kwargs: cast(Tensor, kwargs["cu_seq_lens_q"]), hooks)
+        if next(tower.parameters()).device.type == "cpu":
+            FewFrames(tower, self._calls, hooks)
         self._takes_host_grids = takes_host_grids(tower)
         hooks.wrap(model.base_model, "get_video_features", self._video)
         hooks.before(tower, self._before)
