@@ -138,16 +138,18 @@ class VisionSeam(OfOneModel):
             return None
         fused = self._fused and not torch.is_autocast_enabled(patches.device.type)
         layout = self._layouts.of(arguments["grid_thw"], patches.device, arguments.get("merge_sizes"))
+        operations = ops.VisionOperations.chosen_for(next(tower.parameters()))
         self._trace.tower, self._trace.tower_slow = "fused" if fused else "packed", False
         videos = self._calls.videos
         if self._pixels is None or videos is None:
-            self._calls.enter(TowerCall(layout, fused))
+            self._calls.enter(TowerCall(layout, fused, operations=operations))
             return args, {**kwargs, **layout.arguments}
         kept, source, nonfinite = self._select(patches, layout, videos)
         self._trace.tower += f", {len(kept)} of {len(source)} groups of pixels computed"
         made = layout.of_kept(kept)
         rows = layout.patch_rows(source, made)
-        self._calls.enter(TowerCall(layout, fused, source, rows, self._pixels.holds_keys, nonfinite))
+        call = TowerCall(layout, fused, source, rows, self._pixels.holds_keys, nonfinite, operations=operations)
+        self._calls.enter(call)
         return (), {**arguments, **made, pixels_name: patches[layout.patches_of(kept)]}
 
     def _select(self, patches: Tensor, layout: TowerLayout, videos: Grids) -> tuple[Tensor, Tensor, NonFiniteCheck]:
