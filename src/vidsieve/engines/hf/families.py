@@ -245,6 +245,7 @@ for _adapter in (
         ("perception_lm",),
         layout="clips",
         square=True,
+        by_frame=True,
         tower="batched",
         not_before_tower=_UNPROVEN,
         tested=("5.24.0",),
