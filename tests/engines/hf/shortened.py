@@ -20,6 +20,7 @@ from vidsieve.types.reduction import Reduction
 from vidsieve.types.tokens import VideoTokens
 
 RENAMED = {"second_per_grids": "video_second_per_grid"}  # an argument of get_rope_index: the same of the model
+DESCRIBED = ("video_grid_thw", "video_merge_sizes", "target_sizes_videos")  # what a tower is told of its videos
 # Families whose videos are encoded as images are, and the argument that has their pixels.
 AS_IMAGES = {"smolvlm": "pixel_values", "internvl": "pixel_values", "perception_lm": "pixel_values_videos"}
 
@@ -46,7 +47,7 @@ def cut(family: str, inputs: tiny.Inputs, reducer: Reducer) -> CutPrompt:
     if pixels is None:
         return CutPrompt(inputs, positions)
     encode = getattr(body, _encode(family))
-    described = {name: inputs[name] for name in ("video_grid_thw", "video_merge_sizes") if name in inputs}
+    described = {name: inputs[name] for name in DESCRIBED if name in inputs}
     whole = encode(pixels, **described, return_dict=True)
     streams = [whole.pooler_output, *(getattr(whole, "deepstack_features", None) or ())]
     listed = [not isinstance(x, Tensor) for x in streams]  # one for each video
@@ -82,6 +83,8 @@ def _videos(family: str, inputs: tiny.Inputs) -> int:
     """Count the videos of a prompt: all its parts, or frames, are one where nothing tells them apart."""
     if family in ("smolvlm", "internvl") or newer.GRIDS.get(family, newer.Grid()).parts > 1:
         return 1
+    if "target_sizes_videos" in inputs:
+        return len(inputs["target_sizes_videos"]) // 4
     return len(inputs["video_grid_thw"] if "video_grid_thw" in inputs else inputs["pixel_values_videos"])
 
 
@@ -115,7 +118,8 @@ def logits(family: str, prompt: CutPrompt, answer: list[int]) -> Tensor:
     encode = getattr(body, name)
 
     def encoded(*args: Any, **kwargs: Any) -> Any:
-        ours = any(given is prompt.pixels for given in (*args, *kwargs.values()))  # or they are of an image
+        given = [one.data_ptr() for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]
+        ours = prompt.pixels is not None and prompt.pixels.data_ptr() in given  # or they are of an image
         return prompt.features if ours else encode(*args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:

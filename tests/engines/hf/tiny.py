@@ -149,6 +149,13 @@ def prompt(family: str, seed: int = 0, text: int = 6, frames: int = 4, videos: i
             inputs["video_grids"] = torch.tensor([[frames, 2, 3]] * videos)
         if images:  # which transformers refuses beside a video
             inputs["pixel_values"] = noise(images, 24, 3 * 14**2)
+    elif family == "minicpmv4_6":
+        for name, mark, count, runs in (("", IMAGE, images, 1), ("_videos", VIDEO, videos, frames)):
+            for _ in range(count):
+                ids += [*words(3), *[START, *[mark] * 6, END] * runs]
+            if count:
+                inputs[f"pixel_values{name}"] = noise(1, 3, 14, 14 * 96 * count * runs)
+                inputs[f"target_sizes{name}"] = torch.tensor([[8, 12]] * count * runs)
     elif family in ("internvl", "smolvlm"):
         for _ in range(images):  # of two tiles: a single one would be taken for a frame
             ids += [SPARE, *[IMAGE] * 4, *[END, SPARE] * (family == "smolvlm"), *[IMAGE] * 4, END]
@@ -202,7 +209,7 @@ def batch(*prompts: Inputs) -> Inputs:
         elif name == "pixel_values" and parts[0].ndim == 5 and "pixel_values_videos" not in prompts[0]:
             most = max(part.shape[1] for part in parts)  # frames of SmolVLM; those of zeros are none
             parts = [torch.cat([part, part.new_zeros(1, most - part.shape[1], *part.shape[2:])], 1) for part in parts]
-        joined[name] = torch.cat(parts)
+        joined[name] = torch.cat(parts, -1 if "target_sizes_videos" in prompts[0] and parts[0].ndim == 4 else 0)
     if "video_token_pooling" in joined:  # counts the patches of all frames of a call
         joined["video_token_pooling"] = newer.pooled(len(joined["pixel_values_videos"]))
     return joined
