@@ -126,7 +126,10 @@ def test_a_clip_that_is_cut_short_is_answered_with_a_warning(service: Service, t
         ({"question": " "}, "expected a question"),
         ({"model": "magic"}, "no model 'magic'; there are "),
         ({"method": "magic"}, "no method 'magic'; there are vidsieve, "),
-        ({"keep": 0}, "keep is the fraction of the video tokens that stays, in (0, 1]; got 0"),
+        (
+            {"keep": 0},
+            "keep is the fraction of the video tokens that stays, a share in (0, 1], such as 0.1; got 0",
+        ),
     ],
     ids=["clip", "question", "model", "method", "keep"],
 )
