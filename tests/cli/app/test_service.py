@@ -219,12 +219,13 @@ def test_a_service_that_is_stopped_ends_what_it_answers_at_the_next_step(
     assert service.ask(Asked(short, "What?"), tmp_path).error == "the command was stopped"
 
 
-def test_models_are_named_and_one_of_the_visitor_comes_first(tmp_path: Path) -> None:
+def test_models_are_named_and_one_of_the_visitor_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = str(demo.copy_model(tmp_path / "model"))
     service = Service(Settings([copy], device="cpu"))
     assert service.models == [(copy, copy), ("vidsieve-tiny (bundled)", str(BUNDLED))]
+    monkeypatch.setattr("vidsieve.cli.app.service.load", None)  # none is loaded before all are found
     with pytest.raises(VidsieveError, match="no such folder"):
-        Service(Settings([str(tmp_path / "absent")]))
+        Service(Settings([copy, str(tmp_path / "absent")]))
 
 
 def test_what_a_model_or_a_file_says_is_no_html() -> None:
