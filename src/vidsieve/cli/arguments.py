@@ -15,6 +15,9 @@ from vidsieve import writable
 from vidsieve.checks import check_question, did_you_mean, not_among, require
 from vidsieve.errors import VidsieveError
 
+LARGEST = 2.0**63  # of a number of bytes
+LONGEST = 80  # letters of a value that are shown
+
 
 class Mistake(Exception):
     """A mistake in the command: exit code 2."""
@@ -139,8 +142,8 @@ def fraction(text: str) -> float:
 
 
 def count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1; got {text}")
+    if not text.isdecimal() or len(text) > LONGEST or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1; got {_short(text)}")
     return int(text)
 
 
@@ -169,18 +172,29 @@ def rate(text: str) -> float:
 
 
 def port(text: str) -> int:
-    if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535; got {text}")
+    if not text.isdecimal() or len(text) > LONGEST or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535; got {_short(text)}")
     return int(text)
 
 
 def size(text: str) -> int:
     """Parse a number of bytes: 500MB, 1.5GB."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMGT]?)B", text, re.IGNORECASE)
-    value = int(float(found[1]) * 1024 ** " kmgt".index(found[2].lower() or " ")) if found else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a size, such as 500MB or 1.5GB; got {text}")
-    return value
+    value = float(found[1]) * 1024 ** " kmgt".index(found[2].lower() or " ") if found else 0.0
+    if not 1 <= value < LARGEST:
+        raise argparse.ArgumentTypeError(f"expected a size, such as 500MB or 1.5GB; got {_short(text)}")
+    return int(value)
+
+
+def host(text: str) -> str:
+    """Check that a text is the name of a host, or its address, without scheme and port."""
+    if not re.fullmatch(r"[\w.-]+|\[[\da-f:.]+\]", text, re.IGNORECASE):
+        raise argparse.ArgumentTypeError(f"expected the name of a host, such as clips.example.org; got {_short(text)}")
+    return text
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def method(name: str) -> str:

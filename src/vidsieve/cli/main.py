@@ -183,7 +183,7 @@ def _app(options: argparse.Namespace) -> Found:
         options.max_new_tokens,
     )
     with _notes() as note:
-        return serve.serve(settings, options.host, options.port, options.max_upload, note)
+        return serve.serve(settings, options.host, options.port, options.max_upload, note, options.hosts or ())
 
 
 def _carry_out(request: Any, out: Path | None, films: Sequence[str]) -> dict[str, Any]:

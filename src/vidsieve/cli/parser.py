@@ -13,6 +13,7 @@ from vidsieve.cli.arguments import (
     file,
     folder,
     fraction,
+    host,
     method,
     port,
     question,
@@ -163,6 +164,8 @@ def _add_app(command: Parser) -> None:
     about = "address to listen at; 0.0.0.0 lets everyone in who reaches this machine, without a password (127.0.0.1)"
     command.add_argument("--host", default="127.0.0.1", help=about)
     command.add_argument("--port", type=port, default=7860, help="0: any that is free (7860)")
+    about = "a name, beside localhost, that requests may ask for, as behind a proxy; repeatable"
+    command.add_argument("--allow-host", type=host, action="append", dest="hosts", metavar="NAME", help=about)
     command.add_argument("--max-upload", type=size, default="1GB", help="largest clip (1GB)")
     command.add_argument("--max-new-tokens", type=count, default=128, help="longest answer (128)")
 
