@@ -26,6 +26,7 @@ _NEWER = {
     "cosmos3_omni": ("Qwen3VLProcessor", "Qwen3VLVideoProcessor", "Qwen2VLImageProcessorPil"),
     "glm_ocr": ("Glm46VProcessor", "Glm46VVideoProcessor", "Glm46VImageProcessorPil"),
     "glmga": ("Glm46VProcessor", "GlmgaVideoProcessor", "GlmgaImageProcessorPil"),
+    "glm5_next": ("Glm5NextProcessor", "Glm5NextVideoProcessor", "Glm5NextImageProcessorPil"),
     "exaone4_5": ("Exaone4_5_Processor", "Qwen2VLVideoProcessor", "Qwen2VLImageProcessorPil"),
     "hyperclovax_vision_v2": ("HyperCLOVAXVisionV2Processor", "Qwen2VLVideoProcessor", "Qwen2VLImageProcessorPil"),
     "cohere_compass": ("CohereCompassProcessor", "CohereCompassVideoProcessor", "CohereCompassImageProcessorPil"),
