@@ -125,12 +125,16 @@ def test_numpy_and_torch_pick_the_same_in_the_same_order(
         monkeypatch.undo()
 
 
-@pytest.mark.parametrize("picks", [6, 60, 250])
+@pytest.mark.parametrize(
+    ("picks", "dim", "least"),
+    [(6, 64, 0.0), (60, 64, 0.0), (250, 64, 0.0), (299, 512, 1.0)],  # the last ends with all of S
+)
 def test_rows_that_are_computed_as_they_are_picked_are_those_of_the_whole(
-    picks: int, monkeypatch: pytest.MonkeyPatch
+    picks: int, dim: int, least: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One segment with few picks brings rows of S by and by; with rows asked for at once it picks the same."""
-    x, relevance = video_like(8, 150, 64, seed=2, dtype=torch.float64), torch.rand(1200).double()
+    x = video_like(8, 150, dim, seed=2, dtype=torch.float64)
+    relevance = torch.rand(1200, generator=torch.Generator().manual_seed(2)).double().clamp(min=least)
     asked = problem(x, relevance, torch.tensor([0, 1200]), torch.tensor([picks]))
     ours = eager.conditional_dpp(asked)
     monkeypatch.setattr(eager, "ROWS", 1200)

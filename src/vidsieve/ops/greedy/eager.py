@@ -42,6 +42,8 @@ class _Similarities:
         b, n = norm.shape
         self.segments = torch.arange(b, device=x.device)
         self.inverse: Tensor | None = None
+        # Of one segment on the host, the place of each row in s, where they are written in the order they come.
+        self.slot, self.brought = list(range(n)), 0
         self.held = n <= GRAM_LIMIT
         self.block = min(n, max(ROWS, steps // 4 // ROWS * ROWS))
         if not self.held:
@@ -88,8 +90,10 @@ class _Similarities:
     def bring_to_one(self, pick: int, score: Tensor) -> None:
         """What `of` does about a missing row, where there is one segment: score (n,)."""
         n, here = len(score), self.here[0]
-        if 2 * (int(here.sum()) + self.block) >= n:
+        begin, end = self.brought, self.brought + self.block
+        if 2 * end >= n:
             self._bring(self.segments, None)
+            self.slot[:] = range(n)
             return
         wanted = score.masked_fill(here, -torch.inf)
         wanted[pick] = torch.inf
@@ -97,8 +101,10 @@ class _Similarities:
         if self.inverse is None:
             self.inverse = _inverse(self.norm[0])
         block = _product(self.x[:, chosen], self.x)[0].mul_(self.inverse[chosen][:, None]).mul_(self.inverse)  # (m, n)
-        self.s[0, chosen] = block.contiguous()
-        here[chosen] = True
+        self.s[0, begin:end] = block
+        here[chosen], self.brought = True, end
+        for slot, token in enumerate(chosen.tolist(), begin):
+            self.slot[token] = slot
 
 
 def _inverse(norm: Tensor) -> Tensor:
@@ -188,7 +194,7 @@ class _ConditionalDPP:
     def on_host(self, similarities: _Similarities, picks: list[int]) -> Tensor:
         """What `_greedy_batch` does, on a CPU: order int32 (B, n)."""
         s, here = similarities.s.numpy(), similarities.here.numpy()
-        whole = bool(here.all())
+        whole, slot = bool(here.all()), similarities.slot
 
         def refined(row: Tensor, pick: Any, residual: Any) -> Tensor:
             if self.rounds and np.count_nonzero(row.numpy() > 1 - 2 * EXHAUSTED) != len(row):  # else itself alone
@@ -206,7 +212,7 @@ class _ConditionalDPP:
         def row_of(pick: int, scores: Any, residual: Any) -> Tensor:
             if not (whole or here[0, pick]):
                 similarities.bring_to_one(pick, torch.from_numpy(scores()))
-            row = torch.from_numpy(s[0, pick])
+            row = torch.from_numpy(s[0, slot[pick]])
             return refined(row[None], np.array([pick]), residual[None])[0] if self.rounds else row
 
         if len(picks) == 1:
