@@ -111,6 +111,11 @@ def test_a_method_inside_the_model_picks_of_what_is_stored(
         monkeypatch.setattr(ask, "load", None)
         assert main.main([*map(str, asked), "--method", name]) == 1
         assert "acts before the layers of the language model" in last_line(capsys)
+    assert main.main(["ask", file, "-q", "Who?", "--keep", "50%"]) == 1
+    assert last_line(capsys).endswith(
+        f"{file} holds 0.25 of the video's tokens, and --keep asks for 0.5; give less, or encode the clip again with a "
+        "larger --keep"
+    )
     for given in (["fastv"], ["fastv", "--keep", "25%"], ["pyramiddrop", "--keep", "70%"]):  # a quarter is stored
         assert main.main([*map(str, asked), "--method", *given]) == 1
         assert re.search(rf"{given[0]} would drop nothing: .*give a smaller --keep", last_line(capsys))
@@ -131,7 +136,8 @@ def test_the_same_command_goes_on_and_other_settings_are_refused(
     assert not list(tmp_path.glob("*.part"))
     for other, says in {
         ("--frames", "10"): "holds this clip as 12 frames of 336 x 448, .* asked for: as 10 frames",
-        ("--frames", "12", "--keep", "10%"): "holds this clip by Prune.*keep=0.25",
+        ("--frames", "12", "--keep", "10%"): "holds this clip at keep 0.25; asked for: at keep 0.1",
+        ("--frames", "12", "--method", "moments"): "holds this clip by Prune.*keep=0.25.*; asked for: by Prune",
         ("--frames", "12", "--dtype", "bfloat16"): "holds this clip in float32; asked for: in bfloat16",
         ("--frames", "12", "--model", str(copied)): "holds this clip by the model .*; asked for: by the model",
     }.items():

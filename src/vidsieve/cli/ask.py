@@ -15,6 +15,7 @@ from vidsieve.engines.hf import arguments, attach
 from vidsieve.engines.hf.loading import load
 from vidsieve.engines.hf.replayed import check_inside
 from vidsieve.errors import VidsieveError
+from vidsieve.types.selection import kept_count
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def ask_all(
         check_inside(stages)
         _check_drops(asked.method, stages, videos)
     elif asked.keep is not None:
-        videos = [video.at(asked.keep) for video in videos]
+        videos = [_cut(file, video, asked.keep) for file, video in zip(files, videos, strict=True)]
     name = asked.model or videos[0].fingerprint.name
     if not name:
         raise VidsieveError(f"{files[0]} does not say which model encoded it; name it with --model")
@@ -86,6 +87,17 @@ def ask_all(
         "tokens": sum(len(video.selection) for video in videos),
         "rows": rows,
     }
+
+
+def _cut(file: Path, video: EncodedVideo, keep: float) -> EncodedVideo:
+    """Keep fewer of a video's tokens. Raises `VidsieveError` for a share that is more than is stored."""
+    held, count = len(video.selection), video.selection.original_count
+    if kept_count(keep, count) > held:
+        raise VidsieveError(
+            f"{file} holds {held / count:.3g} of the video's tokens, and --keep asks for {keep:g}; give less, or "
+            "encode the clip again with a larger --keep"
+        )
+    return video.at(keep)
 
 
 def _check_drops(method: str | None, stages: Any, videos: Sequence[EncodedVideo]) -> None:

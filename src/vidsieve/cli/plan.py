@@ -100,7 +100,8 @@ def _stored(frames: Frames, processor: Any, described: Any, before: int, method:
     offsets = method.segmenter(VideoTokens(torch.zeros(before, 1), sizes), alike).offsets
     lengths = torch.tensor(sorted({*offsets.tolist()})).diff()
     config, adapter = described.config, adapter_for(described)
-    width, layers = config.get_text_config().hidden_size, getattr(config.vision_config, "deepstack_visual_indexes", ())
+    width = config.get_text_config().hidden_size
+    layers = getattr(getattr(config, "vision_config", None), "deepstack_visual_indexes", None) or ()
 
     def rows(n: int) -> Rows:
         features = torch.empty(n, width, dtype=described.dtype, device="meta")

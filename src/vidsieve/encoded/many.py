@@ -229,12 +229,19 @@ def _stored(clip: str, file: Path, request: Request) -> EncodedVideo:
     frames = plan_video(clip, **sampled(clip, request.sample, request.max_pixels))
     asked = {
         "by the model": full_name(request.model),
+        "at keep": f"{request.keep:g}",
         "by": repr(in_chunks(registry.method(request.method)(request.keep))),
         "in": dtype if request.dtype in (None, "auto") else request.dtype,
         "as": _described(frames),
     }
     made = encoded.fingerprint
-    found = {"by the model": full_name(made.name), "by": made.method, "in": dtype, "as": _described(encoded.frames)}
+    found = {
+        "by the model": full_name(made.name),
+        "at keep": f"{made.keep:g}",
+        "by": made.method,
+        "in": dtype,
+        "as": _described(encoded.frames),
+    }
     for how, what in asked.items():
         if found[how] != what:
             raise VidsieveError(
