@@ -40,7 +40,7 @@ from vidsieve.types.tokens import VideoTokens
 
 RESULTS = Path(__file__).parent / "results"
 SIZES = {"8 s": ((8, 7, 7), 0.5, 3.0), "60 s": ((60, 7, 7), 0.9, 15.0)}  # frames, rows, columns; rate; ms wanted
-FEATURES = (128, torch.float32), (3584, torch.bfloat16), (3584, torch.float32)  # of that benchmark's model, and of a 7B
+FEATURES = (512, torch.float32), (3584, torch.bfloat16), (3584, torch.float32)  # of that benchmark's model, and of a 7B
 SETS = 4  # videos that are taken in turns, so that no cache holds what comes next
 WARM_UP = 5  # calls
 
