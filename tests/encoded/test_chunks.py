@@ -19,9 +19,9 @@ pytest.importorskip("av", reason="reading a video file needs av")
 
 import vidsieve
 from tests.clips import write
-from tests.engines.hf import processors, tiny
+from tests.engines.hf import newer, processors, tiny
 from tests.engines.hf.reducers import Loudest
-from vidsieve.encoded.chunks import FeatureChunk, _Chunks, _split, by_frame, encode_chunks
+from vidsieve.encoded.chunks import FeatureChunk, _Chunks, _split, by_frame, encode_chunks, pinned
 from vidsieve.engines.hf import families, register
 from vidsieve.engines.hf.families import adapter_for
 from vidsieve.engines.hf.loading import prepare
@@ -130,6 +130,20 @@ def test_chunks_have_the_pixels_of_the_whole(kind: str, clip: Path, make: Callab
     process = _Chunks(adapter_for(model), model, processor, frames, by_frame(model, processor)[1])
     made = [process(chunk)[0][name] for chunk in _split(frames, 6)]
     assert torch.equal(torch.cat(made, along), expected[name])
+
+
+@pytest.mark.parametrize("kind", [one for one in ("qwen3_vl", "glm5_next") if newer.exists(one) or one in tiny.FIRST])
+def test_a_pinned_processor_makes_what_it_made_of_the_frames_it_was_pinned_to(
+    kind: str, clip: Path, make: Callable[[str], Any]
+) -> None:
+    model, processor, frames = tiny.model(kind), make(kind), read_video(clip, num_frames=FRAMES)
+    expected, [short, *_] = prepare(processor, frames, "?"), list(_split(frames, 6))
+    like, size = pinned(model, processor, frames)
+    made = prepare(like, short, "?")
+    assert torch.equal(made["pixel_values_videos"], expected["pixel_values_videos"][: len(made["pixel_values_videos"])])
+    assert made["video_grid_thw"][0, 1:].tolist() == expected["video_grid_thw"][0, 1:].tolist()
+    assert pinned(model, like, short)[1] == size
+    assert prepare(processor, short, "?")["video_grid_thw"][0, 1:].tolist() != made["video_grid_thw"][0, 1:].tolist()
 
 
 def test_chunks_of_decoded_frames(clip: Path, make: Callable[[str], Any]) -> None:

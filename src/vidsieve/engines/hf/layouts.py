@@ -144,6 +144,8 @@ def _by_clip(adapter: Adapter, config: Any, placed: list[Array], arguments: Mapp
 def _by_run(adapter: Adapter, config: Any, placed: list[Array], arguments: Mapping[str, Any]) -> Iterator[VideoSpan]:
     size = getattr(config, adapter.frame_tokens) if adapter.frame_tokens else None
     for row, columns in enumerate(placed):
+        if not len(columns):
+            continue
         runs = _runs(columns)
         gaps = [math.inf, *(int(b[0] - a[-1]) - 1 for a, b in pairwise(runs)), math.inf]
         frames = [
