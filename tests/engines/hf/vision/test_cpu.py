@@ -1,5 +1,6 @@
 """On a CPU a tower sees a few frames at a time, and gives the bits of a stock one, or runs as stock does."""
 
+import inspect
 from typing import Any
 
 import pytest
@@ -75,7 +76,8 @@ def test_a_way_that_gives_the_bits_is_taken_from_the_second_call_on(
         with vidsieve.attach(model, vision="packed"):  # the second knows what the first saw
             seen.clear()
             found = logits(model, inputs)
-    assert set(seen) == {rows}
+    told = "position_embeddings" in inspect.signature(type(blocks(model)[0]).forward).parameters
+    assert max(seen) == (rows if told else 6 * rows)  # 5.14 gives some towers their angles in another way
     torch.testing.assert_close(found, stock, atol=1e-4, rtol=1e-4)
 
 
