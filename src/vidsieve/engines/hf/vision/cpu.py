@@ -45,10 +45,10 @@ class FewFrames(OfOneModel):
         """Run a block on (N, D), a few segments at a time."""
         call, bounds, angles = self._calls.current, kwargs.get("cu_seqlens"), kwargs.get("position_embeddings")
         own = partial(inner, *args, **kwargs)
-        if call is None or call.source is not None or len(args) != 1 or bounds is None or angles is None:
+        if call is None or call.source is not None or len(args) != 1 or bounds is None:
             return own()
         x: Tensor = args[0]
-        if x.ndim != 2 or any(len(angle) != len(x) for angle in angles):
+        if x.ndim != 2 or not isinstance(angles, tuple) or any(len(angle) != len(x) for angle in angles):
             return own()
         parts = _parts(bounds.tolist())
         if len(parts) < 2:
