@@ -43,6 +43,13 @@ class Version(argparse.Action):
         parser.exit()
 
 
+class Gone(argparse.Action):
+    """Refuses an option that a command had. const: what to do instead."""
+
+    def __call__(self, parser: argparse.ArgumentParser, _: Any, __: Any, option: str | None = None) -> None:
+        parser.error(f"{option} is gone: {self.const}")
+
+
 class Completion(argparse.Action):
     """Prints what completes commands and options in a shell. Raises `MissingExtra` without shtab."""
 

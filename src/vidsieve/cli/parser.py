@@ -1,12 +1,13 @@
 """The options of each command."""
 
-from argparse import RawDescriptionHelpFormatter
+from argparse import SUPPRESS, RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from vidsieve.cli.arguments import (
     Completion,
+    Gone,
     Parser,
     Version,
     count,
@@ -32,7 +33,7 @@ EXAMPLES = {
     "encode": "vidsieve encode lecture.mp4 --model Qwen/Qwen2.5-VL-7B-Instruct --fps 1 --keep 5% --out stored",
     "ask": 'vidsieve ask stored --question "Who speaks?" --question "What is on the board?"',
     "plan": "vidsieve plan lecture.mp4 --model Qwen/Qwen2.5-VL-7B-Instruct --fps 1 --keep 5%",
-    "batch": "vidsieve batch clips --model Qwen/Qwen2.5-VL-7B-Instruct --keep 10% --out out/clips",
+    "batch": "vidsieve batch clips --model Qwen/Qwen2.5-VL-7B-Instruct --keep 10% --out stored",
     "warm": "vidsieve warm Qwen/Qwen2.5-VL-7B-Instruct --frames 64 --size 576 1024",
     "bench": "vidsieve bench ops --case perframe-10 --rounds 5",
     "eval": "vidsieve eval --quick",
@@ -78,7 +79,7 @@ def parser(commands: Mapping[str, Command]) -> Parser:
         "encode": (_add_encode, [how, _part()]),
         "ask": (_add_ask, [place]),
         "plan": (_add_plan, [share, place, _part()]),
-        "batch": (_add_batch, [how, pixels, sample]),
+        "batch": (_add_batch, [how, _part()]),
         "warm": (_add_warm, [how, pixels]),
         "bench": (_add_bench, []),
         "eval": (_add_eval, []),
@@ -157,11 +158,15 @@ def _add_app(command: Parser) -> None:
     command.add_argument("--max-new-tokens", type=count, default=128, help="longest answer (128)")
 
 
-def _add_encode(command: Parser) -> None:
+def _add_clips(command: Parser) -> None:
     command.add_argument("clips", nargs="+", help="video files, folders of them, or text files (.txt) with one a line")
     command.add_argument("--model", "-m", required=True, help="Hub id or folder of a video language model")
     command.add_argument("--out", type=folder, required=True, help="folder for the files, one a clip; goes on there")
     command.add_argument("--strict", action="store_true", help="a clip that is cut short or damaged fails")
+
+
+def _add_encode(command: Parser) -> None:
+    _add_clips(command)
     about = "copies of the model; several: Ray runs them, one a GPU, or on the CPU (one, in this process)"
     command.add_argument("--workers", type=count, help=about)
     command.add_argument("--address", help="of a Ray cluster that encodes the clips (this process)")
@@ -186,16 +191,14 @@ def _add_plan(command: Parser) -> None:
 
 
 def _add_batch(command: Parser) -> None:
-    command.add_argument("clips", help="a folder of clips, or a text file with one path a line")
-    command.add_argument("--model", "-m", required=True, help="Hub id or folder of a video language model")
-    command.add_argument(
-        "--out", type=folder, required=True, help="folder for the table and the features; resumes there"
-    )
-    about = "the question for every clip, for methods that look at it"
-    command.add_argument("--question", "-q", type=question, help=about)
-    command.add_argument("--strict", action="store_true", help="a clip that is cut short or damaged fails")
+    _add_clips(command)
     command.add_argument("--workers", type=count, help="copies of the model (one a GPU, or one for four processors)")
     command.add_argument("--address", help="of a Ray cluster (this machine)")
+    for name, why in {
+        "--question": "clips are stored without a question; ask what is stored: vidsieve ask FILE --question ...",
+        "--pixels": "clips are encoded of all their pixels, as by `vidsieve encode`; --max-pixels makes frames smaller",
+    }.items():
+        command.add_argument(name, *["-q"] * (name == "--question"), action=Gone, help=SUPPRESS, const=why)
 
 
 def _add_warm(command: Parser) -> None:

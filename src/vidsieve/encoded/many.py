@@ -19,10 +19,12 @@ from vidsieve.encoded import cluster
 from vidsieve.encoded.clips import find
 from vidsieve.encoded.encode import Progress, encode
 from vidsieve.encoded.fingerprint import full_name
-from vidsieve.encoded.job import sweep_parts
 from vidsieve.encoded.video import EncodedVideo
+from vidsieve.encoded.whole import sweep_parts
+from vidsieve.engines.hf import arguments
 from vidsieve.engines.hf.loading import check, load
-from vidsieve.errors import VidsieveError, redacted
+from vidsieve.engines.hf.replayed import check_inside
+from vidsieve.errors import UnsupportedCall, VidsieveError, WrongArgument, redacted
 from vidsieve.methods.chunked import in_chunks
 from vidsieve.types.frames import Frames
 from vidsieve.video.chunks import plan_video
@@ -68,14 +70,25 @@ def encode_all(
 
     address: of a Ray cluster that encodes them.  workers: copies of the model, by Ray if there are several; without
     both, one clip after another in this process, and Ray need not be installed.
-    A clip that fails is a row with its error, and the others go on. A file is written under another name and renamed,
-    so one that exists is whole. Raises `VidsieveError` if every clip failed, or one cannot be written, or the model not
-    loaded, or what `cluster.encoded` raises.
+    Raises what `encode_each` raises, and `VidsieveError` if every clip failed.
     """
-    spread = address is not None or (workers or 1) > 1
+    rows = encode_each(request, address is not None or (workers or 1) > 1, address, workers, note)
+    check_some(rows)
+    return {"rows": rows, "folder": str(request.out), "method": request.method, "keep": request.keep}
+
+
+def encode_each(
+    request: Request, spread: bool, address: str | None, workers: int | None, note: Note
+) -> list[dict[str, Any]]:
+    """Encode each clip that is not stored in the folder `out` yet, by Ray or, unless `spread`, in this process.
+
+    A clip that fails is a row with its error, and the others go on. A file is written under another name and renamed,
+    so one that exists is whole. Raises `VidsieveError` if one cannot be written, or the model not loaded, or what
+    `cluster.encoded` or `check_method` raise.
+    """
     if spread:
         cluster.check(request.device)
-    in_chunks(registry.method(request.method)(request.keep))  # refused before anything is loaded
+    check_method(request.method, request.keep)  # refused before anything is loaded
     check(request.model)
     clips = _listed(request.clips)
     writable.folder(request.out).mkdir(parents=True, exist_ok=True)
@@ -87,13 +100,31 @@ def encode_all(
         raise KeyboardInterrupt(
             f"{stored} of {len(clips)} clips are stored in {request.out}; the same command goes on with the others"
         ) from None
-    rows = [row | {"clip": redacted(row["clip"])} for row in rows]
-    failed = [row for row in rows if "error" in row]
-    if len(failed) == len(rows):
-        raise VidsieveError(
-            failed[0]["error"] if len(rows) == 1 else f"none of {len(rows)} clips: {failed[0]['error']}"
-        )
-    return {"rows": rows, "folder": str(request.out), "method": request.method, "keep": request.keep}
+    return [row | {"clip": redacted(row["clip"])} for row in rows]
+
+
+def check_some(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Raise `VidsieveError` if every clip failed."""
+    errors = [row["error"] for row in rows if "error" in row]
+    if len(errors) == len(rows):
+        raise VidsieveError(errors[0] if len(rows) == 1 else f"none of {len(rows)} clips: {errors[0]}")
+
+
+def check_method(name: str, keep: float) -> None:
+    """Raise `WrongArgument`, with what to do instead, for a method that cannot select chunk after chunk."""
+    method = registry.method(name)(keep)
+    try:
+        in_chunks(method)
+    except WrongArgument as error:
+        raise WrongArgument(f"{error}; store by one that can, as vidsieve, and {_later(name, method)}") from error
+
+
+def _later(name: str, method: Any) -> str:
+    try:
+        check_inside(arguments.method(method))
+    except (UnsupportedCall, WrongArgument):
+        return "ask any question of what is stored: vidsieve ask FILE"
+    return f"let {name} pick of what is stored for each question: vidsieve ask FILE --method {name}"
 
 
 def _rows(clips: Sequence[str], request: Request, note: Note) -> Iterator[dict[str, Any]]:
@@ -109,11 +140,16 @@ def _rows(clips: Sequence[str], request: Request, note: Note) -> Iterator[dict[s
 
 
 def _one(
-    clip: str, request: Request, loaded: Any, note: Note, begin: Callable[[], None] = lambda: None
+    clip: str,
+    request: Request,
+    loaded: Any,
+    note: Note,
+    begin: Callable[[], None] = lambda: None,
+    faults: tuple[type[Exception], ...] = FAULTS,
 ) -> dict[str, Any]:
     """Make the row of a clip, which the model that is `loaded` encodes unless it is stored.
 
-    begin: is called before that.
+    begin: is called before that.  faults: what is taken for a fault of the clip; anything else is raised.
     """
     started, file = time.perf_counter(), request.file(clip)
     there = loaded is None or file.exists()
@@ -123,7 +159,7 @@ def _one(
         else:
             begin()
             encoded = _encoded(loaded, clip, request, note)
-    except FAULTS as error:
+    except faults as error:
         return {"clip": clip, "error": redacted(" ".join(str(error).split())) or type(error).__name__}
     if not there:
         encoded.save(file)  # a disk that is full is so for every clip
@@ -144,7 +180,9 @@ def _spread(
     if items:
         with closing(cluster.encoded(EncodeVideos, request, items, ["row"], address, workers, note)) as tasks:
             made = [json.loads(row["row"]) for task in tasks for row in task]
-        rows |= {row["clip"]: row for row in made}
+        for row in made:
+            row.pop("already_there", None)  # what a worker stored that died later is of this job too
+            rows[row["clip"]] = row
         cluster.check_written(
             request.out, sum("error" not in row and not request.file(row["clip"]).exists() for row in made)
         )
@@ -154,7 +192,7 @@ def _spread(
 class EncodeVideos:
     """Encodes batches of clips for `cluster.encoded`: names as JSON in, rows as JSON out, for a name may be no text.
 
-    A clip on which two workers died fails.
+    A clip on which two workers died fails, and so does one that anything is wrong with.
     """
 
     def __init__(self, request: Request) -> None:
@@ -173,7 +211,9 @@ class EncodeVideos:
         """Encode a clip."""
         mark = self.request.file(clip).with_suffix(".trying")
         try:
-            return _one(clip, self.request, self.loaded, lambda what: None, partial(cluster.attempt, mark, clip))
+            begin = partial(cluster.attempt, mark, clip)
+            # Whatever is wrong with one, the thousands of others must not suffer.
+            return _one(clip, self.request, self.loaded, lambda what: None, begin, (Exception,))
         finally:
             mark.unlink(missing_ok=True)
 
