@@ -263,10 +263,10 @@ def _ask(options: argparse.Namespace) -> Found:
 def _plan(options: argparse.Namespace) -> Found:
     """Say what a clip would take before anything runs: tokens, memory, seconds."""
     from vidsieve.cli import plan
-    from vidsieve.encoded.many import check_method, sampled
+    from vidsieve.encoded.many import by_name, sampled
     from vidsieve.video.chunks import plan_video
 
-    check_method(options.method, _keep(options))
+    by_name(options.method, _keep(options))  # what encode would refuse
     with _notes() as note:
         note("reading which frames there are")
         frames = plan_video(options.clip, **sampled(options.clip, _sample(options), options.max_pixels))

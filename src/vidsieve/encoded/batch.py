@@ -18,7 +18,7 @@ from vidsieve.checks import require
 from vidsieve.encoded import cluster, file
 from vidsieve.encoded.clips import ignored
 from vidsieve.encoded.fingerprint import full_name
-from vidsieve.encoded.many import SUFFIX, EncodeVideos, Request, check_method, check_some, encode_each
+from vidsieve.encoded.many import SUFFIX, EncodeVideos, Request, by_name, check_some, encode_each
 from vidsieve.errors import VidsieveError, WrongArgument, redacted
 from vidsieve.video.chunks import plan_video
 from vidsieve.video.demux import is_path
@@ -63,7 +63,7 @@ class EncodeClips(EncodeVideos):
         if not folder.is_absolute():
             raise WrongArgument(f"expected out as an absolute path, got {str(out)!r}; give os.path.abspath(out)")
         signature(plan_video).bind("", **sample)
-        check_method(method, keep)
+        by_name(method, keep)
         writable.folder(folder).mkdir(parents=True, exist_ok=True)
         super().__init__(Request((), full_name(model), folder, sample, max_pixels, method, keep, device, dtype))
 

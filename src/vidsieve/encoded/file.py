@@ -194,8 +194,9 @@ class _OtherFile(VidsieveError):
 def _check_format(where: Path, metadata: Mapping[str, str]) -> None:
     found = metadata.get("format", "")
     if "video" not in metadata:
-        kind = "a file of `vidsieve batch`, which vidsieve.encoded.stored reads" if "vidsieve" in metadata else "none"
-        raise _OtherFile(f"{where}: expected an encoded video, and this is {kind}")
+        before = "features of `vidsieve batch` of before, which vidsieve.encoded.stored reads"
+        kind = f"has {before}" if "vidsieve" in metadata else "is none"
+        raise _OtherFile(f"{where}: expected an encoded video, and this {kind}")
     if found != str(FORMAT):
         age = "newer" if found.isdecimal() and int(found) > FORMAT else "older"
         remedy = "update vidsieve" if age == "newer" else "move it away, and encode the clip again"

@@ -26,6 +26,7 @@ from vidsieve.engines.hf.loading import check, load
 from vidsieve.engines.hf.replayed import check_inside
 from vidsieve.errors import UnsupportedCall, VidsieveError, WrongArgument, redacted
 from vidsieve.methods.chunked import in_chunks
+from vidsieve.methods.prune import Prune
 from vidsieve.types.frames import Frames
 from vidsieve.video.chunks import plan_video
 from vidsieve.video.demux import is_path
@@ -84,11 +85,11 @@ def encode_each(
 
     A clip that fails is a row with its error, and the others go on. A file is written under another name and renamed,
     so one that exists is whole. Raises `VidsieveError` if one cannot be written, or the model not loaded, or what
-    `cluster.encoded` or `check_method` raise.
+    `cluster.encoded` or `by_name` raise.
     """
     if spread:
         cluster.check(request.device)
-    check_method(request.method, request.keep)  # refused before anything is loaded
+    by_name(request.method, request.keep)  # refused before anything is loaded
     check(request.model)
     clips = _listed(request.clips)
     writable.folder(request.out).mkdir(parents=True, exist_ok=True)
@@ -110,11 +111,11 @@ def check_some(rows: Sequence[Mapping[str, Any]]) -> None:
         raise VidsieveError(errors[0] if len(rows) == 1 else f"none of {len(rows)} clips: {errors[0]}")
 
 
-def check_method(name: str, keep: float) -> None:
-    """Raise `WrongArgument`, with what to do instead, for a method that cannot select chunk after chunk."""
+def by_name(name: str, keep: float) -> Prune:
+    """Make a method as it selects chunk after chunk. Raises `WrongArgument`, with what to do instead, if it cannot."""
     method = registry.method(name)(keep)
     try:
-        in_chunks(method)
+        return in_chunks(method)
     except WrongArgument as error:
         raise WrongArgument(f"{error}; store by one that can, as vidsieve, and {_later(name, method)}") from error
 
@@ -234,7 +235,7 @@ def _stored(clip: str, file: Path, request: Request) -> EncodedVideo:
     frames = plan_video(clip, **sampled(clip, request.sample, request.max_pixels))
     asked = {
         "by the model": full_name(request.model),
-        "by": repr(in_chunks(registry.method(request.method)(request.keep))),
+        "by": repr(by_name(request.method, request.keep)),
         "in": dtype if request.dtype in (None, "auto") else request.dtype,
         "as": _described(frames),
     }
