@@ -233,6 +233,8 @@ def _stored(clip: str, file: Path, request: Request) -> EncodedVideo:
     encoded = EncodedVideo.load(file)
     dtype = str(encoded.selection.features.dtype).removeprefix("torch.")
     frames = plan_video(clip, **sampled(clip, request.sample, request.max_pixels))
+    if encoded.frames.source != frames.source:  # two names may have one digest
+        raise VidsieveError(f"{file} holds {encoded.frames.source}, not this clip; choose another folder")
     asked = {
         "by the model": full_name(request.model),
         "by": repr(by_name(request.method, request.keep)),
