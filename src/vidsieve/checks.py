@@ -1,9 +1,11 @@
 """Checks of arguments, and how a value is described in a message."""
 
+import difflib
 import importlib
 import json
 import math
 import shlex
+from collections.abc import Iterable
 from importlib import metadata
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -56,7 +58,8 @@ def check_number(
 
 def check_keep(keep: float) -> None:
     """Raise unless `keep` is a fraction in (0, 1]."""
-    check_number("keep is the fraction of the video tokens that stays, in (0, 1]", keep, 0, 1, exclusive_low=True)
+    requirement = "keep is the fraction of the video tokens that stays, a share in (0, 1], such as 0.1"
+    check_number(requirement, keep, 0, 1, exclusive_low=True)
 
 
 def check_question(question: object) -> None:
@@ -71,6 +74,19 @@ def check_part(name: str, part: object) -> None:
         raise ValueError(f"expected a {name}, got the class {part.__name__}; write {part.__name__}()")
     if not callable(part):
         raise ValueError(f"expected a {name} such as the parts of vidsieve, got {part!r}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Write "; did you mean ...?" with the one of `known` that is most like `name`; "" where none is."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def not_among(name: str, known: Iterable[str]) -> str:
+    """Write a name that is none of `known`, the one that may have been meant, and all that there are."""
+    names = list(known)
+    meant = did_you_mean(name, names)
+    return f"{name!r}{f'{meant} There' if meant else '; there'} are {', '.join(names)}"
 
 
 def printable(text: str) -> str:

@@ -16,6 +16,7 @@ from importlib.metadata import entry_points
 from inspect import cleandoc
 from typing import Any, Literal, TypeVar
 
+from vidsieve.checks import not_among
 from vidsieve.errors import UnknownMethod, VidsieveError
 
 GROUP = "vidsieve.methods"  # of entry points
@@ -117,7 +118,7 @@ def method(name: str) -> Method:
     """The method of this name; raises `UnknownMethod`, naming those there are."""
     found = methods().get(name)
     if found is None:
-        raise UnknownMethod(f"no method {name!r}; there are {', '.join(methods())}")
+        raise UnknownMethod(f"no method {not_among(name, methods())}")
     return found
 
 

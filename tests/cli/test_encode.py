@@ -16,6 +16,7 @@ from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -280,6 +281,80 @@ def test_a_clip_that_fails_does_not_stop_the_others(
     assert len(list((tmp_path / "out").iterdir())) == 1
 
 
+@pytest.fixture
+def bad(tmp_path: Path) -> dict[str, Path]:
+    """Clips of which no frame can be had, by what is said of them."""
+    av = pytest.importorskip("av")
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    found = {"no such file": "absent.mp4", "is empty (0 bytes)": "empty.mp4", "is not a video": "text.mp4"}
+    paths = {says: folder / name for says, name in found.items()}
+    (folder / "empty.mp4").touch()
+    (folder / "text.mp4").write_text("hello\n" * 100)
+    with av.open(str(folder / "audio.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=48000)
+        sound = av.AudioFrame.from_ndarray(torch.zeros(1, 1024).numpy(), "fltp", "mono")
+        sound.sample_rate = 48000
+        container.mux(stream.encode(sound))
+        container.mux(stream.encode(None))
+    return paths | {"has no video stream (only audio)": folder / "audio.mp4"}
+
+
+def test_no_model_is_loaded_before_a_clip_is_known_to_have_frames(
+    world: Path,
+    bad: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loads: list[str] = []
+    monkeypatch.setattr(many, "load", lambda name, *more, **named: loads.append(name) or load(name, *more, **named))
+    more = ["--model", str(world / "model"), "--frames", "4", "--out", str(tmp_path / "out")]
+    for says, clip in bad.items():
+        assert main.main(["encode", str(clip), *more]) == 1
+        *told, error = capsys.readouterr().err.splitlines()
+        assert error.startswith(f"vidsieve: error: {clip}: {says}")
+        assert told == ([] if says in ("no such file", "is empty (0 bytes)") else told[:1])
+    assert main.main(["encode", bad["no such file"].as_uri(), *more]) == 1
+    assert main.main(["encode", str(world / "clip.mp4"), *more, "--start", "500"]) == 1
+    assert "before the start at 500 s" in last_line(capsys)
+    assert main.main(["encode", *map(str, bad.values()), *more]) == 1
+    assert last_line(capsys).startswith(f"vidsieve: error: none of 4 clips: {bad['no such file']}: no such file")
+    assert loads == []
+    rows = called(capsys, "encode", *bad.values(), world / "clip.mp4", *bad.values(), *more)["rows"]
+    assert ["error" in row for row in rows] == [True] * 4 + [False]
+    absent = tmp_path / "bad" / "late.mp4"
+    rows = called(capsys, "encode", world / "clip.mp4", absent, *more, "--frames", 5, "--out", tmp_path / "o")["rows"]
+    assert ["error" in row for row in rows] == [False, True]
+    assert loads == [str(world / "model")] * 2
+
+
+def test_no_worker_is_started_before_a_clip_of_this_machine_is_known_to_have_frames(
+    world: Path, bad: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def encoded(worker: Any, request: many.Request, items: Any, *more: Any) -> Any:
+        asked.append([json.loads(item["clip"]) for item in items])
+        yield [{"row": json.dumps({"clip": clip, "error": "seen"}), "error": None} for clip in asked[-1]]
+
+    monkeypatch.setattr(many.cluster, "check", lambda device: None)
+    monkeypatch.setattr(many.cluster, "encoded", encoded)
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    paths, clip = [str(path) for path in bad.values()], str(world / "clip.mp4")
+    for clips, workers_get, address in (
+        (paths, None, None),
+        ([*paths[:2], clip, *paths[2:]], [clip, *paths[2:]], None),
+        (paths, paths, "cluster:1"),  # whose machines have other files
+    ):
+        request = many.Request(clips, str(world / "model"), tmp_path / "out", {"num_frames": 4})
+        asked.clear()
+        with pytest.raises(vidsieve.errors.VidsieveError, match=f"none of {len(clips)} clips"):
+            many.encode_all(request, address, 2)
+        assert asked == ([] if workers_get is None else [workers_get])
+
+
 class Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass
@@ -430,9 +505,11 @@ def test_a_plan_counts_what_encoding_gives(
     }
     _, model = load(str(world / "model"), bar=False)
     assert plan["bytes"]["weights"] == sum(x.nbytes for x in model.parameters())
-    features = vidsieve.EncodedVideo.load(row["file"]).selection.features
-    assert plan["bytes"]["stored"] == features.nbytes
-    assert features.dtype == torch.float32
+    selection = vidsieve.EncodedVideo.load(row["file"]).selection
+    assert selection.features.dtype == torch.float32
+    assert len(selection.lengths) == 6  # each frame a scene
+    assert plan["bytes"]["stored_most"] == pytest.approx(row["bytes"], abs=64)
+    assert plan["bytes"]["stored"] < row["bytes"]
     assert plan["prompt_before"] - plan["prompt_after"] == row["tokens_before"] - row["tokens_after"]
     assert all(seconds > 0 for seconds in plan["seconds"].values())
 

@@ -96,7 +96,7 @@ def test_a_model_of_another_kind_is_refused_before_its_weights_are_read(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--json"], "COMMAND"),
+        (["--json"], "options of a command stand behind it: vidsieve run ... --json"),
         (["eval", "--method", "magic"], "no method 'magic'; there are vidsieve, "),
         (["batch", "c", "-m", "m", "--out", "o", "--method", "magic"], "no method 'magic'; there are vidsieve, "),
         (["bench", "ops", "--case", "magic"], "no case 'magic'; there are default-10, "),
@@ -112,7 +112,7 @@ def test_a_model_of_another_kind_is_refused_before_its_weights_are_read(
         ),
         (["run", "c", "-q", "?", "-m", "m", "--keep", "110%"], "at most 1, such as 0.1 or 10%; got 110%"),
         (["run", "c", "-q", "?", "-m", "m", "--frames", "0"], "at least 1; got 0"),
-        (["sing"], "invalid choice"),
+        (["sing"], "no command 'sing'; there are run, show, "),
     ],
 )
 def test_mistakes_in_the_command_exit_2(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,8 +22,8 @@ from vidsieve.engines.hf import adapter_for, attach
 from vidsieve.engines.hf.loading import prepare, prepare_turns
 from vidsieve.errors import AlreadyAttached, UnsupportedCall, WrongArgument
 
-# GLM's processors make numpy arrays of torch tensors, of which numpy 2 warns.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+# Processors of GLM and MiniCPM make numpy arrays of torch tensors, of which numpy 2 warns.
+pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 __all__ = ["qwen", "world"]  # fixtures
 
 
@@ -54,7 +54,7 @@ def test_the_prompt_has_the_kept_tokens_alone_and_no_pixels(world: World) -> Non
 
 
 def test_a_second_turn_follows_the_first(world: World) -> None:
-    turns = (QUESTIONS[0], "A 好 one.", QUESTIONS[2])
+    turns = (QUESTIONS[0], "A 好 one" + 50 * ".", QUESTIONS[2])
     inputs = prepare_turns(world.processor, [world.frames], turns)
     with attach(world.model, Loudest()):
         out = world.model.generate(**inputs, max_new_tokens=6, do_sample=False)

@@ -159,25 +159,6 @@ def test_a_file_of_a_newer_version_is_left_where_it_is(
     assert [path.name for path in tmp_path.iterdir()] == [row["file"]]
 
 
-@pytest.mark.parametrize(
-    ("option", "says"),
-    [
-        (["--question", "Who?"], r"--question is gone: .*vidsieve ask FILE --question"),
-        (["-q", ""], r"-q is gone: .*vidsieve ask FILE --question"),
-        (["--pixels", "50%"], r"--pixels is gone: .*--max-pixels"),
-    ],
-)
-def test_an_option_that_is_gone_is_a_mistake_that_says_what_to_do(
-    option: list[str], says: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        main.main(["batch", "clips", "-m", "m", "--out", "out", *option])
-    assert re.search(f"\nvidsieve: error: {says}.*\n$", capsys.readouterr().err)
-    with pytest.raises(SystemExit, match="0"):
-        main.main(["batch", "--help"])
-    assert not re.search(r"--question|--pixels", capsys.readouterr().out)
-
-
 @pytest.fixture
 def with_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray, as far as it is looked for before anything else."""

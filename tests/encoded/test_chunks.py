@@ -29,8 +29,8 @@ from vidsieve.errors import AlreadyAttached, UnsupportedModel, VideoError, Wrong
 from vidsieve.stages import Stages
 from vidsieve.video import decode, plan_video, read_video
 
-# GLM's processors make numpy arrays of torch tensors, of which numpy 2 warns.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+# Processors of GLM and MiniCPM make numpy arrays of torch tensors, of which numpy 2 warns.
+pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 
 KIND = {
     "qwen2_vl": "qwen2_5_vl",
@@ -126,7 +126,7 @@ def test_chunks_have_the_pixels_of_the_whole(kind: str, clip: Path, make: Callab
     frames = read_video(clip, num_frames=FRAMES)
     expected = prepare(processor, frames, "?")
     name = "pixel_values_videos" if "pixel_values_videos" in expected else "pixel_values"
-    along = 1 if expected[name].ndim == 5 else 0
+    along = -1 if "target_sizes_videos" in expected else 1 if expected[name].ndim == 5 else 0
     process = _Chunks(adapter_for(model), model, processor, frames, by_frame(model, processor)[1])
     made = [process(chunk)[0][name] for chunk in _split(frames, 6)]
     assert torch.equal(torch.cat(made, along), expected[name])

@@ -29,8 +29,8 @@ from vidsieve.evaluation.needles import KINDS, generate
 from vidsieve.methods.chunked import ChunkedPrune
 from vidsieve.video import read_video
 
-# GLM's processors make numpy arrays of torch tensors, of which numpy 2 warns.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+# Processors of GLM and MiniCPM make numpy arrays of torch tensors, of which numpy 2 warns.
+pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 FRAMES = 23  # odd, so that the last token frame of some families is of one frame
 QUESTIONS = ["What moves?", "何が動きますか"]
 GREEDY = {"max_new_tokens": 6, "do_sample": False}

@@ -23,8 +23,8 @@ from tests.encoded.worlds import QUESTIONS, World, qwen, same, world
 from vidsieve.encoded.video import EncodedVideo
 from vidsieve.errors import UnsupportedCall, VidsieveError
 
-# GLM's processors make numpy arrays of torch tensors, of which numpy 2 warns.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+# Processors of GLM and MiniCPM make numpy arrays of torch tensors, of which numpy 2 warns.
+pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 __all__ = ["qwen", "world"]  # fixtures
 
 

@@ -23,8 +23,8 @@ from vidsieve.methods import Flat, Proportional, SceneCuts, Uniform, Whole
 from vidsieve.methods.merge import TemporalMerge
 from vidsieve.methods.presets import vidsieve
 
-# GLM's processors make numpy arrays of torch tensors, of which numpy 2 warns.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+# Processors of GLM and MiniCPM make numpy arrays of torch tensors, of which numpy 2 warns.
+pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 __all__ = ["world"]  # a fixture
 FIRST = Loudest(0.75)
 STAGES: dict[int, Reducer] = {1: Loudest(0.5), 2: attended(0.25)}

@@ -34,6 +34,22 @@ def test_a_spy_sees_which_implementation_ran(monkeypatch: pytest.MonkeyPatch) ->
         assert {implementation for _, implementation in calls} == {name}
 
 
+@pytest.mark.parametrize("name", ["reference", "eager"])
+def test_a_spy_sees_what_was_chosen_before_it_looked(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.ones(2, 8)
+    monkeypatch.setenv("VIDSIEVE_OPS", name)
+    chosen = ops.VisionOperations.chosen_for(x)
+    monkeypatch.setenv("VIDSIEVE_OPS", "nonsense")
+    unseen = chosen.gate(ops.GateProblem(x, 4))
+    with ops.spy() as calls:
+        assert calls == []
+        seen = [chosen.gate(ops.GateProblem(x, 4)) for _ in range(2)]
+    assert calls == [("gate", name)] * 2
+    assert all(torch.equal(out, unseen) for out in seen)
+    with pytest.raises(KernelUnavailable, match="VIDSIEVE_OPS=nonsense"):
+        ops.VisionOperations.chosen_for(x)
+
+
 def functions() -> dict[str, Callable[..., Any]]:
     return {name: value for name in ops.__all__ if inspect.isfunction(value := getattr(ops, name))}
 

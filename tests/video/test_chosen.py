@@ -98,6 +98,9 @@ def test_any_frames_are_those_of_the_decoder_run_from_end_to_end(
     assert not any(differing(path, fuzzed(COUNT), (96, 144)))
     spare = by_packets(f"file:{path}", name).spare
     assert bool(spare) is spares
+    without = by_packets(f"file:{path}", name, spare=False)
+    assert without == by_packets(f"file:{path}", name)
+    assert not without.spare
     last = max(set(range(COUNT)) - spare)
     assert read_video(path, index=[last]).decoded <= COUNT - len(spare)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vidsieve import registry
+from vidsieve.checks import not_among
 from vidsieve.cli.arguments import Mistake
 
 
@@ -18,7 +19,7 @@ def bench(options: argparse.Namespace, save: Callable[[dict[str, Any]], None]) -
 
     unknown = [case for case in options.cases or () if case not in timing.CASES]
     if unknown:
-        raise Mistake(f"no case {unknown[0]!r}; there are {', '.join(timing.CASES)}")
+        raise Mistake(f"no case {not_among(unknown[0], timing.CASES)}")
     cases = {case: timing.CASES[case] for case in options.cases or timing.CASES}
     if options.keep is not None:
         if options.cases:

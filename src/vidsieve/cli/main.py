@@ -183,7 +183,7 @@ def _app(options: argparse.Namespace) -> Found:
         options.max_new_tokens,
     )
     with _notes() as note:
-        return serve.serve(settings, options.host, options.port, options.max_upload, note)
+        return serve.serve(settings, options.host, options.port, options.max_upload, note, options.hosts or ())
 
 
 def _carry_out(request: Any, out: Path | None, films: Sequence[str]) -> dict[str, Any]:
@@ -266,11 +266,11 @@ def _plan(options: argparse.Namespace) -> Found:
     from vidsieve.encoded.many import by_name, sampled
     from vidsieve.video.chunks import plan_video
 
-    by_name(options.method, _keep(options))  # what encode would refuse
+    method = by_name(options.method, _keep(options))  # what encode would refuse
     with _notes() as note:
         note("reading which frames there are")
         frames = plan_video(options.clip, **sampled(options.clip, _sample(options), options.max_pixels))
-        return plan.plan(frames, options.model, _keep(options), options.device, options.dtype, note)
+        return plan.plan(frames, options.model, method, options.device, options.dtype, note)
 
 
 def _sample(options: argparse.Namespace) -> dict[str, Any]:

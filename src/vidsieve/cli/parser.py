@@ -1,19 +1,19 @@
 """The options of each command."""
 
-from argparse import SUPPRESS, RawDescriptionHelpFormatter
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from vidsieve.cli.arguments import (
     Completion,
-    Gone,
     Parser,
     Version,
     count,
     file,
     folder,
     fraction,
+    host,
     method,
     port,
     question,
@@ -53,7 +53,11 @@ def parser(commands: Mapping[str, Command]) -> Parser:
     share.add_argument("--method", type=method, default="vidsieve", help="see `vidsieve methods` (vidsieve)")
     place = Parser(add_help=False)
     place.add_argument("--device", help="cpu, cuda, cuda:1, ... (cuda where there is one)")
-    place.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="(auto; float32 on cpu)")
+    place.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        help="precision of the model (auto: that of the checkpoint; float32 on cpu)",
+    )
     how = Parser(add_help=False, parents=[share, place])
 
     about = "share of the groups of pixels that the vision tower computes: the others repeat one before them (100%%)"
@@ -87,6 +91,7 @@ def parser(commands: Mapping[str, Command]) -> Parser:
         "models": (None, []),
         "env": (None, []),
     }
+    siblings: dict[str, Parser] = {}
     for name, (add, parents) in layouts.items():
         command, show = commands[name]
         about = (command.__doc__ or "").splitlines()[0]
@@ -99,8 +104,11 @@ def parser(commands: Mapping[str, Command]) -> Parser:
             formatter_class=RawDescriptionHelpFormatter,
         )
         sub.set_defaults(command=command, show=show)
+        siblings[name] = sub
+        sub.siblings = siblings
         if add is not None:
             add(sub)
+    made.siblings = siblings
     return made
 
 
@@ -128,24 +136,26 @@ def _part() -> Parser:
 
 
 def _add_run(command: Parser) -> None:
-    command.add_argument("clip", help="a video file")
-    command.add_argument("--question", "-q", type=question, required=True)
+    command.add_argument("clip", metavar="CLIP", help="a video file")
+    command.add_argument("--question", "-q", type=question, required=True, help="what to ask about it")
     command.add_argument("--model", "-m", required=True, help="Hub id or folder of a video language model")
     command.add_argument("--strict", action="store_true", help="refuse a clip that is cut short or damaged")
     about = "what decodes the clip; torchcodec does on the GPU that --device names (pyav)"
     command.add_argument("--decoder", choices=LIBRARIES, default="pyav", help=about)
     command.add_argument("--max-new-tokens", type=count, default=128, help="longest answer (128)")
     command.add_argument("--only-reduced", action="store_true", help="do not answer with every token too")
-    command.add_argument("--out", type=folder, help="folder for result.json and the overlay, a picture")
+    command.add_argument("--out", type=folder, metavar="DIR", help="folder for result.json and the overlay, a picture")
 
 
 def _add_show(command: Parser) -> None:
-    command.add_argument("result", type=Path, help="result.json, or the folder it lies in")
-    command.add_argument("--out", type=folder, help="folder for the pictures (beside result.json)")
+    command.add_argument("result", metavar="RESULT", type=Path, help="result.json, or the folder it lies in")
+    command.add_argument("--out", type=folder, metavar="DIR", help="folder for the pictures (beside result.json)")
 
 
 def _add_demo(command: Parser) -> None:
-    command.add_argument("--out", type=folder, default="out/demo", help="folder for everything (out/demo)")
+    command.add_argument(
+        "--out", type=folder, metavar="DIR", default="out/demo", help="folder for everything (out/demo)"
+    )
 
 
 def _add_app(command: Parser) -> None:
@@ -154,14 +164,20 @@ def _add_app(command: Parser) -> None:
     about = "address to listen at; 0.0.0.0 lets everyone in who reaches this machine, without a password (127.0.0.1)"
     command.add_argument("--host", default="127.0.0.1", help=about)
     command.add_argument("--port", type=port, default=7860, help="0: any that is free (7860)")
+    about = "a name, beside localhost, that requests may ask for, as behind a proxy; repeatable"
+    command.add_argument("--allow-host", type=host, action="append", dest="hosts", metavar="NAME", help=about)
     command.add_argument("--max-upload", type=size, default="1GB", help="largest clip (1GB)")
     command.add_argument("--max-new-tokens", type=count, default=128, help="longest answer (128)")
 
 
 def _add_clips(command: Parser) -> None:
-    command.add_argument("clips", nargs="+", help="video files, folders of them, or text files (.txt) with one a line")
+    command.add_argument(
+        "clips", nargs="+", metavar="CLIP", help="video files, folders of them, or text files (.txt) with one a line"
+    )
     command.add_argument("--model", "-m", required=True, help="Hub id or folder of a video language model")
-    command.add_argument("--out", type=folder, required=True, help="folder for the files, one a clip; goes on there")
+    command.add_argument(
+        "--out", type=folder, metavar="DIR", required=True, help="folder for the files, one a clip; goes on there"
+    )
     command.add_argument("--strict", action="store_true", help="a clip that is cut short or damaged fails")
 
 
@@ -174,7 +190,11 @@ def _add_encode(command: Parser) -> None:
 
 def _add_ask(command: Parser) -> None:
     command.add_argument(
-        "files", nargs="+", type=Path, help="what `vidsieve encode` wrote, or its folder; several: one prompt"
+        "files",
+        nargs="+",
+        metavar="FILE",
+        type=Path,
+        help="what `vidsieve encode` wrote, or its folder; several: one prompt",
     )
     about = "repeatable; without one, questions are read from standard input, one a line"
     command.add_argument("--question", "-q", type=question, action="append", dest="questions", help=about)
@@ -186,7 +206,7 @@ def _add_ask(command: Parser) -> None:
 
 
 def _add_plan(command: Parser) -> None:
-    command.add_argument("clip", help="a video file")
+    command.add_argument("clip", metavar="CLIP", help="a video file")
     command.add_argument("--model", "-m", required=True, help="Hub id or folder of a video language model")
 
 
@@ -194,15 +214,10 @@ def _add_batch(command: Parser) -> None:
     _add_clips(command)
     command.add_argument("--workers", type=count, help="copies of the model (one a GPU, or one for four processors)")
     command.add_argument("--address", help="of a Ray cluster (this machine)")
-    for name, why in {
-        "--question": "clips are stored without a question; ask what is stored: vidsieve ask FILE --question ...",
-        "--pixels": "clips are encoded of all their pixels, as by `vidsieve encode`; --max-pixels makes frames smaller",
-    }.items():
-        command.add_argument(name, *["-q"] * (name == "--question"), action=Gone, help=SUPPRESS, const=why)
 
 
 def _add_warm(command: Parser) -> None:
-    command.add_argument("model", help="Hub id or folder of a video language model")
+    command.add_argument("model", metavar="MODEL", help="Hub id or folder of a video language model")
     about = "numbers of frames to compile for (64)"
     command.add_argument("--frames", type=count, nargs="+", action="extend", metavar="N", help=about)
     about = "height and width of frames, repeatable (of 16:9 and 4:3, both ways up, as `vidsieve run` reads them)"
@@ -210,18 +225,25 @@ def _add_warm(command: Parser) -> None:
 
 
 def _add_bench(command: Parser) -> None:
-    command.add_argument("what", choices=("ops",))
-    command.add_argument("--frames", type=count, default=64, help="(64)")
+    command.add_argument("what", metavar="WHAT", choices=("ops",), help="ops: the operations on tensors")
+    command.add_argument("--frames", type=count, default=64, help="frames of the video (64)")
     command.add_argument("--tokens", type=count, default=196, help="tokens a frame (196)")
     command.add_argument("--dim", type=count, default=3584, help="features a token (3584)")
     command.add_argument("--keep", type=fraction, help="one case of your own: this share of the tokens,")
     command.add_argument("--segments", type=count, metavar="FRAMES", help="in segments of so many frames (1)")
     command.add_argument("--case", action="append", dest="cases", metavar="NAME", help="only this case; repeatable")
-    command.add_argument("--relevance", choices=("prompt", "flat"), default="prompt", help="(prompt)")
+    command.add_argument(
+        "--relevance",
+        choices=("prompt", "flat"),
+        default="prompt",
+        help="of tokens: to a prompt, or all alike (prompt)",
+    )
     command.add_argument("--rounds", type=count, default=20, help="calls of each variant (20)")
     command.add_argument("--device", help="cpu, cuda, cuda:1, ... (cuda where there is one)")
-    command.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16", help="(bfloat16)")
-    command.add_argument("--out", type=file, help="write the card and the rows to this JSON file")
+    command.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16", help="of the features (bfloat16)"
+    )
+    command.add_argument("--out", type=file, metavar="FILE", help="write the card and the rows to this JSON file")
 
 
 def _add_eval(command: Parser) -> None:
@@ -236,9 +258,13 @@ def _add_eval(command: Parser) -> None:
         "--split", choices=("dev", "test"), default="dev", help="dev to choose by, test to report (dev)"
     )
     command.add_argument("--videos", type=count, help="synthetic: 17 or 20 questions each (500)")
-    command.add_argument("--keep", type=fraction, action="append", dest="keeps", help="repeatable (0.05 0.1 0.25 0.5)")
-    command.add_argument("--method", type=method, action="append", dest="methods", help="repeatable (all there are)")
+    command.add_argument(
+        "--keep", type=fraction, action="append", dest="keeps", help="a share; repeatable (0.05 0.1 0.25 0.5)"
+    )
+    command.add_argument(
+        "--method", type=method, action="append", dest="methods", help="a method; repeatable (all there are)"
+    )
     command.add_argument("--frames", type=count, help="synthetic: of a video (as the model was trained)")
     command.add_argument("--quick", action="store_true", help="keep 0.1, the default method and the floors; 64 videos")
     command.add_argument("--device", help="cpu, cuda, cuda:1, ... (cuda where there is one; natural: cpu)")
-    command.add_argument("--out", type=file, help="write the card and the rows to this JSON file")
+    command.add_argument("--out", type=file, metavar="FILE", help="write the card and the rows to this JSON file")

@@ -8,20 +8,28 @@ matrix product on the device, which attention, norms and launches stay below.
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from vidsieve.encoded import file
 from vidsieve.encoded.chunks import processing
 from vidsieve.encoded.encode import chunk_of
+from vidsieve.encoded.fingerprint import Fingerprint, full_name
 from vidsieve.engines.hf.families import adapter_for
 from vidsieve.engines.hf.loading import check, loading, prepare, usable_device, without_bars
 from vidsieve.engines.hf.vision.tower import find_tower
 from vidsieve.engines.torchvision import make_importable
 from vidsieve.methods.base import kept_count
+from vidsieve.methods.budget import MarginalGain
+from vidsieve.methods.prune import Prune
 from vidsieve.telemetry import flops
 from vidsieve.types.frames import Frames
+from vidsieve.types.selection import Rows, Selection
+from vidsieve.types.statistics import TokenStatistics
+from vidsieve.types.tokens import VideoTokens
 from vidsieve.video.chunks import read_chunks
 
 QUESTION = "What happens in this video?"
@@ -31,14 +39,16 @@ ROWS, ROUNDS = 2048, 5  # of the matrix product that stands for the device's spe
 def plan(
     frames: Frames,
     model: str,
-    keep: float,
+    method: Prune,
     device: str | None = None,
     dtype: str | None = None,
     note: Callable[[str], None] = lambda what: None,
 ) -> dict[str, Any]:
     """Estimate what encoding `frames`, a video that is planned (`plan_video`), and a question about it would take.
 
-    Returns JSON values: counts of frames and tokens, bytes, and seconds by stage.
+    method: from `in_chunks`.
+    Returns JSON values: counts of frames and tokens, bytes, and seconds by stage. The file has `stored` bytes at least
+    and `stored_most` at most: how many depends on how many segments its scenes make.
     Raises `VidsieveError` for a model that cannot be found or is not supported, or a device that cannot be used.
     """
     note("reading the model's configuration")
@@ -48,11 +58,12 @@ def plan(
     inputs = prepare(processor, frames, QUESTION)
     adapter, ids = adapter_for(described), inputs["input_ids"][0]
     before = int((ids == getattr(described.config, adapter.token)).sum()) - adapter.trailing
-    kept = kept_count(keep, before)
+    kept = kept_count(method.keep, before)
     prompt = len(ids), len(ids) - before + kept
     note("timing the decoder, the processor and the device")
     seconds = _seconds(frames, processor, described, inputs, prompt, on)
-    item, width = described.dtype.itemsize, described.config.get_text_config().hidden_size
+    item = described.dtype.itemsize
+    stored = [_stored(frames, processor, described, before, method, model, cut) for cut in (False, True)]
     return {
         "clip": frames.source,
         "model": model,
@@ -62,19 +73,51 @@ def plan(
         "frames": len(frames),
         "duration": frames.duration,
         "size": list(frames.pixels.shape[1:3]),
-        "keep": keep,
+        "keep": method.keep,
         "tokens_before": before,
         "tokens_after": kept,
         "prompt_before": prompt[0],
         "prompt_after": prompt[1],
         "bytes": {
             "weights": item * sum(x.numel() for x in described.parameters()),
-            "stored": item * kept * width,
+            "stored": stored[0],
+            "stored_most": stored[1],
             "kv_before": item * prompt[0] * _kv_width(described),
             "kv_after": item * prompt[1] * _kv_width(described),
         },
         "seconds": seconds,
     }
+
+
+def _stored(frames: Frames, processor: Any, described: Any, before: int, method: Prune, name: str, cut: bool) -> int:
+    """Count the bytes of the file of a video of `before` tokens: as one scene, or, if `cut`, where each frame is one.
+
+    Each segment has a spare row in the file (`Selection`).
+    """
+    count, kept = -(-len(frames) // _joined(processor)), kept_count(method.keep, before)
+    sizes = tuple(before // count + (i < before % count) for i in range(count))
+    alike = TokenStatistics(persistence=torch.full((before,), -1.0 if cut else 1.0))
+    offsets = method.segmenter(VideoTokens(torch.zeros(before, 1), sizes), alike).offsets
+    lengths = torch.tensor(sorted({*offsets.tolist()})).diff()
+    config, adapter = described.config, adapter_for(described)
+    width, layers = config.get_text_config().hidden_size, getattr(config.vision_config, "deepstack_visual_indexes", ())
+
+    def rows(n: int) -> Rows:
+        features = torch.empty(n, width, dtype=described.dtype, device="meta")
+        others = {argument: features.expand(len(layers), n, width) for argument in adapter.per_visual if layers}
+        numbers = torch.empty(n, dtype=torch.int64, device="meta")
+        return Rows(numbers, features, others, numbers.int(), numbers.int())
+
+    gains = lengths.float() if isinstance(method.budget, MarginalGain) else None
+    spare = rows(min(len(lengths), before - kept))
+    selection = Selection(*rows(kept), lengths, gains, getattr(method.budget, "floor", 0.0), before, spare)
+    fingerprint = replace(Fingerprint.of(described, method.keep, repr(method)), name=full_name(name))
+    return file.length(frames, selection, rows(adapter.trailing).features, sizes, None, fingerprint)
+
+
+def _joined(processor: Any) -> int:
+    """How many frames the processor makes one token frame of."""
+    return int(getattr(processor.video_processor, "temporal_patch_size", 1))
 
 
 def _described(model: str, device: torch.device, dtype: str | None) -> tuple[Any, Any]:
@@ -98,7 +141,7 @@ def _seconds(
     frames: Frames, processor: Any, described: Any, inputs: Any, prompt: tuple[int, int], device: torch.device
 ) -> dict[str, float]:
     """Estimate the seconds of each stage, and to the first token of a prompt of so many tokens, whole and reduced."""
-    joined = getattr(processor.video_processor, "temporal_patch_size", 1)
+    joined = _joined(processor)
     size = -(-chunk_of(frames, device) // joined) * joined
     first = _first(frames, size)
     chunks = len(frames) / len(first)

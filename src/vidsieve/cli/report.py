@@ -203,7 +203,9 @@ def show_plan(found: Any) -> None:
     name = printable(Path(found["clip"]).name)
     frames = "1 frame" if found["frames"] == 1 else f"{found['frames']} frames"
     print(f"{name}: {frames} of {height} x {width}, {found['duration']:.1f} s")
-    print(f"{found['tokens_before']} video tokens -> {found['tokens_after']} kept, a file of {_bytes(size['stored'])}")
+    least, most = _bytes(size["stored"]), _bytes(size["stored_most"])
+    scenes = "" if least == most else f" to {most}, by its scenes"
+    print(f"{found['tokens_before']} video tokens -> {found['tokens_after']} kept, a file of {least}{scenes}")
     print(f"prompt: {found['prompt_before']} -> {found['prompt_after']} tokens, KV cache ", end="")
     print(f"{_bytes(size['kv_before'])} -> {_bytes(size['kv_after'])}; weights {_bytes(size['weights'])}")
     print("encoding, about: " + ", ".join(f"{name} {took:.1f} s" for name, took in stages.items()), end="")

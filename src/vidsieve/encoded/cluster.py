@@ -29,6 +29,11 @@ def check(device: str | None) -> None:
         raise VidsieveError(f"expected device cpu or cuda, got {device!r}: Ray chooses which GPU a worker sees")
 
 
+def is_here(address: str | None) -> bool:
+    """Whether Ray is to be started on this machine, so that its workers see the files that are seen here."""
+    return not (address or os.environ.get("RAY_ADDRESS") or require("ray", "ray").is_initialized())
+
+
 def encoded(
     worker: type,
     settings: Any,

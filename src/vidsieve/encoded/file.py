@@ -11,7 +11,7 @@ import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -67,13 +67,47 @@ def write(
     Nothing is held twice meanwhile.
     """
     where = writable.file(path)
+    tensors, video = _contents(frames, selection, trailing, tokens, grid, size, fingerprint)
+    tensors = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
+    metadata = {"format": str(FORMAT), "video": video, "sha256": _digest(video, tensors)}
+    try:
+        where.parent.mkdir(parents=True, exist_ok=True)
+        header, order = _header(tensors, metadata)
+        write_whole(where, *header, *(_bytes(tensors[name]) for name in order))
+    except OSError as error:
+        raise VidsieveError(f"cannot write {where} ({error.strerror or error}); nothing is left of it") from error
+
+
+def length(
+    frames: Frames,
+    selection: Selection,
+    trailing: Tensor,
+    tokens: tuple[int, ...],
+    grid: tuple[int, int] | None,
+    fingerprint: Fingerprint,
+) -> int:
+    """Count the bytes of the file that `write` makes of these. Tensors may be on meta."""
+    tensors, video = _contents(frames, selection, trailing, tokens, grid, None, fingerprint)
+    header, _ = _header(tensors, {"format": str(FORMAT), "video": video, "sha256": "0" * 64})
+    return sum(map(len, header)) + sum(x.nbytes for x in tensors.values())
+
+
+def _contents(
+    frames: Frames,
+    selection: Selection,
+    trailing: Tensor,
+    tokens: tuple[int, ...],
+    grid: tuple[int, int] | None,
+    size: tuple[int, int] | None,
+    fingerprint: Fingerprint,
+) -> tuple[dict[str, Tensor], str]:
+    """Name the tensors of an encoded video, and describe in JSON what is no tensor."""
     tensors = {**_named(selection), "lengths": selection.lengths, "trailing": trailing}
     if selection.gains is not None:
         tensors["gains"] = selection.gains
     if selection.spare is not None:
         tensors |= {f"spare/{name}": x for name, x in _named(selection.spare).items()}
-    tensors = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
-    about = {name: value for name, value in vars(frames).items() if name != "pixels"}
+    about = {field.name: getattr(frames, field.name) for field in fields(Frames) if field.name != "pixels"}
     video = json.dumps(
         {
             "frames": {"shape": list(frames.pixels.shape), **about},
@@ -86,16 +120,11 @@ def write(
             "fingerprint": asdict(fingerprint) | {"digest": fingerprint.digest},
         }
     )
-    metadata = {"format": str(FORMAT), "video": video, "sha256": _digest(video, tensors)}
-    try:
-        where.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(where, *_file(tensors, metadata))
-    except OSError as error:
-        raise VidsieveError(f"cannot write {where} ({error.strerror or error}); nothing is left of it") from error
+    return tensors, video
 
 
-def _file(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[bytes | memoryview]:
-    """Lay out what `safetensors.torch.save` gives as one piece: a header, and the tensors where they are.
+def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[list[bytes], list[str]]:
+    """Make what comes before the tensors in what `safetensors.torch.save` gives as one piece, and their order in it.
 
     A piece would be all of them once more, and `save_file` writes under a name that nobody sweeps up when it is killed.
     """
@@ -112,7 +141,7 @@ def _file(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[by
         header[name] = {"dtype": _NAMES[x.dtype], "shape": [*x.shape], "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return [struct.pack("<Q", len(text)), text, *(_bytes(tensors[name]) for name in order)]
+    return [struct.pack("<Q", len(text)), text], order
 
 
 def read(path: str | os.PathLike[str], make: Callable[..., Video]) -> Video:

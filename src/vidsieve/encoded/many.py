@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 
@@ -28,8 +30,9 @@ from vidsieve.errors import UnsupportedCall, VidsieveError, WrongArgument, redac
 from vidsieve.methods.chunked import in_chunks
 from vidsieve.methods.prune import Prune
 from vidsieve.types.frames import Frames
-from vidsieve.video.chunks import plan_video
-from vidsieve.video.demux import is_path
+from vidsieve.video.chunks import plan, plan_video
+from vidsieve.video.demux import is_path, locate
+from vidsieve.video.wanted import Wanted
 
 SUFFIX = ".vidsieve"
 Note = Callable[[str], None]
@@ -131,13 +134,32 @@ def _later(name: str, method: Any) -> str:
 def _rows(clips: Sequence[str], request: Request, note: Note) -> Iterator[dict[str, Any]]:
     """Yield the row of each clip once it is stored, or has failed. What is no fault of the clip is raised."""
     loaded = None
-    if not all(request.file(clip).exists() for clip in clips):
-        note("loading the model")
-        loaded = load(request.model, request.device, request.dtype, bar=False)
     for number, clip in enumerate(clips, 1):
         name = printable(Path(redacted(clip)).name)
-        count = name if len(clips) == 1 else f"{number} of {len(clips)}, {name}"
-        yield _one(clip, request, loaded, partial(_told, note, count))
+        told = partial(_told, note, name if len(clips) == 1 else f"{number} of {len(clips)}, {name}")
+        if loaded is None and not request.file(clip).exists():
+            if failed := _failed(clip, request, told):
+                yield failed
+                continue
+            note("loading the model")
+            loaded = load(request.model, request.device, request.dtype, bar=False)
+        yield _one(clip, request, loaded, told)
+
+
+def _failed(clip: str, request: Request, note: Note) -> dict[str, Any] | None:
+    """Make the row of a clip of this machine without such frames, before a model is loaded for it; None if it has."""
+    try:
+        if urlsplit(clip).scheme == "file" or is_path(clip):
+            locate(clip)  # nothing is told of what is missing or empty but that
+            note("reading which frames there are")
+            plan(clip, Wanted(**request.sample), lambda fault: None)  # told of when it is encoded
+    except FAULTS as error:
+        return _row_of_fault(clip, error)
+    return None
+
+
+def _row_of_fault(clip: str, error: BaseException) -> dict[str, Any]:
+    return {"clip": clip, "error": redacted(" ".join(str(error).split())) or type(error).__name__}
 
 
 def _one(
@@ -161,7 +183,7 @@ def _one(
             begin()
             encoded = _encoded(loaded, clip, request, note)
     except faults as error:
-        return {"clip": clip, "error": redacted(" ".join(str(error).split())) or type(error).__name__}
+        return _row_of_fault(clip, error)
     if not there:
         encoded.save(file)  # a disk that is full is so for every clip
     more = {"already_there": True} if there else {"seconds": time.perf_counter() - started}
@@ -177,6 +199,9 @@ def _spread(
     for left in request.out.glob("*.trying"):
         left.unlink(missing_ok=True)
     rows = {clip: _one(clip, request, None, note) for clip in clips if request.file(clip).exists()}
+    if cluster.is_here(address):
+        fails = ((clip, _failed(clip, request, note)) for clip in clips if clip not in rows)
+        rows |= {clip: row for clip, row in takewhile(lambda pair: pair[1] is not None, fails) if row}
     items = [{"clip": json.dumps(clip)} for clip in clips if clip not in rows]
     if items:
         with closing(cluster.encoded(EncodeVideos, request, items, ["row"], address, workers, note)) as tasks:

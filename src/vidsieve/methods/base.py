@@ -152,7 +152,8 @@ def declares(part: object, ability: str) -> bool:
 
 def check_cost(cost: float) -> None:
     """Raise unless `cost` is a share in (0, 1]."""
-    check_number("cost is the share of the prefill FLOPs to spend, in (0, 1]", cost, 0, 1, exclusive_low=True)
+    requirement = "cost is the share of the prefill FLOPs to spend, in (0, 1], such as 0.3"
+    check_number(requirement, cost, 0, 1, exclusive_low=True)
 
 
 def check_given(tokens: object, prompt: object = None) -> None:

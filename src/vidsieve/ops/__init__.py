@@ -55,7 +55,7 @@ from vidsieve.ops.measurement import contrast, measure, min_max, raise_if_nonfin
 from vidsieve.ops.merge import follow_runs, merge_among, merge_mean, merge_runs, nearest_kept, temporal
 from vidsieve.ops.partition import apportion, novelty, scene_cuts
 from vidsieve.ops.run_length import hold_highest, raise_if_nonfinite_pixels, run_length
-from vidsieve.ops.vision import gate, rotate_, segment_attention
+from vidsieve.ops.vision import VisionOperations, gate, rotate_, segment_attention
 
 SEGMENTS = 65535  # that one launch takes
 
@@ -89,6 +89,7 @@ __all__ = [
     "TemporalProblem",
     "TopProblem",
     "TransienceProblem",
+    "VisionOperations",
     "apportion",
     "available",
     "compact",

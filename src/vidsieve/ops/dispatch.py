@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from threading import Thread
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -65,6 +65,29 @@ def choose(
 
     kernel: whether there is one for this case.  videos: of how many the tokens are.
     """
+    name = _chosen(eager, x, kernel, videos)
+    calls = _calls.get()
+    if calls is not None:
+        calls.append((eager.__name__, name))
+    return eager if name == "eager" else _namesake(eager, name)
+
+
+def choose_once(eager: Callable[[Problem], Result], x: Tensor) -> Callable[[Problem], Result]:
+    """The same for many calls on tensors like `x`, of each of which `spy` is told."""
+    name = _chosen(eager, x)
+    implementation = eager if name == "eager" else _namesake(eager, name)
+
+    def operation(problem: Problem) -> Result:
+        calls = _calls.get()
+        if calls is not None:
+            calls.append((eager.__name__, name))
+        return implementation(problem)
+
+    return operation
+
+
+def _chosen(eager: Callable[[Any], object], x: Tensor, kernel: bool = True, videos: int = 1) -> str:
+    """The name of that implementation. Raises `KernelUnavailable` if what VIDSIEVE_OPS asks for cannot run."""
     asked, why = os.environ.get("VIDSIEVE_OPS", "auto"), ""
     name = asked
     if asked == "auto":
@@ -82,10 +105,7 @@ def choose(
             f"{eager.__name__} takes several videos at once by a kernel only, and {name} runs here: expected 1 video, "
             f"got {videos}. Call it for one video after another where `ops.together` says no."
         )
-    calls = _calls.get()
-    if calls is not None:
-        calls.append((eager.__name__, name))
-    return eager if name == "eager" else _namesake(eager, name)
+    return name
 
 
 def together(x: Tensor, frames: int) -> bool:

@@ -2,8 +2,9 @@
 
 import os
 import warnings
+from collections.abc import Iterable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -22,7 +23,50 @@ COUNTS = [
 KNOWN_TRITON = ((3, 6), (3, 7))
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-_compiled: dict[tuple[object, ...], tuple[Any, tuple[Any, ...]]] = {}  # and its constants
+
+
+class _Compiled(NamedTuple):
+    """A compiled version of a kernel, and what Triton looks up to call it. stream_of: gets that of a device."""
+
+    kernel: Any
+    run: Any
+    function: Any
+    metadata: Any
+    constants: tuple[Any, ...]
+    stream_of: Any
+
+
+_compiled: dict[tuple[object, ...], _Compiled] = {}
+
+
+class PreparedKernel:
+    """A kernel with its constants, launched with tensors alone: again and again, as by each layer of a tower.
+
+    Of what `_launch` looks at, only the device, the types and the alignment of the tensors can differ from one launch
+    to the next. Where no version is known by these, or another device is current, it launches as `launch` does.
+    """
+
+    def __init__(self, kernel: Any, **options: Any) -> None:
+        self._kernel, self._options = kernel, options
+        self._versions: dict[tuple[object, ...], _Compiled] = {}
+
+    def __call__(self, grid: tuple[int, int, int], *tensors: Tensor) -> None:
+        """Run the kernel on the device of the first tensor."""
+        if torch.compiler.is_compiling():
+            _launch_uncompiled(self._kernel, grid, *tensors, **self._options)
+            return
+        device = tensors[0].device.index
+        key: tuple[object, ...] = (device,)
+        addresses: tuple[int, ...] = ()
+        for x in tensors:
+            address = x.data_ptr()
+            addresses += (address,)
+            key += x.dtype, address % 16 == 0
+        version = self._versions.get(key)
+        if version is not None and device == torch.cuda.current_device():
+            _run(version, device, grid, addresses)
+        elif (version := _launch(self._kernel, grid, *tensors, **self._options)) is not None:
+            self._versions[key] = version
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
@@ -33,8 +77,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
         _launch(kernel, grid, *args, **options)
 
 
-def _launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
-    """The same without a look at who calls.
+def _launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> _Compiled | None:
+    """The same without a look at who calls. Returns what may be called the next time; None if nothing may.
 
     Asking Triton anew which of its compiled versions fits costs the host more than the launch. So that is remembered by
     what it depends on: types, alignment, whether a number is 1, a multiple of 16 or wide. And what is compiled is
@@ -42,35 +86,41 @@ def _launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> N
     """
     if INTERPRETED:
         kernel[grid](*args, **options)
-        return
+        return None
     device = args[0].device.index
     if device != torch.cuda.current_device():
         with torch.cuda.device(device):
-            _launch(kernel, grid, *args, **options)
-        return
+            return _launch(kernel, grid, *args, **options)
     key: list[object] = [id(kernel), device, *options, *options.values()]
     values: list[Any] = []
     for x in args:
         if isinstance(x, Tensor):
-            values.append(address := x.data_ptr())
+            address = x.data_ptr()
+            values += (address,)
             key += x.dtype, address % 16 == 0
         else:
-            values.append(x)
-            key.append((x == 1) + 2 * (x % 16 == 0) + 4 * (x.bit_length() > 31) if isinstance(x, int) else type(x))
+            values += (x,)
+            key += ((x == 1) + 2 * (x % 16 == 0) + 4 * (x.bit_length() > 31) if isinstance(x, int) else type(x),)
     found = _compiled.get(tuple(key))
-    if found is None:
-        compiled = kernel[grid](*args, **options)
-        if not _knows(triton.__version__):
-            return
-        _compiled[tuple(key)] = compiled, tuple(options[name] for name in kernel.arg_names[len(args) :])
-        return
-    compiled, constants = found
-    grid = *grid, *(1, 1)[len(grid) - 1 :]
+    if found is not None:
+        _run(found, device, (*grid, *(1, 1)[len(grid) - 1 :]), values)
+        return found
+    compiled = kernel[grid](*args, **options)
+    if not _knows(triton.__version__):
+        return None
+    constants = tuple(options[name] for name in kernel.arg_names[len(args) :])
+    handles = compiled.run, compiled.function, compiled.packed_metadata
+    found = _Compiled(compiled, *handles, constants, driver.active.get_current_stream)
+    return _compiled.setdefault(tuple(key), found)
+
+
+def _run(version: _Compiled, device: int, grid: tuple[int, ...], values: Iterable[Any]) -> None:
+    """Call what is compiled, on the current device, with addresses in place of tensors."""
+    compiled, run, function, metadata, constants, stream_of = version
     if knobs.runtime.launch_enter_hook.calls or knobs.runtime.launch_exit_hook.calls:  # a profiler wants to know more
         compiled[grid](*values, *constants)
         return
-    stream = driver.active.get_current_stream(device)
-    compiled.run(*grid, stream, compiled.function, compiled.packed_metadata, None, None, None, *values, *constants)
+    run(*grid, stream_of(device), function, metadata, None, None, None, *values, *constants)
 
 
 @cache  # so that it is said once

@@ -83,7 +83,7 @@ def plan(name: str, wanted: Wanted, warn: Callable[[str], None] = to_warning) ->
             **{field.name: getattr(frames, field.name) for field in fields(frames)}, found=found, address=name
         )
 
-    return trusting(index_of(name), name, wanted, planned)
+    return trusting(index_of(name, spare=wanted.sampling != "keyframes"), name, wanted, planned)
 
 
 def read_chunks(

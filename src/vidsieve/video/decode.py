@@ -116,17 +116,17 @@ def indexed(
     name = os.fsdecode(path)
     if wanted.decoder == "torchcodec":
         torchcodec.load()
-    found = index_of(name)
+    found = index_of(name, spare=wanted.sampling != "keyframes")
     return lambda: trusting(found, name, wanted, lambda index: _read(index, name, wanted, warn))
 
 
-def index_of(name: str, check: Check = unchecked) -> Index:
-    """Make the index of a file's packets. Raises as `read_video` does for what is no video."""
+def index_of(name: str, check: Check = unchecked, spare: bool = True) -> Index:
+    """Make the index of a file's packets, as `by_packets` does. Raises as `read_video` does for what is no video."""
     require("av", "video")
     require("numpy", "video")
     place = locate(name)
     with one_line(place, name):
-        return by_packets(place, name, check)
+        return by_packets(place, name, check, spare)
 
 
 def trusting(found: Index, name: str, wanted: Wanted, act: Callable[[Index], T], check: Check = unchecked) -> T:

@@ -20,7 +20,7 @@ import pytest
 from tests.clips import write
 from vidsieve import registry
 from vidsieve.cli import demo
-from vidsieve.cli.app.serve import address, listen
+from vidsieve.cli.app.serve import address, hosts, listen
 from vidsieve.cli.app.service import Service, Settings
 from vidsieve.evaluation.needles.tiny import BUNDLED
 
@@ -48,9 +48,8 @@ class Site:
         self.service = Service(Settings(device="cpu", max_new_tokens=8))
         listening = listen("127.0.0.1", 0)
         self.url = address(listening)
-        config = uvicorn.Config(
-            application(self.service, folder, LIMIT), log_config=None, log_level="critical", timeout_graceful_shutdown=1
-        )
+        made = application(self.service, folder, LIMIT, hosts(listening, "127.0.0.1", []))
+        config = uvicorn.Config(made, log_config=None, log_level="critical", timeout_graceful_shutdown=1)
         self.server = uvicorn.Server(config)
         self.thread = Thread(target=self.server.run, args=([listening],))
         self.thread.start()
@@ -234,6 +233,34 @@ def test_what_is_too_large_is_refused_by_page_and_server(visitor: Visitor, site:
     assert refused.value.code == 413
     refused.value.close()
     assert not any(name.startswith("large") for name in site.files())
+
+
+def test_a_page_of_another_name_gets_nothing(site: Site) -> None:
+    for path in ("/", "/config", "/gradio_api/upload"):
+        request = urllib.request.Request(f"{site.url}{path}", headers={"Host": "evil.example:7860"})
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request)
+        assert refused.value.code == 403
+        assert b"--allow-host" in refused.value.read()
+        refused.value.close()
+
+
+def test_where_uploads_have_no_room_left_the_page_says_so_until_there_is(
+    visitor: Visitor, site: Site, tmp_path: Path
+) -> None:
+    good = write(tmp_path / "good.mp4", count=8)
+    full = site.folder / "full"
+    full.mkdir()
+    (full / "other.mp4").write_bytes(bytes(4 * LIMIT))  # somebody's who is about to see it
+    visitor.page.set_input_files("#clip input[type=file]", good)
+    visitor.page.wait_for_selector("text=there is no room for another clip until a visitor leaves")
+    assert not any(name.startswith("good") for name in site.files())
+    os.utime(full / "other.mp4", (1e9, 1e9))
+    visitor.page.reload()
+    visitor.page.wait_for_selector("#clip input[type=file]", state="attached")
+    visitor.upload(good)
+    assert "video tokens ->" in visitor.ask()
+    assert not full.exists()
 
 
 def test_two_visitors_ask_at_once_and_their_files_go_with_their_pages(browser: Any, site: Site, tmp_path: Path) -> None:

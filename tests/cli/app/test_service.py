@@ -126,7 +126,10 @@ def test_a_clip_that_is_cut_short_is_answered_with_a_warning(service: Service, t
         ({"question": " "}, "expected a question"),
         ({"model": "magic"}, "no model 'magic'; there are "),
         ({"method": "magic"}, "no method 'magic'; there are vidsieve, "),
-        ({"keep": 0}, "keep is the fraction of the video tokens that stays, in (0, 1]; got 0"),
+        (
+            {"keep": 0},
+            "keep is the fraction of the video tokens that stays, a share in (0, 1], such as 0.1; got 0",
+        ),
     ],
     ids=["clip", "question", "model", "method", "keep"],
 )
@@ -216,12 +219,13 @@ def test_a_service_that_is_stopped_ends_what_it_answers_at_the_next_step(
     assert service.ask(Asked(short, "What?"), tmp_path).error == "the command was stopped"
 
 
-def test_models_are_named_and_one_of_the_visitor_comes_first(tmp_path: Path) -> None:
+def test_models_are_named_and_one_of_the_visitor_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = str(demo.copy_model(tmp_path / "model"))
     service = Service(Settings([copy], device="cpu"))
     assert service.models == [(copy, copy), ("vidsieve-tiny (bundled)", str(BUNDLED))]
+    monkeypatch.setattr("vidsieve.cli.app.service.load", None)  # none is loaded before all are found
     with pytest.raises(VidsieveError, match="no such folder"):
-        Service(Settings([str(tmp_path / "absent")]))
+        Service(Settings([copy, str(tmp_path / "absent")]))
 
 
 def test_what_a_model_or_a_file_says_is_no_html() -> None:

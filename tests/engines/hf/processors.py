@@ -33,6 +33,8 @@ _NEWER = {
     "dots3_note": ("Dots3NoteProcessor", "Qwen3VLVideoProcessor", "Qwen2VLImageProcessorPil"),
     "muse_glimmer": ("MuseGlimmerProcessor", "MuseGlimmerVideoProcessor", "MuseGlimmerImageProcessor"),
     "muse_spark": ("MuseSparkProcessor", "MuseGlimmerVideoProcessor", "MuseGlimmerImageProcessor"),
+    "minicpmv4_6": ("MiniCPMV4_6Processor", "MiniCPMV4_6VideoProcessor", "MiniCPMV4_6ImageProcessorPil"),
+    "perception_lm": ("PerceptionLMProcessor", "PerceptionLMVideoProcessor", "PerceptionLMImageProcessor"),
 }
 NEWER = tuple(family for family in _NEWER if newer.exists(family) and family not in newer.UNTOLD)
 EACH = (*EVERY, *(pytest.param(family, marks=pytest.mark.matrix) for family in NEWER))
@@ -42,6 +44,8 @@ _SPECIAL = {
     **dict.fromkeys(("cosmos3", "exaone", "hyperclovax", "lfm3"), _VISION),
     "cohere": ("<|VISION_START|>", "<|VISION_END|>", "<|IMAGE_PAD|>", "<|VIDEO_PAD|>"),
     "dots3": ("<|imgstart|>", "<|imgend|>", "<|imgpad|>", "<|video_pad|>", "<|audio_comp_pad|>"),
+    "minicpm": ("<image>", "</image>", "<|image_pad|>", "<|video_pad|>", "<slice>"),
+    "perception": ("<unused_1>", "<unused_2>", "<|image|>", "<|video|>"),
     "muse": ("<|image_start|>", "<|image_end|>", "<|patch|>", "<|video|>", "<|audio|>"),
     "qwen": _VISION,
     "llava": ("<unused_1>", "<unused_2>", "<image>", "<video>"),
@@ -67,6 +71,14 @@ def _tokenizer(family: str) -> Any:
     if family == "internvl":
         names = ("start_image_token", "end_image_token", "context_image_token", "video_token")
         extra["extra_special_tokens"] = dict(zip(names, marks, strict=True))
+    if family == "minicpmv4_6":
+        names = ("image_start_token", "image_end_token", "image_token", "video_token", "slice_start_token")
+        others = dict.fromkeys(
+            ("slice_end_token", "image_id_start_token", "image_id_end_token"), marks[1]
+        )  # no id left
+        extra["extra_special_tokens"] = {**dict(zip(names, marks, strict=True)), **others}
+    if family == "perception_lm":
+        extra["extra_special_tokens"] = dict(zip(("image_token", "video_token"), marks[2:], strict=True))
     if family in GEMMA:
         names = ("boi_token", "eoi_token", "image_token", "video_token", "audio_token")
         sounds = {"boa_token": marks[0], "eoa_token": marks[1]}  # of which no prompt here has any
@@ -174,7 +186,7 @@ def _newer(family: str, tokenizer: Any, pixels: dict[str, int]) -> Any:
     made, videos, images = (getattr(transformers, name) for name in _NEWER[family])
     start, end, _, video = (tokenizer.convert_ids_to_tokens(i) for i in (tiny.START, tiny.END, tiny.IMAGE, tiny.VIDEO))
     shown = f"{start}{video}{end}"
-    if family.startswith("muse"):
+    if family.startswith(("muse", "perception", "minicpm")):
         shown = video
     elif family.startswith("glm"):
         shown = f"<|begin_of_video|>{video}"
@@ -184,6 +196,10 @@ def _newer(family: str, tokenizer: Any, pixels: dict[str, int]) -> Any:
     if family == "dots3_note":
         options |= {"patch_size": 14, "temporal_patch_size": 1}
     extra: dict[str, Any] = {}
+    if family == "minicpmv4_6":
+        options = {"scale_resolution": 112, "max_slice_nums": 1}
+    if family == "perception_lm":
+        options, extra = {"size": {"height": 56, "width": 56}}, {"patch_size": 14, "pooling_ratio": 2}
     if "_omni_" in family or family in ("dots3_note", "muse_spark"):
         extra["feature_extractor"] = transformers.WhisperFeatureExtractor()
     return made(

@@ -13,8 +13,8 @@ from vidsieve.engines.hf.loading import prepare, prepare_video
 from vidsieve.errors import UnsupportedCall
 from vidsieve.types.frames import Frames
 
-# GLM's processors make numpy arrays of torch tensors, of which numpy 2 warns.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+# Processors of GLM and MiniCPM make numpy arrays of torch tensors, of which numpy 2 warns.
+pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 QUESTION = "What happens?"
 
 

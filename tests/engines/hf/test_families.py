@@ -144,6 +144,56 @@ def test_placeholders_that_no_places_describe(given: dict[str, torch.Tensor], sa
         find("gemma4", [7, *[tiny.VIDEO] * 7, 7], **given)
 
 
+SLICE = tiny.SPARE  # begins a slice, as START begins a frame
+
+
+def run(tokens: int, begin: int = tiny.START) -> list[int]:
+    return [begin, *[tiny.VIDEO] * tokens, tiny.END]
+
+
+def test_slices_belong_to_the_frame_before_them() -> None:
+    """A frame as a whole and two rows of two slices, of another size; then another video, without any."""
+    row = run(2, SLICE) * 2
+    sliced = [*run(6), *row, 7, *row]
+    ids = [7, *sliced * 2, 7, 8, *run(6), *run(6), 9]
+    sizes = [*[[8, 12], *[[4, 8]] * 4] * 2, [8, 12], [8, 12]]
+    first, second = find("minicpmv4_6", ids, target_sizes_videos=torch.tensor(sizes)).spans
+    assert (first.frames, first.grid) == ((14, 14), None)
+    assert (second.frames, second.grid) == ((6, 6), (2, 3))
+    assert [*first.at, *second.at] == [column for column, token in enumerate(ids) if token == tiny.VIDEO]
+
+
+def test_frames_of_slices_that_are_composed_have_sizes_of_their_own() -> None:
+    sizes = torch.tensor([[8, 12], [8, 8]] * 2)
+    [span] = find("minicpmv4_6", [7, *[*run(6), *run(4)] * 2], target_sizes_videos=sizes).spans
+    assert (span.frames, span.grid) == ((6, 4, 6, 4), None)
+    [span] = find("minicpmv4_6", [7, *run(24) * 2], target_sizes_videos=sizes[:1].expand(2, 2)).spans
+    assert (span.frames, span.grid) == ((24, 24), (4, 6))  # downsample_mode="4x"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "sizes", "said"),
+    [
+        ([6, 6], None, "no target_sizes_videos to lay them out"),
+        ([6, 6], [[8, 12]], "6 video placeholders in a row, .* a slice of 0 by 0 patches; .* describes 1"),
+        ([6, 5], [[8, 12]] * 2, "5 video placeholders in a row, .* a slice of 8 by 12 patches"),
+        ([12], [[8, 12]], "12 video placeholders in a row, .* a slice of 8 by 12 patches"),
+    ],
+)
+def test_placeholders_that_no_slices_describe(tokens: list[int], sizes: list[list[int]] | None, said: str) -> None:
+    given = {} if sizes is None else {"target_sizes_videos": torch.tensor(sizes)}
+    with pytest.raises(UnsupportedCall, match=said):
+        find("minicpmv4_6", [7, *run(tokens[0]), *[token for n in tokens[1:] for token in run(n)]], **given)
+
+
+def test_frames_of_slices_are_found_by_ids_alone() -> None:
+    model, sizes = tiny.model("minicpmv4_6"), torch.tensor([[8, 12]])
+    placeholder = torch.tensor([[7, *run(6)]]) == tiny.VIDEO
+    read = prompt.read(adapter_for(model), None, placeholder, {"target_sizes_videos": sizes})
+    with pytest.raises(UnsupportedCall, match="expected input_ids, in which a mark begins each frame, got"):
+        prompt.find(adapter_for(model), model.config, read)
+
+
 @pytest.mark.parametrize("grid", [None, [[4, 4, 6]], [[1, 4, 6]]])
 def test_placeholders_that_no_grid_describes(grid: list[list[int]] | None) -> None:
     arguments = {} if grid is None else {"video_grid_thw": torch.tensor(grid)}

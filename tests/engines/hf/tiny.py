@@ -4,6 +4,7 @@ All share one vocabulary of 256 bytes and eight special tokens, so the processor
 """
 
 import functools
+import inspect
 from typing import Any
 
 import pytest
@@ -19,6 +20,10 @@ from vidsieve.engines.hf.families import table
 Inputs = dict[str, Tensor]
 KINDS_OF_PROMPTS = ("a video", "two videos", "an image and a video", "padded on the left", "text beside it")
 PER_TOKEN = ("input_ids", "attention_mask", *newer.KINDS)  # inputs (B, L)
+# Of families whose images have no grid: the tokens of one, the argument that has its pixels, and how they are stacked.
+IMAGES_OF = {"perception_lm": (4, "pixel_values", (1,)), "llava_next_video": (36, "pixel_values", (2,))}
+named = "pixel_values" in inspect.signature(transformers.VideoLlavaModel.forward).parameters
+IMAGES_OF["video_llava"] = (16, "pixel_values" if named else "pixel_values_images", ())
 FIRST = tuple(configs.CONFIGS)
 FAMILIES = (*FIRST, *(family for family in newer.NEWER if newer.exists(family)))
 
@@ -101,6 +106,8 @@ def prompt(family: str, seed: int = 0, text: int = 6, frames: int = 4, videos: i
         if images:
             inputs["pixel_values"] = noise(images * high * wide, *shape)
             inputs["image_grid_thw"] = torch.tensor([[1, high, wide]] * images)
+            if family == "video_llama_3":
+                inputs["image_merge_sizes"] = torch.tensor([2] * images)
         if videos:
             rows = [[t, high, wide] for t in grid.rows(frames)] * videos
             inputs["pixel_values_videos"] = noise(sum(t * high * wide for t, _, _ in rows), *shape)
@@ -142,17 +149,29 @@ def prompt(family: str, seed: int = 0, text: int = 6, frames: int = 4, videos: i
             inputs["video_grids"] = torch.tensor([[frames, 2, 3]] * videos)
         if images:  # which transformers refuses beside a video
             inputs["pixel_values"] = noise(images, 24, 3 * 14**2)
+    elif family == "minicpmv4_6":
+        for name, mark, count, runs in (("", IMAGE, images, 1), ("_videos", VIDEO, videos, frames)):
+            for _ in range(count):
+                ids += [*words(3), *[START, *[mark] * 6, END] * runs]
+            if count:
+                inputs[f"pixel_values{name}"] = noise(1, 3, 14, 14 * 96 * count * runs)
+                inputs[f"target_sizes{name}"] = torch.tensor([[8, 12]] * count * runs)
     elif family in ("internvl", "smolvlm"):
-        for _ in range(frames):
+        for _ in range(images):  # of two tiles: a single one would be taken for a frame
+            ids += [SPARE, *[IMAGE] * 4, *[END, SPARE] * (family == "smolvlm"), *[IMAGE] * 4, END]
+        for _ in range(videos * frames):
             ids += [*words(3), START, *[IMAGE] * 4, END]
-        pixels = noise(frames, 3, 56, 56)
+        pixels = noise(2 * images + videos * frames, 3, 56, 56)
         inputs["pixel_values"] = pixels if family == "internvl" else pixels[None]
     else:
         frames = 8 if family == "video_llava" else frames
         size = {"video_llava": 17}.get(family, 4)
-        if family == "perception_lm" and images:
-            ids += [*[IMAGE] * size * images, *words(1)]
-            inputs["pixel_values"] = noise(images, 1, 3, 56, 56)
+        if images:
+            tokens, name, shape = IMAGES_OF[family]
+            ids += [*[IMAGE] * tokens * images, *words(1)]
+            inputs[name] = noise(images, *shape, 3, 56, 56)
+            if family == "llava_next_video":
+                inputs["image_sizes"] = torch.tensor([[56, 56]] * images)
         for _ in range(videos):
             ids += [VIDEO] * (size * frames + (family == "llava_onevision")) + words(1)
         if videos:
@@ -187,7 +206,10 @@ def batch(*prompts: Inputs) -> Inputs:
         if name in PER_TOKEN:
             value = PAD if name == "input_ids" else 0
             parts = [torch.nn.functional.pad(part, (longest - part.shape[1], 0), value=value) for part in parts]
-        joined[name] = torch.cat(parts)
+        elif name == "pixel_values" and parts[0].ndim == 5 and "pixel_values_videos" not in prompts[0]:
+            most = max(part.shape[1] for part in parts)  # frames of SmolVLM; those of zeros are none
+            parts = [torch.cat([part, part.new_zeros(1, most - part.shape[1], *part.shape[2:])], 1) for part in parts]
+        joined[name] = torch.cat(parts, -1 if "target_sizes_videos" in prompts[0] and parts[0].ndim == 4 else 0)
     if "video_token_pooling" in joined:  # counts the patches of all frames of a call
         joined["video_token_pooling"] = newer.pooled(len(joined["pixel_values_videos"]))
     return joined
@@ -206,6 +228,9 @@ def is_video(family: str, ids: Tensor) -> Tensor:
     where = is_placeholder(family, ids)
     if family == "llava_onevision":  # the last of every run is the newline
         where[:, :-1] &= ids[:, 1:] == VIDEO
+    if family in ("internvl", "smolvlm"):  # other marks stand before the tiles of an image
+        before = torch.where(where, 0, torch.arange(ids.shape[1])).cummax(1).values
+        where &= ids.gather(1, before) == START
     if family == "hy_v4_vl":  # as is the last of every row
         where &= (where.cumsum(1) - 1) % 4 < 3
     return where

@@ -26,7 +26,7 @@ from vidsieve import VideoTokens
 from vidsieve.engines.vllm import runner, settings
 from vidsieve.engines.vllm.derive import derive
 from vidsieve.engines.vllm.models import SievedGrid, SievedInterleaved
-from vidsieve.errors import UnsupportedCall, UnsupportedModel
+from vidsieve.errors import UnsupportedCall, UnsupportedModel, WrongArgument
 from vidsieve.methods import presets
 
 pytestmark = pytest.mark.vllm
@@ -230,8 +230,9 @@ class _Config:
     uses_mrope = True
     runner_type = "generate"
 
-    def __init__(self, *spec: Any) -> None:
+    def __init__(self, *spec: Any, **kwargs: Any) -> None:
         self.spec = spec or None
+        self.mm_processor_kwargs = kwargs or None
 
     def get_video_pruning_spec(self) -> Any:
         return self.spec
@@ -247,6 +248,38 @@ def test_a_named_method_that_would_never_run_is_refused(
     with pytest.raises(UnsupportedCall, match=rf"VIDSIEVE_VLLM=divprune .* got .*{got}"):
         ours(vllm_config=SimpleNamespace(model_config=_Config(*spec)))
     settings.configured.cache_clear()
+
+
+def test_options_that_would_never_be_honoured_are_refused_when_the_model_is_looked_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    registry: Any = _Registry(Qwen3VLForConditionalGeneration)
+    runner.derive_models(registry)
+    monkeypatch.delenv(settings.VARIABLE, raising=False)
+    for spec in ((), ("evs", 0.9)):
+        with pytest.raises(WrongArgument, match="belongs in the mm_processor_kwargs of a request, not in --mm-proc"):
+            registry.resolve_model_cls([], model_config=_Config(*spec, vidsieve={"keep": 0.5}))
+        found = registry.resolve_model_cls([], model_config=_Config(*spec, fps=1))[0]
+        assert issubclass(found, SievedInterleaved)
+    monkeypatch.setenv(settings.VARIABLE, "divprune")
+    with pytest.raises(WrongArgument, match=r"VIDSIEVE_VLLM=divprune .* got no --video-pruning-rate"):
+        registry.resolve_model_cls([], model_config=_Config())
+
+
+@pytest.mark.parametrize(
+    ("rate", "method", "options", "says"),
+    [
+        (0.5, "", {"mm_processor_kwargs": {"vidsieve": {"keep": 0.5}}}, "belongs in the mm_processor_kwargs of a req"),
+        (0.0, "divprune", {}, "VIDSIEVE_VLLM=divprune names a method that would never run"),
+    ],
+)
+def test_they_are_refused_before_a_worker_is_started(
+    start: Start, rate: float, method: str, options: dict[str, Any], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the process whose last line a user sees."""
+    monkeypatch.setattr("vllm.v1.engine.llm_engine.LLMEngine.__init__", None)
+    with pytest.raises(WrongArgument, match=says):
+        start("qwen3_vl", rate, method, **options)
 
 
 def test_without_the_older_runner_there_is_nothing_to_patch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +307,7 @@ def test_an_unsupported_model_says_so(log: list[str], monkeypatch: pytest.Monkey
     monkeypatch.setenv(settings.VARIABLE, "vidsieve")
     with pytest.raises(UnsupportedModel, match="NOT active"):
         registry.resolve_model_cls(["OtherForConditionalGeneration"], model_config=_Config("evs", 0.9))
-    with pytest.raises(UnsupportedCall, match="would never run"):
+    with pytest.raises(WrongArgument, match="would never run"):
         registry.resolve_model_cls(["OtherForConditionalGeneration"], model_config=_Config())
 
 
@@ -282,7 +315,7 @@ def test_a_draft_model_stays_vllms_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """It gets the positions of the model that it drafts for."""
     registry: Any = _Registry(Qwen3VLForConditionalGeneration)
     runner.derive_models(registry)
-    config: Any = _Config()
+    config: Any = _Config("evs", 0.9)
     monkeypatch.setenv(settings.VARIABLE, "vidsieve")
     assert issubclass(registry.resolve_model_cls([], model_config=config)[0], SievedInterleaved)
     config.runner_type = "draft"

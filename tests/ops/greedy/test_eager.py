@@ -6,10 +6,11 @@ import math
 import pytest
 import torch
 
+import vidsieve
 from tests.ops.inputs import KERNEL, OFFSETS, duplicated, factors, features, offsets_and_budget, problem, regret
 from tests.synthetic import independent, video_like
 from vidsieve.ops.definitions import ApportionProblem, MMRProblem, TopProblem
-from vidsieve.ops.greedy import eager, reference
+from vidsieve.ops.greedy import eager, on_host, reference
 from vidsieve.ops.partition.reference import apportion
 
 # Loss of a pick against the best pick of its own path, as a share of a squared length of a token. bf16 features are
@@ -177,3 +178,26 @@ def test_the_nearest_other_token_is_found_across_blocks(
     unit = torch.nn.functional.normalize(x, dim=-1)
     cosines = (unit @ unit.mT).masked_fill(torch.eye(60, dtype=torch.bool), -2.0)
     torch.testing.assert_close(eager._nearest_other(x), cosines.amax(2), atol=1e-12, rtol=0)
+
+
+def test_small_products_are_made_in_this_thread_alone_and_the_limit_is_taken_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limits: list[int] = []
+
+    def limit(threads: int) -> int:
+        limits.append(threads)
+        return 3  # what somebody else has set for this thread
+
+    monkeypatch.setattr(on_host, "_mkl_threads", lambda: limit)
+    x = torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
+    vidsieve.presets.vidsieve(0.25).reduce(vidsieve.VideoTokens(x, (16,) * 4))
+    assert limits
+    assert limits == [1, 3] * (len(limits) // 2)
+    limits.clear()
+    own, right = torch.zeros(4), torch.ones(2)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        on_host._difference(torch.addmv, own, torch.ones(4, 3), right, 8)
+    assert limits == [1, 3]
+    on_host._difference(torch.addmv, own, torch.ones(4, 2), right, on_host.ALONE + 1)
+    assert limits == [1, 3]

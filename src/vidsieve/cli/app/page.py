@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
@@ -10,13 +10,14 @@ from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
-from gradio.processing_utils import save_file_to_cache
 from gradio.utils import get_upload_folder
 from gradio_client.utils import is_file_obj_with_meta, traverse
 
 from vidsieve import registry
 from vidsieve.cli.app.html import heading, table
+from vidsieve.cli.app.requests import Bounded, OnlyHosts
 from vidsieve.cli.app.service import Asked, Service, sample
+from vidsieve.cli.app.uploads import Uploads
 from vidsieve.cli.app.visitors import Visitors
 
 FONTS = ["system-ui", "sans-serif"]
@@ -40,13 +41,17 @@ ABOUT = (
 )
 
 
-def application(service: Service, folder: Path, max_upload: int) -> FastAPI:
-    """Make the application that serves the page. Uploads and pictures lie in `folder`; max_upload: bytes."""
+def application(service: Service, folder: Path, max_upload: int, hosts: Collection[str] | None = None) -> FastAPI:
+    """Make the application that serves the page.
+
+    Uploads and pictures lie in `folder`; max_upload: bytes.  hosts: those that it is asked for as; None for any.
+    """
+    visitors = Visitors()
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
     made = gr.mount_gradio_app(
         FastAPI(openapi_url=None),
-        build(service, folder),
+        build(service, folder, visitors),
         "/",
         footer_links=[],
         run_history=False,
@@ -57,6 +62,9 @@ def application(service: Service, folder: Path, max_upload: int) -> FastAPI:
         css=STYLE,
         theme=gr.themes.Default(font=FONTS, font_mono=["ui-monospace", "monospace"]),
     )
+    made.add_middleware(Bounded, uploads=Uploads(folder, visitors, max_upload))
+    if hosts is not None:
+        made.add_middleware(OnlyHosts, names=hosts)
     made.add_middleware(_FromHere)
     return made
 
@@ -91,9 +99,8 @@ def _uploaded(file: dict[str, Any]) -> dict[str, Any]:
     return file
 
 
-def build(service: Service, folder: Path) -> gr.Blocks:
+def build(service: Service, folder: Path, visitors: Visitors) -> gr.Blocks:
     """Make the page."""
-    visitors = Visitors()
     clip_of_sample, question_of_sample, right = sample(folder)
     names = list(registry.methods())
     with _Page(title="vidsieve", analytics_enabled=False, fill_width=True, delete_cache=(3600, AGE)) as page:
@@ -125,7 +132,8 @@ def build(service: Service, folder: Path) -> gr.Blocks:
                     label="Film", visible=False, interactive=False, buttons=["download"], elem_id="moving"
                 )
         private: dict[str, Any] = {"api_visibility": "private"}
-        take.click(lambda: (_copy(clip_of_sample, folder), question_of_sample), None, [clip, question], **private)
+        taking = _taking(visitors, folder, clip_of_sample, question_of_sample)
+        take.click(taking, None, [clip, question], **private)
         method.change(
             lambda name: (gr.update(**_about(name)), gr.update(**_share(name))), method, [method, keep], **private
         )
@@ -143,9 +151,18 @@ def build(service: Service, folder: Path) -> gr.Blocks:
     return page
 
 
-def _copy(clip: Path, folder: Path) -> str:
-    """Copy the sample to where uploads lie: it goes when the page that shows it is closed, as these do."""
-    return shutil.copy(clip, mkdtemp(dir=folder))
+def _taking(visitors: Visitors, folder: Path, clip: Path, question: str) -> Callable[..., tuple[str, str]]:
+    def taking(request: gr.Request) -> tuple[str, str]:
+        copied = _copy(clip, folder)
+        visitors.shows(request.session_hash, clip=copied)  # now: the page may be closed before it says so
+        return copied, question
+
+    return taking
+
+
+def _copy(file: Path, folder: Path) -> str:
+    """Copy a file to where uploads lie, for one visitor: it goes when the page that shows it is closed, as these do."""
+    return shutil.copy(file, mkdtemp(dir=folder))
 
 
 def _about(name: str) -> dict[str, Any]:
@@ -188,7 +205,7 @@ def _asking(service: Service, visitors: Visitors, folder: Path) -> Callable[...,
         done = count()
         with TemporaryDirectory(dir=folder) as out:
             reply = service.ask(asked, out, lambda what: progress((next(done), STEPS), desc=what))
-            kept = {kind: save_file_to_cache(path, str(folder)) for kind, path in reply.pictures.items()}
+            kept = {kind: _copy(path, folder) for kind, path in reply.pictures.items()}
         sheet, moving = kept.get("png"), kept.get("mp4")
         visitors.shows(request.session_hash, sheet=sheet, film=moving)
         return (

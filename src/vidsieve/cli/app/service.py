@@ -11,7 +11,7 @@ from vidsieve.checks import require
 from vidsieve.cli import demo, report
 from vidsieve.cli.run import Request, run
 from vidsieve.encoded.clips import SUFFIXES
-from vidsieve.engines.hf.loading import load
+from vidsieve.engines.hf.loading import check, load
 from vidsieve.errors import VidsieveError, WrongArgument
 from vidsieve.evaluation.needles.tiny import BUNDLED
 from vidsieve.video.wanted import Sampling
@@ -75,6 +75,8 @@ class Service:
         self._turn = Lock()
         self._stopped = False
         self._models: dict[str, tuple[Any, Any]] = {}
+        for name in settings.models:  # before the first is loaded, which may take minutes
+            check(name)
         for name in (str(BUNDLED), *settings.models):
             note(f"loading {self.label(name)}")
             self._models[name] = load(name, settings.device, settings.dtype, bar=False)

@@ -54,6 +54,7 @@ _BODY = {
     "frames": {"input_ids", "inputs_embeds", "pixel_values_videos", "video_position_ids"},
     "clips": {"input_ids", "inputs_embeds", "pixel_values_videos"},
     "runs": {"input_ids", "inputs_embeds", "pixel_values"},
+    "slices": {"input_ids", "inputs_embeds", "pixel_values_videos", "target_sizes_videos"},
 }
 _OF_GRIDS = ("grid", "parts")
 _CACHE_METHODS = {

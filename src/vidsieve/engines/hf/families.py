@@ -24,6 +24,8 @@ class Adapter:
         "frames" the `video_position_ids` argument (the place of each patch of a frame), and the frames of each video.
         "clips"  one block per video, all of one length; `pixel_values_videos` has the number of frames.
         "runs"   every unbroken run of placeholders is one frame; the runs of a prompt are one video.
+        "slices" every run is a slice of a frame, of the patches in `target_sizes_videos`; `input_ids` say where frames
+            begin, and videos do where more than the two marks around a frame stand between frames.
     token: the config attribute that holds the id of the placeholder.
     grids: the argument with T, H and W of each video ("grid", "parts").
     merge: attribute of the vision config with the patches, or (rows, columns) of them, that make a token ("grid",
@@ -50,7 +52,7 @@ class Adapter:
     """
 
     model_types: tuple[str, ...]
-    layout: Literal["grid", "parts", "frames", "clips", "runs"] = "grid"
+    layout: Literal["grid", "parts", "frames", "clips", "runs", "slices"] = "grid"
     token: str = "video_token_id"
     grids: str = "video_grid_thw"
     merge: str = "spatial_merge_size"
@@ -97,7 +99,7 @@ REFUSED: dict[str, str] = {
     "instructblipvideo": "its Q-Former makes a fixed number of queries of each frame, and none is of a place in it",
     "minimax_m3_vl": "its sparse layers take a position for a place in the cache; what is kept has positions with gaps",
     **dict.fromkeys(
-        ("minicpmv4_6", "minicpmv4_7", "minicpm_ocr", "nemotron_h_omni"),
+        ("minicpmv4_7", "minicpm_ocr", "nemotron_h_omni"),
         "its layout of a video has not been compared with the model by hand yet",
     ),
     **dict.fromkeys(
@@ -244,6 +246,7 @@ for _adapter in (
         ("perception_lm",),
         layout="clips",
         square=True,
+        by_frame=True,
         tower="batched",
         not_before_tower=_UNPROVEN,
         tested=("5.24.0",),
@@ -272,6 +275,7 @@ for _adapter in (
         tower="batched",
         not_before_tower=_IMAGES,
     ),
+    Adapter(("minicpmv4_6",), layout="slices", by_frame=True, tower="stock", not_before_tower=_UNPROVEN),
 ):
     register(_adapter)
 

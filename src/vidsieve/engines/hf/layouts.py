@@ -2,7 +2,7 @@
 
 A layout is a function of (adapter, config, placed, arguments) that yields a `VideoSpan` for each video, row after row.
 config: of the model.  placed: for each row, int64 (n,), the columns of its placeholders.  arguments: of the body, on
-the host. It raises `UnsupportedCall` if the placeholders do not fit the arguments.
+the host, with its `input_ids` where it has them. It raises `UnsupportedCall` if the placeholders do not fit them.
 """
 
 import math
@@ -144,10 +144,7 @@ def _by_clip(adapter: Adapter, config: Any, placed: list[Array], arguments: Mapp
 def _by_run(adapter: Adapter, config: Any, placed: list[Array], arguments: Mapping[str, Any]) -> Iterator[VideoSpan]:
     size = getattr(config, adapter.frame_tokens) if adapter.frame_tokens else None
     for row, columns in enumerate(placed):
-        if not len(columns):
-            continue
-        bounds = [0, *(np.flatnonzero(np.diff(columns) > 1) + 1).tolist(), len(columns)]
-        runs = [columns[a:b] for a, b in pairwise(bounds)]
+        runs = _runs(columns)
         gaps = [math.inf, *(int(b[0] - a[-1]) - 1 for a, b in pairwise(runs)), math.inf]
         frames = [
             run
@@ -158,6 +155,57 @@ def _by_run(adapter: Adapter, config: Any, placed: list[Array], arguments: Mappi
             lengths = tuple(len(run) for run in frames)
             grid = _square(adapter, lengths[0]) if len(set(lengths)) == 1 else None
             yield VideoSpan(row, np.concatenate(frames), lengths, grid)
+
+
+def _by_slice(adapter: Adapter, config: Any, placed: list[Array], arguments: Mapping[str, Any]) -> Iterator[VideoSpan]:
+    """Take each run for a slice of a frame, whose first one shows all of it. Before it stands what begins a frame.
+
+    Frames of a video follow one another by the two marks between them.
+    """
+    ids, sizes = arguments.get("input_ids"), arguments.get("target_sizes_videos")  # (B, L), (slices, 2) in patches
+    if ids is None:
+        raise UnsupportedCall("expected input_ids, in which a mark begins each frame, got inputs_embeds alone")
+    if sizes is None:
+        raise UnsupportedCall(
+            f"found {sum(map(len, placed))} video placeholders but no target_sizes_videos to lay them out"
+        )
+    described = iter(sizes.tolist())
+    for row, columns in enumerate(placed):
+        videos: list[list[list[tuple[Array, tuple[int, int]]]]] = []  # of each, of each frame, slices and their grids
+        last = begins = -1
+        for run in _runs(columns):
+            grid = _grid_of_slice(row, len(run), next(described, (0, 0)), len(sizes))
+            before = int(ids[row, run[0] - 1])
+            begins = before if not videos else begins
+            if before != begins:
+                videos[-1][-1].append((run, grid))
+            elif videos and run[0] - last == 3:
+                videos[-1].append([(run, grid)])
+            else:
+                videos.append([[(run, grid)]])
+            last = int(run[-1])
+        for video in videos:
+            lengths = tuple(sum(len(run) for run, _ in frame) for frame in video)
+            grids = {grid for frame in video for _, grid in frame}
+            alike = grids.pop() if len(grids) == 1 and all(len(frame) == 1 for frame in video) else None
+            yield VideoSpan(row, np.concatenate([run for frame in video for run, _ in frame]), lengths, alike)
+
+
+def _grid_of_slice(row: int, tokens: int, patches: Sequence[int], slices: int) -> tuple[int, int]:
+    """Divide the (rows, columns) of `patches` of a slice by the side of the square of them that is a token."""
+    high, wide = patches
+    side = math.isqrt(high * wide // tokens)
+    if not side or high % side or wide % side or high * wide != tokens * side**2:
+        raise UnsupportedCall(
+            f"row {row} has {tokens} video placeholders in a row, which are not those of a slice of {high} by {wide} "
+            f"patches; target_sizes_videos describes {slices}; pass a prompt's videos in one call, unchunked"
+        )
+    return high // side, wide // side
+
+
+def _runs(columns: Array) -> list[Array]:
+    """Cut the columns of a row where others stand between them."""
+    return np.split(columns, np.flatnonzero(np.diff(columns) > 1) + 1) if len(columns) else []
 
 
 def of_stored(videos: Sequence[StoredVideo], placed: list[Array]) -> Iterator[VideoSpan]:
@@ -182,4 +230,5 @@ LAYOUTS: dict[str, Layout] = {
     "frames": _by_frame,
     "clips": _by_clip,
     "runs": _by_run,
+    "slices": _by_slice,
 }

@@ -14,7 +14,7 @@ from vidsieve.errors import UnsupportedCall
 
 PATCHING = ("Qwen2VLVideoProcessor", "Qwen3VLVideoProcessor")  # of transformers: they normalise, then cut
 # They take pixels for a numpy array, to read its height and width.
-MEASURING = ("LlavaNextVideoProcessor", "LlavaOnevisionProcessor", "VideoLlavaProcessor")
+MEASURING = ("LlavaNextVideoProcessor", "LlavaOnevisionProcessor", "PerceptionLMProcessor", "VideoLlavaProcessor")
 _STOCK = "vidsieve_stock"  # on a video processor that resizes to one size: the processor that this was made of
 ROWS = 2048  # patches that are normalised at once, while they are in the processor's cache
 

@@ -22,7 +22,8 @@ from vidsieve.engines.hf.replayed import StoredVideo
 from vidsieve.errors import UnsupportedCall
 
 _FRAMES = ("video_position_ids", "num_frames_per_video")
-_DESCRIBING = ("video_grid_thw", "video_grids", "video_merge_sizes", "video_compression_mask", *_FRAMES)
+_SIZES = ("video_grid_thw", "video_grids", "video_merge_sizes", "target_sizes_videos")
+_DESCRIBING = (*_SIZES, "video_compression_mask", *_FRAMES)
 _READ = (*_DESCRIBING, "attention_mask")  # arguments of the body that are read
 _SHOWING = ("pixel_values_videos", "mm_encoder_outputs")  # arguments with which a placeholder is a video, not text
 _SHOWING_IMAGES = ("pixel_values", "image_hidden_states")  # and where a video's frames are passed as images
@@ -186,7 +187,8 @@ def find(
         spans = tuple(of_stored(stored, columns))
     else:
         cut = LAYOUTS[adapter.layout]
-        spans = tuple(cut(adapter, config, columns[::copies], arguments)) if any(map(len, columns)) else ()
+        ids = {} if host_inputs.ids is None else {"input_ids": host_inputs.ids[::copies]}
+        spans = tuple(cut(adapter, config, columns[::copies], {**arguments, **ids})) if any(map(len, columns)) else ()
     if not spans:
         return PromptLayout(placed)
     if copies > 1:

@@ -11,7 +11,7 @@ from vllm.multimodal.hasher import MultiModalHasher
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.processing import ProcessorInputs
 
-from vidsieve.engines.vllm.runner import pruning_spec
+from vidsieve.engines.vllm.runner import check_started_with, pruning_spec
 from vidsieve.engines.vllm.settings import (
     KWARG,
     Method,
@@ -82,11 +82,7 @@ class Processor(ABC):
 
     def _checked(self, inputs: ProcessorInputs) -> None:
         """Refuse a request whose wishes cannot be honoured, whatever it brings and whatever is cached of it."""
-        if KWARG in (self.info.ctx.get_mm_config().mm_processor_kwargs or {}):
-            raise UnsupportedCall(
-                f'"{KWARG}" belongs into the mm_processor_kwargs of a request; '
-                "for all requests there are --video-pruning-rate and VIDSIEVE_VLLM"
-            )
+        check_started_with(self.info.ctx.get_mm_config())
         serving, wishes = served(self.info.ctx.model_config), inputs.hf_processor_mm_kwargs
         if serving is None:
             if KWARG in wishes:

@@ -12,8 +12,8 @@ from typing import Any
 from vllm.logger import init_logger
 from vllm.model_executor.models.interfaces import supports_multimodal, supports_multimodal_pruning
 
-from vidsieve.engines.vllm.settings import VARIABLE, method_is_explicit, pruning_rate
-from vidsieve.errors import UnsupportedModel
+from vidsieve.engines.vllm.settings import KWARG, VARIABLE, method_is_explicit, pruning_rate
+from vidsieve.errors import UnsupportedCall, UnsupportedModel, WrongArgument
 
 logger = init_logger("vllm.vidsieve")
 
@@ -22,6 +22,15 @@ def pruning_spec(model_config: Any) -> tuple[str, float] | None:
     """`--video-pruning-method` and `--video-pruning-rate`, if vLLM is to prune."""
     multimodal = getattr(model_config, "multimodal_config", None)
     return None if multimodal is None else multimodal.get_video_pruning_spec()
+
+
+def check_started_with(multimodal: Any) -> None:
+    """Raise `UnsupportedCall` for what a request may ask where it is an option of the server."""
+    if KWARG in (getattr(multimodal, "mm_processor_kwargs", None) or {}):
+        raise UnsupportedCall(
+            f'"{KWARG}" belongs in the mm_processor_kwargs of a request, not in --mm-processor-kwargs of the server; '
+            f"for all requests there are --video-pruning-rate and {VARIABLE}"
+        )
 
 
 def patch_worker() -> None:
@@ -83,7 +92,9 @@ def derive_models(registry: Any) -> None:
     """Have vLLM's registry answer with our subclass of each model that has one, made when a server asks for the model.
 
     For any other model that is to prune, the server logs a warning as it loads it; a user who named a method in
-    VIDSIEVE_VLLM gets `UnsupportedModel` instead. A second call changes nothing.
+    VIDSIEVE_VLLM gets `UnsupportedModel` instead. Options of the server that would never be honoured are refused with
+    `WrongArgument`, by whichever process asks first: that which reads the options, before it starts workers.
+    A second call changes nothing.
     """
     resolve = registry.resolve_model_cls
     if hasattr(resolve, "__wrapped__"):
@@ -97,9 +108,13 @@ def derive_models(registry: Any) -> None:
         from vidsieve.engines.vllm.derive import ROOTS, derive  # not at start-up: it loads what models are made of
 
         ours, reason = derive(model)
-        if ours is not None:
-            return ours, architecture
-        rate = pruning_rate(pruning_spec(model_config))
+        try:
+            rate = pruning_rate(pruning_spec(model_config))
+            if ours is not None:
+                check_started_with(getattr(model_config, "multimodal_config", None))
+                return ours, architecture
+        except UnsupportedCall as error:  # a ValueError, for which vLLM would serve the model without its videos
+            raise WrongArgument(str(error)) from None
         if rate is not None:
             instead = "vLLM's own method runs" if supports_multimodal_pruning(model) else "nothing is pruned"
             roots = ", ".join(root.rpartition(".")[2] for root in ROOTS)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from vidsieve import registry
-from vidsieve.checks import describe
+from vidsieve.checks import describe, did_you_mean
 from vidsieve.errors import UnsupportedCall
 from vidsieve.methods.base import Reducer, check_keep, kept_count
 from vidsieve.types.reduction import Reduction
@@ -110,10 +110,12 @@ def _find(name: str) -> Callable[[float], Reducer]:
         return served[name]
     module, colon, attribute = name.partition(":")
     if not colon:
-        wrong = "works inside the language model" if name in registry.methods() else "is no method"
+        inside = name in registry.methods()
+        wrong = "works inside the language model" if inside else "is no method"
+        meant = "" if inside else did_you_mean(name, (*served, "off"))
         raise UnsupportedCall(
             f"{VARIABLE}={name!r} {wrong}; expected one of {', '.join(served)}, "
-            "package.module:name for one of your own, or off"
+            f"package.module:name for one of your own, or off{meant}"
         )
     try:
         build: Callable[[float], Reducer] = getattr(importlib.import_module(module), attribute)

@@ -7,8 +7,10 @@ One segment, as a short video is, goes without what several need: a look-up at o
 takes numpy a tenth of the time.
 """
 
+import ctypes
 from collections.abc import Callable
-from typing import Any
+from functools import cache
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +22,8 @@ from vidsieve.ops.definitions import EXHAUSTED, TIE
 WITHOUT_BLAS = (
     400  # products; fewer are torch's own in baddbmm and rounded otherwise, more are as in addmv at half the cost
 )
+
+ALONE = 1 << 19  # products; so many and fewer are made by one thread
 
 Array = npt.NDArray[Any]
 
@@ -65,7 +69,7 @@ def conditional_dpp(
             break
         row = similarities(segments, pick, scores, left)
         at_pick = torch.from_numpy(rows[segments, :step, pick]).unsqueeze(2)  # (A, step, 1)
-        e = torch.baddbmm(row.unsqueeze(1), at_pick.mT, c[:, :step], alpha=-1).numpy()[:, 0]
+        e = _difference(torch.baddbmm, row.unsqueeze(1), at_pick.mT, c[:, :step], step * left.size).numpy()[:, 0]
         scale = 1 / np.sqrt(np.maximum(left[segments, pick], limit))
         if not new.all():  # what is not new spans nothing: its row would be rounding divided by rounding
             e[~new], scale[~new] = 0, 0
@@ -119,12 +123,42 @@ def conditional_dpp_of_one(
         if step * len(left) < WITHOUT_BLAS:
             e = torch.baddbmm(row[None, None], at_pick[None, None], c[None, :step], alpha=-1)[0, 0]
         else:
-            e = torch.addmv(row, torch.from_numpy(rows[:step].T), at_pick, alpha=-1)
+            e = _difference(torch.addmv, row, torch.from_numpy(rows[:step].T), at_pick, step * len(left))
         now = np.multiply(e.numpy(), 1 / np.sqrt(left[pick]), rows[step])
         np.subtract(left, np.multiply(now, now, product), left)
         left[pick], weight[pick] = -np.inf, 1
         np.multiply(weight, left, score)
     return torch.from_numpy(order)
+
+
+def _difference(operation: Callable[..., Tensor], own: Tensor, left: Tensor, right: Tensor, products: int) -> Tensor:
+    """Compute own - left @ right.
+
+    Small ones in this thread alone. There is one for each pick, and where other work has the cores, a thread that waits
+    for the others waits a thousand times as long as the product takes.
+    """
+    if products > ALONE:
+        return operation(own, left, right, alpha=-1)
+    limit = _mkl_threads()
+    before = limit(1)
+    try:
+        return operation(own, left, right, alpha=-1)
+    finally:
+        limit(before)
+
+
+@cache
+def _mkl_threads() -> Callable[[int], int]:
+    """Get what limits MKL's threads for calls from this thread, 0 for no limit of its own, and returns the one before.
+
+    oneMKL's mkl_set_num_threads_local; nothing where torch has another library. torch.set_num_threads is no substitute:
+    it changes the products of all threads.
+    """
+    set_threads: Any = getattr(ctypes.PyDLL(torch._C.__file__), "MKL_Set_Num_Threads_Local", None)
+    if set_threads is None:
+        return lambda threads: 0
+    set_threads.argtypes, set_threads.restype = [ctypes.c_int], ctypes.c_int
+    return cast(Callable[[int], int], set_threads)
 
 
 def _first_of_best(score: Array, segments: Array) -> Array:

@@ -15,9 +15,9 @@ from vidsieve.ops.definitions import GateProblem, RotaryProblem, SegmentAttentio
 
 def segment_attention(problem: SegmentAttentionProblem) -> Tensor:
     query, key, value, bounds, longest = problem[:5]
-    if takes_bounds(query):
+    attend = _packed_attention(query.dtype, query.shape[-1], query.device.index) if query.is_cuda else None
+    if attend is not None:
         key_bounds = bounds if problem.key_bounds is None else problem.key_bounds
-        attend = cast(Callable[..., Tensor], _varlen_attn())
         return attend(query, key, value, bounds, key_bounds, longest, longest, scale=problem.scale)
     # Segments of one length are one batch, which gives each the bits that it has alone.
     groups = _of_equal_lengths(problem)
@@ -31,17 +31,12 @@ def segment_attention(problem: SegmentAttentionProblem) -> Tensor:
     return query.new_empty(query.shape) if out is None else out
 
 
-def takes_bounds(query: Tensor) -> bool:
-    """Whether torch has one kernel for segments of all lengths of such queries (N, H, d)."""
-    if not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16) or _varlen_attn() is None:
-        return False
-    width = query.shape[-1]
-    return width % 8 == 0 and width <= 256 and _capability(query.device.index) >= (8, 0)
-
-
 @cache  # asking costs the host as much as a launch
-def _capability(device: int) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
+def _packed_attention(dtype: torch.dtype, width: int, device: int) -> Callable[..., Tensor] | None:
+    """Get torch's one kernel for segments of all lengths of such queries (N, H, width); None if it has none."""
+    if dtype not in (torch.float16, torch.bfloat16) or width % 8 or width > 256:
+        return None
+    return _varlen_attn() if torch.cuda.get_device_capability(device) >= (8, 0) else None
 
 
 @cache  # imported when a CUDA device asks, for it imports Triton

@@ -7,6 +7,7 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import register_parametrization
 
 from tests.engines.hf import tiny
 from vidsieve.engines.hf.intercept import Interceptions
@@ -15,6 +16,7 @@ from vidsieve.engines.hf.vision.fused import FusedModules
 from vidsieve.engines.hf.vision.layout import Layouts
 from vidsieve.engines.hf.vision.tower import vision_tower
 
+PARTS = [("MLP", "up_proj"), ("MLP", "down_proj"), ("Attention", "qkv"), ("Attention", "proj")]
 FAMILIES = ("qwen2_5_vl", "qwen3_vl", "glm4v")
 GRID = torch.tensor([[6, 4, 6]])
 
@@ -153,7 +155,7 @@ def test_weights_that_somebody_moved_are_those_that_count(move: str) -> None:
     assert torch.equal(mlp.gate_proj.weight, moved)
 
 
-@pytest.mark.parametrize(("kind", "part"), [("MLP", "up_proj"), ("Attention", "qkv"), ("Attention", "proj")])
+@pytest.mark.parametrize(("kind", "part"), PARTS)
 def test_a_part_that_somebody_replaced_is_the_one_that_counts(kind: str, part: str) -> None:
     tower = new_tower("qwen2_5_vl")
     module: Any = next(m for m in tower.modules() if type(m).__name__.endswith(kind))
@@ -161,6 +163,33 @@ def test_a_part_that_somebody_replaced_is_the_one_that_counts(kind: str, part: s
     with fused(tower), torch.no_grad():
         before = module(*args, **kwargs)
         setattr(module, part, nn.Sequential(getattr(module, part), nn.Tanh()))  # as an adapter wraps a layer
+        expected = type(module).forward(module, *args, **kwargs)
+        torch.testing.assert_close(module(*args, **kwargs), expected)
+        assert not torch.allclose(before, expected)
+
+
+class _Doubled(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight
+
+
+@pytest.mark.parametrize(
+    ("kind", "part", "name"),
+    [
+        ("RMSNorm", "", "weight"),
+        *((kind, part, name) for kind, part in PARTS for name in ("weight", "bias")),
+    ],
+)
+def test_a_weight_that_somebody_has_computed_is_the_one_that_counts(kind: str, part: str, name: str) -> None:
+    tower = new_tower("qwen2_5_vl")
+    module: Any = next(m for m in tower.modules() if type(m).__name__.endswith(kind))
+    owner = module.get_submodule(part)
+    with torch.no_grad():
+        getattr(owner, name).normal_(generator=torch.Generator().manual_seed(3))
+    args, kwargs = inputs_of(module)
+    with fused(tower), torch.no_grad():
+        before = module(*args, **kwargs)
+        register_parametrization(owner, name, _Doubled())
         expected = type(module).forward(module, *args, **kwargs)
         torch.testing.assert_close(module(*args, **kwargs), expected)
         assert not torch.allclose(before, expected)

@@ -19,6 +19,7 @@ from vidsieve.engines.hf.intercept import Interceptions, OfOneModel
 from vidsieve.engines.hf.tracked import NonFiniteCheck
 from vidsieve.engines.hf.vision.batched import BatchedPixels
 from vidsieve.engines.hf.vision.calls import Grids, TowerCall, TowerCalls
+from vidsieve.engines.hf.vision.cpu import FewFrames
 from vidsieve.engines.hf.vision.fused import FusedModules
 from vidsieve.engines.hf.vision.layout import Layouts, TowerLayout
 from vidsieve.engines.hf.vision.memory_layout import ChannelsLastPooling, ContiguousEmbeddings
@@ -97,6 +98,8 @@ class VisionSeam(OfOneModel):
                 )
             self._fused = bool(modules.replaced)
         SegmentedAttention(tower, self._calls, lambda kwargs: cast(Tensor, kwargs["cu_seq_lens_q"]), hooks)
+        if next(tower.parameters()).device.type == "cpu":
+            FewFrames(tower, self._calls, hooks)
         self._takes_host_grids = takes_host_grids(tower)
         hooks.wrap(model.base_model, "get_video_features", self._video)
         hooks.before(tower, self._before)
@@ -135,16 +138,18 @@ class VisionSeam(OfOneModel):
             return None
         fused = self._fused and not torch.is_autocast_enabled(patches.device.type)
         layout = self._layouts.of(arguments["grid_thw"], patches.device, arguments.get("merge_sizes"))
+        operations = ops.VisionOperations.chosen_for(next(tower.parameters()))
         self._trace.tower, self._trace.tower_slow = "fused" if fused else "packed", False
         videos = self._calls.videos
         if self._pixels is None or videos is None:
-            self._calls.enter(TowerCall(layout, fused))
+            self._calls.enter(TowerCall(layout, fused, operations=operations))
             return args, {**kwargs, **layout.arguments}
         kept, source, nonfinite = self._select(patches, layout, videos)
         self._trace.tower += f", {len(kept)} of {len(source)} groups of pixels computed"
         made = layout.of_kept(kept)
         rows = layout.patch_rows(source, made)
-        self._calls.enter(TowerCall(layout, fused, source, rows, self._pixels.holds_keys, nonfinite))
+        call = TowerCall(layout, fused, source, rows, self._pixels.holds_keys, nonfinite, operations=operations)
+        self._calls.enter(call)
         return (), {**arguments, **made, pixels_name: patches[layout.patches_of(kept)]}
 
     def _select(self, patches: Tensor, layout: TowerLayout, videos: Grids) -> tuple[Tensor, Tensor, NonFiniteCheck]:

@@ -33,7 +33,7 @@ class TowerCall:
     that do not run have the keys and values of those that they repeat, or none.  nonfinite_check: of the pixels, where
     groups were chosen by them.
     Of a tower whose frames are one batch, kept: int64 (K,), the tokens that run.  bounds: int32 (T + 1,), of theirs in
-    each frame.
+    each frame.  operations: what it computes with.
     """
 
     layout: Layout
@@ -44,14 +44,21 @@ class TowerCall:
     nonfinite_check: NonFiniteCheck | None = None
     kept: Tensor | None = None
     bounds: Tensor | None = None
+    operations: ops.VisionOperations = ops.VisionOperations()
+
+    @property
+    def reads_other_rows(self) -> bool:
+        """Whether attention reads rows outside of the segment: those that patches of the segment repeat."""
+        return self.holds_keys and self.patch_rows is not None
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, scale: float) -> Tensor:
         """Compute the attention of the patches that run, (N, H, d), to those of their segment."""
         key_bounds = None
-        if self.holds_keys and self.patch_rows is not None:
+        if self.reads_other_rows:
             key, value, key_bounds = key[self.patch_rows], value[self.patch_rows], self.layout.bounds_like(bounds)
         longest = self.layout.longest_of(bounds)
-        return ops.segment_attention(ops.SegmentAttentionProblem(query, key, value, bounds, longest, scale, key_bounds))
+        problem = ops.SegmentAttentionProblem(query, key, value, bounds, longest, scale, key_bounds)
+        return self.operations.segment_attention(problem)
 
     def expand(self, rows: Tensor) -> Tensor:
         """Give every group a row, that of the group it repeats: (K, ...) to (G, ...)."""
@@ -62,33 +69,21 @@ class TowerCall:
         return rows if self.patch_rows is None else rows[self.patch_rows]
 
 
-class TowerCalls(OfOneModel):
-    """Holds the current call of each thread."""
+class TowerCalls(OfOneModel, threading.local):
+    """Holds the current call of each thread.
 
-    def __init__(self) -> None:
-        self._threads = threading.local()
+    current: the call of this thread; None outside of one, and in one that is to be stock.
+    videos: the grids of the videos that are being encoded in this thread; None where there are none, but images.
+    """
 
-    @property
-    def current(self) -> TowerCall | None:
-        """The call of this thread; None outside of one, and in one that is to be stock."""
-        call: TowerCall | None = self._threads.__dict__.get("call")
-        return call
-
-    @property
-    def videos(self) -> Grids | None:
-        """The grids of the videos that are being encoded in this thread; None where there are none, but images."""
-        grids: Grids | None = self._threads.__dict__.get("videos")
-        return grids
-
-    @videos.setter
-    def videos(self, grids: Grids | None) -> None:
-        self._threads.__dict__["videos"] = grids
+    current: TowerCall | None = None
+    videos: Grids | None = None
 
     def enter(self, call: TowerCall | None) -> None:
         """Begin a call; None for one that is to be stock."""
-        self._threads.__dict__["call"] = call
+        self.current = call
 
     def leave(self) -> TowerCall | None:
         """End the call, and return it."""
-        call: TowerCall | None = self._threads.__dict__.pop("call", None)
+        call, self.current = self.current, None
         return call

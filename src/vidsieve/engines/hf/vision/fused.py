@@ -6,6 +6,7 @@ computes something else is noticed, and left as it is.
 
 from collections.abc import Callable
 from functools import wraps
+from operator import itemgetter
 from typing import Any, cast
 
 import torch
@@ -14,13 +15,16 @@ from torch.nn import functional
 
 from vidsieve import ops
 from vidsieve.engines.hf.intercept import Interceptions
-from vidsieve.engines.hf.vision.calls import TowerCalls
+from vidsieve.engines.hf.vision.calls import TowerCall, TowerCalls
+from vidsieve.engines.hf.vision.layout import TowerLayout
 
 ALIGNED = 64  # columns; rows of other lengths make matrix products several times slower
 AGREE = 2**-6  # the share of the norm of an output that rounding to bf16 may make differ, several operations long
 
-Forward = Callable[..., Tensor]
+Forward = Callable[..., Tensor]  # of a module; a fused one gets the call of the tower first
 _ROWS = 16  # to try a module on
+_TRIED = TowerCall(TowerLayout((), 1, {}, (_ROWS, _ROWS)), fused=True)
+_WEIGHT_AND_BIAS = itemgetter("weight", "bias")
 
 
 class FusedModules:
@@ -39,7 +43,7 @@ class FusedModules:
                 continue  # by somebody who would see what it is tried on, or miss what it no longer calls
             for kind in (_attention, _gated_mlp, _rms_norm, _patch_projection):
                 own_hooks = Interceptions()
-                made = kind(module, calls, own_hooks)
+                made = kind(module, own_hooks)
                 if made is None:
                     continue
                 fused, inputs = made
@@ -62,7 +66,7 @@ class FusedModules:
             call = calls.current
             if call is None or not call.fused or (torch.is_grad_enabled() and any(x.requires_grad for x in args)):
                 return cast(Tensor, inner(*args, **kwargs))  # kernels have no gradients
-            return fused(*args, **kwargs)
+            return fused(call, *args, **kwargs)
 
         self._hooks.put(module, "forward", forward)
 
@@ -80,7 +84,7 @@ def _agree(module: Any, fused: Forward, inputs: tuple[tuple[Any, ...], dict[str,
             return False
         if not isinstance(own, Tensor):
             return False
-        return agree(own, fused(*args, **kwargs))
+        return agree(own, fused(_TRIED, *args, **kwargs))
 
 
 def agree(own: Tensor, found: Tensor) -> bool:
@@ -94,32 +98,37 @@ def _noise(weight: Tensor, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=generator, device=weight.device).to(weight.dtype)
 
 
-def _rms_norm(module: Any, calls: TowerCalls, hooks: Interceptions) -> Made:
+def _rms_norm(module: Any, hooks: Interceptions) -> Made:
     """`weight * x / rms(x)`, six kernels in transformers."""
     if not type(module).__name__.endswith("RMSNorm") or not hasattr(module, "variance_epsilon"):
         return None
     weight = module.weight
+    own: Forward = module.forward
+    parameters = module._parameters  # torch looks for `module.weight` in Python
 
-    def forward(x: Tensor) -> Tensor:
-        return functional.rms_norm(x, x.shape[-1:], module.weight, module.variance_epsilon)
+    def forward(call: TowerCall, x: Tensor) -> Tensor:
+        weight = parameters.get("weight")
+        if weight is None:  # somebody has it computed
+            return own(x)
+        return torch.rms_norm(x, x.shape[-1:], weight, module.variance_epsilon)
 
     return forward, lambda: ((_noise(weight, _ROWS, len(weight)),), {})
 
 
-def _patch_projection(module: Any, calls: TowerCalls, hooks: Interceptions) -> Made:
+def _patch_projection(module: Any, hooks: Interceptions) -> Made:
     """A convolution whose kernel is its stride, on patches: a linear layer, which is some thirty times sooner."""
     if type(module) is not nn.Conv3d or module.stride != module.kernel_size or module.groups != 1:
         return None
     weight = module.weight
 
-    def forward(x: Tensor) -> Tensor:
+    def forward(call: TowerCall, x: Tensor) -> Tensor:
         out = functional.linear(x.flatten(1), module.weight.flatten(1), module.bias)
         return out.view(*out.shape, 1, 1, 1)
 
     return forward, lambda: ((_noise(weight, _ROWS, *weight.shape[1:]),), {})
 
 
-def _gated_mlp(module: Any, calls: TowerCalls, hooks: Interceptions) -> Made:
+def _gated_mlp(module: Any, hooks: Interceptions) -> Made:
     """`down(silu(gate(x)) * up(x))`, with weights and intermediate values whose rows are aligned."""
     linears: list[Any] = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
     if {name for name, _ in module.named_children()} != {"gate_proj", "up_proj", "down_proj", "act_fn"}:
@@ -131,22 +140,28 @@ def _gated_mlp(module: Any, calls: TowerCalls, hooks: Interceptions) -> Made:
     gate, up, down = linears
     width = gate.out_features
     columns = -(-width // ALIGNED) * ALIGNED
-    halves = [_aligned(linear, columns, linear.in_features, hooks) for linear in (gate, up)]
+    gate_columns, up_columns = (_aligned(linear, columns, linear.in_features, hooks).T for linear in (gate, up))
     back = _aligned(down, down.out_features, columns, hooks)
     own: Forward = module.forward
-    children = list(module.children())
-    hooked = [x for child in children for x in (child._forward_hooks, child._forward_pre_hooks)]
-    at = [weight.data_ptr() for weight in (*halves, back)]
+    children, parameters = dict(module._modules), [linear._parameters for linear in linears]
+    hooked = [x for child in children.values() for x in (child._forward_hooks, child._forward_pre_hooks)]
+    at = gate_columns.data_ptr(), up_columns.data_ptr(), back.data_ptr()
 
-    def forward(x: Tensor) -> Tensor:
-        moved = at != [linear.weight.data_ptr() for linear in linears]
-        if moved or any(hooked) or list(module._modules.values()) != children:
-            return own(x)  # somebody moved the weights, replaced a part, or wants to know what comes through it
-        both = x.new_empty(len(x), 2, columns)
-        for half, weight in enumerate(halves):
-            torch.mm(x, weight.T, out=both[:, half])
-        bias = None if gate.bias is None else (gate.bias, up.bias)
-        return functional.linear(ops.gate(ops.GateProblem(both.view(len(x), -1), width, bias)), back, down.bias)
+    def forward(call: TowerCall, x: Tensor) -> Tensor:
+        if any(hooked) or module._modules != children:
+            return own(x)  # somebody replaced a part, or wants to know what comes through it
+        try:  # torch looks for `gate.weight` in Python
+            (first, gate_bias), (second, up_bias), (last, bias) = map(_WEIGHT_AND_BIAS, parameters)
+        except KeyError:  # somebody has it computed
+            return own(x)
+        if at != (first.data_ptr(), second.data_ptr(), last.data_ptr()):  # somebody moved it
+            return own(x)
+        both = x.new_empty(x.shape[0], 2 * columns)
+        gated, raised = both.chunk(2, 1)
+        torch.mm(x, gate_columns, out=gated)
+        torch.mm(x, up_columns, out=raised)
+        biases = None if gate_bias is None else (gate_bias, up_bias)
+        return functional.linear(call.operations.gate(ops.GateProblem(both, width, biases)), back, bias)
 
     return forward, lambda: ((_noise(gate.weight, _ROWS, gate.in_features),), {})
 
@@ -178,7 +193,7 @@ def _aligned(linear: Any, rows: int, columns: int, hooks: Interceptions) -> Tens
     return cast(Tensor, matrix)
 
 
-def _attention(module: Any, calls: TowerCalls, hooks: Interceptions) -> Made:
+def _attention(module: Any, hooks: Interceptions) -> Made:
     """Attention with one product for queries, keys and values, rotated in place."""
     qkv, project = getattr(module, "qkv", None), getattr(module, "proj", None)
     if type(qkv) is not nn.Linear or type(project) is not nn.Linear:
@@ -190,22 +205,24 @@ def _attention(module: Any, calls: TowerCalls, hooks: Interceptions) -> Made:
     if project.in_features != heads * width:
         return None
 
+    parts = module._modules  # torch looks for `module.qkv` in Python
+
     def forward(
+        call: TowerCall,
         hidden_states: Tensor,
         cu_seqlens: Tensor,
         position_embeddings: tuple[Tensor, Tensor],
         **_: Any,
     ) -> Tensor:
-        n = len(hidden_states)
-        rotated = module.qkv(hidden_states).view(n, 3, heads, width)
+        n = hidden_states.shape[0]
+        rotated = parts["qkv"](hidden_states).view(n, 3, heads, width)
         cos, sin = position_embeddings
-        ops.rotate_(ops.RotaryProblem(rotated, cos.float().contiguous(), sin.float().contiguous()))
+        if cos.dtype is not torch.float32 or sin.dtype is not torch.float32:
+            cos, sin = cos.float(), sin.float()
+        call.operations.rotate_(ops.RotaryProblem(rotated, cos.contiguous(), sin.contiguous()))
         query, key, value = rotated.unbind(1)
-        call = calls.current
-        if call is None:  # tried
-            problem = ops.SegmentAttentionProblem(query, key, value, cu_seqlens, n, scale)
-            return cast(Tensor, module.proj(ops.segment_attention(problem).reshape(n, -1)))
-        return cast(Tensor, module.proj(call.attend(query, key, value, cu_seqlens, scale).reshape(n, -1)))
+        out: Tensor = parts["proj"](call.attend(query, key, value, cu_seqlens, scale).reshape(n, -1))
+        return out
 
     def inputs() -> tuple[tuple[Any, ...], dict[str, Any]]:
         angle = _noise(qkv.weight, _ROWS, width // 2).float().repeat(1, 2)

@@ -36,15 +36,17 @@ class TowerLayout:
     def longest_of(self, bounds: Tensor) -> int:
         """Get the length of the longest segment, where `bounds` (M + 1,) are those of full or of windowed attention."""
         full, window = self.longest
-        return window if self._windowed(bounds) else full
+        return window if bounds.shape[0] == self._window_bounds else full
 
     def bounds_like(self, bounds: Tensor) -> Tensor:
         """Get those bounds of this layout that `bounds` (M + 1,), of fewer patches, correspond to."""
-        return cast(Tensor, self.arguments["cu_window_seqlens" if self._windowed(bounds) else "cu_seqlens"])
+        windowed = bounds.shape[0] == self._window_bounds
+        return cast(Tensor, self.arguments["cu_window_seqlens" if windowed else "cu_seqlens"])
 
-    def _windowed(self, bounds: Tensor) -> bool:
-        windows = self.arguments.get("cu_window_seqlens")
-        return windows is not None and len(bounds) == len(windows)
+    @cached_property
+    def _window_bounds(self) -> int:
+        """How many bounds windows have; 0 without windows."""
+        return len(self.arguments.get("cu_window_seqlens", ()))
 
     @cached_property
     def order(self) -> Tensor | None:
