@@ -199,7 +199,8 @@ def test_a_method_that_cannot_be_stored_says_what_to_do(
         assert main.main([command, "c", "-m", "absent", "--out", str(tmp_path / "out"), "--method", method]) == 1
         refusals.append(capsys.readouterr().err)
     assert refusals[0] == refusals[1]
-    assert re.fullmatch(f"vidsieve: error: .*; store by one that can, as vidsieve, and {says}\n", refusals[0])
+    able = r"store by one that can \(vidsieve, .*\)"
+    assert re.fullmatch(f"vidsieve: error: {method} cannot store clips: .*; {able}, and {says}\n", refusals[0])
     assert not list(tmp_path.iterdir())
 
 

@@ -120,15 +120,20 @@ def by_name(name: str, keep: float) -> Prune:
     try:
         return in_chunks(method)
     except WrongArgument as error:
-        raise WrongArgument(f"{error}; store by one that can, as vidsieve, and {_later(name, method)}") from error
+        why, _, _ = str(error).partition("; expected")
+        able = ", ".join(other for other, made in registry.methods().items() if _is_able(made(), in_chunks))
+        then = f"let {name} pick of what is stored for each question: vidsieve ask FILE --method {name}"
+        if not _is_able(arguments.method(method), check_inside):
+            then = "ask any question of what is stored: vidsieve ask FILE"
+        raise WrongArgument(f"{name} cannot store clips: {why}; store by one that can ({able}), and {then}") from error
 
 
-def _later(name: str, method: Any) -> str:
+def _is_able(method: Any, check: Callable[[Any], object]) -> bool:
     try:
-        check_inside(arguments.method(method))
+        check(method)
     except (UnsupportedCall, WrongArgument):
-        return "ask any question of what is stored: vidsieve ask FILE"
-    return f"let {name} pick of what is stored for each question: vidsieve ask FILE --method {name}"
+        return False
+    return True
 
 
 def _rows(clips: Sequence[str], request: Request, note: Note) -> Iterator[dict[str, Any]]:
