@@ -55,6 +55,7 @@ def told(capsys: pytest.CaptureFixture[str], command: str) -> list[str]:
         ),
         (f"{ASKED} --fps 1", RUN, "no option --fps; vidsieve encode, plan, batch have it"),
         (f"{ASKED} -z", RUN, "no option -z"),
+        ("encode clip.mp4 -m M -o stored", ENCODE, "no option -o; did you mean --out?"),
         (f"{ASKED} more", RUN, "expected nothing more, got more"),
         (
             "--keep 10% run clip.mp4",

@@ -316,6 +316,8 @@ def test_no_model_is_loaded_before_a_clip_is_known_to_have_frames(
         assert error.startswith(f"vidsieve: error: {clip}: {says}")
         assert told == ([] if says in ("no such file", "is empty (0 bytes)") else told[:1])
     assert main.main(["encode", bad["no such file"].as_uri(), *more]) == 1
+    assert main.main(["encode", str(bad["no such file"]), *more, "--model", "no/such"]) == 1
+    assert last_line(capsys).endswith("absent.mp4: no such file")  # before the Hub is asked
     assert main.main(["encode", str(world / "clip.mp4"), *more, "--start", "500"]) == 1
     assert "before the start at 500 s" in last_line(capsys)
     assert main.main(["encode", *map(str, bad.values()), *more]) == 1
@@ -465,6 +467,14 @@ def test_questions_come_from_standard_input(
         (True, "Who?"),
     ]
     assert found["tokens"] == 115
+
+
+def test_no_question_at_all_is_told(
+    stored: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
+    assert main.main(["ask", stored["rows"][0]["file"]]) == 1
+    assert last_line(capsys) == "vidsieve: error: no question came: give --question, or one a line on standard input"
 
 
 def test_nothing_is_drawn_over_a_question_that_is_typed(

@@ -8,7 +8,7 @@ import torch
 
 pytest.importorskip("torchvision", reason="transformers' video processors need torchvision")
 
-from tests.encoded.worlds import GENERATE, QUESTIONS, Fixed, World, frames, world
+from tests.encoded.worlds import GENERATE, QUESTIONS, Fixed, World, frames, side_by_side, world
 from tests.engines.hf import processors, tiny
 from tests.engines.hf.reducers import Loudest, MergeIntoLoudest
 from tests.engines.hf.staged import attended
@@ -16,7 +16,7 @@ from tests.engines.hf.test_replay import blind, state
 from vidsieve import Chain, Prune, Reducer, Staged
 from vidsieve.encoded.at_once import encode_frames
 from vidsieve.encoded.video import EncodedVideo
-from vidsieve.engines.hf import adapter_for, attach
+from vidsieve.engines.hf import attach
 from vidsieve.engines.hf.loading import prepare, prepare_turns
 from vidsieve.errors import UnsupportedCall
 from vidsieve.methods import Flat, Proportional, SceneCuts, Uniform, Whole
@@ -140,7 +140,7 @@ def test_several_videos_are_reduced_each_by_itself(world: World, stored: Encoded
     counts = [sum(video.tokens) for video in both.videos]
     assert [video.before for video in trace.videos] == counts
     assert [video.after for video in trace.videos] == [round(0.25 * count) for count in counts]
-    if adapter_for(world.model).layout != "runs":  # which would take all frames of a prompt for one video
+    if not side_by_side(world.model):
         want, expected = hooked(world, inputs, FIRST)
         assert [video.kept for video in trace.videos] == [video.kept for video in expected.videos]
         torch.testing.assert_close(torch.stack(got.logits), torch.stack(want.logits), atol=1e-4, rtol=0)

@@ -17,7 +17,7 @@ from tests.engines.hf import processors, tiny
 from tests.engines.hf.reducers import Loudest
 from vidsieve.encoded.at_once import encode_frames
 from vidsieve.encoded.video import EncodedVideo
-from vidsieve.engines.hf import attach
+from vidsieve.engines.hf import adapter_for, attach
 from vidsieve.engines.hf.loading import prepare
 from vidsieve.methods.base import Reducer
 from vidsieve.types.frames import Frames
@@ -49,9 +49,16 @@ def processor_of(family: str) -> Any:
     processor = processors.processor(family)
     if family == "video_llama_3":  # would choose tokens by their pixels
         processor.video_processor.use_token_compression = False
-    if family.startswith("glm"):  # tells videos from images by marks that this vocabulary has no room for
+    if (
+        family.startswith("glm") and family != "glm5_next"
+    ):  # tells videos from images by marks that this vocabulary has no room for
         processor.video_start_id, processor.video_end_id = tiny.TURN, tiny.END_OF_TURN
     return processor
+
+
+def side_by_side(model: Any) -> bool:
+    """Whether videos with nothing between them in a prompt are taken for one: then a reducer sees all their frames."""
+    return adapter_for(model).layout == "runs" or model.config.model_type == "minicpmv4_7"
 
 
 class World:

@@ -96,7 +96,9 @@ class Parser(argparse.ArgumentParser):
             return f"; options of a command stand behind it: vidsieve {others[0]} ... {option}"
         if others:
             return f"; vidsieve {', '.join(others)} {'has' if len(others) == 1 else 'have'} it"
-        return did_you_mean(option, (one for one in self._option_string_actions if one.startswith("--")))
+        names = [one for one in self._option_string_actions if one.startswith("--")]
+        begin_so = [name for name in names if name.startswith(f"-{option}")]  # -o, of --out
+        return did_you_mean(option, names) or (f"; did you mean {begin_so[0]}?" if len(begin_so) == 1 else "")
 
 
 def _longest(names: Sequence[str]) -> str:

@@ -69,6 +69,8 @@ def ask_all(
             note("")
             if show:
                 show(rows[-1])
+    if not rows and not sys.stdin.isatty():
+        raise VidsieveError("no question came: give --question, or one a line on standard input")
     return {
         "files": [str(file) for file in files],
         "videos": [

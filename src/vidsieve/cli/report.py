@@ -204,7 +204,7 @@ def show_plan(found: Any) -> None:
     frames = "1 frame" if found["frames"] == 1 else f"{found['frames']} frames"
     print(f"{name}: {frames} of {height} x {width}, {found['duration']:.1f} s")
     least, most = _bytes(size["stored"]), _bytes(size["stored_most"])
-    scenes = "" if least == most else f" to {most}, by its scenes"
+    scenes = "" if least == most else f" to {most}, depending on its scenes"
     print(f"{found['tokens_before']} video tokens -> {found['tokens_after']} kept, a file of {least}{scenes}")
     print(f"prompt: {found['prompt_before']} -> {found['prompt_after']} tokens, KV cache ", end="")
     print(f"{_bytes(size['kv_before'])} -> {_bytes(size['kv_after'])}; weights {_bytes(size['weights'])}")

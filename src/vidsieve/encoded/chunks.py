@@ -20,7 +20,7 @@ from vidsieve.encoded.until_decoder import decoder_arguments
 from vidsieve.engines.hf import adapter_for, arguments, attach, contract, prompt
 from vidsieve.engines.hf.families import Adapter
 from vidsieve.engines.hf.loading import prepare, prepare_video
-from vidsieve.engines.hf.processing import resizing_to
+from vidsieve.engines.hf.processing import Padding, resizing_to
 from vidsieve.engines.hf.seams.vision import Vision, check_vision
 from vidsieve.errors import UnsupportedCall, UnsupportedModel, VidsieveError, WrongArgument
 from vidsieve.stages import Stages, in_use
@@ -97,9 +97,13 @@ def by_frame(model: Any, processor: Any) -> tuple[Adapter, int]:
     return adapter, getattr(processor.video_processor, "temporal_patch_size", 1) if adapter.layout == "grid" else 1
 
 
-def size_of(model: Any, processor: Any, frames: Frames) -> tuple[int, int] | None:
-    """Ask the processor which height and width it gives `frames`; None for one that gives any video the same."""
-    return _Layout.of(adapter_for(model), model.config, processor, frames).size
+def pinned(model: Any, processor: Any, frames: Frames) -> tuple[Any, tuple[int, int] | None]:
+    """Copy `processor` to one that gives any frames the size that it gives `frames`; with that height and width.
+
+    The processor itself, and None, for one that gives any video the same.
+    """
+    layout = _Layout.of(adapter_for(model), model.config, processor, frames)
+    return layout.pin(processor), layout.size
 
 
 def processing(model: Any, processor: Any, frames: Frames, device: torch.device) -> Callable[[Frames], Any]:
@@ -116,13 +120,14 @@ def processing(model: Any, processor: Any, frames: Frames, device: torch.device)
 class _Layout:
     """How a prompt lays out a video. at: columns of its tokens.  tokens, grid: as of a chunk.  size: of pixels.
 
-    last: whether it is the last chunk.
+    content: of what is not padding among these; None if all is.  last: whether it is the last chunk.
     """
 
     at: Tensor
     tokens: tuple[int, ...]
     grid: tuple[int, int] | None
     size: tuple[int, int] | None
+    content: tuple[int, int] | None = None
     last: bool = False
 
     @classmethod
@@ -134,13 +139,15 @@ class _Layout:
         bare = replace(frames, pixels=frames.pixels.to("meta"))
         if adapter.layout != "grid":
             return cls.read(adapter, config, processor, prepare(processor, bare, QUESTION))
-        made = prepare_video(processor, bare)
+        with Padding() as padding:
+            made = prepare_video(processor, bare)
         [(count, high, wide)] = made["video_grid_thw"].tolist()
         merges = made.get("video_merge_sizes")
         merge = getattr(config.vision_config, adapter.merge, 1) if merges is None else int(merges[0])
         grid, patch = (high // merge, wide // merge), processor.video_processor.patch_size
         tokens = (grid[0] * grid[1],) * count
-        return cls(torch.empty(0, dtype=torch.int64), tokens, grid, (high * patch, wide * patch))
+        size = (high * patch, wide * patch)
+        return cls(torch.empty(0, dtype=torch.int64), tokens, grid, size, padding.content.get(size))
 
     @classmethod
     def read(cls, adapter: Adapter, config: Any, processor: Any, inputs: Mapping[str, Any]) -> "_Layout":
@@ -154,6 +161,10 @@ class _Layout:
             _, high, wide = inputs["video_grid_thw"][0].tolist()
             size = (high * patch, wide * patch)
         return cls(torch.from_numpy(span.at), span.frames, span.grid, size)
+
+    def pin(self, processor: Any) -> Any:
+        """Copy `processor` to one that makes pictures of this size of any video, where that has one."""
+        return processor if self.size is None else resizing_to(processor, *self.size, self.content)
 
 
 class _Chunks:
@@ -219,10 +230,9 @@ class _Chunks:
         """Find the processor that gives a chunk the size of the whole: sizes depend on the number of frames."""
         count = len(chunk)
         if count not in self._processors:
-            alone, size = _Layout.of(self.adapter, self._config, self._processor, chunk).size, self._whole.size
-            self._processors[count] = self._processor
-            if size is not None and alone != size:
-                self._processors[count] = resizing_to(self._processor, *size)
+            alone, whole = _Layout.of(self.adapter, self._config, self._processor, chunk), self._whole
+            alike = (alone.size, alone.content) == (whole.size, whole.content)
+            self._processors[count] = self._processor if alike else whole.pin(self._processor)
         return self._processors[count]
 
 

@@ -93,8 +93,9 @@ def encode_each(
     if spread:
         cluster.check(request.device)
     by_name(request.method, request.keep)  # refused before anything is loaded
-    check(request.model)
     clips = _listed(request.clips)
+    if spread or not all(map(_is_missing, clips)):  # else that is what is told, and nobody asks the Hub
+        check(request.model)
     writable.folder(request.out).mkdir(parents=True, exist_ok=True)
     sweep_parts(request.out)
     try:
@@ -149,6 +150,15 @@ def _rows(clips: Sequence[str], request: Request, note: Note) -> Iterator[dict[s
             note("loading the model")
             loaded = load(request.model, request.device, request.dtype, bar=False)
         yield _one(clip, request, loaded, told)
+
+
+def _is_missing(clip: str) -> bool:
+    """Whether a clip is to be on this machine, and is no file that can be read."""
+    try:
+        locate(clip)
+    except VidsieveError:
+        return True
+    return False
 
 
 def _failed(clip: str, request: Request, note: Note) -> dict[str, Any] | None:

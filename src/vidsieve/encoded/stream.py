@@ -17,13 +17,12 @@ import torch
 from torch import Tensor
 
 from vidsieve.checks import describe, show
-from vidsieve.encoded.chunks import FeatureChunk, by_frame, encode_chunks, size_of
+from vidsieve.encoded.chunks import FeatureChunk, by_frame, encode_chunks, pinned
 from vidsieve.encoded.encode import chunkwise
 from vidsieve.encoded.fingerprint import Fingerprint
 from vidsieve.encoded.video import EncodedVideo, Turns
 from vidsieve.engines.hf import arguments
 from vidsieve.engines.hf.loading import long_enough
-from vidsieve.engines.hf.processing import resizing_to
 from vidsieve.errors import UnsupportedCall, WrongArgument
 from vidsieve.methods.base import Reducer
 from vidsieve.methods.stream import StreamMemory
@@ -178,8 +177,7 @@ class Stream:
         if self._shape != pixels.shape[1:3]:  # at first, and after a first call that failed
             few, self._made = self._joined, None
             first = replace(frames, pixels=pixels[:few], index=frames.index[:few], seconds=seconds[:few])
-            self._size = size_of(self._model, self._processor, first)
-            self._pinned = self._processor if self._size is None else resizing_to(self._processor, *self._size)
+            self._pinned, self._size = pinned(self._model, self._processor, first)
             self._shape = tuple(pixels.shape[1:3])
         [chunk] = encode_chunks(self._model, self._pinned, frames, len(frames))
         count = len(frames) // self._joined  # a lone frame is in the chunk twice in some families

@@ -225,19 +225,23 @@ def _perception_lm() -> Any:
     return transformers.PerceptionLMConfig(text_config=text, vision_config=tower, projector_pooling_ratio=2, **IDS)
 
 
-def _minicpmv4_6() -> Any:
+def _minicpm(name: str = "MiniCPMV4_6", **more: Any) -> Any:
     linear = {f"linear_{part}_head_dim": 16 for part in ("key", "value")}
     linear |= {f"linear_num_{part}_heads": 2 for part in ("key", "value")}
     rope = mrope(1, 1, 0, mrope_interleaved=True, partial_rotary_factor=0.25)
     text = {**TEXT, **linear, "model_type": "qwen3_5_text", "head_dim": 16, "rope_parameters": rope}
     text |= {"layer_types": ["linear_attention", "full_attention", "full_attention"]}
-    return transformers.MiniCPMV4_6Config(text_config=text, vision_config=TOWER, insert_layer_id=0, **IDS)
+    config = getattr(transformers, f"{name}Config")
+    return config(text_config=text, vision_config=TOWER, insert_layer_id=0, downsample_mode="16x", **IDS, **more)
 
 
 GEMMA = {**TEXT, "num_hidden_layers": 4, "head_dim": 16, "global_head_dim": 24, "sliding_window": 24}
 GEMMA |= {"layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]}
 GEMMA_IDS = {**IDS, "tie_word_embeddings": False, "audio_token_id": SPARE, "boi_token_id": START, "eoi_token_id": END}
 GEMMA_SMALL = {"hidden_size_per_layer_input": 8, "num_kv_shared_layers": 2}
+
+SLICE_IDS = {"image_start_id": START, "image_end_id": END, "slice_start_id": SPARE, "slice_end_id": END}
+SLICE_IDS |= {"newline_id": 10}
 
 NEWER: dict[str, Callable[[], Any]] = {
     "qwen2_5_omni_thinker": _qwen2_5_omni,
@@ -262,7 +266,9 @@ NEWER: dict[str, Callable[[], Any]] = {
     "gemma4_unified": gemma4_unified,
     "molmo2": molmo2,
     "perception_lm": _perception_lm,
-    "minicpmv4_6": _minicpmv4_6,
+    "minicpmv4_6": _minicpm,
+    "minicpmv4_7": lambda: _minicpm("MiniCPMV4_7", **SLICE_IDS),
+    "minicpm_ocr": lambda: _minicpm("MiniCPMOcr"),
 }
 
 

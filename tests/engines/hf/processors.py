@@ -26,6 +26,7 @@ _NEWER = {
     "cosmos3_omni": ("Qwen3VLProcessor", "Qwen3VLVideoProcessor", "Qwen2VLImageProcessorPil"),
     "glm_ocr": ("Glm46VProcessor", "Glm46VVideoProcessor", "Glm46VImageProcessorPil"),
     "glmga": ("Glm46VProcessor", "GlmgaVideoProcessor", "GlmgaImageProcessorPil"),
+    "glm5_next": ("Glm5NextProcessor", "Glm5NextVideoProcessor", "Glm5NextImageProcessorPil"),
     "exaone4_5": ("Exaone4_5_Processor", "Qwen2VLVideoProcessor", "Qwen2VLImageProcessorPil"),
     "hyperclovax_vision_v2": ("HyperCLOVAXVisionV2Processor", "Qwen2VLVideoProcessor", "Qwen2VLImageProcessorPil"),
     "cohere_compass": ("CohereCompassProcessor", "CohereCompassVideoProcessor", "CohereCompassImageProcessorPil"),
@@ -34,6 +35,8 @@ _NEWER = {
     "muse_glimmer": ("MuseGlimmerProcessor", "MuseGlimmerVideoProcessor", "MuseGlimmerImageProcessor"),
     "muse_spark": ("MuseSparkProcessor", "MuseGlimmerVideoProcessor", "MuseGlimmerImageProcessor"),
     "minicpmv4_6": ("MiniCPMV4_6Processor", "MiniCPMV4_6VideoProcessor", "MiniCPMV4_6ImageProcessorPil"),
+    "minicpmv4_7": ("MiniCPMV4_7Processor", "MiniCPMV4_6VideoProcessor", "MiniCPMV4_6ImageProcessorPil"),
+    "minicpm_ocr": ("MiniCPMOcrProcessor", "MiniCPMOcrVideoProcessor", "MiniCPMOcrImageProcessor"),
     "perception_lm": ("PerceptionLMProcessor", "PerceptionLMVideoProcessor", "PerceptionLMImageProcessor"),
 }
 NEWER = tuple(family for family in _NEWER if newer.exists(family) and family not in newer.UNTOLD)
@@ -71,7 +74,7 @@ def _tokenizer(family: str) -> Any:
     if family == "internvl":
         names = ("start_image_token", "end_image_token", "context_image_token", "video_token")
         extra["extra_special_tokens"] = dict(zip(names, marks, strict=True))
-    if family == "minicpmv4_6":
+    if family.startswith("minicpm"):
         names = ("image_start_token", "image_end_token", "image_token", "video_token", "slice_start_token")
         others = dict.fromkeys(
             ("slice_end_token", "image_id_start_token", "image_id_end_token"), marks[1]
@@ -190,25 +193,32 @@ def _newer(family: str, tokenizer: Any, pixels: dict[str, int]) -> Any:
         shown = video
     elif family.startswith("glm"):
         shown = f"<|begin_of_video|>{video}"
+    chat = _CHAT
     options: dict[str, Any] = {"max_video_frame_tokens": 6} if family.startswith("muse") else {"size": pixels}
+    if family == "glm5_next":  # which tells videos by marks at both ends: that of a turn, which turns then have not
+        chat, shown = chat.replace("<|im_start|>", ""), f"<|begin_of_video|>{video}<|im_start|>"
+        options = {"max_image_tokens": 100}
     if videos is transformers.Qwen2VLVideoProcessor:
         options |= {"cap_pixels_per_frame": False, "patch_size": 16 if family.startswith("qwen3") else 14}
     if family == "dots3_note":
         options |= {"patch_size": 14, "temporal_patch_size": 1}
     extra: dict[str, Any] = {}
-    if family == "minicpmv4_6":
-        options = {"scale_resolution": 112, "max_slice_nums": 1}
+    if family.startswith("minicpm"):
+        options = {"scale_resolution": 112, "max_slice_nums": 1, "downsample_mode": "16x"}
     if family == "perception_lm":
         options, extra = {"size": {"height": 56, "width": 56}}, {"patch_size": 14, "pooling_ratio": 2}
     if "_omni_" in family or family in ("dots3_note", "muse_spark"):
         extra["feature_extractor"] = transformers.WhisperFeatureExtractor()
-    return made(
+    processor = made(
         image_processor=images(),
         tokenizer=tokenizer,
         video_processor=videos(**options),
-        chat_template=_CHAT.replace("VIDEO", shown),
+        chat_template=chat.replace("VIDEO", shown),
         **extra,
     )
+    if family == "glm5_next":
+        processor.video_start_id, processor.video_end_id = tiny.SPARE, tiny.TURN
+    return processor
 
 
 def skip_unless_told_of_frames(processor: Any) -> None:

@@ -93,7 +93,7 @@ def _positions(body: Any, inputs: tiny.Inputs) -> Tensor:
     places = torch.arange(inputs["input_ids"].shape[1])
     if not hasattr(body, "get_rope_index"):
         return places
-    if "video_grid_thw" not in inputs:
+    if "pixel_values_videos" not in inputs:
         return places.expand(3, -1)
     names = {name: RENAMED.get(name, name) for name in inspect.signature(body.get_rope_index).parameters}
     given = {name: inputs[ours] for name, ours in names.items() if ours in inputs}

@@ -149,13 +149,17 @@ def prompt(family: str, seed: int = 0, text: int = 6, frames: int = 4, videos: i
             inputs["video_grids"] = torch.tensor([[frames, 2, 3]] * videos)
         if images:  # which transformers refuses beside a video
             inputs["pixel_values"] = noise(images, 24, 3 * 14**2)
-    elif family == "minicpmv4_6":
-        for name, mark, count, runs in (("", IMAGE, images, 1), ("_videos", VIDEO, videos, frames)):
+    elif family.startswith("minicpm"):
+        kinds = [0] * len(ids)
+        for kind, name, mark, count, runs in ((1, "", IMAGE, images, 1), (2, "_videos", VIDEO, videos, frames)):
             for _ in range(count):
                 ids += [*words(3), *[START, *[mark] * 6, END] * runs]
+                kinds += [*[0] * 3, *[0, *[kind] * 6, 0] * runs]
             if count:
                 inputs[f"pixel_values{name}"] = noise(1, 3, 14, 14 * 96 * count * runs)
                 inputs[f"target_sizes{name}"] = torch.tensor([[8, 12]] * count * runs)
+        if family == "minicpmv4_7":
+            inputs["mm_token_type_ids"] = torch.tensor([kinds + [0] * text])
     elif family in ("internvl", "smolvlm"):
         for _ in range(images):  # of two tiles: a single one would be taken for a frame
             ids += [SPARE, *[IMAGE] * 4, *[END, SPARE] * (family == "smolvlm"), *[IMAGE] * 4, END]

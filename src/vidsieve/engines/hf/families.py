@@ -98,10 +98,7 @@ REFUSED: dict[str, str] = {
     ),
     "instructblipvideo": "its Q-Former makes a fixed number of queries of each frame, and none is of a place in it",
     "minimax_m3_vl": "its sparse layers take a position for a place in the cache; what is kept has positions with gaps",
-    **dict.fromkeys(
-        ("minicpmv4_7", "minicpm_ocr", "nemotron_h_omni"),
-        "its layout of a video has not been compared with the model by hand yet",
-    ),
+    "nemotron_h_omni": "its body is the whole model, which calls a decoder with a head; hooks need these apart",
     **dict.fromkeys(
         (
             *("videoprism", "videoprism_vision_model", "vjepa2", "xclip", "videomt", "embedding_gemma2"),
@@ -132,7 +129,6 @@ for _adapter in (
         between=("video_start_token_id", "video_end_token_id"),
         by_frame=True,
         not_inside=_CHOSEN,
-        not_encoded="its processor pads what it resizes, and a chunk of a few frames would be stretched instead",
         tested=("5.17.0", "5.24.0"),
     ),
     Adapter(("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker", "cosmos3_omni"), by_frame=True),
@@ -276,6 +272,14 @@ for _adapter in (
         not_before_tower=_IMAGES,
     ),
     Adapter(("minicpmv4_6",), layout="slices", by_frame=True, tower="stock", not_before_tower=_UNPROVEN),
+    Adapter(
+        ("minicpmv4_7", "minicpm_ocr"),
+        layout="slices",
+        by_frame=True,
+        tower="stock",
+        not_before_tower=_UNPROVEN,
+        tested=("5.24.0",),
+    ),
 ):
     register(_adapter)
 

@@ -169,7 +169,8 @@ def _by_slice(adapter: Adapter, config: Any, placed: list[Array], arguments: Map
         raise UnsupportedCall(
             f"found {sum(map(len, placed))} video placeholders but no target_sizes_videos to lay them out"
         )
-    described = iter(sizes.tolist())
+    pixels = arguments.get("pixel_values_videos")  # before 5.18, copied for each row of a prompt, unlike the sizes
+    described = iter(sizes.tolist() * (1 if pixels is None else len(pixels)))
     for row, columns in enumerate(placed):
         videos: list[list[list[tuple[Array, tuple[int, int]]]]] = []  # of each, of each frame, slices and their grids
         last = begins = -1

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vidsieve.errors import UnsupportedCall
 
@@ -128,10 +130,29 @@ def without_pixels(processor: Any) -> Any:
     return processor
 
 
-def resizing_to(processor: Any, height: int, width: int) -> Any:
+class Padding(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """See which pictures are padded while this is entered.
+
+    content: by the (height, width) of one that is padded, those of what it shows.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.content: dict[tuple[int, int], tuple[int, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.constant_pad_nd.default:
+            (*_, inner_high, inner_wide), (*_, high, wide) = args[0].shape, made.shape
+            self.content[high, wide] = (inner_high, inner_wide)
+        return made
+
+
+def resizing_to(processor: Any, height: int, width: int, content: tuple[int, int] | None = None) -> Any:
     """Copy a processor to one that resizes whatever video it is given to this size, by its own interpolation.
 
-    One that was made so before gets this size in place of that one.
+    content: the height and width to which pictures are resized, and then padded on the right and below, if not `height`
+    and `width`. One that was made so before gets this size in place of that one.
     """
     from transformers.image_utils import SizeDict
     from transformers.video_processing_utils import BaseVideoProcessor
@@ -141,10 +162,13 @@ def resizing_to(processor: Any, height: int, width: int) -> Any:
     processor, video = copy.copy(processor), copy.copy(processor.video_processor)
     processor.video_processor = video
 
-    process, size = video._preprocess, SizeDict(height=height, width=width)
+    high, wide = content or (height, width)
+    process, size = video._preprocess, SizeDict(height=high, width=wide)
 
     def resized(videos: list[Tensor], **settings: Any) -> Any:
         made = [BaseVideoProcessor.resize(video, one, size=size, resample=settings["resample"]) for one in videos]
+        if (high, wide) != (height, width):
+            made = [functional.pad(one, (0, width - wide, 0, height - high)) for one in made]
         return process(videos=made, **settings | {"do_resize": False})
 
     video._preprocess = resized

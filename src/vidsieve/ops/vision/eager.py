@@ -97,7 +97,9 @@ def rotate_(problem: RotaryProblem) -> None:
     qkv, cos, sin = problem.qkv, problem.cos[:, None, None], problem.sin[:, None, None]
     x, half = qkv[:, :2].float(), qkv.shape[-1] // 2
     turned = torch.cat([-x[..., half:], x[..., :half]], -1)
-    qkv[:, :2] = (x * cos + turned * sin).to(qkv.dtype)
+    x.mul_(cos).add_(turned.mul_(sin))
+    if x.dtype != qkv.dtype:  # else it is a view
+        qkv[:, :2] = x
 
 
 def gate(problem: GateProblem) -> Tensor:

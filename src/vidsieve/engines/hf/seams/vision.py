@@ -97,8 +97,10 @@ class VisionSeam(OfOneModel):
                     "compute something else than is known here; vision='auto' leaves those as they are"
                 )
             self._fused = bool(modules.replaced)
+        on_cpu = next(tower.parameters()).device.type == "cpu"
+        self._exact = on_cpu and bool(FusedModules(tower, self._calls, hooks, exact=True).replaced)
         SegmentedAttention(tower, self._calls, lambda kwargs: cast(Tensor, kwargs["cu_seq_lens_q"]), hooks)
-        if next(tower.parameters()).device.type == "cpu":
+        if on_cpu:
             FewFrames(tower, self._calls, hooks)
         self._takes_host_grids = takes_host_grids(tower)
         hooks.wrap(model.base_model, "get_video_features", self._video)
@@ -136,19 +138,20 @@ class VisionSeam(OfOneModel):
                 raise UnsupportedCall(f"{self._pixels!r} cannot act before this call of the vision tower, where {why}")
             self._trace.tower, self._trace.tower_slow = f"stock, because {why}", True
             return None
-        fused = self._fused and not torch.is_autocast_enabled(patches.device.type)
+        plain = not torch.is_autocast_enabled(patches.device.type)
+        fused, replaced = self._fused and plain, (self._fused or self._exact) and plain
         layout = self._layouts.of(arguments["grid_thw"], patches.device, arguments.get("merge_sizes"))
         operations = ops.VisionOperations.chosen_for(next(tower.parameters()))
         self._trace.tower, self._trace.tower_slow = "fused" if fused else "packed", False
         videos = self._calls.videos
         if self._pixels is None or videos is None:
-            self._calls.enter(TowerCall(layout, fused, operations=operations))
+            self._calls.enter(TowerCall(layout, replaced, operations=operations))
             return args, {**kwargs, **layout.arguments}
         kept, source, nonfinite = self._select(patches, layout, videos)
         self._trace.tower += f", {len(kept)} of {len(source)} groups of pixels computed"
         made = layout.of_kept(kept)
         rows = layout.patch_rows(source, made)
-        call = TowerCall(layout, fused, source, rows, self._pixels.holds_keys, nonfinite, operations=operations)
+        call = TowerCall(layout, replaced, source, rows, self._pixels.holds_keys, nonfinite, operations=operations)
         self._calls.enter(call)
         return (), {**arguments, **made, pixels_name: patches[layout.patches_of(kept)]}
 

@@ -46,15 +46,10 @@ class TowerCall:
     bounds: Tensor | None = None
     operations: ops.VisionOperations = ops.VisionOperations()
 
-    @property
-    def reads_other_rows(self) -> bool:
-        """Whether attention reads rows outside of the segment: those that patches of the segment repeat."""
-        return self.holds_keys and self.patch_rows is not None
-
     def attend(self, query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, scale: float) -> Tensor:
         """Compute the attention of the patches that run, (N, H, d), to those of their segment."""
         key_bounds = None
-        if self.reads_other_rows:
+        if self.holds_keys and self.patch_rows is not None:
             key, value, key_bounds = key[self.patch_rows], value[self.patch_rows], self.layout.bounds_like(bounds)
         longest = self.layout.longest_of(bounds)
         problem = ops.SegmentAttentionProblem(query, key, value, bounds, longest, scale, key_bounds)

@@ -8,6 +8,7 @@ module's own.
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +23,15 @@ REMEMBERED = 256  # shapes
 
 Run = Callable[[], Tensor]
 
+_same_bits: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], bool]] = WeakKeyDictionary()  # of each tower
+
 
 class FewFrames(OfOneModel):
     """Forwards of the blocks, MLPs and patch embeddings of `tower`, used in the calls of `calls` on a CPU."""
 
     def __init__(self, tower: nn.Module, calls: TowerCalls, hooks: Interceptions) -> None:
         self._calls = calls
-        self._same_bits: dict[tuple[Any, ...], bool] = {}
+        self._same_bits = _same_bits.setdefault(tower, {})  # also of a tower that is detached after every call
         attentions = set(packed_attentions(tower))
         for module in tower.modules():
             if attentions & set(module.children()):
@@ -42,7 +45,7 @@ class FewFrames(OfOneModel):
         """Run a block on (N, D), a few segments at a time."""
         call, bounds, angles = self._calls.current, kwargs.get("cu_seqlens"), kwargs.get("position_embeddings")
         own = partial(inner, *args, **kwargs)
-        if call is None or call.reads_other_rows or len(args) != 1 or bounds is None or angles is None:
+        if call is None or call.source is not None or len(args) != 1 or bounds is None or angles is None:
             return own()
         x: Tensor = args[0]
         if x.ndim != 2 or any(len(angle) != len(x) for angle in angles):
@@ -57,19 +60,19 @@ class FewFrames(OfOneModel):
                 part = {"cu_seqlens": bounds[first : last + 1] - rows.start}
                 part["position_embeddings"] = tuple(angle[rows] for angle in angles)
                 found.append(inner(x[rows], **{**kwargs, **part}))
-            return torch.cat(found)
+            return _joined(found)
 
         return self._run(block, x, [rows.stop - rows.start for *_, rows in parts], own, few)
 
     def _mlp(self, mlp: nn.Module, inner: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """Run an MLP on (N, D) a few rows at a time, where its block cannot be."""
+        """Run an MLP on (N, D) a few rows at a time, where groups of pixels are left out of the segments."""
         call, own = self._calls.current, partial(inner, *args, **kwargs)
-        if call is None or not call.reads_other_rows or len(args) != 1 or kwargs or args[0].ndim != 2:
+        if call is None or call.source is None or len(args) != 1 or kwargs or args[0].ndim != 2:
             return own()
         if len(args[0]) <= ROWS:
             return own()
         parts = torch.split(args[0], ROWS)
-        return self._run(mlp, args[0], [*map(len, parts)], own, lambda: torch.cat([inner(part) for part in parts]))
+        return self._run(mlp, args[0], [*map(len, parts)], own, lambda: _joined([inner(part) for part in parts]))
 
     def _projection(self, conv: Any, inner: Callable[..., Tensor], x: Tensor) -> Tensor:
         """Multiply patches (N, C, ...) of the size of the kernel by it, in the order in which oneDNN adds them up."""
@@ -80,7 +83,7 @@ class FewFrames(OfOneModel):
         def product() -> Tensor:
             weight = _channels_last(conv.weight)
             found = [functional.linear(_channels_last(part), weight, conv.bias) for part in torch.split(x, ROWS)]
-            return torch.cat(found).view(len(x), -1, *(1 for _ in conv.kernel_size))
+            return _joined(found).view(len(x), -1, *(1 for _ in conv.kernel_size))
 
         return self._run(conv, x, [], own, product)
 
@@ -89,7 +92,7 @@ class FewFrames(OfOneModel):
         if not _plain(module, x):
             return own()
         weights = tuple((weight.shape, weight.dtype) for weight in module.parameters())
-        key = type(module), weights, x.shape, x.dtype, *lengths, *_settings()
+        key = *map(type, module.modules()), weights, x.shape, x.dtype, *lengths, *_settings()
         known = self._same_bits.get(key)
         if known:
             return other()
@@ -109,6 +112,10 @@ def _parts(bounds: list[int]) -> list[tuple[int, int, slice]]:
             found.append((first, last, slice(bounds[first], bounds[last])))
             first = last
     return found
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts)
 
 
 def _plain(module: nn.Module, x: Tensor) -> bool:

@@ -30,10 +30,12 @@ _WEIGHT_AND_BIAS = itemgetter("weight", "bias")
 class FusedModules:
     """Fused forwards of the modules of `tower` that have one, used in the calls of `calls` that are to be fused.
 
+    exact: only those that give the bits of the module's own, on any device; the others are kernels for half precision.
     replaced: names of the types of modules that are replaced.  refused: of those that gave something else.
     """
 
-    def __init__(self, tower: nn.Module, calls: TowerCalls, hooks: Interceptions) -> None:
+    def __init__(self, tower: nn.Module, calls: TowerCalls, hooks: Interceptions, exact: bool = False) -> None:
+        self._agrees = torch.equal if exact else agree
         self.replaced: set[str] = set()
         self.refused: set[str] = set()
         self._calls, self._hooks = calls, hooks
@@ -41,7 +43,7 @@ class FusedModules:
         for module in tower.modules():
             if any(map(_is_hooked, module.children())):
                 continue  # by somebody who would see what it is tried on, or miss what it no longer calls
-            for kind in (_attention, _gated_mlp, _rms_norm, _patch_projection):
+            for kind in (_attention, _rms_norm) if exact else (_attention, _gated_mlp, _rms_norm, _patch_projection):
                 own_hooks = Interceptions()
                 made = kind(module, own_hooks)
                 if made is None:
@@ -50,7 +52,7 @@ class FusedModules:
                 own = getattr(module.forward, "__func__", module.forward)  # of the class, or of this module alone
                 key = (type(module), own, *(tuple(weight.shape) for weight in module.parameters()))
                 if key not in agreed:
-                    agreed[key] = _agree(module, fused, inputs())
+                    agreed[key] = _agree(module, fused, inputs(), self._agrees)
                     (self.replaced if agreed[key] else self.refused).add(type(module).__name__)
                 if agreed[key]:
                     hooks.callback(own_hooks.close)
@@ -74,7 +76,12 @@ class FusedModules:
 Made = tuple[Forward, Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]] | None
 
 
-def _agree(module: Any, fused: Forward, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> bool:
+def _agree(
+    module: Any,
+    fused: Forward,
+    inputs: tuple[tuple[Any, ...], dict[str, Any]],
+    agrees: Callable[[Tensor, Tensor], bool],
+) -> bool:
     """Whether `fused` gives what `module` gives."""
     args, kwargs = inputs
     with torch.no_grad():
@@ -84,7 +91,7 @@ def _agree(module: Any, fused: Forward, inputs: tuple[tuple[Any, ...], dict[str,
             return False
         if not isinstance(own, Tensor):
             return False
-        return agree(own, fused(_TRIED, *args, **kwargs))
+        return agrees(own, fused(_TRIED, *args, **kwargs))
 
 
 def agree(own: Tensor, found: Tensor) -> bool:
