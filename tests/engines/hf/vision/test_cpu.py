@@ -11,8 +11,10 @@ from tests.engines.hf import tiny
 from tests.engines.hf.vision.test_packed import SPLITTING, logits
 from vidsieve import ops
 from vidsieve.engines.hf.vision import cpu
+from vidsieve.engines.hf.vision.calls import TowerCall
 from vidsieve.engines.hf.vision.tower import packed_attentions, vision_tower
 from vidsieve.methods import Pixels, RunLength, Staged
+from vidsieve.ops.vision import eager
 
 SOME = "glm4v", "qwen2_5_vl", "qwen3_vl", "video_llama_3"
 
@@ -41,13 +43,13 @@ def frame(model: Any) -> int:
 def rows_seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Count the rows of each call of the tower's attention."""
     seen: list[int] = []
-    own = ops.segment_attention
+    own = TowerCall.attend
 
-    def attention(problem: ops.SegmentAttentionProblem) -> Tensor:
-        seen.append(len(problem.query))
-        return own(problem)
+    def attend(call: TowerCall, query: Tensor, *args: Any) -> Tensor:
+        seen.append(len(query))
+        return own(call, query, *args)
 
-    monkeypatch.setattr(ops, "segment_attention", attention)
+    monkeypatch.setattr(TowerCall, "attend", attend)
     return seen
 
 
@@ -93,13 +95,13 @@ def test_a_way_that_gives_other_bits_is_not_taken(family: str, monkeypatch: pyte
 @pytest.mark.parametrize("family", SOME)
 def test_a_module_of_ours_that_gives_other_bits_is_not_taken(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs = tiny.fresh(family), tiny.prompt(family, frames=6)
-    stock, rotate_ = logits(model, inputs), ops.rotate_
+    stock, rotate_ = logits(model, inputs), eager.rotate_
 
     def rotate(problem: ops.RotaryProblem) -> None:
         rotate_(problem)
         problem.qkv.mul_(1 + 2**-20)
 
-    monkeypatch.setattr(ops, "rotate_", rotate)
+    monkeypatch.setattr(eager, "rotate_", rotate)
     with vidsieve.attach(model, vision="packed"):
         assert torch.equal(logits(model, inputs), stock)
 
