@@ -88,9 +88,8 @@ test-app: $(APP)
 RELEASES ?= 5.14.1 newest
 OWN      = .venv-releases/$(RELEASE)
 HOOKS   := tests/engines/hf $(patsubst %,--ignore tests/engines/hf/test_%.py,arguments gather hub) \
-	tests/encoded/test_stored.py $(addprefix tests/encoded/test_batch.py::test_,\
-	it_keeps_what_a_run_keeps_and_the_stored_prompt_gives_its_answer what_is_stored_is_all_that_the_decoder_needs \
-	another_question_is_answered_without_the_video)
+	tests/encoded/test_stored.py tests/encoded/test_at_once.py \
+	tests/encoded/test_ask.py::test_each_question_and_all_in_one_batch_get_the_hooked_answer
 
 test-releases: $(READY)
 	@set -e; for release in $(RELEASES); do $(MAKE) --no-print-directory test-release RELEASE=$$release; done

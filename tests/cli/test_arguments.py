@@ -10,6 +10,7 @@ from vidsieve.cli.parser import parser
 from vidsieve.errors import UnknownMethod
 
 ENCODE = "usage: vidsieve encode CLIP ... --model MODEL --out DIR [options]; vidsieve encode --help shows them"
+BATCH = ENCODE.replace("encode", "batch")
 RUN = "usage: vidsieve run CLIP --question QUESTION --model MODEL [options]; vidsieve run --help shows them"
 TOP = "usage: vidsieve COMMAND ... [options]; vidsieve --help shows them"
 STORED = "encode clip.mp4 --model M --out stored"
@@ -33,6 +34,17 @@ def told(capsys: pytest.CaptureFixture[str], command: str) -> list[str]:
             "no option --question; questions are asked later: vidsieve ask FILE --question",
         ),
         (f"{STORED} -q X", ENCODE, "no option -q; questions are asked later: vidsieve ask FILE --question"),
+        ("batch c -m m --out o -q ''", BATCH, "no option -q; questions are asked later: vidsieve ask FILE --question"),
+        (
+            "batch c -m m --out o --question Who?",
+            BATCH,
+            "no option --question; questions are asked later: vidsieve ask FILE --question",
+        ),
+        (
+            "batch c -m m --out o --pixels 50%",
+            BATCH,
+            "no option --pixels; clips are encoded of all their pixels; --max-pixels makes frames smaller",
+        ),
         ("encode clip.mp4 --modle M --out stored", ENCODE, "no option --modle; did you mean --model?"),
         ("encode clip.mp4 --modle=M --out stored", ENCODE, "no option --modle; did you mean --model?"),
         (f"{STORED} --zebra", ENCODE, "no option --zebra"),
@@ -41,7 +53,7 @@ def told(capsys: pytest.CaptureFixture[str], command: str) -> list[str]:
             ENCODE,
             "argument --dtype: expected one of auto, float32, bfloat16, float16; got ",
         ),
-        (f"{ASKED} --fps 1", RUN, "no option --fps; vidsieve encode, plan have it"),
+        (f"{ASKED} --fps 1", RUN, "no option --fps; vidsieve encode, plan, batch have it"),
         (f"{ASKED} -z", RUN, "no option -z"),
         ("encode clip.mp4 -m M -o stored", ENCODE, "no option -o; did you mean --out?"),
         (f"{ASKED} more", RUN, "expected nothing more, got more"),

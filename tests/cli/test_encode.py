@@ -147,6 +147,17 @@ def test_the_same_command_goes_on_and_other_settings_are_refused(
         assert error.endswith("; choose another folder\n")
 
 
+def test_another_clip_whose_name_has_the_same_digest_is_not_taken_for_one(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = clips_of(world, tmp_path / "clips", ("a.mp4", "b.mp4"))
+    monkeypatch.setattr(many.Request, "file", lambda request, clip: request.out / "a-1.vidsieve")
+    request = many.Request([str(clips)], str(world / "model"), tmp_path / "out", {"num_frames": 4})
+    first, other = many.encode_all(request)["rows"]
+    assert "error" not in first
+    assert other["error"] == f"{request.file('')} holds {clips / 'a.mp4'}, not this clip; choose another folder"
+
+
 def clips_of(world: Path, folder: Path, names: Sequence[str] = ("a.mp4", "b.mp4", "c.mp4")) -> Path:
     folder.mkdir()
     for name in names:
@@ -430,7 +441,7 @@ def test_a_fault_of_the_program_is_no_fault_of_a_clip(
     ("options", "line"),
     [
         (["--method", "cdpruner"], "needs the whole video or a prompt"),
-        (["--method", "fastv"], "expected Prune("),
+        (["--method", "fastv"], "fastv cannot store clips: a Staged selects of a whole video"),
         (["--frames", "4", "--fps", "1"], "not allowed with"),
         (["--start", "1:75"], "expected seconds"),
         (["--start", "500"], "before the start at 500 s"),

@@ -99,7 +99,6 @@ def test_a_model_of_another_kind_is_refused_before_its_weights_are_read(
         (["--json"], "options of a command stand behind it: vidsieve run ... --json"),
         (["eval", "--method", "magic"], "no method 'magic'; there are vidsieve, "),
         (["batch", "c", "-m", "m", "--out", "o", "--method", "magic"], "no method 'magic'; there are vidsieve, "),
-        (["batch", "c", "-m", "m", "--out", "o", "--method", "fastv"], "fastv cannot make features to store"),
         (["bench", "ops", "--case", "magic"], "no case 'magic'; there are default-10, "),
         (["run", "c", "-q", "?", "-m", "m", "--out", __file__], "expected a folder to write into"),
         (["run", "c", "-q", "?", "-m", "m", "--out", f"{__file__}/out"], "test_main.py is not: it is a file"),

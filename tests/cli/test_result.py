@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from vidsieve.cli import main, run
-from vidsieve.encoded.batch import Job
 from vidsieve.errors import WrongArgument
 
 RESULT = {
@@ -91,9 +90,7 @@ def test_what_json_cannot_read_is_no_result(tmp_path: Path, text: str, capsys: p
 
 
 @pytest.mark.parametrize("question", ["", " "])
-@pytest.mark.parametrize(
-    "command", [["run", "clip.mp4"], ["batch", "clips", "--out", "out"]], ids=lambda command: command[0]
-)
+@pytest.mark.parametrize("command", [["run", "clip.mp4"], ["ask", "clip.vidsieve"]], ids=lambda command: command[0])
 def test_a_question_that_asks_nothing_is_a_mistake(
     command: list[str], question: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -105,5 +102,3 @@ def test_a_question_that_asks_nothing_is_a_mistake(
 def test_functions_refuse_it_before_they_begin() -> None:
     with pytest.raises(WrongArgument, match="expected a question"):
         run.run(run.Request("absent.mp4", None, "absent"))  # type: ignore[arg-type]
-    with pytest.raises(WrongArgument, match="expected a question"):
-        Job("absent", "out", question="")

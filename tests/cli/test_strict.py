@@ -1,7 +1,6 @@
 """A clip that is cut short: read as far as it goes, with a warning, or refused where one asks for that."""
 
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -15,8 +14,7 @@ pytest.importorskip("torchvision")
 from tests.cli.commands import command
 from tests.clips import cut, write
 from vidsieve.cli import main, run
-from vidsieve.encoded.batch import EncodeClips, Job
-from vidsieve.errors import VidsieveError
+from vidsieve.encoded.batch import EncodeClips
 
 LONG = 60  # seconds after which a test that hangs fails
 
@@ -76,21 +74,21 @@ def test_a_library_that_silences_its_own_warnings_does_not_silence_this(
     assert sum("cut.mp4: is cut short" in line for line in said) == 1
 
 
-def test_batch(world: Path, tmp_path: Path) -> None:
-    job = Job(str(world / "model"), str(tmp_path / "lax"), frames=4)
-    work = [(str(world / "cut.mp4"), "What moves?")]
+def test_encode(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--model", str(world / "model"), "--frames", "4", "--out"]
+    encode = ["encode", str(world / "cut.mp4"), *options, str(tmp_path / "strict"), "--strict"]
+    assert main.main(encode) == 1
+    assert "cut.mp4: is cut short" in capsys.readouterr().err
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert main.main(encode[:-1]) == 0
+    said = [str(one.message) for one in told] + capsys.readouterr().err.splitlines()
+    assert sum("cut.mp4: is cut short" in line for line in said) == 1
+
+
+def test_workers_of_batch_take_it(world: Path, tmp_path: Path) -> None:
+    model, clip = str(world / "model"), str(world / "cut.mp4")
     with pytest.warns(UserWarning, match=r"cut.mp4: is cut short"):
-        (row,) = EncodeClips(job).rows(work)
-    assert "error" not in row
-    (row,) = EncodeClips(replace(job, out=str(tmp_path / "strict"), strict=True)).rows(work)
+        assert "error" not in EncodeClips(model, tmp_path / "lax", num_frames=4).row(clip)
+    row = EncodeClips(model, tmp_path / "strict", num_frames=4, strict=True).row(clip)
     assert "cut.mp4: is cut short" in row["error"]
-    with pytest.raises(VidsieveError, match="whose strict is None, not True"):
-        replace(job, strict=True).claim()
-
-
-def test_both_commands_take_it(monkeypatch: pytest.MonkeyPatch, world: Path) -> None:
-    asked = []
-    monkeypatch.setattr("vidsieve.encoded.batch.run", lambda clips, job, *_: asked.append(job.strict) or {})
-    for more in ([], ["--strict"]):
-        assert main.main(["batch", str(world), "--model", "m", "--out", str(world / "out"), *more, "--json"]) == 0
-    assert asked == [False, True]

@@ -1,4 +1,4 @@
-"""batch.py on a Ray cluster of its own: broken clips, a kill in the middle, workers that die."""
+"""batch.py on a Ray of its own: broken clips, a kill in the middle, workers that die, a pipeline of one's own."""
 
 import json
 import os
@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from tests import synthetic_clip
-from vidsieve.cli.run import Request, run
-from vidsieve.encoded.batch import QUESTION
-from vidsieve.encoded.stored import read
+from vidsieve.encoded.batch import schema
+from vidsieve.encoded.many import Request, encode_all
+from vidsieve.encoded.video import EncodedVideo
 
 pytestmark = pytest.mark.ray
 parquet = pytest.importorskip("pyarrow.parquet", reason="the extra `ray` is not installed: make test-ray")
@@ -24,6 +24,7 @@ pytest.importorskip("ray", reason="the extra `ray` is not installed: make test-r
 
 CLI = "import sys; from vidsieve.cli.main import main; sys.exit(main())"
 COPIES = 4
+WHOLE = 3 * COPIES + 1  # clips that are not broken
 CLIPS = sorted(Path(os.environ.get("VIDSIEVE_CLIPS", "/nonexistent")).glob("*.mp4"))
 
 
@@ -48,10 +49,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(world: Path, clips: Path, out: Path, *more: str, code: str = CLI) -> list[str]:
-    model = str(world / "model")
-    options = ("--frames", "8", "--keep", "0.25", "--workers", "2", "--json", *more)
-    return [sys.executable, "-c", code, "batch", str(clips), "--model", model, "--out", str(out), *options]
+def command(world: Path, clips: Path, out: Path, *more: str, code: str = CLI, name: str = "batch") -> list[str]:
+    options = ("--frames", "8", "--keep", "0.25", "--json", *(("--workers", "2") if name == "batch" else ()), *more)
+    call = (name, str(clips), "--model", str(world / "model"), "--out", str(out))
+    return [sys.executable, "-c", code, *call, *options]
 
 
 def outcome(arguments: Sequence[str]) -> dict[str, Any]:
@@ -65,9 +66,8 @@ def table(out: Path) -> list[dict[str, Any]]:
 
 
 def written(out: Path) -> dict[str, tuple[int, int]]:
-    """The features files: their inodes and times, which a file written again would not keep."""
-    files = (out / "features").glob("*.safetensors")
-    return {file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in files}
+    """The files: their inodes and times, which a file written again would not keep."""
+    return {file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in out.glob("*.vidsieve")}
 
 
 def test_killed_in_the_middle_and_resumed(world: Path, tmp_path: Path) -> None:
@@ -79,44 +79,46 @@ def test_killed_in_the_middle_and_resumed(world: Path, tmp_path: Path) -> None:
     killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL, "it ended before it could be killed"
     before = written(tmp_path)
-    assert 2 <= len(before) < 3 * COPIES
+    assert 2 <= len(before) < WHOLE
     assert not (tmp_path / "clips.parquet").exists()
     for name in before:
-        read(tmp_path / "features" / name)  # whole
-    for leftover in ("half.safetensors.1.part", "half.trying"):
-        (tmp_path / "features" / leftover).write_bytes(b"half")
+        EncodedVideo.load(tmp_path / name)  # whole
+    for leftover in ("half.vidsieve.1.part", "half.trying"):
+        (tmp_path / leftover).write_bytes(b"half")
 
     found = outcome(arguments)
-    assert found["clips"] == 3 * COPIES + 4
+    assert found["clips"] == WHOLE + 3
     assert found["already_there"] >= len(before)
-    assert found["already_there"] + found["encoded"] == 3 * COPIES
+    assert found["already_there"] + found["encoded"] == WHOLE
     after = written(tmp_path)
-    assert len(after) == 3 * COPIES
+    assert len(after) == WHOLE
     assert {name: after[name] for name in before} == before  # nothing twice
-    assert len(list((tmp_path / "features").iterdir())) == len(after)  # and nothing left over
+    assert {file.name for file in tmp_path.iterdir()} == {*after, "clips.parquet"}  # and nothing left over
 
     rows = table(tmp_path)
     assert len(rows) == found["clips"] == len({row["clip"] for row in rows})  # nothing lost
+    assert {row["file"] for row in rows} == {*after, None}
     errors = {Path(row["clip"]).name: row["error"] for row in rows if row["error"]}
-    assert set(errors) == {"cut.mp4", "empty.mp4", "text.mp4", r"caf\xe9.mp4"}
-    assert "is not a name in UTF-8" in errors[r"caf\xe9.mp4"]
+    assert set(errors) == {"cut.mp4", "empty.mp4", "text.mp4"}
     assert "is empty (0 bytes)" in errors["empty.mp4"]
     assert {Path(row["clip"]).name for row in found["failed"]} == set(errors)
+    names = {Path(row["clip"]).name for row in rows}
+    assert names >= {r"caf\udce9.mp4", "night0.mp4", "clock1.mp4", "sea2.mp4"}
+    alone = alone_rows(world, tmp_path / "alone")
     for row in rows:
         if row["error"]:
             assert row["file"] is row["kept"] is None
             continue
-        expected = kept_by_run(world, Path(row["clip"]))
-        tensors, stored = read(tmp_path / "features" / row["file"])
-        assert row["kept"] == stored["kept"] == tensors["kept"].tolist() == expected
-        assert row == {"error": None, **stored}
+        stored = EncodedVideo.load(tmp_path / row["file"])
+        assert row["kept"] == stored.selection.kept.tolist() == alone[content(row["clip"])]
+        assert (row["tokens"], row["seconds"]) == ([*stored.tokens], [*stored.frames.seconds])
 
     again = outcome(arguments)  # only what is broken is tried again
-    assert (again["already_there"], again["encoded"], len(again["failed"])) == (3 * COPIES, 0, 4)
+    assert (again["already_there"], again["encoded"], len(again["failed"])) == (WHOLE, 0, 3)
     assert written(tmp_path) == after
     assert table(tmp_path) == rows
 
-    damaged = tmp_path / "features" / min(after)
+    damaged = tmp_path / min(after)
     damaged.write_bytes(damaged.read_bytes()[:-1])
     assert outcome(arguments)["encoded"] == 1
     assert {name: at for name, at in written(tmp_path).items() if name != min(after)} == {
@@ -125,31 +127,93 @@ def test_killed_in_the_middle_and_resumed(world: Path, tmp_path: Path) -> None:
     assert table(tmp_path) == rows
 
 
-_kept: dict[str, list[int]] = {}
+def content(clip: str) -> str:
+    """What a clip shows; copies of one clip differ in a digit."""
+    stem = Path(clip).stem.rstrip("0123456789")
+    return "sea" if stem.startswith("caf") else stem
 
 
-def kept_by_run(world: Path, clip: Path) -> list[int]:
-    """What `vidsieve run` keeps of a clip; copies of one clip are run once."""
-    content = clip.stem.rstrip("0123456789")
-    if content not in _kept:
-        model = str(world / "model")
-        request = Request(str(clip), QUESTION, model, keep=0.25, frames=8, max_new_tokens=1, compare=False)
-        _kept[content] = run(request)["kept"]
-    return _kept[content]
+def alone_rows(world: Path, out: Path) -> dict[str, list[int]]:
+    """What `vidsieve encode` keeps of each clip that differs, in one process."""
+    clips = [str(world / f"{name}.mp4") for name in ("night", "clock", "sea")]
+    rows = encode_all(Request(clips, str(world / "model"), out, {"num_frames": 8}, keep=0.25))["rows"]
+    kept = {content(row["clip"]): EncodedVideo.load(row["file"]).selection.kept.tolist() for row in rows}
+    assert len({*map(str, kept.values())}) == 3
+    return kept
+
+
+def test_encode_and_batch_go_on_with_the_files_of_one_another(world: Path, tmp_path: Path) -> None:
+    one, all_of_them = world / "clips" / "night0.mp4", tmp_path / "clips.txt"
+    all_of_them.write_text("\n".join(str(path) for path in sorted((world / "clips").glob("night*.mp4"))))
+    out = tmp_path / "out"
+    [first] = outcome(command(world, one, out, name="encode"))["rows"]
+    begun = written(out)
+    found = outcome(command(world, all_of_them, out))
+    assert (found["clips"], found["already_there"], found["encoded"]) == (COPIES, 1, COPIES - 1)
+    after = written(out)
+    assert {name: after[name] for name in begun} == begun
+    assert Path(first["file"]).name in {row["file"] for row in table(out)}
+    rows = outcome(command(world, all_of_them, out, name="encode"))["rows"]
+    assert all(row["already_there"] for row in rows)
+    assert written(out) == after
+
+    ask = [sys.executable, "-c", CLI, "ask", rows[-1]["file"], "-q", "What moves?", "--max-new-tokens", "2", "--json"]
+    [answered] = outcome(ask)["rows"]
+    assert answered["question"] == "What moves?"
+    assert "answer" in answered
+
+    other = subprocess.run(command(world, all_of_them, out, "--keep", "0.1"), capture_output=True, text=True)
+    assert other.returncode == 1
+    assert "holds this clip by Prune" in other.stderr.splitlines()[-1]
+    assert {row["error"] is None for row in table(out)} == {False}
+    assert written(out) == after
+
+
+OWN = """
+import json, sys
+import ray
+from vidsieve.encoded.batch import EncodeClips
+
+model, out, *clips = sys.argv[1:]
+ray.init("local", include_dashboard=False, log_to_driver=False)
+rows = ray.data.from_items([{"clip": clip} for clip in clips]).map_batches(
+    EncodeClips,
+    fn_constructor_args=(model, out),
+    fn_constructor_kwargs={"keep": 0.25, "num_frames": 8, "device": "cpu"},
+    batch_size=2,
+    compute=ray.data.ActorPoolStrategy(size=1),
+)
+print(json.dumps(rows.take_all()))
+"""
+
+
+def test_a_pipeline_of_ones_own_writes_the_same_files_and_rows(world: Path, tmp_path: Path) -> None:
+    clips = [str(world / "clips" / name) for name in ("night0.mp4", "text.mp4", "clock0.mp4")]
+    arguments = [sys.executable, "-c", OWN, str(world / "model"), str(tmp_path), *clips]
+    rows = {row["clip"]: row for row in outcome(arguments)}
+    assert next(iter(rows.values())).keys() == {*schema().names}
+    assert {clip for clip, row in rows.items() if row["error"]} == {clips[1]}
+    found = outcome(command(world, world / "clips" / "night0.mp4", tmp_path))
+    assert (found["already_there"], found["encoded"]) == (1, 0)
+    assert table(tmp_path) == [rows[clips[0]]]
 
 
 DYING = """
 import os, signal, sys
-from vidsieve.encoded import batch
+from vidsieve.encoded import many
 from vidsieve.cli.main import main
 
-class Dying(batch._EncodeListed):
-    def _row(self, task, decoding):
-        if "clock1" in task.clip and decoding.exception() is None:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super()._row(task, decoding)
+class Dying(many.EncodeVideos):
+    def __init__(self, request):
+        super().__init__(request)
+        encode = many._encoded
+        def dying(loaded, clip, *more):
+            if "clock1" in clip:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return encode(loaded, clip, *more)
+        many._encoded = dying
 
-batch._EncodeListed = Dying
+many.EncodeVideos = Dying
 sys.exit(main())
 """
 
@@ -161,16 +225,19 @@ def test_workers_that_die_of_a_clip_do_not_take_others_with_them(world: Path, tm
     assert found["encoded"] == COPIES - 1
     assert [Path(row["clip"]).name for row in found["failed"]] == ["clock1.mp4"]
     assert "2 workers died on it" in found["failed"][0]["error"]
+    assert [row["error"] is None for row in table(tmp_path / "out")] == [True, False, True, True]
+    assert not list((tmp_path / "out").glob("*.trying"))
 
 
 def test_nothing_but_broken_clips_is_an_error(world: Path, tmp_path: Path) -> None:
     clips = tmp_path / "clips.txt"
-    clips.write_text("absent.mp4\n")
+    clips.write_text("absent.mp4\nmissing.mp4\n")
     done = subprocess.run(command(world, clips, tmp_path / "out", "--workers", "1"), capture_output=True, text=True)
     assert done.returncode == 1
     assert json.loads(done.stdout)["error"]["message"] in done.stderr
-    assert "error: none of 1 clips could be encoded; the first says: " in done.stderr
+    assert "error: none of 2 clips: " in done.stderr
     assert "absent.mp4: no such file" in done.stderr
+    assert [Path(row["clip"]).name for row in table(tmp_path / "out")] == ["absent.mp4", "missing.mp4"]
 
 
 @pytest.mark.parametrize(
@@ -201,7 +268,7 @@ def test_ctrl_c_says_how_many_are_stored(world: Path, tmp_path: Path) -> None:
     stopped.send_signal(signal.SIGINT)
     _, err = stopped.communicate(timeout=120)
     assert stopped.returncode == 130
-    assert re.search(rf"vidsieve: interrupted; \d+ of {3 * COPIES + 3} clips are stored", err.splitlines()[-1])
+    assert re.search(rf"vidsieve: interrupted; \d+ of {WHOLE + 3} clips are stored", err.splitlines()[-1])
 
 
 @pytest.mark.skipif(not CLIPS, reason="set VIDSIEVE_CLIPS to a folder of real .mp4 clips")

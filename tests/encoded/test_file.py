@@ -87,7 +87,10 @@ def _short(tensors: Any, metadata: Any, video: Any) -> None:
 CHANGES: dict[str, tuple[Callable[..., Any], str]] = {
     "newer": (lambda t, m, v: m.update(format="2"), "is of format '2', newer than 1.*update vidsieve"),
     "older": (lambda t, m, v: m.update(format="0"), "is of format '0', older than 1.*encode the clip again"),
-    "batch": (lambda t, m, v: (m.clear(), m.update(vidsieve="{}")), "a file of `vidsieve batch`"),
+    "batch": (
+        lambda t, m, v: (m.clear(), m.update(vidsieve="{}")),
+        "features of `vidsieve batch` of before, which vidsieve.encoded.stored reads",
+    ),
     "foreign": (lambda t, m, v: m.clear(), "expected an encoded video, and this is none"),
     "short": (_short, "is damaged.*features is F32"),
     "lacking": (lambda t, m, v: t.pop("step"), "is damaged.*step"),

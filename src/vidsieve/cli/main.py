@@ -7,7 +7,7 @@
     vidsieve encode CLIPS       keep a tenth of the tokens of hours of video, in bounded memory
     vidsieve ask FILE           ask about what encode stored, as often as you like, without the video
     vidsieve plan CLIP          tokens, memory and seconds, before anything runs
-    vidsieve batch CLIPS        reduced features of many clips, on one machine or a cluster
+    vidsieve batch CLIPS        the same as encode on every GPU, of this machine or a cluster, and a table
     vidsieve warm MODEL         compile what a model needs, before its first video waits for it
     vidsieve methods            the methods for --method
     vidsieve models             the model types that are served, and what of them
@@ -213,7 +213,23 @@ def _encode(options: argparse.Namespace) -> Found:
     """Encode clips of any length in bounded memory, and store what is kept; the same command goes on."""
     from vidsieve.encoded import many
 
-    request = many.Request(
+    with _notes(logged=True) as note:
+        return many.encode_all(_clips(options), options.address, options.workers, note)
+
+
+def _batch(options: argparse.Namespace) -> Found:
+    """Encode many clips as `encode` does, by workers of Ray, and write a table; the same command goes on."""
+    from vidsieve.encoded import batch
+
+    with _notes() as note:
+        return batch.run(_clips(options), options.address, options.workers, note)
+
+
+def _clips(options: argparse.Namespace) -> Any:
+    """Get which clips are to be encoded, and how."""
+    from vidsieve.encoded.many import Request
+
+    return Request(
         options.clips,
         options.model,
         options.out,
@@ -224,8 +240,6 @@ def _encode(options: argparse.Namespace) -> Found:
         options.device,
         options.dtype,
     )
-    with _notes(logged=True) as note:
-        return many.encode_all(request, options.address, options.workers, note)
 
 
 def _ask(options: argparse.Namespace) -> Found:
@@ -249,11 +263,10 @@ def _ask(options: argparse.Namespace) -> Found:
 def _plan(options: argparse.Namespace) -> Found:
     """Say what a clip would take before anything runs: tokens, memory, seconds."""
     from vidsieve.cli import plan
-    from vidsieve.encoded.many import sampled
-    from vidsieve.methods.chunked import in_chunks
+    from vidsieve.encoded.many import by_name, sampled
     from vidsieve.video.chunks import plan_video
 
-    method = in_chunks(registry.method(options.method)(_keep(options)))  # what encode would refuse
+    method = by_name(options.method, _keep(options))  # what encode would refuse
     with _notes() as note:
         note("reading which frames there are")
         frames = plan_video(options.clip, **sampled(options.clip, _sample(options), options.max_pixels))
@@ -270,30 +283,6 @@ def _sample(options: argparse.Namespace) -> dict[str, Any]:
         "max_frames": options.max_frames,
         "sampling": options.sampling,
     }
-
-
-def _batch(options: argparse.Namespace) -> Found:
-    """Encode and reduce many clips and store the features; the same command resumes a stopped job."""
-    from vidsieve.encoded import batch
-    from vidsieve.encoded.fingerprint import full_name
-
-    if why := batch.refused(options.method):
-        raise Mistake(why)
-    job = batch.Job(
-        full_name(options.model),
-        str(options.out.resolve()),
-        options.method,
-        _keep(options),
-        options.frames,
-        options.question or batch.QUESTION,
-        options.device,
-        options.dtype,
-        options.strict,
-        options.sampling,
-        options.pixels,
-    )
-    with _notes() as note:
-        return batch.run(options.clips, job, options.address, options.workers, note)
 
 
 def _warm(options: argparse.Namespace) -> Found:

@@ -7,7 +7,7 @@ from typing import Any
 
 from vidsieve.engines.hf import families
 
-SERVED = ("inside", "before tower", "stored", "encode")
+SERVED = ("inside", "before tower", "encode")
 
 
 def found() -> dict[str, Any]:
@@ -18,11 +18,11 @@ def found() -> dict[str, Any]:
 def show(found: Any) -> None:
     """Print the table, and the reasons below it."""
     names = f"{'type':<25}{'layout':<8}{'before':<8}{'inside':<8}{'tower':<9}{'before tower':<14}"
-    print(f"{names}{'stored':<8}{'encode':<8}tested")
+    print(f"{names}{'encode':<8}tested")
     for row in found["models"]:
-        inside, pixels, stored, encode = ("no" if row[what] else "yes" for what in SERVED)
+        inside, pixels, encode = ("no" if row[what] else "yes" for what in SERVED)
         print(
-            f"{row['type']:<25}{row['layout']:<8}{'yes':<8}{inside:<8}{row['tower']:<9}{pixels:<14}{stored:<8}{encode:<8}"
+            f"{row['type']:<25}{row['layout']:<8}{'yes':<8}{inside:<8}{row['tower']:<9}{pixels:<14}{encode:<8}"
             f"{', '.join(row['tested'])}"
         )
     print("\nrefused")
@@ -42,16 +42,16 @@ def page() -> str:
         "*before*: tokens are dropped between the vision tower and the language model. *inside*: at layers of the "
         'language model. *tower*: how `vision="auto"` runs the vision tower (packed: one attention call a layer; '
         "batched: as it is, the frames are one batch; stock: as it is). *before tower*: groups of pixels are left out. "
-        "*stored*: features can be stored and used later. *encode*: `vidsieve encode` and `vidsieve ask`. "
+        "*encode*: `vidsieve encode`, `batch` and `ask`: encoded once, stored, and asked later. "
         "*tested*: the releases of transformers.",
         "",
-        "| type | layout | before | inside | tower | before tower | stored | encode | tested |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| type | layout | before | inside | tower | before tower | encode | tested |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     whys: dict[str, int] = {}
     data = found()
     for row in data["models"]:
-        inside, pixels, stored, encode = (_yes(row[what], whys) for what in SERVED)
+        inside, pixels, encode = (_yes(row[what], whys) for what in SERVED)
         cells = (
             f"`{row['type']}`",
             row["layout"],
@@ -59,7 +59,6 @@ def page() -> str:
             inside,
             row["tower"],
             pixels,
-            stored,
             encode,
             ", ".join(row["tested"]),
         )

@@ -33,7 +33,7 @@ EXAMPLES = {
     "encode": "vidsieve encode lecture.mp4 --model Qwen/Qwen2.5-VL-7B-Instruct --fps 1 --keep 5% --out stored",
     "ask": 'vidsieve ask stored --question "Who speaks?" --question "What is on the board?"',
     "plan": "vidsieve plan lecture.mp4 --model Qwen/Qwen2.5-VL-7B-Instruct --fps 1 --keep 5%",
-    "batch": "vidsieve batch clips --model Qwen/Qwen2.5-VL-7B-Instruct --keep 10% --out out/clips",
+    "batch": "vidsieve batch clips --model Qwen/Qwen2.5-VL-7B-Instruct --keep 10% --out stored",
     "warm": "vidsieve warm Qwen/Qwen2.5-VL-7B-Instruct --frames 64 --size 576 1024",
     "bench": "vidsieve bench ops --case perframe-10 --rounds 5",
     "eval": "vidsieve eval --quick",
@@ -83,7 +83,7 @@ def parser(commands: Mapping[str, Command]) -> Parser:
         "encode": (_add_encode, [how, _part()]),
         "ask": (_add_ask, [place]),
         "plan": (_add_plan, [share, place, _part()]),
-        "batch": (_add_batch, [how, pixels, sample]),
+        "batch": (_add_batch, [how, _part()]),
         "warm": (_add_warm, [how, pixels]),
         "bench": (_add_bench, []),
         "eval": (_add_eval, []),
@@ -170,7 +170,7 @@ def _add_app(command: Parser) -> None:
     command.add_argument("--max-new-tokens", type=count, default=128, help="longest answer (128)")
 
 
-def _add_encode(command: Parser) -> None:
+def _add_clips(command: Parser) -> None:
     command.add_argument(
         "clips", nargs="+", metavar="CLIP", help="video files, folders of them, or text files (.txt) with one a line"
     )
@@ -179,6 +179,10 @@ def _add_encode(command: Parser) -> None:
         "--out", type=folder, metavar="DIR", required=True, help="folder for the files, one a clip; goes on there"
     )
     command.add_argument("--strict", action="store_true", help="a clip that is cut short or damaged fails")
+
+
+def _add_encode(command: Parser) -> None:
+    _add_clips(command)
     about = "copies of the model; several: Ray runs them, one a GPU, or on the CPU (one, in this process)"
     command.add_argument("--workers", type=count, help=about)
     command.add_argument("--address", help="of a Ray cluster that encodes the clips (this process)")
@@ -207,14 +211,7 @@ def _add_plan(command: Parser) -> None:
 
 
 def _add_batch(command: Parser) -> None:
-    command.add_argument("clips", help="a folder of clips, or a text file with one path a line")
-    command.add_argument("--model", "-m", required=True, help="Hub id or folder of a video language model")
-    command.add_argument(
-        "--out", type=folder, required=True, help="folder for the table and the features; resumes there"
-    )
-    about = "the question for every clip, for methods that look at it"
-    command.add_argument("--question", "-q", type=question, help=about)
-    command.add_argument("--strict", action="store_true", help="a clip that is cut short or damaged fails")
+    _add_clips(command)
     command.add_argument("--workers", type=count, help="copies of the model (one a GPU, or one for four processors)")
     command.add_argument("--address", help="of a Ray cluster (this machine)")
 

@@ -156,7 +156,7 @@ def show_encode(found: Any) -> None:
             print(printable(row["error"]) if row["clip"] in row["error"] else f"{name}: {printable(row['error'])}")
             continue
         kept = f"{row['tokens_before']} video tokens -> {row['tokens_after']} kept, {_bytes(row['bytes'])}"
-        took = "was there" if row.get("already_there") else f"{row['seconds']:.1f} s"
+        took = f"{row['seconds']:.1f} s" if "seconds" in row else "was there"
         count = f"{row['frames']} frame{'s' * (row['frames'] != 1)}"
         print(f"{name}: {count} of {row['duration']:.1f} s, {kept}; {took}\n  {printable(row['file'])}")
     files = [row["file"] for row in found["rows"] if "file" in row]
@@ -228,7 +228,7 @@ def show_batch(found: Any) -> None:
     print(f", {len(found['failed'])} failed" if found["failed"] else "")
     for row in found["failed"][:MOST]:
         named = row["clip"] in row["error"]
-        print(f"  {row['error']}" if named else f"  {row['clip']}: {row['error']}")
+        print("  " + printable(row["error"] if named else f"{row['clip']}: {row['error']}"))
     if len(found["failed"]) > MOST:
         print(f"  and {len(found['failed']) - MOST} more, in the table")
     if found["ignored"]:
@@ -237,7 +237,7 @@ def show_batch(found: Any) -> None:
         names = [repr(name)[1:-1] for name, why in found["ignored"].items() if why == reason]
         more = f" and {len(names) - MOST} more" if len(names) > MOST else ""
         print(f"  {reason}: {', '.join(names[:MOST])}{more}")
-    print(f"table: {found['table']}\nfeatures: {found['features']}")
+    print(f"table: {found['table']}\nask: vidsieve ask {shlex.quote(found['folder'])}/NAME.vidsieve --question '...'")
 
 
 def show_warm(found: Any) -> None:

@@ -1,8 +1,8 @@
 """Encode videos once and use them later.
 
 `encode` makes an `EncodedVideo` of a clip of any length, which answers questions; `encode_frames` of frames that are in
-memory, by any method; `Stream` remembers one without an end; `stored` and `batch` hold reduced prompts of many clips,
-for pipelines.
+memory, by any method; `Stream` remembers one without an end; `batch` encodes many clips by workers of Ray; `stored`
+reads what it wrote before it wrote encoded videos.
 """
 
 from vidsieve.encoded import batch, stored

@@ -84,14 +84,14 @@ def by_frame(model: Any, processor: Any) -> tuple[Adapter, int]:
     would not, `UnsupportedVersion` for a release that does not tell the positions of a prompt of it.
     """
     adapter = adapter_for(model)
+    if adapter.not_encoded:
+        raise UnsupportedModel(
+            f"model type {model.config.model_type!r} cannot be encoded: {adapter.not_encoded}; attach a method instead"
+        )
     if not adapter.by_frame:
         raise UnsupportedModel(
             f"model type {model.config.model_type!r} cannot be encoded in chunks: nothing says that its tower computes "
             "a frame from that frame alone; where it does, say so: Adapter(..., by_frame=True)"
-        )
-    if adapter.not_encoded:
-        raise UnsupportedModel(
-            f"model type {model.config.model_type!r} cannot be encoded: {adapter.not_encoded}; attach a method instead"
         )
     contract.check_positions(model)
     return adapter, getattr(processor.video_processor, "temporal_patch_size", 1) if adapter.layout == "grid" else 1

@@ -47,7 +47,7 @@ def ignored(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> dict
         if output in (parent.resolve() for parent in one.parents) or one.is_dir():
             continue
         if one.suffix.lower() not in SUFFIXES:
-            passed[str(one.relative_to(path))] = "its name does not end as a video's does"
+            passed[str(one)] = "its name does not end as a video's does"
         elif not one.is_file():
-            passed[str(one.relative_to(path))] = "it is no file, or a link that leads nowhere"
+            passed[str(one)] = "it is no file, or a link that leads nowhere"
     return passed

@@ -82,7 +82,7 @@ def check_written(folder: Path, missing: int) -> None:
     """Raise `VidsieveError` if files are missing that workers wrote."""
     if missing:
         raise VidsieveError(
-            f"{folder} lacks the features of {missing} clips that workers say they wrote; "
+            f"{folder} lacks the files of {missing} clips that workers say they wrote; "
             "the output folder has to be one that all machines of the cluster share"
         )
 

@@ -9,7 +9,8 @@ import json
 import math
 import os
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +22,7 @@ from vidsieve import writable
 from vidsieve.checks import require
 from vidsieve.encoded.clips import SUFFIXES
 from vidsieve.encoded.fingerprint import Fingerprint
-from vidsieve.encoded.job import write_whole
+from vidsieve.encoded.whole import write_whole
 from vidsieve.errors import UnsupportedCall, VidsieveError
 from vidsieve.types.frames import Frames
 from vidsieve.types.selection import Rows, Selection
@@ -147,8 +148,40 @@ def read(path: str | os.PathLike[str], make: Callable[..., Video]) -> Video:
     """Read what `write` took, and `make` an encoded video of it, by the names of its arguments.
 
     Types and sizes are compared with one another before a tensor is read. Raises `VidsieveError` for a file that is
-    missing, damaged, of another kind or of another version of the format.
+    missing, of another kind or of another version of the format, `Damaged` for one that is.
     """
+    with _opened(path) as (file, metadata, video):
+        names = tuple(file.keys())
+        tensors = {name: file.get_tensor(name) for name in names}
+        if _digest(metadata["video"], tensors) != metadata["sha256"]:
+            raise ValueError("its bytes are not those that were written")
+        return make(**_parts(tensors, video))
+
+
+def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read what is known of a video without its features: a row of the table of `vidsieve batch`.
+
+    Raises what `read` does, but compares no digest.
+    """
+    with _opened(path) as (file, _, video):
+        frames, tokens, kept = _frames(video["frames"]), _numbers(video["tokens"]), file.get_tensor("kept").tolist()
+        return {
+            "tokens_before": sum(tokens),
+            "tokens_after": len(kept),
+            "kept": kept,
+            "tokens": list(tokens),
+            "grid": None if video["grid"] is None else list(_numbers(video["grid"])),
+            "frames": list(frames.index),
+            "seconds": list(frames.seconds),
+            "fps": frames.fps,
+            "total": frames.total,
+            "duration": frames.duration,
+        }
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[Any, Mapping[str, str], Mapping[str, Any]]]:
+    """Open a file whose types and sizes fit: the file, its metadata, and of that the video."""
     safetensors = require("safetensors", "hf")
     where = Path(path)
     if not where.is_file():
@@ -161,10 +194,7 @@ def read(path: str | os.PathLike[str], make: Callable[..., Video]) -> Video:
             names = tuple(file.keys())
             parts = {name: file.get_slice(name) for name in names}
             _check_sizes({name: (one.get_dtype(), tuple(one.get_shape())) for name, one in parts.items()}, video)
-            tensors = {name: file.get_tensor(name) for name in parts}
-        if _digest(metadata["video"], tensors) != metadata["sha256"]:
-            raise ValueError("its bytes are not those that were written")
-        return make(**_parts(tensors, video))
+            yield file, metadata, video
     except _OtherFile:
         raise
     except OSError as error:
@@ -172,10 +202,14 @@ def read(path: str | os.PathLike[str], make: Callable[..., Video]) -> Video:
     except (safetensors.SafetensorError, RecursionError, KeyError, TypeError, ValueError) as error:
         if where.suffix.lower() in SUFFIXES:
             raise VidsieveError(f"{where}: is a clip, not what `vidsieve encode` writes; encode it first") from error
-        raise VidsieveError(
+        raise Damaged(
             f"{where}: is damaged, or vidsieve did not write it ({' '.join(str(error).split())}); "
             "move it away, and encode the clip again"
         ) from error
+
+
+class Damaged(VidsieveError):
+    """A file that is not as it was written."""
 
 
 def _no_file(where: Path) -> str:
@@ -189,8 +223,9 @@ class _OtherFile(VidsieveError):
 def _check_format(where: Path, metadata: Mapping[str, str]) -> None:
     found = metadata.get("format", "")
     if "video" not in metadata:
-        kind = "a file of `vidsieve batch`, which vidsieve.encoded.stored reads" if "vidsieve" in metadata else "none"
-        raise _OtherFile(f"{where}: expected an encoded video, and this is {kind}")
+        before = "features of `vidsieve batch` of before, which vidsieve.encoded.stored reads"
+        kind = f"has {before}" if "vidsieve" in metadata else "is none"
+        raise _OtherFile(f"{where}: expected an encoded video, and this {kind}")
     if found != str(FORMAT):
         age = "newer" if found.isdecimal() and int(found) > FORMAT else "older"
         remedy = "update vidsieve" if age == "newer" else "move it away, and encode the clip again"

@@ -21,11 +21,14 @@ from vidsieve.encoded import cluster
 from vidsieve.encoded.clips import find
 from vidsieve.encoded.encode import Progress, encode
 from vidsieve.encoded.fingerprint import full_name
-from vidsieve.encoded.job import sweep_parts
 from vidsieve.encoded.video import EncodedVideo
+from vidsieve.encoded.whole import sweep_parts
+from vidsieve.engines.hf import arguments
 from vidsieve.engines.hf.loading import check, load
-from vidsieve.errors import VidsieveError, redacted
+from vidsieve.engines.hf.replayed import check_inside
+from vidsieve.errors import UnsupportedCall, VidsieveError, WrongArgument, redacted
 from vidsieve.methods.chunked import in_chunks
+from vidsieve.methods.prune import Prune
 from vidsieve.types.frames import Frames
 from vidsieve.video.chunks import plan, plan_video
 from vidsieve.video.demux import is_path, locate
@@ -71,14 +74,25 @@ def encode_all(
 
     address: of a Ray cluster that encodes them.  workers: copies of the model, by Ray if there are several; without
     both, one clip after another in this process, and Ray need not be installed.
-    A clip that fails is a row with its error, and the others go on. A file is written under another name and renamed,
-    so one that exists is whole. Raises `VidsieveError` if every clip failed, or one cannot be written, or the model not
-    loaded, or what `cluster.encoded` raises.
+    Raises what `encode_each` raises, and `VidsieveError` if every clip failed.
     """
-    spread = address is not None or (workers or 1) > 1
+    rows = encode_each(request, address is not None or (workers or 1) > 1, address, workers, note)
+    check_some(rows)
+    return {"rows": rows, "folder": str(request.out), "method": request.method, "keep": request.keep}
+
+
+def encode_each(
+    request: Request, spread: bool, address: str | None, workers: int | None, note: Note
+) -> list[dict[str, Any]]:
+    """Encode each clip that is not stored in the folder `out` yet, by Ray or, unless `spread`, in this process.
+
+    A clip that fails is a row with its error, and the others go on. A file is written under another name and renamed,
+    so one that exists is whole. Raises `VidsieveError` if one cannot be written, or the model not loaded, or what
+    `cluster.encoded` or `by_name` raise.
+    """
     if spread:
         cluster.check(request.device)
-    in_chunks(registry.method(request.method)(request.keep))  # refused before anything is loaded
+    by_name(request.method, request.keep)  # refused before anything is loaded
     clips = _listed(request.clips)
     if spread or not all(map(_is_missing, clips)):  # else that is what is told, and nobody asks the Hub
         check(request.model)
@@ -91,13 +105,36 @@ def encode_all(
         raise KeyboardInterrupt(
             f"{stored} of {len(clips)} clips are stored in {request.out}; the same command goes on with the others"
         ) from None
-    rows = [row | {"clip": redacted(row["clip"])} for row in rows]
-    failed = [row for row in rows if "error" in row]
-    if len(failed) == len(rows):
-        raise VidsieveError(
-            failed[0]["error"] if len(rows) == 1 else f"none of {len(rows)} clips: {failed[0]['error']}"
-        )
-    return {"rows": rows, "folder": str(request.out), "method": request.method, "keep": request.keep}
+    return [row | {"clip": redacted(row["clip"])} for row in rows]
+
+
+def check_some(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Raise `VidsieveError` if every clip failed."""
+    errors = [row["error"] for row in rows if "error" in row]
+    if len(errors) == len(rows):
+        raise VidsieveError(errors[0] if len(rows) == 1 else f"none of {len(rows)} clips: {errors[0]}")
+
+
+def by_name(name: str, keep: float) -> Prune:
+    """Make a method as it selects chunk after chunk. Raises `WrongArgument`, with what to do instead, if it cannot."""
+    method = registry.method(name)(keep)
+    try:
+        return in_chunks(method)
+    except WrongArgument as error:
+        why, _, _ = str(error).partition("; expected")
+        able = ", ".join(other for other, made in registry.methods().items() if _is_able(made(), in_chunks))
+        then = f"let {name} pick of what is stored for each question: vidsieve ask FILE --method {name}"
+        if not _is_able(arguments.method(method), check_inside):
+            then = "ask any question of what is stored: vidsieve ask FILE"
+        raise WrongArgument(f"{name} cannot store clips: {why}; store by one that can ({able}), and {then}") from error
+
+
+def _is_able(method: Any, check: Callable[[Any], object]) -> bool:
+    try:
+        check(method)
+    except (UnsupportedCall, WrongArgument):
+        return False
+    return True
 
 
 def _rows(clips: Sequence[str], request: Request, note: Note) -> Iterator[dict[str, Any]]:
@@ -141,11 +178,16 @@ def _row_of_fault(clip: str, error: BaseException) -> dict[str, Any]:
 
 
 def _one(
-    clip: str, request: Request, loaded: Any, note: Note, begin: Callable[[], None] = lambda: None
+    clip: str,
+    request: Request,
+    loaded: Any,
+    note: Note,
+    begin: Callable[[], None] = lambda: None,
+    faults: tuple[type[Exception], ...] = FAULTS,
 ) -> dict[str, Any]:
     """Make the row of a clip, which the model that is `loaded` encodes unless it is stored.
 
-    begin: is called before that.
+    begin: is called before that.  faults: what is taken for a fault of the clip; anything else is raised.
     """
     started, file = time.perf_counter(), request.file(clip)
     there = loaded is None or file.exists()
@@ -155,7 +197,7 @@ def _one(
         else:
             begin()
             encoded = _encoded(loaded, clip, request, note)
-    except FAULTS as error:
+    except faults as error:
         return _row_of_fault(clip, error)
     if not there:
         encoded.save(file)  # a disk that is full is so for every clip
@@ -179,7 +221,9 @@ def _spread(
     if items:
         with closing(cluster.encoded(EncodeVideos, request, items, ["row"], address, workers, note)) as tasks:
             made = [json.loads(row["row"]) for task in tasks for row in task]
-        rows |= {row["clip"]: row for row in made}
+        for row in made:
+            row.pop("already_there", None)  # what a worker stored that died later is of this job too
+            rows[row["clip"]] = row
         cluster.check_written(
             request.out, sum("error" not in row and not request.file(row["clip"]).exists() for row in made)
         )
@@ -189,7 +233,7 @@ def _spread(
 class EncodeVideos:
     """Encodes batches of clips for `cluster.encoded`: names as JSON in, rows as JSON out, for a name may be no text.
 
-    A clip on which two workers died fails.
+    A clip on which two workers died fails, and so does one that anything is wrong with.
     """
 
     def __init__(self, request: Request) -> None:
@@ -208,7 +252,9 @@ class EncodeVideos:
         """Encode a clip."""
         mark = self.request.file(clip).with_suffix(".trying")
         try:
-            return _one(clip, self.request, self.loaded, lambda what: None, partial(cluster.attempt, mark, clip))
+            begin = partial(cluster.attempt, mark, clip)
+            # Whatever is wrong with one, the thousands of others must not suffer.
+            return _one(clip, self.request, self.loaded, lambda what: None, begin, (Exception,))
         finally:
             mark.unlink(missing_ok=True)
 
@@ -227,10 +273,12 @@ def _stored(clip: str, file: Path, request: Request) -> EncodedVideo:
     encoded = EncodedVideo.load(file)
     dtype = str(encoded.selection.features.dtype).removeprefix("torch.")
     frames = plan_video(clip, **sampled(clip, request.sample, request.max_pixels))
+    if encoded.frames.source != frames.source:  # two names may have one digest
+        raise VidsieveError(f"{file} holds {encoded.frames.source}, not this clip; choose another folder")
     asked = {
         "by the model": full_name(request.model),
         "at keep": f"{request.keep:g}",
-        "by": repr(in_chunks(registry.method(request.method)(request.keep))),
+        "by": repr(by_name(request.method, request.keep)),
         "in": dtype if request.dtype in (None, "auto") else request.dtype,
         "as": _described(frames),
     }

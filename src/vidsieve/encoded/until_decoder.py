@@ -33,3 +33,12 @@ def decoder_arguments(
     if not given:
         raise VidsieveError(f"{type(model).__name__} answered without calling its decoder; nothing could be encoded")
     return given
+
+
+def reduced_arguments(attachment: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Get the decoder's arguments for a prompt, reduced by what is attached, whose trace records the videos."""
+
+    def record(decoder: Any, args: Any, arguments: dict[str, Any]) -> None:
+        attachment.input.after_decoder(decoder, args, arguments, {})
+
+    return decoder_arguments(attachment.model, inputs, record)

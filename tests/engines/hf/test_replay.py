@@ -15,7 +15,7 @@ from transformers import GenerationMixin
 from tests.engines.hf import fake_flash, newer, tiny
 from tests.engines.hf.reducers import Loudest
 from vidsieve.encoded.chunks import by_frame
-from vidsieve.encoded.stored import _given_to_decoder
+from vidsieve.encoded.until_decoder import reduced_arguments
 from vidsieve.engines.hf import adapter_for, attach, contract
 from vidsieve.engines.hf.families import table
 from vidsieve.engines.hf.replay import Replay
@@ -35,7 +35,7 @@ class Stored:
         self.family, self.model = family, tiny.model(family) if model is None else model
         self.full = tiny.prompt(family, seed, frames=8)
         with torch.no_grad(), (attachment := attach(self.model, Loudest())) as trace:
-            given = _given_to_decoder(attachment, self.full)
+            given = reduced_arguments(attachment, self.full)
         video, adapter = trace.videos[0], adapter_for(self.model)
         self.token = getattr(self.model.config, adapter.token)
         dropped = set(video.at.tolist()) - set(video.at[video.reduction.kept].tolist())

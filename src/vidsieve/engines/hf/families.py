@@ -46,8 +46,8 @@ class Adapter:
     per_visual: decoder arguments that are lists of (V, D), a row for each of the V true columns of `visual_pos_masks`.
     tower: how `vision="auto"` runs its tower: "packed", one attention call a layer; "batched", as it is, since frames
         are one batch; "stock", as it is.
-    not_inside, not_before_tower, not_stored, not_encoded: why stages inside the model, selectors before its tower,
-        stored features, and videos encoded in chunks are refused; empty where they are served.
+    not_inside, not_before_tower, not_encoded: why stages inside the model, selectors before its tower, and videos that
+        are encoded, stored and asked later are refused; empty where they are served.
     tested: the releases of transformers that were tested.
     """
 
@@ -71,7 +71,6 @@ class Adapter:
     tower: Literal["packed", "batched", "stock"] = "packed"
     not_inside: str = ""
     not_before_tower: str = ""
-    not_stored: str = ""
     not_encoded: str = ""
     tested: tuple[str, ...] = ("5.14.1", "5.17.0", "5.24.0")
 
@@ -149,7 +148,7 @@ for _adapter in (
         ("qwen4_exp",),
         per_token=("ple_input_ids",),
         not_inside=_CHOSEN,
-        not_stored=_ARGUMENTS,
+        not_encoded=_ARGUMENTS,
         tested=("5.17.0", "5.24.0"),
     ),
     # The resampler after its tower makes one frame of two.
@@ -159,7 +158,7 @@ for _adapter in (
         per_token=("moe_mm_token_type_ids",),
         not_inside="its layers take moe_mm_token_type_ids, which no stage shortens",
         not_before_tower=_UNPROVEN,
-        not_stored=_ARGUMENTS,
+        not_encoded=_ARGUMENTS,
     ),
     # Of each part, some frames long, the tower takes the mean over time.
     Adapter(
@@ -169,7 +168,7 @@ for _adapter in (
         merged_frames="all",
         tower="stock",
         not_before_tower=_UNPROVEN,
-        not_stored=_PARTS,
+        not_encoded=_PARTS,
         tested=("5.14.1", "5.24.0"),
     ),
     Adapter(
@@ -195,7 +194,7 @@ for _adapter in (
         row_end=1,
         not_inside=_CHOSEN,
         not_before_tower=_UNPROVEN,
-        not_stored="the tokens that end a row of a frame would be taken for video",
+        not_encoded="the tokens that end a row of a frame would be taken for video",
         tested=("5.24.0",),
     ),
     # The smaller ones have an input of each layer for every token, and layers that share keys, for which the decoder is
@@ -210,7 +209,7 @@ for _adapter in (
         tower="batched",
         not_inside=_WINDOWS,
         not_before_tower=_UNPROVEN,
-        not_stored=_ARGUMENTS,
+        not_encoded=_ARGUMENTS,
     ),
     # Without a tower: its patches are embedded as they are.
     Adapter(
@@ -223,7 +222,7 @@ for _adapter in (
         tower="batched",
         not_inside=_WINDOWS,
         not_before_tower="it has no vision tower",
-        not_stored=_MASKS,
+        not_encoded=_MASKS,
     ),
     # All of a video sees all of it. Its grids are of tokens.
     Adapter(
@@ -234,7 +233,7 @@ for _adapter in (
         tower="batched",
         not_inside=_BOTH_WAYS,
         not_before_tower=_UNPROVEN,
-        not_stored=_MASKS,
+        not_encoded=_MASKS,
         tested=("5.24.0",),
     ),
     Adapter(("llava_onevision",), layout="clips", trailing=1, square=True, by_frame=True, tower="batched"),
@@ -299,8 +298,7 @@ def table() -> list[dict[str, Any]]:
             "inside": one.not_inside,
             "tower": one.tower,
             "before tower": one.not_before_tower,
-            "stored": one.not_stored,
-            "encode": one.not_stored or one.no_chunks,
+            "encode": one.no_chunks,
             "tested": list(one.tested),
         }
         for model_type, one in sorted(_ADAPTERS.items())
