@@ -16,7 +16,8 @@ def write_whole(path: Path, *parts: bytes | memoryview) -> None:
     try:
         with part.open("xb") as file:
             if sys.platform != "win32":
-                fcntl.flock(file, fcntl.LOCK_EX)  # which ends with the process, and tells `sweep_parts` of it
+                with suppress(OSError):  # a file system without locks, where `sweep_parts` leaves what there is
+                    fcntl.flock(file, fcntl.LOCK_EX)  # which ends with the process, and tells `sweep_parts` of it
             for data in parts:
                 file.write(data)
             file.flush()
@@ -27,10 +28,13 @@ def write_whole(path: Path, *parts: bytes | memoryview) -> None:
         raise
 
 
-def sweep_parts(folder: Path) -> None:
-    """Delete what `write_whole` left in `folder` where it was killed; not what another process is writing."""
-    for part in folder.glob("*.part"):
-        with suppress(FileNotFoundError, PermissionError, BlockingIOError), part.open("rb") as file:
+def sweep_parts(folder: Path, suffix: str) -> None:
+    """Delete what `write_whole` left in `folder` of files that end in `suffix`, where it was killed.
+
+    Not what another process is writing, and no other `.part`: browsers call downloads so.
+    """
+    for part in folder.glob(f"*{suffix}.*.part"):
+        with suppress(OSError), part.open("r+b") as file:  # NFS locks nothing that is open for reading alone
             if sys.platform != "win32":
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             part.unlink()

@@ -18,14 +18,14 @@ from vidsieve.cli.parser import parser
 LONG_AGO = time.time() - 3600
 
 
-def answered(app: Any, **headers: str) -> tuple[int, str]:
+def answered(app: Any, *first: tuple[bytes, bytes], **headers: str) -> tuple[int, str]:
     """Status and text that an application answers a request with."""
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
         sent.append(message)
 
-    pairs = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    pairs = [*first, *((name.replace("_", "-").encode(), value.encode()) for name, value in headers.items())]
     asyncio.run(app({"type": "http", "headers": pairs}, None, send))
     return sent[0]["status"], b"".join(message.get("body", b"") for message in sent).decode()
 
@@ -133,6 +133,16 @@ def test_requests_that_bring_no_file_are_not_counted_and_a_length_is_needed(tmp_
     assert answered(app) == (200, "fine")
     assert answered(app, content_type="multipart/form-data; boundary=b", transfer_encoding="chunked")[0] == 411
     assert answered(app, content_type="multipart/form-data; boundary=b", content_length="5")[0] == 413
+
+
+def test_an_upload_is_bounded_whatever_else_its_headers_say(tmp_path: Path) -> None:
+    """Of two headers of a name the application reads the first; of two lengths of a body a server takes the chunks."""
+    kind = (b"content-type", b"multipart/form-data; boundary=b")
+    app = Bounded(fine, Uploads(tmp_path, Visitors(), 10))
+    assert answered(app, kind, content_type="text/plain", content_length=str(AROUND + 11))[0] == 413
+    assert answered(app, kind, content_length="5", transfer_encoding="chunked")[0] == 411
+    assert answered(app, kind, content_length="5") == (200, "fine")
+    assert answered(OnlyHosts(fine, ["localhost"]), (b"host", b"evil.example"), host="localhost")[0] == 403
 
 
 def test_what_an_upload_reserved_is_free_again_when_it_fails(tmp_path: Path) -> None:

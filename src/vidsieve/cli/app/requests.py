@@ -45,7 +45,7 @@ class Bounded:
             await self.app(scope, receive, send)
             return
         said = _header(scope, b"content-length")
-        if not said.isdecimal():
+        if not said.isdecimal() or _header(scope, b"transfer-encoding"):  # which a server goes by, where both are there
             await _refuse(send, 411, "expected an upload that says its length")
             return
         length = int(said[:20])
@@ -59,7 +59,8 @@ class Bounded:
 
 
 def _header(scope: Any, name: bytes) -> str:
-    return str(dict(scope["headers"]).get(name, b"").decode("latin-1"))
+    """Get the first header of a name, as the application does where there are several; "" where there is none."""
+    return next((str(value.decode("latin-1")) for one, value in scope["headers"] if one == name), "")
 
 
 async def _refuse(send: Any, status: int, text: str) -> None:
