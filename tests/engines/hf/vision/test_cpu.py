@@ -112,6 +112,21 @@ def test_a_module_of_ours_that_gives_other_bits_is_not_taken(family: str, monkey
         assert torch.equal(logits(model, inputs), stock)
 
 
+@pytest.mark.parametrize("family", ["glm4v", "qwen2_5_vl"])
+def test_modules_that_were_tried_in_another_precision_are_not_taken(family: str) -> None:
+    model, inputs = tiny.fresh(family), tiny.prompt(family, frames=6)
+    tower = vision_tower(model)
+    with torch.no_grad():
+        for weight in tower.parameters():
+            if weight.ndim == 1:  # of ones nobody sees where a norm rounds
+                weight.add_(torch.randn_like(weight), alpha=0.3)
+    converted = {**inputs, "pixel_values_videos": inputs["pixel_values_videos"].bfloat16()}
+    with vidsieve.attach(model, vision="packed"):
+        model.bfloat16()
+        found = logits(model, converted)
+    assert torch.equal(found, logits(model, converted))
+
+
 @pytest.mark.parametrize("family", SOME[:3])
 def test_pixels_of_zeros_decide_nothing(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs = tiny.fresh(family), tiny.prompt(family, frames=6)

@@ -97,8 +97,10 @@ class VisionSeam(OfOneModel):
                     "compute something else than is known here; vision='auto' leaves those as they are"
                 )
             self._fused = bool(modules.replaced)
-        on_cpu = next(tower.parameters()).device.type == "cpu"
-        self._exact = on_cpu and bool(FusedModules(tower, self._calls, hooks, exact=True).replaced)
+        weight = next(tower.parameters())
+        on_cpu = weight.device.type == "cpu"
+        exact = on_cpu and FusedModules(tower, self._calls, hooks, exact=True).replaced
+        self._exact_in = weight.dtype if exact else None  # where it is moved, or converted, they were not tried
         SegmentedAttention(tower, self._calls, lambda kwargs: cast(Tensor, kwargs["cu_seq_lens_q"]), hooks)
         if on_cpu:
             FewFrames(tower, self._calls, hooks)
@@ -138,10 +140,11 @@ class VisionSeam(OfOneModel):
                 raise UnsupportedCall(f"{self._pixels!r} cannot act before this call of the vision tower, where {why}")
             self._trace.tower, self._trace.tower_slow = f"stock, because {why}", True
             return None
-        plain = not torch.is_autocast_enabled(patches.device.type)
-        fused, replaced = self._fused and plain, (self._fused or self._exact) and plain
+        plain, weight = not torch.is_autocast_enabled(patches.device.type), next(tower.parameters())
+        exact = weight.dtype is self._exact_in and weight.device.type == "cpu"
+        fused, replaced = self._fused and plain, (self._fused or exact) and plain
         layout = self._layouts.of(arguments["grid_thw"], patches.device, arguments.get("merge_sizes"))
-        operations = ops.VisionOperations.chosen_for(next(tower.parameters()))
+        operations = ops.VisionOperations.chosen_for(weight)
         self._trace.tower, self._trace.tower_slow = "fused" if fused else "packed", False
         videos = self._calls.videos
         if self._pixels is None or videos is None:
