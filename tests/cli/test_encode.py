@@ -27,6 +27,7 @@ from tests.clips import write
 from vidsieve.cli import ask, main
 from vidsieve.encoded import chunks, many
 from vidsieve.engines.hf.loading import load
+from vidsieve.errors import VidsieveError
 
 pytest.importorskip("av")
 pytest.importorskip("transformers")
@@ -145,6 +146,39 @@ def test_the_same_command_goes_on_and_other_settings_are_refused(
         error = capsys.readouterr().err
         assert re.search(says, error)
         assert error.endswith("; choose another folder\n")
+
+
+def test_what_was_stored_without_strict_is_not_taken_for_whole(world: Path, tmp_path: Path) -> None:
+    clips = clips_of(world, tmp_path / "clips", ("a.mp4",))
+    request = many.Request([str(clips)], str(world / "model"), tmp_path / "out", {"num_frames": 4})
+    strict = replace(request, sample={"num_frames": 4, "strict": True})
+    file = Path(many.encode_all(request)["rows"][0]["file"])
+    with pytest.raises(VidsieveError, match=r"was stored without strict, so .* may be in it; choose another folder"):
+        many.encode_all(strict)
+    file.unlink()
+    many.encode_all(strict)
+    assert vidsieve.EncodedVideo.load(file).strict
+    for again in (strict, request):
+        assert many.encode_all(again)["rows"][0]["already_there"]
+
+
+def test_what_is_stored_of_a_clip_that_is_gone_is_there(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clips = clips_of(world, tmp_path / "clips", ("a.mp4",))
+    command = ["encode", clips / "a.mp4", "--model", world / "model", "--out", tmp_path / "out", "--frames", 4]
+    called(capsys, *command)
+    (clips / "a.mp4").unlink()
+    [row] = called(capsys, *command)["rows"]
+    assert row["already_there"]
+    assert row["not_compared"] == f"{clips / 'a.mp4'}: no such file"
+    assert main.main([*map(str, command)]) == 0
+    assert "was there, and the clip cannot be compared" in capsys.readouterr().out
+    assert main.main([*map(str, command), "--keep", "5%"]) == 1
+    assert "holds this clip at keep 0.1" in last_line(capsys)
+    (clips / "a.mp4").hardlink_to(world / "clip.mp4")
+    assert main.main([*map(str, command), "--start", "500"]) == 1
+    assert "before the start at 500 s" in last_line(capsys)
 
 
 def test_another_clip_whose_name_has_the_same_digest_is_not_taken_for_one(

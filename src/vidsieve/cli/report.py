@@ -157,6 +157,8 @@ def show_encode(found: Any) -> None:
             continue
         kept = f"{row['tokens_before']} video tokens -> {row['tokens_after']} kept, {_bytes(row['bytes'])}"
         took = f"{row['seconds']:.1f} s" if "seconds" in row else "was there"
+        if "not_compared" in row:
+            took += f", and the clip cannot be compared ({printable(row['not_compared'])})"
         count = f"{row['frames']} frame{'s' * (row['frames'] != 1)}"
         print(f"{name}: {count} of {row['duration']:.1f} s, {kept}; {took}\n  {printable(row['file'])}")
     files = [row["file"] for row in found["rows"] if "file" in row]

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -110,7 +110,7 @@ def encode(
     joined = getattr(processor.video_processor, "temporal_patch_size", 1)
     chunks = encode_chunks(model, processor, frames, -(-size // joined) * joined, strict=strict)
     with closing(chunks):  # at once, or a traceback that somebody keeps would keep the model attached
-        return select(model, processor, frames, chunks, reducer, progress)
+        return replace(select(model, processor, frames, chunks, reducer, progress), strict=strict)
 
 
 def chunk_of(frames: Frames, device: torch.device) -> int:

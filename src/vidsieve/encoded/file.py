@@ -61,13 +61,14 @@ def write(
     grid: tuple[int, int] | None,
     size: tuple[int, int] | None,
     fingerprint: Fingerprint,
+    strict: bool,
 ) -> None:
     """Write the parts of an encoded video, completely or not at all. Raises `VidsieveError` if that cannot be.
 
     Nothing is held twice meanwhile.
     """
     where = writable.file(path)
-    tensors, video = _contents(frames, selection, trailing, tokens, grid, size, fingerprint)
+    tensors, video = _contents(frames, selection, trailing, tokens, grid, size, fingerprint, strict)
     tensors = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
     metadata = {"format": str(FORMAT), "video": video, "sha256": _digest(video, tensors)}
     try:
@@ -87,7 +88,7 @@ def length(
     fingerprint: Fingerprint,
 ) -> int:
     """Count the bytes of the file that `write` makes of these. Tensors may be on meta."""
-    tensors, video = _contents(frames, selection, trailing, tokens, grid, None, fingerprint)
+    tensors, video = _contents(frames, selection, trailing, tokens, grid, None, fingerprint, False)
     header, _ = _header(tensors, {"format": str(FORMAT), "video": video, "sha256": "0" * 64})
     return sum(map(len, header)) + sum(x.nbytes for x in tensors.values())
 
@@ -100,6 +101,7 @@ def _contents(
     grid: tuple[int, int] | None,
     size: tuple[int, int] | None,
     fingerprint: Fingerprint,
+    strict: bool,
 ) -> tuple[dict[str, Tensor], str]:
     """Name the tensors of an encoded video, and describe in JSON what is no tensor."""
     tensors = {**_named(selection), "lengths": selection.lengths, "trailing": trailing}
@@ -117,6 +119,7 @@ def _contents(
             "floor": selection.floor,
             "original_count": selection.original_count,
             "capped": selection.capped,
+            "strict": strict,
             "fingerprint": asdict(fingerprint) | {"digest": fingerprint.digest},
         }
     )
@@ -286,6 +289,7 @@ def _parts(tensors: dict[str, Tensor], video: Mapping[str, Any]) -> dict[str, An
         "grid": None if video["grid"] is None else _numbers(video["grid"]),
         "size": None if video["size"] is None else _pair(video["size"]),
         "fingerprint": fingerprint,
+        "strict": video.get("strict") is True,  # which a file of before does not say
     }
 
 

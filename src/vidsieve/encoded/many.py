@@ -26,7 +26,7 @@ from vidsieve.encoded.whole import sweep_parts
 from vidsieve.engines.hf import arguments
 from vidsieve.engines.hf.loading import check, load
 from vidsieve.engines.hf.replayed import check_inside
-from vidsieve.errors import UnsupportedCall, VidsieveError, WrongArgument, redacted
+from vidsieve.errors import UnsupportedCall, VideoError, VidsieveError, WrongArgument, redacted
 from vidsieve.methods.chunked import in_chunks
 from vidsieve.methods.prune import Prune
 from vidsieve.types.frames import Frames
@@ -60,7 +60,7 @@ class Request:
         """Name the file of a clip: by the clip's name, then a digest of its path, for two may have one name."""
         stem = "".join(letter if letter.isprintable() else "_" for letter in Path(redacted(clip)).stem)
         short = stem.encode()[:60].decode(errors="ignore")  # file systems count bytes
-        return self.out / f"{short}-{hashlib.sha256(os.fsencode(clip)).hexdigest()[:8]}{SUFFIX}"
+        return self.out / f"{short}-{hashlib.sha256(os.fsencode(clip)).hexdigest()[:16]}{SUFFIX}"
 
 
 # What may be the fault of a clip. What else is raised is a fault of the program, and of every clip.
@@ -111,7 +111,7 @@ def encode_each(
 def check_some(rows: Sequence[Mapping[str, Any]]) -> None:
     """Raise `VidsieveError` if every clip failed."""
     errors = [row["error"] for row in rows if "error" in row]
-    if len(errors) == len(rows):
+    if errors and len(errors) == len(rows):
         raise VidsieveError(errors[0] if len(rows) == 1 else f"none of {len(rows)} clips: {errors[0]}")
 
 
@@ -152,6 +152,10 @@ def _rows(clips: Sequence[str], request: Request, note: Note) -> Iterator[dict[s
         yield _one(clip, request, loaded, told)
 
 
+def _is_local(clip: str) -> bool:
+    return urlsplit(clip).scheme == "file" or is_path(clip)
+
+
 def _is_missing(clip: str) -> bool:
     """Whether a clip is to be on this machine, and is no file that can be read."""
     try:
@@ -164,7 +168,7 @@ def _is_missing(clip: str) -> bool:
 def _failed(clip: str, request: Request, note: Note) -> dict[str, Any] | None:
     """Make the row of a clip of this machine without such frames, before a model is loaded for it; None if it has."""
     try:
-        if urlsplit(clip).scheme == "file" or is_path(clip):
+        if _is_local(clip):
             locate(clip)  # nothing is told of what is missing or empty but that
             note("reading which frames there are")
             plan(clip, Wanted(**request.sample), lambda fault: None)  # told of when it is encoded
@@ -191,9 +195,10 @@ def _one(
     """
     started, file = time.perf_counter(), request.file(clip)
     there = loaded is None or file.exists()
+    gone = ""
     try:
         if there:
-            encoded = _stored(clip, file, request)
+            encoded, gone = _stored(clip, file, request)
         else:
             begin()
             encoded = _encoded(loaded, clip, request, note)
@@ -202,7 +207,7 @@ def _one(
     if not there:
         encoded.save(file)  # a disk that is full is so for every clip
     more = {"already_there": True} if there else {"seconds": time.perf_counter() - started}
-    return _row(clip, file, encoded) | more
+    return _row(clip, file, encoded) | more | ({"not_compared": redacted(gone)} if gone else {})
 
 
 def _spread(
@@ -268,20 +273,17 @@ def _listed(sources: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(clips))
 
 
-def _stored(clip: str, file: Path, request: Request) -> EncodedVideo:
-    """Read what is stored. Raises `VidsieveError` if it is of other frames, or by another model, method or keep."""
+def _stored(clip: str, file: Path, request: Request) -> tuple[EncodedVideo, str]:
+    """Read what is stored, and why its frames could not be compared with those asked for, as where the clip is gone.
+
+    Raises `VidsieveError` if it is of other frames, or by another model, method or keep, or damage may be in it.
+    """
     encoded = EncodedVideo.load(file)
-    dtype = str(encoded.selection.features.dtype).removeprefix("torch.")
-    frames = plan_video(clip, **sampled(clip, request.sample, request.max_pixels))
-    if encoded.frames.source != frames.source:  # two names may have one digest
+    if encoded.frames.source != redacted(clip):  # two names may have one digest
         raise VidsieveError(f"{file} holds {encoded.frames.source}, not this clip; choose another folder")
-    asked = {
-        "by the model": full_name(request.model),
-        "at keep": f"{request.keep:g}",
-        "by": repr(by_name(request.method, request.keep)),
-        "in": dtype if request.dtype in (None, "auto") else request.dtype,
-        "as": _described(frames),
-    }
+    if request.sample.get("strict") and not encoded.strict:
+        raise VidsieveError(f"{file} was stored without strict, so what is damaged may be in it; choose another folder")
+    dtype = str(encoded.selection.features.dtype).removeprefix("torch.")
     made = encoded.fingerprint
     found = {
         "by the model": full_name(made.name),
@@ -290,6 +292,20 @@ def _stored(clip: str, file: Path, request: Request) -> EncodedVideo:
         "in": dtype,
         "as": _described(encoded.frames),
     }
+    asked = {
+        "by the model": full_name(request.model),
+        "at keep": f"{request.keep:g}",
+        "by": repr(by_name(request.method, request.keep)),
+        "in": dtype if request.dtype in (None, "auto") else request.dtype,
+    }
+    frames, gone = encoded.frames, ""
+    try:
+        frames = plan_video(clip, **sampled(clip, request.sample, request.max_pixels))
+    except VideoError as error:
+        if _is_local(clip) and not _is_missing(clip):
+            raise
+        gone = str(error)
+    asked["as"] = _described(frames)
     for how, what in asked.items():
         if found[how] != what:
             raise VidsieveError(
@@ -301,7 +317,7 @@ def _stored(clip: str, file: Path, request: Request) -> EncodedVideo:
         encoded.frames.total,
     ):
         raise VidsieveError(f"{file} holds other frames of this clip than are asked for; choose another folder")
-    return encoded
+    return encoded, gone
 
 
 def _described(frames: Frames) -> str:

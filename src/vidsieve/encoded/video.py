@@ -142,6 +142,7 @@ class EncodedVideo(Askable):
     tokens: of each token frame before the reduction, which sum to N.  grid: rows and columns of a token frame, None
     if it has none.  fingerprint: the model, and what reduced the video.  size: the height and width that the processor
     is told to give every frame (a stream, whose length it does not know); None where it chooses, as it did.
+    strict: whether a file that is cut short or damaged would have been an error, and none was.
     Raises `WrongArgument` for parts that do not belong together.
     """
 
@@ -152,6 +153,7 @@ class EncodedVideo(Askable):
     grid: tuple[int, int] | None
     fingerprint: Fingerprint
     size: tuple[int, int] | None = None
+    strict: bool = False
 
     def __post_init__(self) -> None:
         total, width = sum(self.tokens), self.selection.features.shape[1]

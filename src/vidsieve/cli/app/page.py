@@ -203,7 +203,7 @@ def _asking(service: Service, visitors: Visitors, folder: Path) -> Callable[...,
     ) -> tuple[Any, ...]:
         asked = Asked(clip, question, model, method, keep, film)
         done = count()
-        with TemporaryDirectory(dir=folder) as out:
+        with TemporaryDirectory() as out:  # not in `folder`, of which old files go when room is short
             reply = service.ask(asked, out, lambda what: progress((next(done), STEPS), desc=what))
             kept = {kind: _copy(path, folder) for kind, path in reply.pictures.items()}
         sheet, moving = kept.get("png"), kept.get("mp4")
