@@ -122,8 +122,9 @@ def test_mistakes_in_the_command_exit_2(arguments: list[str], says: str, capsys:
     assert says in capsys.readouterr().err
 
 
-def test_alone_it_helps(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main.main([]) == 0
+@pytest.mark.parametrize("typed", [[], ["help"]])
+def test_alone_it_helps(typed: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(typed) == 0
     out = capsys.readouterr().out
     assert out.startswith("usage: vidsieve")
     assert "demo" in out

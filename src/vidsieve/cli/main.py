@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command, and return the exit code."""
     typed = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        if not typed:
+        if typed in ([], ["help"]):
             parser(COMMANDS).print_help()
             return 0
         options = parser(COMMANDS).parse_args(typed)
