@@ -1,11 +1,12 @@
 """What chunks save when a video is encoded: benchmarks/results/overlap_cpu.json.
 
     python -m benchmarks.overlap CLIP:FRAMES ... --out benchmarks/results/overlap_cpu.json
+    python -m benchmarks.overlap 60:64 600:128         of clips of so many seconds, made here as from_file.py's
 
 Each clip three ways, each in a process of its own: all frames at once; in chunks, one stage after another, which times
-each stage alone; in chunks whose stages overlap, as `encode_chunks` does. The processor is Qwen2.5-VL's, the model a
-tiny one, whose tower sleeps besides: it stands for one on a GPU, that leaves the CPU alone. Peak memory is of the
-process, above what it had with the model loaded.
+each stage alone; in chunks whose stages overlap, as `encode` does, the first of them shorter. The processor is
+Qwen2.5-VL's, the model a tiny one, whose tower sleeps besides: it stands for one on a GPU, that leaves the CPU alone.
+Peak memory is of the process, above what it had with the model loaded.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,8 +25,10 @@ from typing import Any
 import av
 import torch
 import transformers
+from benchmarks.from_file import write_clip
 
 from vidsieve.encoded.chunks import _Chunks, _features, encode_chunks
+from vidsieve.encoded.encode import lengths
 from vidsieve.engines.hf.families import adapter_for
 from vidsieve.engines.torchvision import make_importable
 from vidsieve.evaluation.card import commit, processor
@@ -72,7 +76,7 @@ def measure(clip: str, frames: int, size: int, variant: str, sleep: float) -> di
     if variant == "whole":
         chunks = encode_chunks(model, made, read_video(clip, num_frames=frames), frames)
     elif variant == "overlapped":
-        chunks = encode_chunks(model, made, plan_video(clip, num_frames=frames), size)
+        chunks = encode_chunks(model, made, plan_video(clip, num_frames=frames), size, first=lengths(size, made)[0])
     else:
         chunks = in_turn(model, made, clip, frames, size, stages)
     for _ in chunks:
@@ -109,7 +113,7 @@ def in_turn(model: Any, made: Any, clip: str, frames: int, size: int, stages: di
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("clips", nargs="+", help="a clip, and how many frames of it: clip.mp4:64")
+    parser.add_argument("clips", nargs="+", help="a clip, or seconds, and how many frames of it: clip.mp4:64")
     parser.add_argument("--size", type=int, default=16, help="frames of a chunk (16)")
     parser.add_argument("--sleep", type=float, default=0.02, help="seconds that the tower sleeps a frame (0.02)")
     parser.add_argument("--rounds", type=int, default=3, help="(3)")
@@ -121,8 +125,12 @@ def main() -> None:
     if options.one:
         print(json.dumps(measure(*jobs[0], options.size, options.one, options.sleep)))
         return
-    rows = []
-    for clip, frames in jobs:
+    rows, folder = [], tempfile.TemporaryDirectory()
+    for named, frames in jobs:
+        clip = named
+        if named.isdecimal():
+            clip = f"{folder.name}/{named}s.mp4"
+            write_clip(Path(clip), int(named))
         runs: dict[str, list[dict[str, Any]]] = {variant: [] for variant in VARIANTS}
         for _ in range(options.rounds):
             for variant, done in runs.items():

@@ -96,9 +96,10 @@ def test_chunks_have_the_features_of_the_whole(family: str, clip: Path, make: Ca
     model, processor = tiny.model(family), make(family)
     given, at, inputs = whole(model, processor, clip)
     planned = plan_video(clip, num_frames=FRAMES)
-    for size in (6, 22):
-        chunks = list(encode_chunks(model, processor, planned, size))
-        assert len(chunks) == -(-FRAMES // size)
+    for size, first, count in ((6, None, 4), (22, None, 2), (8, 2, 4)):
+        chunks = list(encode_chunks(model, processor, planned, size, first=first))
+        assert len(chunks) == count
+        assert first is None or 3 * len(chunks[0].features) < len(chunks[1].features)
         one = joined(chunks)
         assert one.total == len(one.features)
         rows, expected = torch.cat([one.features, one.trailing]), given["inputs_embeds"][0, at]
@@ -298,6 +299,8 @@ def test_what_cannot_be_encoded_in_chunks_is_refused(
     planned = plan_video(clip, num_frames=8)
     with pytest.raises(ValueError, match="expected size as a multiple of 2 frames, which the processor joins; got 3"):
         encode_chunks(model, processor, planned, 3)
+    with pytest.raises(ValueError, match="expected first as a multiple of 2 frames, which the processor joins; got 1"):
+        encode_chunks(model, processor, planned, 4, first=1)
     with pytest.raises(ValueError, match="size is a whole number of frames"):
         encode_chunks(model, processor, planned, 0)
     with pytest.raises(WrongArgument, match="expected frames, got"):

@@ -147,6 +147,16 @@ def test_a_range_without_a_frame_is_told(clip: Path) -> None:
         read_video(clip, sampling="keyframes", start=0.1, end=0.4)
 
 
+def test_the_first_chunk_may_be_shorter(clip: Path) -> None:
+    planned, whole = plan_video(clip, num_frames=23), read_video(clip, num_frames=23)
+    for first, lengths in ((2, [2, 8, 8, 5]), (15, [15, 8]), (23, [23]), (99, [23])):
+        chunks = list(read_chunks(planned, 8, first=first))
+        assert [len(chunk) for chunk in chunks] == lengths
+        assert torch.equal(torch.cat([chunk.pixels for chunk in chunks]), whole.pixels)
+    with pytest.raises(ValueError, match="first is a whole number of frames, at least 1"):
+        read_chunks(planned, 8, first=0)
+
+
 def test_only_a_plan_is_read_in_chunks(clip: Path) -> None:
     for wrong in (read_video(clip, num_frames=2), str(clip)):
         with pytest.raises(WrongArgument, match="expected frames of plan_video"):

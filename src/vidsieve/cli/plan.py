@@ -16,7 +16,7 @@ from torch import nn
 
 from vidsieve.encoded import file
 from vidsieve.encoded.chunks import processing
-from vidsieve.encoded.encode import chunk_of
+from vidsieve.encoded.encode import chunk_of, lengths
 from vidsieve.encoded.fingerprint import Fingerprint, full_name
 from vidsieve.engines.hf.families import adapter_for
 from vidsieve.engines.hf.loading import check, loading, prepare, usable_device, without_bars
@@ -142,8 +142,7 @@ def _seconds(
     frames: Frames, processor: Any, described: Any, inputs: Any, prompt: tuple[int, int], device: torch.device
 ) -> dict[str, float]:
     """Estimate the seconds of each stage, and to the first token of a prompt of so many tokens, whole and reduced."""
-    joined = _joined(processor)
-    size = -(-chunk_of(frames, device) // joined) * joined
+    _, size = lengths(chunk_of(frames, device), processor)
     first = _first(frames, size)
     chunks = len(frames) / len(first)
     process = processing(described, processor, frames, device)

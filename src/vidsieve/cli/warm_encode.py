@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vidsieve.encoded.chunks import FeatureChunk, encode_chunks
-from vidsieve.encoded.encode import LONGEST_CHUNK, chunk_of, select
+from vidsieve.encoded.encode import LONGEST_CHUNK, chunk_of, lengths, select
 from vidsieve.errors import VidsieveError
 from vidsieve.methods.chunked import ChunkedPrune
 from vidsieve.methods.prune import Prune
@@ -43,16 +43,15 @@ def call_each(
         pixels = torch.empty(LONG, *size, 3, dtype=torch.uint8, device="meta")
         times = tuple(map(float, range(LONG)))
         chunk = chunk_of(Frames(pixels, tuple(range(LONG)), times, 1.0, LONG, float(LONG), "drawn"), model.device)
-        joined = getattr(processor.video_processor, "temporal_patch_size", 1)
-        chunk = -(-chunk // joined) * joined
+        begin, chunk = lengths(chunk, processor)
         note(f"compiling for encode: chunks of {chunk} frames of {size[0]} x {size[1]}")
-        frames, before = draw(chunk + joined, *size), compiled()  # and a last one that is shorter
+        frames, before = draw(begin + chunk + lengths(1, processor)[1], *size), compiled()  # the last one is shorter
         try:
-            first, shown = _encoded(model, processor, frames, chunk, method)
+            first, shown = _encoded(model, processor, frames, begin, chunk, method)
             for features, tokens in layouts(shown.features, shown.tokens[0], len(shown.tokens)):
                 with torch.no_grad():
                     ChunkedPrune(method, 1000 * len(features), held_on="cpu").add(features, tokens)
-            second, _ = _encoded(model, processor, frames, chunk, method)
+            second, _ = _encoded(model, processor, frames, begin, chunk, method)
         except torch.OutOfMemoryError as error:
             raise VidsieveError(
                 f"chunks of {chunk} frames of {size[0]} x {size[1]} do not fit into the memory of {model.device}; "
@@ -63,19 +62,21 @@ def call_each(
     return rows
 
 
-def _encoded(model: Any, processor: Any, frames: Frames, chunk: int, method: Prune) -> tuple[float, FeatureChunk]:
-    """Encode, and return the seconds that it took and the first chunk."""
+def _encoded(
+    model: Any, processor: Any, frames: Frames, first: int, chunk: int, method: Prune
+) -> tuple[float, FeatureChunk]:
+    """Encode, and return the seconds that it took and a whole chunk."""
     begin, shown = time.perf_counter(), []
 
     def watched() -> Generator[FeatureChunk]:
-        with closing(encode_chunks(model, processor, frames, chunk)) as chunks:
+        with closing(encode_chunks(model, processor, frames, chunk, first=first)) as chunks:
             for one in chunks:
                 shown.append(one)
                 yield one
 
     with closing(watched()) as chunks:
         select(model, processor, frames, chunks, method)
-    return time.perf_counter() - begin, shown[0]
+    return time.perf_counter() - begin, shown[1]
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ from vidsieve.errors import UnsupportedCall, UnsupportedModel, VidsieveError, Wr
 from vidsieve.stages import Stages, in_use
 from vidsieve.types.frames import Frames
 from vidsieve.video.chunks import read_chunks
+from vidsieve.video.decode import spans
 
 QUESTION = "?"  # processors want some text; the tower does not see it
 
@@ -53,6 +54,7 @@ def encode_chunks(
     frames: Frames,
     size: int,
     *,
+    first: int | None = None,
     vision: Vision = "auto",
     strict: bool = False,
     read: Callable[[Frames, int], Iterator[Frames]] | None = None,
@@ -60,7 +62,8 @@ def encode_chunks(
     """Encode `frames`, `size` at a time. The model has a tower attached while this runs; closing the iterator ends it.
 
     frames: of `plan_video`, decoded as they are needed; or decoded ones.  size: a multiple of the frames that the
-    processor joins to a temporal patch.  vision: how the tower runs, as `attach` takes it.  strict: as `read_chunks`.
+    processor joins to a temporal patch.  first: the same of the first chunk; None for `size`.
+    vision: how the tower runs, as `attach` takes it.  strict: as `read_chunks`.
     read: what reads described frames, `size` at a time, in place of `read_chunks`, for what is no file.
     Raises `UnsupportedModel` for a family whose tower is not known to compute each frame alone, `UnsupportedCall` for
     a processor that cannot be asked in chunks, `AlreadyAttached`, `VideoError` as `read_chunks` does.
@@ -70,11 +73,13 @@ def encode_chunks(
     check_vision(vision)
     model = arguments.unwrap_model(model)
     adapter, joined = by_frame(model, processor)
-    check_number("size is a whole number of frames, at least 1", size, 1, integer=True)
-    if size % joined and size < len(frames):
-        raise ValueError(f"expected size as a multiple of {joined} frames, which the processor joins; got {size}")
+    for name, length in {"size": size, "first": size if first is None else first}.items():
+        check_number(f"{name} is a whole number of frames, at least 1", length, 1, integer=True)
+        if length % joined and length < len(frames):
+            expected = f"expected {name} as a multiple of {joined} frames, which the processor joins"
+            raise ValueError(f"{expected}; got {length}")
     process = _Chunks(adapter, model, processor, frames, joined)
-    return _encoded(model, process, frames, size, vision, strict, read)
+    return _encoded(model, process, frames, size, first, vision, strict, read)
 
 
 def by_frame(model: Any, processor: Any) -> tuple[Adapter, int]:
@@ -245,6 +250,7 @@ def _encoded(
     process: _Chunks,
     frames: Frames,
     size: int,
+    first: int | None,
     vision: Vision,
     strict: bool,
     read: Callable[[Frames, int], Iterator[Frames]] | None,
@@ -256,9 +262,9 @@ def _encoded(
         if read is not None:
             chunks = read(frames, size)
         elif frames.pixels.is_meta:
-            chunks = read_chunks(frames, size, strict=strict, warn=faults.append, check=stages.check)
+            chunks = read_chunks(frames, size, first=first, strict=strict, warn=faults.append, check=stages.check)
         else:
-            chunks = _split(frames, size)
+            chunks = _split(frames, size, first)
         # Two are decoded ahead, for the time that takes varies most, and pixels are bytes until they are processed.
         for inputs, layout in stages.ahead(map(process, stages.ahead(chunks, 2))):
             while faults:
@@ -268,9 +274,9 @@ def _encoded(
             del inputs  # before the next are waited for
 
 
-def _split(frames: Frames, size: int) -> Iterator[Frames]:
-    for begin in range(0, len(frames), size):
-        here = slice(begin, begin + size)
+def _split(frames: Frames, size: int, first: int | None = None) -> Iterator[Frames]:
+    for begin, end in spans(len(frames), size, first):
+        here = slice(begin, end)
         yield replace(frames, pixels=frames.pixels[here], index=frames.index[here], seconds=frames.seconds[here])
 
 

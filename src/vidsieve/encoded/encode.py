@@ -32,6 +32,7 @@ from vidsieve.video.wanted import LONGEST_SIDE, Sampling, Size
 
 LONGEST_CHUNK = 64  # sampled frames that are decoded, processed and encoded at a time
 CHUNKS = 10  # of a short clip at least: one chunk alone would leave nothing to overlap
+FIRST = 4  # the first chunk is so many times shorter, for the tower waits until it is decoded
 CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 64 << 20}  # of pixels in one
 
 
@@ -80,8 +81,8 @@ def encode(
 
     keep, method: as `attach` takes them; a method that can select chunk after chunk (`in_chunks`).
     num_frames, fps, start, end, max_frames, size, sampling, strict: as `read_video` takes them.
-    chunk: sampled frames that are processed at a time, rounded up to what the model merges into one token frame;
-    None for a tenth of them, at most 64, and at most 16 MiB of pixels, or 64 MiB on a GPU.
+    chunk: sampled frames that are processed at a time, at first a quarter, rounded up to what the model merges into one
+    token frame; None for a tenth of them, at most 64, and at most 16 MiB of pixels, or 64 MiB on a GPU.
     progress: called after each chunk.
     Raises `VideoError` for a clip that cannot be read, `WrongArgument` for a method that cannot select in chunks,
     `UnsupportedCall` for a model whose tower cannot be called in chunks, `UnsupportedModel` without an adapter.
@@ -106,9 +107,8 @@ def encode(
         end=end,
         max_frames=max_frames,
     )
-    size = chunk or chunk_of(frames, model.device)
-    joined = getattr(processor.video_processor, "temporal_patch_size", 1)
-    chunks = encode_chunks(model, processor, frames, -(-size // joined) * joined, strict=strict)
+    first, size = lengths(chunk or chunk_of(frames, model.device), processor)
+    chunks = encode_chunks(model, processor, frames, size, first=first, strict=strict)
     with closing(chunks):  # at once, or a traceback that somebody keeps would keep the model attached
         return replace(select(model, processor, frames, chunks, reducer, progress), strict=strict)
 
@@ -117,6 +117,12 @@ def chunk_of(frames: Frames, device: torch.device) -> int:
     """Choose how many frames are processed at a time."""
     most = CHUNK_BYTES["cpu" if device.type == "cpu" else "cuda"]
     return max(1, min(LONGEST_CHUNK, len(frames) // CHUNKS, most // frames.pixels[0].nbytes))
+
+
+def lengths(size: int, processor: Any) -> tuple[int, int]:
+    """Round `size` frames up to whole temporal patches: frames of the first chunk, and of each other."""
+    joined = getattr(processor.video_processor, "temporal_patch_size", 1)
+    return -(-size // FIRST // joined) * joined, -(-size // joined) * joined
 
 
 @torch.no_grad()

@@ -90,6 +90,7 @@ def read_chunks(
     frames: Frames,
     size: int,
     *,
+    first: int | None = None,
     progress: bool = False,
     strict: bool = False,
     warn: Callable[[str], None] = to_warning,
@@ -97,6 +98,7 @@ def read_chunks(
 ) -> Generator[Frames]:
     """Decode what `plan_video` described, `size` frames at a time: the pixels of `read_video`, of one chunk in memory.
 
+    first: frames of the first chunk, where what follows should not wait for a whole one; None for `size`.
     progress, strict: as in `read_video`.  warn: is given each fault that is no error. A frame that is lost to damage is
     shown as the one before it, which is such a fault.  check: is called for each packet, and ends it by what it raises.
     Raises `VideoError` if the file is no longer what was planned, maybe after some chunks.
@@ -104,10 +106,12 @@ def read_chunks(
     if not (isinstance(frames, Frames) and frames.pixels.is_meta and frames.source):
         raise WrongArgument(f'expected frames of plan_video("clip.mp4"), got {describe(frames)}')
     check_number("size is a whole number of frames, at least 1", size, 1, integer=True)
+    if first is not None:
+        check_number("first is a whole number of frames, at least 1", first, 1, integer=True)
     _check_order(frames.index)
     faults = Faults(frames.source, strict, warn, cut=strict)
     shape = (frames.pixels.shape[1], frames.pixels.shape[2])
-    read = partial(pieces, size=shape, length=size, faults=faults, progress=progress, check=check)
+    read = partial(pieces, size=shape, length=size, first=first, faults=faults, progress=progress, check=check)
     return _chunks(frames, read, faults, check)
 
 

@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -236,6 +237,11 @@ class Faults:
             self.tell(f"{between} of the frames between those read are damaged; what is made from them is a guess too")
 
 
+def spans(count: int, length: int, first: int | None = None) -> Iterator[tuple[int, int]]:
+    """Cut 0..count into spans (begin, end) of `length`, the first of `first` if that is given."""
+    return pairwise([0, *range(first or length, count, length), count])
+
+
 def pieces(
     found: Index,
     name: str,
@@ -245,9 +251,11 @@ def pieces(
     faults: Faults,
     progress: bool = False,
     check: Check = unchecked,
+    first: int | None = None,
 ) -> Iterator[Frames]:
     """Decode the frames `numbers`, `length` at a time, with one decoder. Numbers must rise if there are several pieces.
 
+    first: how many the first piece has; None for `length`.
     The first frame of the file has the height and width of all.
     Raises `Miscounted`, maybe after some were yielded.
     """
@@ -264,8 +272,8 @@ def pieces(
         shown = stack.enter_context(closing(made))  # or a traceback would hold its threads, and what they have open
         number, (picture, corrupt) = next(shown)
         shape, unread = picture.shape, corrupt and 0 not in numbers
-        for begin in range(0, len(numbers), length):
-            some = numbers[begin : begin + length]
+        for begin, end in spans(len(numbers), length, first):
+            some = numbers[begin:end]
             pixels = np.empty((len(some), *shape), np.uint8)
             places: dict[int, list[int]] = {}
             for at, wanted in enumerate(some):
@@ -277,7 +285,7 @@ def pieces(
                     pixels[at] = picture
                     damaged += corrupt
                     advance()
-            if begin + length >= len(numbers):
+            if end == len(numbers):
                 next(shown, None)  # which sees whether they were the frames that the index lists
                 check_unchanged(found, place, name)
                 faults.tell_of(found, damaged, len(numbers), decoder.damaged + unread)
