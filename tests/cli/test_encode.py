@@ -358,6 +358,8 @@ def test_no_model_is_loaded_before_a_clip_is_known_to_have_frames(
     assert main.main(["encode", bad["no such file"].as_uri(), *more]) == 1
     assert main.main(["encode", str(bad["no such file"]), *more, "--model", "no/such"]) == 1
     assert last_line(capsys).endswith("absent.mp4: no such file")  # before the Hub is asked
+    assert main.main(["encode", str(bad["no such file"]), *more[:-1], str(tmp_path / "none")]) == 1
+    assert not (tmp_path / "none").exists()
     assert main.main(["encode", str(world / "clip.mp4"), *more, "--start", "500"]) == 1
     assert "before the start at 500 s" in last_line(capsys)
     assert main.main(["encode", *map(str, bad.values()), *more]) == 1
@@ -478,6 +480,7 @@ def test_a_fault_of_the_program_is_no_fault_of_a_clip(
         (["--method", "fastv"], "fastv cannot store clips: a Staged selects of a whole video"),
         (["--frames", "4", "--fps", "1"], "not allowed with"),
         (["--start", "1:75"], "expected seconds"),
+        (["--start", "1e308:00"], "expected seconds"),
         (["--start", "500"], "before the start at 500 s"),
     ],
 )

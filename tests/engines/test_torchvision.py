@@ -51,6 +51,15 @@ def test_the_line_imports_nothing_until_torchvision_is(tmp_path: Path) -> None:
     assert python(tmp_path, code) == "0\n"
 
 
+def test_without_the_line_vidsieve_imports_transformers(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    others = f"[finder for finder in sys.meta_path if getattr(finder, '__name__', '') != {torchvision.HOOK!r}]"
+    code = (
+        f"import sys\nsys.meta_path = {others}\nimport vidsieve.engines.hf, torchvision.transforms.v2\nprint('imports')"
+    )
+    assert python(tmp_path, code) == "imports\n"
+
+
 def test_after_an_import_that_failed_it_still_can_be_made_to(tmp_path: Path) -> None:
     code = "try:\n    import torchvision\nexcept RuntimeError:\n    pass\n"
     code += (

@@ -160,9 +160,10 @@ def seconds(text: str) -> float:
     except ValueError:
         values = [-1.0]
     whole = all(value < 60 for value in values[1:]) and len(values) <= 3
-    if not whole or not all(0 <= value < float("inf") for value in values):
+    total = sum(value * 60.0**power for power, value in enumerate(reversed(values)))
+    if not whole or min(values) < 0 or not math.isfinite(total):
         raise argparse.ArgumentTypeError(f"expected seconds, such as 90, or 1:30, or 1:02:03; got {text}")
-    return math.fsum(value * 60.0**power for power, value in enumerate(reversed(values)))
+    return total
 
 
 def rate(text: str) -> float:

@@ -96,7 +96,7 @@ def encode_each(
     clips = _listed(request.clips)
     if spread or not all(map(_is_missing, clips)):  # else that is what is told, and nobody asks the Hub
         check(request.model)
-    writable.folder(request.out).mkdir(parents=True, exist_ok=True)
+        writable.folder(request.out).mkdir(parents=True, exist_ok=True)
     sweep_parts(request.out, SUFFIX)
     try:
         rows = _spread(clips, request, address, workers, note) if spread else list(_rows(clips, request, note))

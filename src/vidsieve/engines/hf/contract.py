@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import nn
 
 from vidsieve.checks import pip_install, require
+from vidsieve.engines import torchvision
 from vidsieve.errors import MissingExtra, UnsupportedCall, UnsupportedVersion
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if not hasattr(_transformers.Cache, "get_query_offset"):
         f"this needs transformers >= 5.14, found {_transformers.__version__}; "
         f"install it with: {pip_install('hf', '-U')}"
     )
+
+torchvision.define()  # before transformers imports it
 
 from transformers import masking_utils  # noqa: E402  # after a missing or old transformers was refused
 

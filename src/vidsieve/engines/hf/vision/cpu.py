@@ -97,7 +97,8 @@ class FewFrames(OfOneModel):
         if known:
             return other()
         found = own()
-        if known is None and bool(x.any()) and bool(found.isfinite().all()):  # sums of nothing agree in any order
+        tells = known is None and 2 * int(x.count_nonzero()) > x.numel()  # sums of few numbers agree in any order
+        if tells and bool(found.isfinite().all()):
             if len(self._same_bits) >= REMEMBERED:
                 self._same_bits.clear()
             self._same_bits[key] = torch.equal(found, other())
