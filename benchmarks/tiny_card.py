@@ -92,9 +92,16 @@ def card(log: dict[str, Any], phase: str, words: int) -> str:
         count=f"{log['test_videos']:,}",
         tables="\n\n".join(f"Suite `{suite}`:\n\n{_table(log, phase, suite)}" for suite in suites),
         began=f", from the weights with the SHA-256 {log['start_sha256'][:16]}" if start else "",
-        log="benchmarks/results/" + ("train_tiny_both_h200.json" if start else "train_tiny_h200.json"),
+        log=f"benchmarks/results/{_log_of(log)}",
         **{name: log[name] for name in ("command", "seed", "videos", "device", "torch", "transformers")},
     )
+
+
+def _log_of(log: dict[str, Any]) -> str:
+    """The name under which the log of such a run is kept."""
+    if not log["start"]:
+        return "train_tiny_h200.json"
+    return "train_tiny_decoder_h200.json" if "--freeze-tower" in log["command"] else "train_tiny_both_h200.json"
 
 
 def _table(log: dict[str, Any], phase: str, suite: str) -> str:
@@ -110,7 +117,7 @@ def _table(log: dict[str, Any], phase: str, suite: str) -> str:
 def write_cards(folder: Path) -> None:
     """README.md for both checkpoints in `folder`."""
     log = json.loads((folder / "log.json").read_text())
-    for phase in PHASES:
+    for phase in PHASES.keys() & log["results"].keys():
         words = len(json.loads((folder / phase / "tokenizer.json").read_text())["model"]["vocab"])
         (folder / phase / "README.md").write_text(card(log, phase, words))
 

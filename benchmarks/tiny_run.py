@@ -20,6 +20,7 @@ from vidsieve.evaluation.needles.tiny import build
 KEEPS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.55, 0.75, 1.0)  # of the tokens, in the second phase
 WARM = 0.03  # of a phase, in which the learning rate rises
 AFTER = 0.1  # weight of the end of the answer in the loss
+KINDS_BITS = 6  # random planes that divide tokens into kinds that look alike
 
 
 @dataclass(frozen=True)
@@ -68,17 +69,28 @@ class Run:
     """A training run: what must survive a break is in `state`."""
 
     def __init__(
-        self, scale: Scale, seed: int, device: torch.device, command: str = "", start: Path | None = None
+        self,
+        scale: Scale,
+        seed: int,
+        device: torch.device,
+        command: str = "",
+        start: Path | None = None,
+        freeze_tower: bool = False,
     ) -> None:
-        """start: folder of a checkpoint to go on from; without one the weights are random."""
+        """start: folder of a checkpoint to go on from; without one the weights are random.
+
+        freeze_tower: train the language model alone, so that features, and what is kept of them, stay as they are.
+        """
         self.scale, self.seed, self.device, self.command, self.start = scale, seed, device, command, start
         if start:
             self.processor, model = load(str(start), str(device), "float32")
         else:
             self.processor, model = build(scale.sizes[0], seed, scale.text, scale.vision)
         self.model = model.to(device).train()
-        matrices = [p for p in model.parameters() if p.ndim >= 2]
-        others = [p for p in model.parameters() if p.ndim < 2]
+        model.model.visual.requires_grad_(not freeze_tower)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        matrices = [p for p in trained if p.ndim >= 2]
+        others = [p for p in trained if p.ndim < 2]
         groups = [{"params": matrices, "weight_decay": 0.02}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=scale.rate, betas=(0.9, 0.98), fused=device.type == "cuda")
         every = {size for _, sizes in scale.stages for size in sizes}
@@ -219,7 +231,8 @@ def drop(features: Tensor, evidence: Tensor, keep: float, seed: int) -> tuple[Te
     """A random share of the tokens (B, K), sorted, and whether each question can still be answered: float (B, Q).
 
     features: (B, N, D), tokens in the order of time, GRID x GRID a step.  How uneven the choice is differs from video
-    to video: some steps are favoured over others, and what stands out over what does not, as any selection will.
+    to video, as it does from selection to selection: some steps are favoured over others, what stands out over what
+    does not, what is new at its place over what was there, and the first tokens of a kind over more of it.
     In every other video the evidence goes last, or at 10 % hardly any question could be answered.
     """
     batch, _, tokens = evidence.shape
@@ -229,9 +242,15 @@ def drop(features: Tensor, evidence: Tensor, keep: float, seed: int) -> tuple[Te
         return torch.rand(batch, *shape, generator=generator, device=evidence.device)
 
     unit = F.normalize(features - features.mean(1, keepdim=True), dim=2)
-    alike = (unit * F.normalize(unit.sum(1, keepdim=True), dim=2)).sum(2)
-    plain = alike.argsort(1).argsort(1) / tokens  # rank in [0, 1)
-    score = draw(tokens) + draw(1) * draw(tokens // GRID**2).repeat_interleave(GRID**2, dim=1) - draw(1) * plain
+    plain = _rank((unit * F.normalize(unit.sum(1, keepdim=True), dim=2)).sum(2))
+    before = torch.cat([-unit[:, : GRID**2], unit[:, : -(GRID**2)]], 1)  # nothing was there before the first step
+    still = _rank((unit * before).sum(2))
+    planes = torch.randn(features.shape[2], KINDS_BITS, generator=generator, device=features.device)
+    kind = ((unit @ planes > 0) * 2 ** torch.arange(KINDS_BITS, device=features.device)).sum(2)
+    more = _place_in_group(kind, draw(tokens))  # of a kind there is already
+    score = draw(tokens) + draw(1) * draw(tokens // GRID**2).repeat_interleave(GRID**2, dim=1)
+    for held_against in (plain, still, more / (more + 3)):
+        score = score - 2 * draw(1) ** 2 * held_against
     # Of a large group one token is enough: scenes and what stays for long need no protection.
     group = evidence.flatten(0, 1).long()
     sizes = torch.zeros(len(group), int(evidence.shape[2]) + 1, device=evidence.device).scatter_add_(
@@ -245,3 +264,16 @@ def drop(features: Tensor, evidence: Tensor, keep: float, seed: int) -> tuple[Te
     found = torch.zeros_like(sizes).scatter_add_(1, group, mask[:, None].expand_as(evidence).flatten(0, 1).float())
     answerable = ((found > 0) | (sizes == 0))[:, 1:].all(1)
     return kept, answerable.view(evidence.shape[:2]).float()
+
+
+def _rank(x: Tensor) -> Tensor:
+    """The rank of each number of a row, in [0, 1)."""
+    return x.argsort(1).argsort(1) / x.shape[1]
+
+
+def _place_in_group(group: Tensor, order: Tensor) -> Tensor:
+    """How many of its group come before each token, if they come by `order`, in [0, 1). All (B, N)."""
+    by_group = (group + order).argsort(1)
+    groups = group.gather(1, by_group)
+    first = torch.searchsorted(groups, groups)
+    return torch.empty_like(group).scatter_(1, by_group, torch.arange(group.shape[1], device=group.device) - first)

@@ -3,10 +3,11 @@
     python -m benchmarks.train_tiny --minutes 9 --drop-minutes 4 --out out/tiny
     python -m benchmarks.train_tiny --profile            # twenty steps, where the time goes, nothing written
     python -m benchmarks.train_tiny --scale both --start out/tiny/dropped --minutes 6 --drop-minutes 5 --out out/both
+    python -m benchmarks.train_tiny --scale both --start out/both/dropped --minutes 0 --freeze-tower --seed 1
     python -m benchmarks.train_tiny --scale small --minutes 12 --device cpu --out out/small
 
 `full` and `small` begin with random weights and learn the suite `needles`; `both` goes on from a model that knows it,
-with one step of that suite and two of `long` in turn.
+with one step of that suite and two of `long` in turn. A phase of no minutes is left out.
 
 Two phases. `full` learns from whole videos; `dropped` goes on from there with 2 to 100 % of the visual tokens, chosen
 at random and unevenly, so that a reduced video is nothing new to it, whatever reduced it. Videos are rendered where the
@@ -70,6 +71,9 @@ def train(run: Run, minutes: list[float], call: float, out: Path) -> None:
     state = run.state
     while state["phase"] < 2:
         seconds = 60 * minutes[state["phase"]]
+        if not seconds:
+            state["phase"] += 1
+            continue
         start, noted, losses = time.perf_counter() - state["seconds"], state["seconds"], []
         while (now := time.perf_counter()) - start < seconds:
             if now - began > 60 * call:
@@ -192,6 +196,7 @@ def main() -> None:
     parser.add_argument("--call-minutes", type=float, default=math.inf, help="stop after this long, to be continued")
     parser.add_argument("--scale", choices=SCALES, default="full")
     parser.add_argument("--start", type=Path, help="folder of a checkpoint to go on from (random weights)")
+    parser.add_argument("--freeze-tower", action="store_true", help="train the language model alone")
     parser.add_argument("--batch", type=int, help="videos a step, if not those of the scale")
     parser.add_argument("--compile", action="store_true", help="compile each layer: worth it in long runs")
     parser.add_argument("--seed", type=int, default=0)
@@ -206,9 +211,10 @@ def main() -> None:
         f"python -m benchmarks.train_tiny --minutes {args.minutes:g} --drop-minutes {args.drop_minutes:g} "
         f"--scale {args.scale} --batch {scale.batch} --seed {args.seed}"
         + f" --start {args.start}" * bool(args.start)
+        + " --freeze-tower" * args.freeze_tower
         + " --compile" * args.compile
     )
-    run = Run(scale, args.seed, torch.device(args.device), command, args.start)
+    run = Run(scale, args.seed, torch.device(args.device), command, args.start, args.freeze_tower)
     if args.compile:
         torch._dynamo.config.recompile_limit = 64  # one for each number of tokens
         for layer in (*run.model.model.visual.blocks, *run.model.model.language_model.layers):

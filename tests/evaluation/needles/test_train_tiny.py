@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("transformers")
 
 from benchmarks import train_tiny
-from benchmarks.tiny_run import KEEPS, Run, Scale, by_kind, drop
+from benchmarks.tiny_run import KEEPS, Run, Scale, _place_in_group, by_kind, drop
 from benchmarks.train_tiny import guess, train
 
 from tests.evaluation.needles.small import LONG, SIZE, TEXT, VISION
@@ -107,6 +107,26 @@ def test_dropping_knows_what_can_still_be_answered(keep: float) -> None:
     found = recall(evidence, mask).nan_to_num(1.0)
     assert torch.equal(answerable == 1, found == 1)
     assert answerable[1::2].mean() > answerable[::2].mean()
+
+
+def test_the_first_of_a_kind_come_first() -> None:
+    group = torch.randint(5, (3, 40))
+    order = torch.rand(3, 40)
+    place = _place_in_group(group, order)
+    for row in range(3):
+        for at in range(40):
+            before = (group[row] == group[row, at]) & (order[row] < order[row, at])
+            assert place[row, at] == before.sum()
+
+
+def test_a_frozen_tower_stays_and_the_language_model_learns(tmp_path: Path) -> None:
+    _run().save(tmp_path)
+    run = Run(SCALE, 0, torch.device("cpu"), start=tmp_path, freeze_tower=True)
+    run.state["phase"] = 1
+    before = {name: x.clone() for name, x in run.model.named_parameters()}
+    _steps(run, 3)
+    for name, x in run.model.named_parameters():
+        assert torch.equal(x, before[name]) == ("visual" in name), name
 
 
 def test_a_run_in_its_second_phase_learns_too() -> None:
