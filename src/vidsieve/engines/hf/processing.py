@@ -7,6 +7,7 @@ Moving pixels is most of the work of Qwen's processors; bytes take a quarter of 
 import copy
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -18,6 +19,7 @@ PATCHING = ("Qwen2VLVideoProcessor", "Qwen3VLVideoProcessor")  # of transformers
 # They take pixels for a numpy array, to read its height and width.
 MEASURING = ("LlavaNextVideoProcessor", "LlavaOnevisionProcessor", "PerceptionLMProcessor", "VideoLlavaProcessor")
 _STOCK = "vidsieve_stock"  # on a video processor that resizes to one size: the processor that this was made of
+LINE = 64  # bytes
 ROWS = 2048  # patches that are normalised at once, while they are in the processor's cache
 
 
@@ -60,14 +62,28 @@ def patching_first(processor: Any) -> Any:
             patches = made["pixel_values_videos"]  # (N, C * n): the n values of each colour lie together
             colours = videos[0].shape[-3]
             rows = patches.view(-1, colours, patches.shape[1] // colours, 1)
-            done = rows.new_empty(rows.shape, dtype=normalise(rows[:1], *waiting[0]).dtype)
-            for some, place in zip(rows.split(ROWS), done.split(ROWS), strict=True):
+            done = _empty(rows, normalise(rows[:1], *waiting[0]).dtype)
+            for some, place in zip(torch.split(rows, ROWS), torch.split(done, ROWS), strict=True):
                 place.copy_(normalise(some, *waiting[0]))
             made["pixel_values_videos"] = done.view(patches.shape)
         return made
 
     video.rescale_and_normalize, video._preprocess = defer, processed
     return processor
+
+
+def _empty(like: Tensor, dtype: torch.dtype) -> Tensor:
+    """Make an empty tensor of the shape of `like`, and on its device.
+
+    On a CPU it is numpy's memory, for which Linux is asked for large pages: to be given a hundred megabytes by pages of
+    4 kB takes longer than to fill them.
+    """
+    if like.device.type != "cpu":
+        return like.new_empty(like.shape, dtype=dtype)
+    size = like.numel() * dtype.itemsize
+    room = np.empty(size + LINE, np.uint8)
+    begin = -room.ctypes.data % LINE  # as torch's own: a matrix product may add up otherwise in memory that is not
+    return torch.from_numpy(room[begin : begin + size]).view(dtype).view(like.shape)
 
 
 def with_times(processor: Any) -> Any:

@@ -110,6 +110,21 @@ def test_a_module_that_computes_something_else_is_noticed_and_left(part: str, ki
         assert all("forward" in module.__dict__ for module in same)
 
 
+def test_an_error_while_a_module_is_tried_leaves_its_weights_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    tower = new_tower("qwen2_5_vl")
+
+    def fail(module: nn.Module, *args: Any) -> bool:
+        if "MLP" in type(module).__name__:
+            raise RuntimeError("out of memory")
+        return True
+
+    monkeypatch.setattr("vidsieve.engines.hf.vision.fused._agree", fail)
+    with pytest.raises(RuntimeError, match="out of memory"), fused(tower):
+        pass
+    assert all(weight.is_contiguous() for weight in tower.parameters())
+    assert not replaced(tower)
+
+
 def test_a_forward_that_one_module_alone_has_is_noticed() -> None:
     tower = new_tower("qwen2_5_vl")
     first, second = [m for m in tower.modules() if type(m).__name__.endswith("MLP")][:2]

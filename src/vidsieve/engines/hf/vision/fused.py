@@ -17,6 +17,7 @@ from vidsieve import ops
 from vidsieve.engines.hf.intercept import Interceptions
 from vidsieve.engines.hf.vision.calls import TowerCall, TowerCalls
 from vidsieve.engines.hf.vision.layout import TowerLayout
+from vidsieve.engines.hf.vision.tower import weights_of
 
 ALIGNED = 64  # columns; rows of other lengths make matrix products several times slower
 AGREE = 2**-6  # the share of the norm of an output that rounding to bf16 may make differ, several operations long
@@ -41,24 +42,22 @@ class FusedModules:
         self._calls, self._hooks = calls, hooks
         agreed: dict[tuple[object, ...], bool] = {}
         for module in tower.modules():
-            if any(map(_is_hooked, module.children())):
-                continue  # by somebody who would see what it is tried on, or miss what it no longer calls
-            for kind in (_attention, _rms_norm) if exact else (_attention, _gated_mlp, _rms_norm, _patch_projection):
-                own_hooks = Interceptions()
-                made = kind(module, own_hooks)
+            make = _kind_of(module)
+            if make is None or (exact and make not in _EXACT) or any(map(_is_hooked, module.children())):
+                continue  # hooked by somebody who would see what it is tried on, or miss what it no longer calls
+            with Interceptions() as own_hooks:  # undone at once where it is not replaced
+                made = make(module, own_hooks)
                 if made is None:
                     continue
                 fused, inputs = made
                 own = getattr(module.forward, "__func__", module.forward)  # of the class, or of this module alone
-                key = (type(module), own, *(tuple(weight.shape) for weight in module.parameters()))
+                key = (type(module), own, *(tuple(weight.shape) for weight in weights_of(module.modules())))
                 if key not in agreed:
                     agreed[key] = _agree(module, fused, inputs(), self._agrees)
                     (self.replaced if agreed[key] else self.refused).add(type(module).__name__)
                 if agreed[key]:
-                    hooks.callback(own_hooks.close)
+                    hooks.push(own_hooks.pop_all())
                     self._replace(module, fused)
-                else:
-                    own_hooks.close()
 
     def _replace(self, module: nn.Module, fused: Forward) -> None:
         calls, inner = self._calls, module.forward
@@ -107,7 +106,7 @@ def _noise(weight: Tensor, *shape: int) -> Tensor:
 
 def _rms_norm(module: Any, hooks: Interceptions) -> Made:
     """`weight * x / rms(x)`, six kernels in transformers."""
-    if not type(module).__name__.endswith("RMSNorm") or not hasattr(module, "variance_epsilon"):
+    if not hasattr(module, "variance_epsilon"):
         return None
     weight = module.weight
     own: Forward = module.forward
@@ -124,7 +123,7 @@ def _rms_norm(module: Any, hooks: Interceptions) -> Made:
 
 def _patch_projection(module: Any, hooks: Interceptions) -> Made:
     """A convolution whose kernel is its stride, on patches: a linear layer, which is some thirty times sooner."""
-    if type(module) is not nn.Conv3d or module.stride != module.kernel_size or module.groups != 1:
+    if module.stride != module.kernel_size or module.groups != 1:
         return None
     weight = module.weight
 
@@ -137,12 +136,10 @@ def _patch_projection(module: Any, hooks: Interceptions) -> Made:
 
 def _gated_mlp(module: Any, hooks: Interceptions) -> Made:
     """`down(silu(gate(x)) * up(x))`, with weights and intermediate values whose rows are aligned."""
-    linears: list[Any] = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
-    if {name for name, _ in module.named_children()} != {"gate_proj", "up_proj", "down_proj", "act_fn"}:
-        return None  # as a merger of patches, which projects and normalises too
+    linears: list[Any] = [module._modules[name] for name in ("gate_proj", "up_proj", "down_proj")]
     if not all(type(linear) is nn.Linear and _owns_its_memory(linear.weight) for linear in linears):
         return None
-    if "SiLU" not in type(getattr(module, "act_fn", None)).__name__:
+    if "SiLU" not in type(module.act_fn).__name__:
         return None
     gate, up, down = linears
     width = gate.out_features
@@ -185,24 +182,24 @@ def _owns_its_memory(weight: Tensor) -> bool:
 
 def _aligned(linear: Any, rows: int, columns: int, hooks: Interceptions) -> Tensor:
     """Move the weight of `linear` into a matrix (rows, columns) of zeros, of which it is a view until the end."""
-    weight = linear.weight
-    if tuple(weight.shape) == (rows, columns):
-        return cast(Tensor, weight.data)
-    matrix = weight.data.new_zeros(rows, columns)
-    matrix[: len(weight), : weight.shape[1]] = weight.data
-    weight.data = matrix[: len(weight), : weight.shape[1]]
+    weight: nn.Parameter = linear.weight
+    high, wide = weight.shape
+    if (high, wide) == (rows, columns):
+        return weight.data
+    matrix = functional.pad(weight.data, (0, columns - wide, 0, rows - high))
+    weight.data = matrix[:high, :wide]
 
     def restore() -> None:
         if weight.data_ptr() == matrix.data_ptr():
             weight.data = weight.data.clone(memory_format=torch.contiguous_format)
 
     hooks.callback(restore)
-    return cast(Tensor, matrix)
+    return matrix
 
 
 def _attention(module: Any, hooks: Interceptions) -> Made:
     """Attention with one product for queries, keys and values, rotated in place."""
-    qkv, project = getattr(module, "qkv", None), getattr(module, "proj", None)
+    qkv, project = module._modules["qkv"], module._modules.get("proj")
     if type(qkv) is not nn.Linear or type(project) is not nn.Linear:
         return None
     heads, scale = getattr(module, "num_heads", None), getattr(module, "scaling", None)
@@ -238,3 +235,18 @@ def _attention(module: Any, hooks: Interceptions) -> Made:
         return (_noise(qkv.weight, _ROWS, qkv.in_features),), given
 
     return forward, inputs
+
+
+_EXACT = (_attention, _rms_norm)
+_GATED_MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}  # a merger of patches projects and normalises too
+
+
+def _kind_of(module: nn.Module) -> Callable[[Any, Interceptions], Made] | None:
+    """Choose by what a module is made of how it would be fused, if it can be; None for most modules of a tower."""
+    if "qkv" in module._modules:
+        return _attention
+    if module._modules.keys() == _GATED_MLP:
+        return _gated_mlp
+    if type(module) is nn.Conv3d:
+        return _patch_projection
+    return _rms_norm if type(module).__name__.endswith("RMSNorm") else None

@@ -1,13 +1,13 @@
 """Find the vision tower of a model, and check that it is one whose calls are known."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import vision_utils
 
 from vidsieve.checks import describe
@@ -51,6 +51,11 @@ def layout_functions(tower: nn.Module) -> set[str]:
     return {name for name in names if name.startswith("get_vision_")}
 
 
+def weights_of(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
+    """Go through the parameters of `modules` themselves, without those of what is within them."""
+    return (weight for module in modules for weight in module._parameters.values() if weight is not None)
+
+
 def attentions(tower: nn.Module) -> list[Any]:
     """List the attention modules of `tower`."""
     return [
@@ -65,7 +70,9 @@ def attentions(tower: nn.Module) -> list[Any]:
 def packed_attentions(tower: nn.Module) -> list[Any]:
     """List those that hand each segment of the tower to the attention function on its own."""
     found = attentions(tower)
-    return [module for module in found if "cu_seqlens" in inspect.signature(type(module).forward).parameters]
+    forwards = {type(module).forward for module in found}  # few, and a signature takes long to find
+    packed = {forward for forward in forwards if "cu_seqlens" in inspect.signature(forward).parameters}
+    return [module for module in found if type(module).forward in packed]
 
 
 @dataclass(frozen=True)
@@ -78,29 +85,32 @@ class Reason:
 
 def why_not(tower: nn.Module) -> Reason | None:
     """Say why `tower` cannot be packed; None if it can."""
-    if _is_compiled(tower):
+    modules = [*tower.modules()]
+    if any(map(_is_compiled, modules)):
         return Reason("it is compiled, and would not see what is attached later; attach first")
     told = "merge_sizes" in inspect.signature(type(tower).forward).parameters
     merges = told or hasattr(tower.config, "spatial_merge_size")
-    if not merges and packed_attentions(tower):
+    packed = bool(packed_attentions(tower))
+    if not merges and packed:
         return Reason("its patches become tokens in a way that is not known here")
     functions = layout_functions(tower)
-    if not packed_attentions(tower):
+    if not packed:
         return Reason("its frames are one batch already", expected=True)
     if unknown := _unknown(functions | _CALLED, vision_utils) if functions else "by no function that is known":
         return Reason(f"this release of transformers lays it out in a way that is not known here ({unknown})")
     implementation = str(getattr(tower.config, "_attn_implementation", ""))
     if "flash" in implementation or "flex" in implementation or "paged" in implementation:
         return Reason(f"its attention is {implementation}")
-    if any(hasattr(module, "_hf_hook") for module in tower.modules()):
+    if any("_hf_hook" in module.__dict__ for module in modules):
         return Reason("its weights are offloaded or on several devices")
-    for name, weight in tower.named_parameters():
-        if weight.device.type == "meta":
+    for weight in weights_of(modules):
+        if weight.is_meta:
             return Reason("its weights are offloaded or on several devices")
         if type(weight) is not nn.Parameter or not weight.is_floating_point() or weight.element_size() < 2:
+            name = next(name for name, x in tower.named_parameters() if x is weight)
             return Reason(f"its weights are quantized ({name}: {weight.dtype})")
-    if other := next(_other_linears(tower), None):
-        return Reason(f"its weights are quantized or adapted ({other})")
+    if other := next(filter(_is_other_linear, map(type, modules)), None):
+        return Reason(f"its weights are quantized or adapted ({other.__name__})")
     return None
 
 
@@ -117,11 +127,9 @@ def _unknown(functions: set[str], module: ModuleType) -> str:
     return ""
 
 
-def _other_linears(tower: nn.Module) -> Iterator[str]:
-    """Name the types of modules that multiply by a weight in a way of their own."""
-    for module in tower.modules():
-        if "Linear" in type(module).__name__ and type(module) not in _LINEAR:
-            yield type(module).__name__
+def _is_other_linear(kind: type[nn.Module]) -> bool:
+    """Whether modules of this type multiply by a weight in a way of their own."""
+    return "Linear" in kind.__name__ and kind not in _LINEAR
 
 
 def takes_host_grids(tower: nn.Module) -> bool:
@@ -160,9 +168,6 @@ def _dropout(attention: Any) -> float:
     return found if isinstance(found, float) else 0.0
 
 
-def _is_compiled(tower: nn.Module) -> bool:
-    """Whether a part of `tower` is compiled, and so never looks at hooks that are added later."""
-    return any(
-        hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
-        for module in tower.modules()
-    )
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether `module` is compiled, and so never looks at hooks that are added later."""
+    return "_orig_mod" in module._modules or getattr(module, "_compiled_call_impl", None) is not None
