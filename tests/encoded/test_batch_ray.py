@@ -164,7 +164,7 @@ def test_encode_and_batch_go_on_with_the_files_of_one_another(world: Path, tmp_p
 
     other = subprocess.run(command(world, all_of_them, out, "--keep", "0.1"), capture_output=True, text=True)
     assert other.returncode == 1
-    assert "holds this clip by Prune" in other.stderr.splitlines()[-1]
+    assert "holds this clip at keep 0.25; asked for: at keep 0.1" in other.stderr.splitlines()[-1]
     assert {row["error"] is None for row in table(out)} == {False}
     assert written(out) == after
 
