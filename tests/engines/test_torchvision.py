@@ -60,6 +60,18 @@ def test_without_the_line_vidsieve_imports_transformers(tmp_path: Path) -> None:
     assert python(tmp_path, code) == "imports\n"
 
 
+@pytest.mark.parametrize("namespace", ["FRAGMENT", "DEF"])
+@pytest.mark.parametrize("names", [("nms", "qnms"), ("nms",)])
+def test_schemas_that_somebody_else_defined_stay(tmp_path: Path, namespace: str, names: tuple[str, ...]) -> None:
+    code = (
+        f"import torch\nlibrary = torch.library.Library('torchvision', {namespace!r})\nfor name in {names}:\n"
+        "    library.define(f'{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')\n"
+        "import vidsieve.engines.torchvision as ours\nours._fits, torch.version.cuda = lambda: False, None\n"
+        "ours.define()\nprint(all(hasattr(torch.ops.torchvision, name) for name in ('nms', 'qnms')))"
+    )
+    assert python(tmp_path, code) == "True\n"
+
+
 def test_after_an_import_that_failed_it_still_can_be_made_to(tmp_path: Path) -> None:
     code = "try:\n    import torchvision\nexcept RuntimeError:\n    pass\n"
     code += (
