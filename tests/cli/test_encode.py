@@ -481,6 +481,7 @@ def test_a_fault_of_the_program_is_no_fault_of_a_clip(
         (["--frames", "4", "--fps", "1"], "not allowed with"),
         (["--start", "1:75"], "expected seconds"),
         (["--start", "1e308:00"], "expected seconds"),
+        (["--start", ":".join("0" * 200)], "expected seconds"),
         (["--start", "500"], "before the start at 500 s"),
     ],
 )

@@ -159,9 +159,9 @@ def seconds(text: str) -> float:
         values = [float(part) for part in parts]
     except ValueError:
         values = [-1.0]
-    whole = all(value < 60 for value in values[1:]) and len(values) <= 3
-    total = sum(value * 60.0**power for power, value in enumerate(reversed(values)))
-    if not whole or min(values) < 0 or not math.isfinite(total):
+    whole = len(values) <= 3 and all(0 <= value < 60 for value in values[1:])
+    total = sum(value * 60.0**power for power, value in enumerate(reversed(values[:3])))
+    if not whole or values[0] < 0 or not math.isfinite(total):
         raise argparse.ArgumentTypeError(f"expected seconds, such as 90, or 1:30, or 1:02:03; got {text}")
     return total
 
