@@ -72,7 +72,7 @@ def train(run: Run, minutes: list[float], call: float, out: Path) -> None:
     while state["phase"] < 2:
         seconds = 60 * minutes[state["phase"]]
         if not seconds:
-            state["phase"] += 1
+            state.update(phase=state["phase"] + 1, seconds=0.0)
             continue
         start, noted, losses = time.perf_counter() - state["seconds"], state["seconds"], []
         while (now := time.perf_counter()) - start < seconds:

@@ -301,6 +301,8 @@ def test_what_cannot_be_encoded_in_chunks_is_refused(
         encode_chunks(model, processor, planned, 3)
     with pytest.raises(ValueError, match="expected first as a multiple of 2 frames, which the processor joins; got 1"):
         encode_chunks(model, processor, planned, 4, first=1)
+    with pytest.raises(WrongArgument, match="expected first or read, not both"):
+        encode_chunks(model, processor, planned, 4, first=2, read=lambda frames, size: iter(()))
     with pytest.raises(ValueError, match="size is a whole number of frames"):
         encode_chunks(model, processor, planned, 0)
     with pytest.raises(WrongArgument, match="expected frames, got"):

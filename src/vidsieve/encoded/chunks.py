@@ -64,13 +64,16 @@ def encode_chunks(
     frames: of `plan_video`, decoded as they are needed; or decoded ones.  size: a multiple of the frames that the
     processor joins to a temporal patch.  first: the same of the first chunk; None for `size`.
     vision: how the tower runs, as `attach` takes it.  strict: as `read_chunks`.
-    read: what reads described frames, `size` at a time, in place of `read_chunks`, for what is no file.
+    read: what reads described frames, `size` at a time, the first ones too, in place of `read_chunks`, for what is no
+    file.
     Raises `UnsupportedModel` for a family whose tower is not known to compute each frame alone, `UnsupportedCall` for
     a processor that cannot be asked in chunks, `AlreadyAttached`, `VideoError` as `read_chunks` does.
     """
     if not isinstance(frames, Frames) or not len(frames):
         raise WrongArgument(f'expected frames, got {describe(frames)}; plan them first: plan_video("clip.mp4")')
     check_vision(vision)
+    if first is not None and read is not None:
+        raise WrongArgument("expected first or read, not both: what is read elsewhere comes `size` frames at a time")
     model = arguments.unwrap_model(model)
     adapter, joined = by_frame(model, processor)
     for name, length in {"size": size, "first": size if first is None else first}.items():
