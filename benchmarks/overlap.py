@@ -125,20 +125,17 @@ def main() -> None:
     if options.one:
         print(json.dumps(measure(*jobs[0], options.size, options.one, options.sleep)))
         return
-    rows, folder = [], tempfile.TemporaryDirectory()
+    rows = []
     for named, frames in jobs:
-        clip = named
-        if named.isdecimal():
-            clip = f"{folder.name}/{named}s.mp4"
-            write_clip(Path(clip), int(named))
-        runs: dict[str, list[dict[str, Any]]] = {variant: [] for variant in VARIANTS}
-        for _ in range(options.rounds):
-            for variant, done in runs.items():
-                command = (sys.executable, "-m", "benchmarks.overlap", f"{clip}:{frames}", "--one", variant)
-                settings = ("--size", str(options.size), "--sleep", str(options.sleep))
-                output = subprocess.run((*command, *settings), check=True, capture_output=True, text=True).stdout
-                done.append(json.loads(output.splitlines()[-1]))
-        rows += summarised(Path(clip).name, frames, runs)
+        with tempfile.TemporaryDirectory() as folder:
+            clip = Path(named)
+            if named.isdecimal():
+                write_clip(clip := Path(folder) / f"{named}s.mp4", int(named))
+            runs: dict[str, list[dict[str, Any]]] = {variant: [] for variant in VARIANTS}
+            for _ in range(options.rounds):
+                for variant, done in runs.items():
+                    done.append(run(clip, frames, variant, options))
+            rows += summarised(clip.name, frames, runs)
     clips = " ".join(f"{Path(clip).name}:{frames}" for clip, frames in jobs)
     card = {
         "command": f"python -m benchmarks.overlap {clips} --size {options.size} --sleep {options.sleep} "
@@ -157,6 +154,15 @@ def main() -> None:
             end="",
         )
         print(f"+{row['peak_mib']} MiB, {row['over_slowest']:.2f} times the slowest stage")
+
+
+def run(clip: Path, frames: int, variant: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure in a process of its own."""
+    command = (sys.executable, "-m", "benchmarks.overlap", f"{clip}:{frames}", "--one", variant)
+    settings = ("--size", str(options.size), "--sleep", str(options.sleep))
+    output = subprocess.run((*command, *settings), check=True, capture_output=True, text=True).stdout
+    found: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return found
 
 
 def summarised(clip: str, frames: int, runs: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:

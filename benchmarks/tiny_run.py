@@ -20,7 +20,7 @@ from vidsieve.evaluation.needles.tiny import build
 KEEPS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.55, 0.75, 1.0)  # of the tokens, in the second phase
 WARM = 0.03  # of a phase, in which the learning rate rises
 AFTER = 0.1  # weight of the end of the answer in the loss
-KINDS_BITS = 6  # random planes that divide tokens into kinds that look alike
+KIND_BITS = 6  # random planes that divide tokens into kinds that look alike
 
 
 @dataclass(frozen=True)
@@ -245,8 +245,8 @@ def drop(features: Tensor, evidence: Tensor, keep: float, seed: int) -> tuple[Te
     plain = _rank((unit * F.normalize(unit.sum(1, keepdim=True), dim=2)).sum(2))
     before = torch.cat([-unit[:, : GRID**2], unit[:, : -(GRID**2)]], 1)  # nothing was there before the first step
     still = _rank((unit * before).sum(2))
-    planes = torch.randn(features.shape[2], KINDS_BITS, generator=generator, device=features.device)
-    kind = ((unit @ planes > 0) * 2 ** torch.arange(KINDS_BITS, device=features.device)).sum(2)
+    planes = torch.randn(features.shape[2], KIND_BITS, generator=generator, device=features.device)
+    kind = ((unit @ planes > 0) * 2 ** torch.arange(KIND_BITS, device=features.device)).sum(2)
     more = _place_in_group(kind, draw(tokens))  # of a kind there is already
     score = draw(tokens) + draw(1) * draw(tokens // GRID**2).repeat_interleave(GRID**2, dim=1)
     for held_against in (plain, still, more / (more + 3)):

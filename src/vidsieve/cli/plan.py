@@ -19,7 +19,7 @@ from vidsieve.encoded.chunks import processing
 from vidsieve.encoded.encode import chunk_of, lengths
 from vidsieve.encoded.fingerprint import Fingerprint, full_name
 from vidsieve.engines.hf.families import adapter_for
-from vidsieve.engines.hf.loading import check, loading, prepare, usable_device, without_bars
+from vidsieve.engines.hf.loading import check, frames_joined, loading, prepare, usable_device, without_bars
 from vidsieve.engines.hf.vision.tower import find_tower
 from vidsieve.engines.torchvision import make_importable
 from vidsieve.methods.base import kept_count
@@ -94,7 +94,7 @@ def _stored(frames: Frames, processor: Any, described: Any, before: int, method:
 
     Each segment has a spare row in the file (`Selection`).
     """
-    count, kept = -(-len(frames) // _joined(processor)), kept_count(method.keep, before)
+    count, kept = -(-len(frames) // frames_joined(processor)), kept_count(method.keep, before)
     sizes = tuple(before // count + (i < before % count) for i in range(count))
     alike = TokenStatistics(persistence=torch.full((before,), -1.0 if cut else 1.0))
     offsets = method.segmenter(VideoTokens(torch.zeros(before, 1), sizes), alike).offsets
@@ -114,11 +114,6 @@ def _stored(frames: Frames, processor: Any, described: Any, before: int, method:
     selection = Selection(*rows(kept), lengths, gains, getattr(method.budget, "floor", 0.0), before, spare)
     fingerprint = replace(Fingerprint.of(described, method.keep, repr(method)), name=full_name(name))
     return file.length(frames, selection, rows(adapter.trailing).features, sizes, None, fingerprint)
-
-
-def _joined(processor: Any) -> int:
-    """How many frames the processor makes one token frame of."""
-    return int(getattr(processor.video_processor, "temporal_patch_size", 1))
 
 
 def _described(model: str, device: torch.device, dtype: str | None) -> tuple[Any, Any]:

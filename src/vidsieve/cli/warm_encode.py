@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vidsieve.encoded.chunks import FeatureChunk, encode_chunks
 from vidsieve.encoded.encode import LONGEST_CHUNK, chunk_of, lengths, select
+from vidsieve.engines.hf.loading import frames_joined
 from vidsieve.errors import VidsieveError
 from vidsieve.methods.chunked import ChunkedPrune
 from vidsieve.methods.prune import Prune
@@ -45,7 +46,7 @@ def call_each(
         chunk = chunk_of(Frames(pixels, tuple(range(LONG)), times, 1.0, LONG, float(LONG), "drawn"), model.device)
         begin, chunk = lengths(chunk, processor)
         note(f"compiling for encode: chunks of {chunk} frames of {size[0]} x {size[1]}")
-        frames, before = draw(begin + chunk + lengths(1, processor)[1], *size), compiled()  # the last one is shorter
+        frames, before = draw(begin + chunk + frames_joined(processor), *size), compiled()  # the last one is shorter
         try:
             first, shown = _encoded(model, processor, frames, begin, chunk, method)
             for features, tokens in layouts(shown.features, shown.tokens[0], len(shown.tokens)):

@@ -19,7 +19,7 @@ from vidsieve.checks import check_number, describe
 from vidsieve.encoded.until_decoder import decoder_arguments
 from vidsieve.engines.hf import adapter_for, arguments, attach, contract, prompt
 from vidsieve.engines.hf.families import Adapter
-from vidsieve.engines.hf.loading import prepare, prepare_video
+from vidsieve.engines.hf.loading import frames_joined, prepare, prepare_video
 from vidsieve.engines.hf.processing import Padding, resizing_to
 from vidsieve.engines.hf.seams.vision import Vision, check_vision
 from vidsieve.errors import UnsupportedCall, UnsupportedModel, VidsieveError, WrongArgument
@@ -102,7 +102,7 @@ def by_frame(model: Any, processor: Any) -> tuple[Adapter, int]:
             "a frame from that frame alone; where it does, say so: Adapter(..., by_frame=True)"
         )
     contract.check_positions(model)
-    return adapter, getattr(processor.video_processor, "temporal_patch_size", 1) if adapter.layout == "grid" else 1
+    return adapter, frames_joined(processor) if adapter.layout == "grid" else 1
 
 
 def pinned(model: Any, processor: Any, frames: Frames) -> tuple[Any, tuple[int, int] | None]:

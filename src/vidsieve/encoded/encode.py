@@ -20,6 +20,7 @@ from vidsieve.encoded.chunks import FeatureChunk, encode_chunks
 from vidsieve.encoded.fingerprint import Fingerprint
 from vidsieve.encoded.video import EncodedVideo
 from vidsieve.engines.hf import arguments
+from vidsieve.engines.hf.loading import frames_joined
 from vidsieve.errors import UnsupportedCall, VidsieveError, WrongArgument
 from vidsieve.methods.base import Reducer
 from vidsieve.methods.chunked import ChunkedPrune, in_chunks
@@ -121,7 +122,7 @@ def chunk_of(frames: Frames, device: torch.device) -> int:
 
 def lengths(size: int, processor: Any) -> tuple[int, int]:
     """Round `size` frames up to whole temporal patches: frames of the first chunk, and of each other."""
-    joined = getattr(processor.video_processor, "temporal_patch_size", 1)
+    joined = frames_joined(processor)
     return -(-size // FIRST // joined) * joined, -(-size // joined) * joined
 
 

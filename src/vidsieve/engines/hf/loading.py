@@ -162,7 +162,7 @@ def prepare_video(processor: Any, frames: Frames, device: torch.device | str | N
 def long_enough(processor: Any, frames: Frames) -> Frames:
     """Repeat the last frame until the processor can take them as a video."""
     lone = hasattr(processor, "image_seq_length") or hasattr(processor, "image_seq_len")  # InternVL, SmolVLM
-    needed = max(getattr(processor.video_processor, "temporal_patch_size", 1), 2 * lone)
+    needed = max(frames_joined(processor), 2 * lone)
     missing = max(0, needed - len(frames))
     if not missing:
         return frames
@@ -208,3 +208,8 @@ def without_bars() -> Iterator[None]:
     finally:
         if shown:
             theirs.enable_progress_bar()
+
+
+def frames_joined(processor: Any) -> int:
+    """How many frames the processor makes one token frame of."""
+    return int(getattr(processor.video_processor, "temporal_patch_size", 1))
