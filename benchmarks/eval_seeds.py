@@ -4,13 +4,14 @@
     python -m benchmarks.eval_seeds --videos 32 --method divprune --out out/seeds.json   less, on a CPU
 
 A seed is 128 videos (`--videos`) of `test` that no other seed has, the same for every method. A row has the accuracy
-and the recall of each seed, their means by kind of question, the interval of each seed, and the kinds at which some
-seed is significantly below uniform sampling. Suites and seeds run at the same time, each in a process of its own, so
-times mean nothing and none are reported.
+and the recall of each seed, their means by kind of question, the interval of each seed, the kinds at which some seed is
+significantly below uniform sampling, and those at which the videos of all seeds together are. Suites and seeds run at
+the same time, each in a process of its own, so times mean nothing and none are reported.
 """
 
 import argparse
 import json
+import math
 import shlex
 import subprocess
 import sys
@@ -18,10 +19,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import vidsieve
 from vidsieve import registry
 from vidsieve.evaluation.evaluate import Plan, evaluate
 from vidsieve.evaluation.needles.tiny import BUNDLED
+from vidsieve.evaluation.statistics import holm
 from vidsieve.methods import ConditionalDPP, MarginalGain, Novelty, Prune, Within
 
 KEEPS = (0.25, 0.1, 0.05, 0.02)
@@ -55,16 +59,37 @@ def combine(seeds: list[dict[str, Any]]) -> list[dict[str, Any]]:
                     kinds = {kind: mean([seed[measure][kind]["mean"] for seed in same]) for kind in same[0][measure]}
                     row[measure] = {"mean": mean(of), "seeds": of, "kinds": kinds}
             row["interval"] = [[seed["accuracy"]["all"][end] for end in ("low", "high")] for seed in same]
+            against = [seed["against"].get("uniform", {}) for seed in same]
             row["below_uniform"] = sorted(
                 {
                     kind
-                    for seed in same
-                    for kind, found in seed["against"].get("uniform", {}).items()
+                    for seed in against
+                    for kind, found in seed.items()
                     if kind != "all" and found["p"] < 0.05 and found["mean"] < 0
                 }
             )
+            row["all_below_uniform"] = below_in_all(against)
         rows.append(row)
     return rows
+
+
+def below_in_all(against: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, float]]:
+    """The kinds at which the videos of all seeds are significantly below, by the sign test, as Holm adjusts it."""
+    kinds = [kind for kind in against[0] if kind != "all"]
+    counts = {kind: [sum(seed[kind][side] for seed in against) for side in ("better", "worse")] for kind in kinds}
+    p = {kind: sign_p(*counts[kind]) for kind in kinds}
+    adjusted = dict(zip(kinds, holm(torch.tensor(list(p.values()), dtype=torch.float64)).tolist(), strict=True))
+    return {
+        kind: {"better": better, "worse": worse, "p": round(adjusted[kind], 6)}
+        for kind, (better, worse) in counts.items()
+        if worse > better and adjusted[kind] < 0.05
+    }
+
+
+def sign_p(better: int, worse: int) -> float:
+    """Two-sided p of so many signs each way, were either as likely."""
+    many, fewer = better + worse, min(better, worse)
+    return min(1.0, 2 * sum(math.comb(many, n) for n in range(fewer + 1)) / 2**many)
 
 
 def mean(values: list[float | None]) -> float | None:

@@ -101,7 +101,9 @@ def _log_of(log: dict[str, Any]) -> str:
     """The name under which the log of such a run is kept."""
     if not log["start"]:
         return "train_tiny_h200.json"
-    return "train_tiny_decoder_h200.json" if "--freeze-tower" in log["command"] else "train_tiny_both_h200.json"
+    if "--freeze-tower" not in log["command"]:
+        return "train_tiny_both_h200.json"
+    return f"train_tiny_decoder_seed{log['seed']}_h200.json"
 
 
 def _table(log: dict[str, Any], phase: str, suite: str) -> str:

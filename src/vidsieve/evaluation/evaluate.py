@@ -211,11 +211,15 @@ def _intervals(
 
 
 def _compared(bootstrap: Bootstrap, groups: Sequence[str], difference: Tensor) -> dict[str, Any]:
-    """A paired comparison, difference (V, kinds); the p of the kinds are adjusted for there being several."""
+    """A paired comparison, difference (V, kinds); the p of the kinds are adjusted for there being several.
+
+    better, worse: of how many videos the answers are.
+    """
     found = _intervals(bootstrap, groups, difference)
-    p_all, *p_kinds = sign_test(torch.cat((difference.mean(1, keepdim=True), difference), dim=1))
-    for group, p in zip(groups, (float(p_all), *holm(torch.stack(p_kinds)).tolist()), strict=True):
-        found[group]["p"] = round(p, 6)
+    each = torch.cat((difference.mean(1, keepdim=True), difference), dim=1)
+    p_all, *p_kinds = sign_test(each)
+    for group, column, p in zip(groups, each.T, (float(p_all), *holm(torch.stack(p_kinds)).tolist()), strict=True):
+        found[group] |= {"p": round(p, 6), "better": int((column > 0).sum()), "worse": int((column < 0).sum())}
     return found
 
 
