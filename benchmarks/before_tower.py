@@ -2,8 +2,9 @@
 
     python -m benchmarks.before_tower --videos 256
 
-The default at 10 %, from features of a vision tower that computed all groups of pixels, half or a quarter of them: by
-run length, with and without held keys, or at random. The videos are those of the synthetic suites' test halves.
+The default at 10 %, from features of a vision tower that computed all groups of pixels, half or a quarter of them: as
+centres of blocks, with and without held keys, by run length, or at random. The videos are those of the synthetic
+suites' test halves.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from typing import Any
 from vidsieve import registry
 from vidsieve.evaluation.evaluate import Plan, evaluate
 from vidsieve.evaluation.needles.tiny import BUNDLED
-from vidsieve.methods import Pixels, RandomGroups, RunLength, Staged
+from vidsieve.methods import KCenter, Pixels, RandomGroups, RunLength, Staged
 
 RESULTS = Path(__file__).parent / "results"
 KEEP = 0.1
@@ -24,8 +25,9 @@ SELECTORS: dict[str, Any] = {
     f"{name}, {share:.0%}": make(share)
     for share in (0.5, 0.25)
     for name, make in {
+        "k-center": KCenter,
+        "k-center, no held keys": lambda share: KCenter(share, holds_keys=False),
         "run length": RunLength,
-        "run length, no held keys": lambda share: RunLength(share, holds_keys=False),
         "at random": RandomGroups,
     }.items()
 }

@@ -35,7 +35,7 @@ import vidsieve
 from vidsieve import registry
 from vidsieve.engines.torchvision import make_importable
 from vidsieve.evaluation.card import commit, processor, quantiles
-from vidsieve.methods import Pixels, RunLength, Staged
+from vidsieve.methods import KCenter, Pixels, RunLength, Staged
 
 RESULTS = Path(__file__).parent / "results"
 VIDEO, IMAGE, START, END, WORDS = 1000, 1001, 1002, 1003, 1000
@@ -52,10 +52,10 @@ VARIANTS: dict[str, tuple[Any, str]] = {  # the method, and how the tower runs
     "10 %, stock tower": (_METHOD, "stock"),
     "10 %, packed tower": (_METHOD, "packed"),
     "10 %, fused tower": (_METHOD, "auto"),
-    "10 %, 50 % of the pixels": (Staged({Pixels(): RunLength(0.5), 0: _METHOD}), "auto"),
-    "10 %, 25 % of the pixels": (Staged({Pixels(): RunLength(0.25), 0: _METHOD}), "auto"),
-    "10 %, 50 %, no held keys": (Staged({Pixels(): RunLength(0.5, holds_keys=False), 0: _METHOD}), "auto"),
-    "10 %, 25 %, no held keys": (Staged({Pixels(): RunLength(0.25, holds_keys=False), 0: _METHOD}), "auto"),
+    "10 %, 50 % of the pixels": (Staged({Pixels(): KCenter(0.5), 0: _METHOD}), "auto"),
+    "10 %, 25 % of the pixels": (Staged({Pixels(): KCenter(0.25), 0: _METHOD}), "auto"),
+    "10 %, 50 %, run length": (Staged({Pixels(): RunLength(0.5), 0: _METHOD}), "auto"),
+    "10 %, 25 %, run length": (Staged({Pixels(): RunLength(0.25), 0: _METHOD}), "auto"),
 }
 
 

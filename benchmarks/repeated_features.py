@@ -4,8 +4,8 @@
 
 The model is the bundled one, in float32; clips are read as by `repeats.py`, as they are and panned. A number is the
 distance of features to those of the tower that computes every group, relative to their length: of the groups that are
-computed, with held keys and with keys that are absent, and of those that repeat another. `random` leaves out as many
-groups at random, with held keys. `oldest` is the longest time, in seconds, since a place was computed.
+computed, and of those that repeat another: by `KCenter`, with held keys and with keys that are absent, by `RunLength`,
+and at random, which compute as many. `oldest` is the longest time, in seconds, between a group and what it repeats.
 """
 
 import json
@@ -24,8 +24,8 @@ import vidsieve
 from vidsieve.engines.hf.loading import load
 from vidsieve.evaluation.card import commit
 from vidsieve.evaluation.needles.tiny import BUNDLED
-from vidsieve.methods import Pixels, RandomGroups, RunLength, Staged
-from vidsieve.methods.run_length import PixelSelector
+from vidsieve.methods import KCenter, Pixels, RandomGroups, RunLength, Staged
+from vidsieve.methods.pixels import PixelSelector
 
 
 def main() -> None:
@@ -72,19 +72,24 @@ def measured(processor: Any, model: Any, path: Path, pan: int, options: Any) -> 
 
 def compared(model: Any, made: Any, groups: Tensor, whole: Tensor, keep: float, seconds: float) -> dict[str, float]:
     """The distances of one share of the groups. seconds: from a frame of groups to the next."""
-    places = groups.shape[1]
-    held, absent, random = RunLength(keep), RunLength(keep, holds_keys=False), RandomGroups(keep)
-    selection, by_chance = held.select(groups), random.select(groups)
-    row = torch.arange(len(selection.source))
-    repeated = selection.kept[selection.source]
-    at_random = by_chance.kept[by_chance.source] != row
-    found = features(model, made, held)
+    places, found = groups.shape[1], {}
+    row = torch.arange(groups.shape[0] * places)
+    for name, selector in selectors(keep).items():
+        selection = selector.select(groups)
+        repeated = selection.kept[selection.source]
+        made_of = features(model, made, selector)
+        found[f"computed, {name}"] = distance(made_of, whole, repeated == row)
+        found[f"repeated, {name}"] = distance(made_of, whole, repeated != row)
+        found[f"oldest, {name}"] = round(float((row // places - repeated // places).abs().max()) * seconds, 2)
+    return found
+
+
+def selectors(keep: float) -> dict[str, PixelSelector]:
     return {
-        "computed, held": distance(found, whole, repeated == row),
-        "computed, absent": distance(features(model, made, absent), whole, repeated == row),
-        "repeated": distance(found, whole, repeated != row),
-        "repeated, random": distance(features(model, made, random), whole, at_random),
-        "oldest": round(float((row // places - repeated // places).max()) * seconds, 2),
+        "k-center": KCenter(keep),
+        "k-center, absent": KCenter(keep, holds_keys=False),
+        "run length": RunLength(keep),
+        "random": RandomGroups(keep),
     }
 
 

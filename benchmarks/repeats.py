@@ -21,7 +21,7 @@ from torch import Tensor
 from vidsieve import ops
 from vidsieve.evaluation.card import commit
 from vidsieve.methods import RandomGroups, RunLength
-from vidsieve.methods.run_length import kept_groups
+from vidsieve.methods.pixels import kept_groups
 from vidsieve.types.pixels import PixelSelection
 from vidsieve.video import read_video
 

@@ -301,4 +301,4 @@ def test_a_share_of_the_pixels_is_recorded_with_what_the_tower_did(
     assert len(found["computed"]) == 384
     assert run.overlay(found).computed.tolist() == found["computed"]
     assert found["tokens_before"] == 768
-    assert "RunLength(keep=0.5" in found["reducer"]
+    assert "KCenter(keep=0.5" in found["reducer"]

@@ -15,7 +15,13 @@ from vidsieve.methods.merge import NearestKept, TemporalMerge
 from vidsieve.methods.relevance import Flat, Novelty, PromptSimilarity
 from vidsieve.methods.segment import PerFrame, Uniform, Within
 from vidsieve.methods.selection import MMR, ConditionalDPP, Hybrid, MaxMin
-from vidsieve.ops.definitions import AttentionProblem, GateProblem, RotaryProblem, RunLengthProblem
+from vidsieve.ops.definitions import (
+    AttentionProblem,
+    GateProblem,
+    KCenterProblem,
+    RotaryProblem,
+    RunLengthProblem,
+)
 from vidsieve.types.reduction import Reduction
 
 launch = pytest.importorskip("vidsieve.ops.launch", reason="Triton is not installed")
@@ -146,6 +152,10 @@ def _run_length(length: int) -> None:
     ops.run_length(RunLengthProblem(torch.zeros(4, length, 96), 2 * length))
 
 
+def _k_center(length: int) -> None:
+    ops.k_center(KCenterProblem(torch.zeros(4, length, 96), 2 * length))
+
+
 def _rotate(length: int) -> None:
     ops.rotate_(RotaryProblem(torch.zeros(length, 3, 2, 80), *(torch.zeros(length, 80),) * 2))
 
@@ -154,7 +164,7 @@ def _gate(length: int) -> None:
     ops.gate(GateProblem(torch.zeros(length, 2 * 128), 107, (torch.zeros(107), torch.zeros(107))))
 
 
-@pytest.mark.parametrize("call", [_attention, _rows, _run_length, _rotate, _gate])
+@pytest.mark.parametrize("call", [_attention, _rows, _run_length, _k_center, _rotate, _gate])
 def test_lengths_of_one_operation_share_its_kernels(call: Callable[[int], None], asked: set[Key]) -> None:
     lengths = [1056, 1057, 1200, 1568, 2000]
     first, *others = _keys(asked, call, lengths)

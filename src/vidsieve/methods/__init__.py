@@ -4,7 +4,7 @@ base         what a `Reducer` is; read it first
 prune        `Prune`: segment, budget, relevance, select, each a part from the file of its name
              (segment, budget, relevance, selection)
 measure      one pass over the features, for all parts of a method
-run_length   which groups of pixels the vision tower computes, before it
+pixels       which groups of pixels the vision tower computes, before it
 merge        what becomes of the tokens that do not stay
 chunked      the same of a video that comes chunk after chunk, `ChunkedPrune`; stream: of one without an end
 compose      `Chain`, one reducer after another, and `Staged`, reducers at layers of the language model
@@ -18,9 +18,9 @@ from vidsieve.methods.chunked import ChunkedPrune, in_chunks
 from vidsieve.methods.compose import Chain, Pixels, Staged
 from vidsieve.methods.framefusion import FrameFusion
 from vidsieve.methods.merge import Merger, NearestKept, TemporalMerge
+from vidsieve.methods.pixels import KCenter, PixelSelector, RandomGroups, RunLength
 from vidsieve.methods.prune import Prune
 from vidsieve.methods.relevance import Contrast, Flat, Given, Novelty, PromptAttention, PromptSimilarity, Relevance
-from vidsieve.methods.run_length import PixelSelector, RandomGroups, RunLength
 from vidsieve.methods.segment import PerFrame, SceneCuts, SceneRuns, Segmenter, Uniform, Whole, Within
 from vidsieve.methods.selection import (
     MMR,
@@ -50,6 +50,7 @@ __all__ = [
     "FrameFusion",
     "Given",
     "Hybrid",
+    "KCenter",
     "LowRankDPP",
     "MarginalGain",
     "MaxMin",

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from vidsieve.checks import check_number
 from vidsieve.methods.base import Attachable, Reducer, check_cost, check_given
-from vidsieve.methods.run_length import PixelSelector, RunLength
+from vidsieve.methods.pixels import KCenter, PixelSelector
 from vidsieve.types.reduction import Reduction
 from vidsieve.types.tokens import Prompt, VideoTokens
 
@@ -43,7 +43,7 @@ class Chain(Reducer):
 
 @dataclass(frozen=True)
 class Pixels:
-    """The place before the vision tower: `Staged({Pixels(): RunLength(0.5), 0: Prune(0.1)})`."""
+    """The place before the vision tower: `Staged({Pixels(): KCenter(0.5), 0: Prune(0.1)})`."""
 
 
 def with_pixels(method: Attachable, keep: float | None) -> Attachable:
@@ -52,8 +52,8 @@ def with_pixels(method: Attachable, keep: float | None) -> Attachable:
         return method
     made: Any = getattr(method, "method", method)  # of what only stands for one, as `FrameFusion`
     if isinstance(made, Staged):
-        return Staged({**made.stages, Pixels(): RunLength(keep)}, made.cost)
-    return Staged({Pixels(): RunLength(keep), 0: made})
+        return Staged({**made.stages, Pixels(): KCenter(keep)}, made.cost)
+    return Staged({Pixels(): KCenter(keep), 0: made})
 
 
 @dataclass(frozen=True, init=False)
@@ -83,7 +83,7 @@ class Staged(Attachable):
         for layer, reducer in stages.items():
             if isinstance(layer, Pixels):
                 if not callable(getattr(reducer, "select", None)):
-                    raise ValueError(f"expected a pixel selector at Pixels(), as RunLength(0.5), got {reducer!r}")
+                    raise ValueError(f"expected a pixel selector at Pixels(), as KCenter(0.5), got {reducer!r}")
                 continue
             end = math.nextafter(1, 0) if isinstance(layer, float) else math.inf
             requirement = "a stage is at a layer, 0 or more, or at a fraction of the depth in [0, 1)"

@@ -23,6 +23,7 @@ from vidsieve.ops.definitions import (
     NONFINITE_PROMPT,
     ApportionProblem,
     AttentionProblem,
+    Blocks,
     CompactProblem,
     CompactRowsProblem,
     ContrastProblem,
@@ -31,6 +32,7 @@ from vidsieve.ops.definitions import (
     GreedyProblem,
     HoldHighestProblem,
     HybridProblem,
+    KCenterProblem,
     MeasureProblem,
     Measures,
     MergeAmongProblem,
@@ -51,6 +53,7 @@ from vidsieve.ops.definitions import (
 from vidsieve.ops.dispatch import available, spy, together
 from vidsieve.ops.greedy import conditional_dpp, hybrid, max_min, mmr, top
 from vidsieve.ops.greedy.eager import GRAM_LIMIT
+from vidsieve.ops.k_center import k_center
 from vidsieve.ops.measurement import contrast, measure, min_max, raise_if_nonfinite, transience
 from vidsieve.ops.merge import follow_runs, merge_among, merge_mean, merge_runs, nearest_kept, temporal
 from vidsieve.ops.partition import apportion, novelty, scene_cuts
@@ -65,6 +68,7 @@ __all__ = [
     "SEGMENTS",
     "ApportionProblem",
     "AttentionProblem",
+    "Blocks",
     "CompactProblem",
     "CompactRowsProblem",
     "ContrastProblem",
@@ -73,6 +77,7 @@ __all__ = [
     "GreedyProblem",
     "HoldHighestProblem",
     "HybridProblem",
+    "KCenterProblem",
     "MMRProblem",
     "MeasureProblem",
     "Measures",
@@ -100,6 +105,7 @@ __all__ = [
     "gate",
     "hold_highest",
     "hybrid",
+    "k_center",
     "max_min",
     "measure",
     "merge_among",

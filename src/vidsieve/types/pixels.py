@@ -13,9 +13,8 @@ from vidsieve.checks import show
 class PixelSelection:
     """Which of the T * P groups of pixels of a video are computed; group p of frame t is t * P + p.
 
-    kept: int64 (K,), sorted and unique, all P groups of the first frame among them.
-    source: int64 (T * P,), for each group the row of `kept` of the one it repeats: its own where it is kept, else that
-    of the last kept group before it at its place.
+    kept: int64 (K,), sorted and unique.
+    source: int64 (T * P,), for each group the row of `kept` of the one it repeats: its own where it is kept.
     nonfinite: int32 (T * P,), above 0 where a group holds NaN, inf or a value beyond 1e18, where nobody has looked yet:
     see `check`. None where somebody has, or where the choice did not depend on pixels.
     """

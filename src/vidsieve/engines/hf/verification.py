@@ -22,7 +22,7 @@ from vidsieve.engines.hf.seams.masks import layer_type
 from vidsieve.errors import WrongArgument
 from vidsieve.methods.base import Attachable
 from vidsieve.methods.compose import Pixels, Staged
-from vidsieve.methods.run_length import PixelSelector
+from vidsieve.methods.pixels import PixelSelector
 from vidsieve.telemetry.trace import Trace, VideoRecord
 from vidsieve.types.reduction import Reduction
 

@@ -34,7 +34,7 @@ from vidsieve.evaluation.needles.packed import Packed, fast, noted, patchify
 from vidsieve.evaluation.needles.questions import PLANS, WORDS, Questions
 from vidsieve.methods.base import Reducer, kept_count
 from vidsieve.methods.compose import Pixels, Staged
-from vidsieve.methods.run_length import PixelSelector
+from vidsieve.methods.pixels import PixelSelector
 from vidsieve.types.reduction import Reduction
 from vidsieve.types.statistics import TokenStatistics
 from vidsieve.types.tokens import Prompt, VideoTokens

@@ -15,7 +15,7 @@ from tests.engines.hf.vision.test_packed import logits
 from vidsieve.engines.hf.families import table
 from vidsieve.engines.hf.vision.tower import vision_tower
 from vidsieve.errors import UnsupportedCall, WrongArgument
-from vidsieve.methods import Pixels, Prune, RandomGroups, RunLength, Staged
+from vidsieve.methods import KCenter, Pixels, Prune, RandomGroups, RunLength, Staged
 from vidsieve.types.pixels import PixelSelection
 
 MERGED = [
@@ -23,6 +23,7 @@ MERGED = [
     for row in table()
     if row["type"] in tiny.FAMILIES and row["layout"] == "grid" and not row["before tower"]
 ]
+SELECTORS = [KCenter(0.5), RunLength(0.5), RunLength(threshold=0.05), RandomGroups(0.4)]
 each_merged = pytest.mark.parametrize("family", [pytest.param(f, marks=tiny.marks(f)) for f in MERGED])
 
 
@@ -72,9 +73,13 @@ def overwritten(model: Any, source: Tensor) -> Iterator[None]:
     def overwrite(module: Any, args: Any, kwargs: Any) -> Any:
         return (args[0][rows()], *args[1:]), kwargs
 
+    def move(module: Any, args: Any, kwargs: Any) -> Any:  # what is repeated is repeated with its place
+        return args, {**kwargs, "position_embeddings": tuple(x[rows()] for x in kwargs["position_embeddings"])}
+
     blocks = tower.blocks if hasattr(tower, "blocks") else tower.encoder.layers
     hooks = [tower.register_forward_pre_hook(note, with_kwargs=True)]
     hooks += [blocks[0].register_forward_pre_hook(overwrite, with_kwargs=True)]
+    hooks += [block.register_forward_pre_hook(move, with_kwargs=True) for block in blocks]
     hooks += [block.register_forward_hook(lambda module, args, output: output[rows()]) for block in blocks]
     try:
         yield
@@ -83,7 +88,7 @@ def overwritten(model: Any, source: Tensor) -> Iterator[None]:
             hook.remove()
 
 
-@pytest.mark.parametrize("selector", [RunLength(0.5), RunLength(threshold=0.05), RandomGroups(0.4)], ids=repr)
+@pytest.mark.parametrize("selector", SELECTORS, ids=repr)
 @pytest.mark.parametrize("videos", [1, 2])
 @each_merged
 def test_repeated_groups_are_those_of_a_tower_that_overwrites_them(family: str, videos: int, selector: Any) -> None:
@@ -138,7 +143,7 @@ def test_it_composes_with_a_reduction_before_the_language_model(family: str) -> 
 CLIPS = ("llava_onevision", "llava_next_video", "video_llava")
 
 
-@pytest.mark.parametrize("selector", [RunLength(0.5), RunLength(threshold=0.05), RandomGroups(0.4)], ids=repr)
+@pytest.mark.parametrize("selector", SELECTORS, ids=repr)
 @pytest.mark.parametrize("family", CLIPS)
 def test_repeated_patches_of_a_batch_of_frames_are_overwritten_too(family: str, selector: Any) -> None:
     # A new model, to which transformers has not yet added the hooks by which it records hidden states: they come last.
@@ -206,11 +211,7 @@ class Faulty:
         (lambda kept, source: PixelSelection(kept.flip(0), len(kept) - 1 - source), "expected kept sorted"),
         (lambda kept, source: PixelSelection(torch.cat([kept, kept[-1:]]), source), "expected kept sorted"),
         (lambda kept, source: PixelSelection(kept, source.roll(1)), "its own source"),
-        (lambda kept, source: PixelSelection(kept, _elsewhere(kept, source)), "repeat one before it at its place"),
-        (
-            lambda kept, source: PixelSelection(kept, _elsewhere(kept, source, len(kept))),
-            r"source within \[0, [0-9]+\)",
-        ),
+        (lambda kept, source: PixelSelection(kept, _beyond(kept, source)), r"source within \[0, [0-9]+\)"),
     ],
 )
 def test_a_selection_of_other_groups_is_refused(family: str, change: Callable[..., Any], told: str) -> None:
@@ -224,9 +225,9 @@ def test_a_selection_of_other_groups_is_refused(family: str, change: Callable[..
         model(**inputs)
 
 
-def _elsewhere(kept: Tensor, source: Tensor, row: int | None = None) -> Tensor:
-    """Let the groups that are not kept repeat the group of one row: of the first frame's first, unless given."""
-    wrong = torch.full_like(source, row or 0)
+def _beyond(kept: Tensor, source: Tensor) -> Tensor:
+    """Let the groups that are not kept repeat one that there is not."""
+    wrong = torch.full_like(source, len(kept))
     wrong[kept] = source[kept]
     return wrong
 

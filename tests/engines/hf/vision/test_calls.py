@@ -18,9 +18,9 @@ from vidsieve import Reducer, Reduction, VideoTokens
 from vidsieve.engines.hf.contract import CACHE
 from vidsieve.engines.hf.vision.tower import attentions, vision_tower
 from vidsieve.errors import AlreadyAttached, NonFiniteFeatures, UnsupportedCall, UnsupportedModel
-from vidsieve.methods import Pixels, Prune, RunLength, Staged, presets
+from vidsieve.methods import KCenter, Pixels, Prune, RunLength, Staged, presets
 
-BEFORE = Staged({Pixels(): RunLength(0.5), 0: Prune(0.25)})
+BEFORE = Staged({Pixels(): KCenter(0.5), 0: Prune(0.25)})
 SOME = ("qwen2_5_vl", "glm4v", "llava_onevision")
 
 
@@ -215,7 +215,7 @@ def test_kernels_are_refused_where_there_are_none() -> None:
         vidsieve.attach(tiny.model("qwen2_5_vl"), vision="fused")
     with pytest.raises(UnsupportedCall, match=r"^vision='fused' cannot be: its weights are torch.float32 on cpu"):
         vidsieve.attach(tiny.model("qwen2_5_vl"), BEFORE, vision="fused")
-    with pytest.raises(UnsupportedCall, match=r"^RunLength\(.*\) cannot act .* vision='stock' leaves the tower"):
+    with pytest.raises(UnsupportedCall, match=r"^KCenter\(.*\) cannot act .* vision='stock' leaves the tower"):
         vidsieve.attach(tiny.model("qwen2_5_vl"), BEFORE, vision="stock")
 
 

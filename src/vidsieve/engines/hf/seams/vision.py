@@ -35,7 +35,7 @@ from vidsieve.engines.hf.vision.tower import (
 )
 from vidsieve.engines.hf.vision.waits import NoWaits
 from vidsieve.errors import UnsupportedCall
-from vidsieve.methods.run_length import PixelSelector, selection_of
+from vidsieve.methods.pixels import PixelSelector, selection_of
 from vidsieve.telemetry.trace import Trace
 
 Vision = Literal["auto", "fused", "packed", "stock"]

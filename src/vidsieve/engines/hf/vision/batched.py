@@ -18,7 +18,7 @@ from vidsieve.engines.hf.vision.calls import TowerCall, TowerCalls
 from vidsieve.engines.hf.vision.packed import SegmentedAttention
 from vidsieve.engines.hf.vision.tower import PIXELS, why_stock
 from vidsieve.errors import UnsupportedCall, UnsupportedModel
-from vidsieve.methods.run_length import PixelSelector, selection_of
+from vidsieve.methods.pixels import PixelSelector, selection_of
 from vidsieve.telemetry.trace import Trace
 from vidsieve.types.pixels import PixelSelection
 

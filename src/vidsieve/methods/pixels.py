@@ -1,8 +1,8 @@
 """Which groups of pixels the vision tower computes at all, decided before it. Mathematics: docs/method.md.
 
 A group is what becomes one token: the patches that are merged, in one temporal patch. A pixel selector gets the values
-of all groups of a video, (T, P, C), and returns a `PixelSelection`. The first frame is always computed as a whole, so
-every other group has one at its place that it can repeat.
+of all groups of a video, (T, P, C), and returns a `PixelSelection`: which are computed, and which of these each of the
+others repeats.
 """
 
 from dataclasses import dataclass
@@ -46,12 +46,9 @@ def selection_of(selector: PixelSelector, groups: Tensor) -> PixelSelection:
             f"got {selection if isinstance(selection, PixelSelection) else describe(selection)}"
         )
     if selection.source.device.type == "cpu":
-        group, row = torch.arange(frames * places), selection.source
+        row = selection.source
         if row.min() < 0 or row.max() >= len(selection):
             raise ValueError(f"{name}: expected source within [0, {len(selection)}), got {row}")
-        repeated = selection.kept[row]
-        if (repeated > group).any() or ((group - repeated) % places).any():
-            raise ValueError(f"{name}: expected every group to repeat one before it at its place, or itself")
     return selection
 
 
@@ -70,11 +67,61 @@ def _every_group(groups: Tensor) -> PixelSelection:
     return PixelSelection(every, every)
 
 
+def _checked(selection: tuple[Tensor, Tensor, Tensor]) -> PixelSelection:
+    """Make what an operation returned, (kept, source, nonfinite), a selection: on CPU, of finite pixels."""
+    kept, source, nonfinite = selection
+    pending = pending_nonfinite(nonfinite)
+    if pending is None:
+        ops.raise_if_nonfinite_pixels(nonfinite)
+    return PixelSelection(kept, source, pending)
+
+
+@dataclass(frozen=True)
+class KCenter:
+    """Computes the groups that stand for all others best, wherever in the picture these are. method.md, eq. 24-26.
+
+    In each block of 8 frames by up to 256 neighbouring places, groups are picked by farthest-first traversal (Gonzalez,
+    "Clustering to minimize the maximum intercluster distance", 1985): each is the one whose pixels are farthest from
+    all picked before. Of all blocks together, the picks of the largest distances are computed, and every other group
+    repeats the nearest of its block. So what is there once is computed, a plain wall or a texture only here and there,
+    and no group repeats one that is more than 7 token frames away.
+
+    keep: the fraction of the groups that is computed, in (0, 1]; exactly round(keep * T * P), but at least P, as many
+    as one frame has, and one of each block; no block more than twice its share. All of them with 1, and then nothing is
+    measured.
+    holds_keys: whether computed groups attend to the others too, by the keys and values of the groups that they repeat;
+    without, the others are as if they had never been there, which is a little sooner and much less exact.
+    Raises `ValueError` for a keep out of range.
+
+    A smaller keep computes groups that a larger one does too, unless it is the twofold share that stops a block.
+    """
+
+    keep: float
+    holds_keys: bool = True
+
+    def __post_init__(self) -> None:
+        check_keep(self.keep)
+
+    def select(self, groups: Tensor) -> PixelSelection:
+        """Choose among `groups` (T, P, C).
+
+        Raises `NonFiniteFeatures` for NaN, inf and values beyond 1e18: on CPU here, on an accelerator from
+        `PixelSelection.check`, for which nothing here waits.
+        """
+        _check_groups(groups)
+        frames, places, _ = groups.shape
+        total = max(kept_groups(self.keep, frames, places), ops.Blocks(frames, places).count)
+        if total == frames * places:
+            return _every_group(groups)
+        return _checked(ops.k_center(ops.KCenterProblem(groups, total)))
+
+
 @dataclass(frozen=True)
 class RunLength:
     """Computes a group if its pixels differ from the last computed group at its place. method.md, eq. 18-20.
 
-    Run-length coding in time, after RLT (Choudhury et al., "Don't Look Twice: Faster Video Transformers with Run-Length
+    The first frame is computed as a whole, so every other group has one at its place that it can repeat. Run-length
+    coding in time, after RLT (Choudhury et al., "Don't Look Twice: Faster Video Transformers with Run-Length
     Tokenization", NeurIPS 2024). What differs: RLT compares a patch with the frame before it, which misses slow drift;
     it adds a learned embedding of how long a run is; and it has a threshold only.
 
@@ -116,18 +163,14 @@ class RunLength:
         total = None if self.keep is None else kept_groups(self.keep, frames, places)
         if total == frames * places:
             return _every_group(groups)
-        kept, source, nonfinite = ops.run_length(ops.RunLengthProblem(groups, total, self.threshold or 0.0))
-        pending = pending_nonfinite(nonfinite)
-        if pending is None:
-            ops.raise_if_nonfinite_pixels(nonfinite)
-        return PixelSelection(kept, source, pending)
+        return _checked(ops.run_length(ops.RunLengthProblem(groups, total, self.threshold or 0.0)))
 
 
 @dataclass(frozen=True)
 class RandomGroups:
-    """Computes the first frame and a random choice of the other groups: what `RunLength(keep)` has to beat.
+    """Computes the first frame and a random choice of the other groups: what the others have to beat.
 
-    As many groups as there, the same ones for the same seed and shape on every device.
+    As many groups as `RunLength(keep)`, the same ones for the same seed and shape on every device.
     """
 
     keep: float

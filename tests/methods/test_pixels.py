@@ -1,4 +1,4 @@
-"""Pixel selectors: what every one promises, and what run lengths make of repeats, drift and moving cameras."""
+"""Pixel selectors: what all promise, run lengths of repeats, drift and moving cameras, and what centres stand for."""
 
 import math
 from collections.abc import Callable
@@ -10,10 +10,14 @@ from torch import Tensor
 from tests.ops.run_length.groups import groups
 from vidsieve import ops
 from vidsieve.errors import NonFiniteFeatures, WrongArgument
-from vidsieve.methods import PixelSelector, RandomGroups, RunLength
+from vidsieve.methods import KCenter, PixelSelector, RandomGroups, RunLength
 from vidsieve.types.pixels import PixelSelection
 
-SELECTORS: dict[str, Callable[[float], PixelSelector]] = {"run length": RunLength, "random": RandomGroups}
+SELECTORS: dict[str, Callable[[float], PixelSelector]] = {
+    "k-center": KCenter,
+    "run length": RunLength,
+    "random": RandomGroups,
+}
 SELECTOR = pytest.mark.parametrize("selector", SELECTORS)
 VIDEOS = {
     "moving": groups(6, 10, 16, "moving"),
@@ -38,7 +42,8 @@ def device(request: pytest.FixtureRequest) -> str:
 
 
 def check_sources(found: PixelSelection, frames: int, places: int) -> None:
-    """Each group repeats the last kept one at its place."""
+    """Each group repeats the last kept one at its place; the first frame is kept."""
+    assert found.kept[:places].tolist() == list(range(places))
     kept = set(found.kept.tolist())
     for i, row in enumerate(found.source.tolist()):
         last = next(j for j in range(i, -1, -places) if j in kept)
@@ -52,13 +57,14 @@ def test_exactly_what_was_asked_is_computed(selector: str, name: str, device: st
     frames, places, _ = x.shape
     for keep in (0.04, 0.25, 0.5, 0.77, 0.99, 1.0):
         found = SELECTORS[selector](keep).select(x)
-        assert len(found) == max(places, round(keep * frames * places))
+        blocks = -(-frames // 8) if selector == "k-center" else 1
+        assert len(found) == max(places, blocks, round(keep * frames * places))
         assert found.kept.dtype == found.source.dtype == torch.int64
         assert found.kept.device == found.source.device == x.device
-        assert found.kept[:places].tolist() == list(range(places))
         assert (found.kept.diff() > 0).all()
         assert int(found.kept[-1]) < frames * places
-        check_sources(found, frames, places)
+        if selector != "k-center":
+            check_sources(found, frames, places)
         found.check()
 
 
@@ -101,6 +107,43 @@ def test_of_a_video_that_repeats_seven_tenths_the_rest_is_computed(dtype: torch.
     assert sorted(set(more) - set(expected)) == rest[:20]
 
 
+def test_a_texture_that_is_everywhere_is_computed_once_and_what_is_there_once_is_computed(device: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    textures = torch.randn(3, 24, generator=generator)
+    x = textures[torch.randint(3, (8, 12), generator=generator)]
+    x[0, 0] = textures[0]
+    x[5, 7] = torch.randn(24, generator=generator)  # seen once, for a moment
+    found = KCenter(0.25).select(x.to(device))
+    assert len(found) == 24
+    assert 5 * 12 + 7 in found.kept.tolist()
+    repeated = x.view(96, 24)[found.kept.cpu()[found.source.cpu()]]
+    assert torch.equal(repeated, x.view(96, 24))
+
+
+def test_a_cut_costs_no_more_than_what_is_new_in_it(device: str) -> None:
+    x = VIDEOS["all equal"].clone()
+    x[3:] = -x[3:].flip(1)  # ten groups before the cut, ten after
+    found = KCenter(20 / 60).select(x.to(device))
+    assert found.kept.tolist() == [*range(10), *range(30, 40)]
+    assert RunLength(20 / 60).select(x.to(device)).kept.tolist() == found.kept.tolist()
+
+
+def test_a_camera_that_moves_finds_again_what_it_showed_elsewhere(device: str) -> None:
+    world = torch.randn(40, 16, generator=torch.Generator().manual_seed(0))
+    x = torch.stack([world[2 * t : 2 * t + 12] for t in range(8)])  # (8, 12, 16), two places a frame
+    found = KCenter(26 / 96).select(x.to(device))  # 12 + 7 * 2 different groups
+    assert torch.equal(x.view(96, 16)[found.kept.cpu()[found.source.cpu()]], x.view(96, 16))
+
+
+def test_a_block_gets_twice_its_share_at_most_and_one_group_at_least(device: str) -> None:
+    x = torch.randn(32, 4, 8, generator=torch.Generator().manual_seed(0))
+    x[:24] *= 1e-3
+    found = KCenter(0.25).select(x.to(device))
+    assert torch.bincount(found.kept.cpu() // 32, minlength=4).tolist()[3] == 16
+    assert torch.bincount(found.kept.cpu() // 32, minlength=4).min() >= 1
+    assert (found.kept.cpu()[found.source.cpu()] // 32 == torch.arange(128) // 32).all()
+
+
 def test_slow_drift_is_caught(device: str) -> None:
     x = (0.03 * torch.arange(21.0))[:, None, None].expand(21, 3, 8).to(device)
     found = RunLength(threshold=0.1).select(x)  # from frame to frame 0.03
@@ -118,6 +161,12 @@ def test_a_moving_camera_keeps_nearly_everything_by_threshold_and_what_moves_mos
     found = RunLength(keep=0.5).select(x)
     assert len(found) == 128
     check_sources(found, 16, 16)
+    centres = KCenter(0.5).select(x)
+    off = {
+        name: (x.view(256, 256) - x.view(256, 256)[each.kept[each.source]]).norm()
+        for name, each in {"run length": found, "k-center": centres}.items()
+    }
+    assert off["k-center"] < off["run length"]
 
 
 def test_a_still_video_keeps_its_first_frame(device: str) -> None:
@@ -148,22 +197,25 @@ def test_permuting_places_permutes_the_answer(part: RunLength, device: str) -> N
 
 
 @pytest.mark.parametrize("factor", [2.0**-20, 8.0, 2.0**30])
-def test_with_a_count_the_scale_of_pixels_says_nothing(factor: float, device: str) -> None:
+@SELECTOR
+def test_with_a_count_the_scale_of_pixels_says_nothing(selector: str, factor: float, device: str) -> None:
     x = VIDEOS["drifting"].to(device)
     for keep in (0.3, 0.6):
-        assert torch.equal(RunLength(keep).select(x * factor).kept, RunLength(keep).select(x).kept)
+        part = SELECTORS[selector](keep)
+        assert torch.equal(part.select(x * factor).kept, part.select(x).kept)
 
 
-def test_pixels_get_no_gradient(device: str) -> None:
-    x = VIDEOS["drifting"].to(device)
-    found = RunLength(0.5).select(x.clone().requires_grad_())
-    assert torch.equal(found.kept, RunLength(0.5).select(x).kept)
+@SELECTOR
+def test_pixels_get_no_gradient(selector: str, device: str) -> None:
+    x, part = VIDEOS["drifting"].to(device), SELECTORS[selector](0.5)
+    found = part.select(x.clone().requires_grad_())
+    assert torch.equal(found.kept, part.select(x).kept)
     assert not found.source.requires_grad
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e19])
-@pytest.mark.parametrize("part", [RunLength(threshold=0.5), RunLength(keep=0.4)], ids=repr)
-def test_pixels_that_are_not_finite_are_counted_and_refused(part: RunLength, value: float, device: str) -> None:
+@pytest.mark.parametrize("part", [RunLength(threshold=0.5), RunLength(keep=0.4), KCenter(0.4)], ids=repr)
+def test_pixels_that_are_not_finite_are_counted_and_refused(part: PixelSelector, value: float, device: str) -> None:
     x = VIDEOS["moving"].clone()
     x[2, 3, 4] = x[0, 1, 0] = value
     with pytest.raises(NonFiniteFeatures, match=r"2 of 60 groups of pixels hold NaN, inf or a value beyond 1e\+18"):
@@ -176,7 +228,8 @@ def test_the_implementation_that_was_asked_for_runs(implementation: str, monkeyp
     with ops.spy() as calls:
         RunLength(0.5).select(VIDEOS["moving"])
         RandomGroups(0.5).select(VIDEOS["moving"])
-    assert calls == [("run_length", implementation), ("hold_highest", implementation)]
+        KCenter(0.5).select(VIDEOS["moving"])
+    assert calls == [("run_length", implementation), ("hold_highest", implementation), ("k_center", implementation)]
 
 
 @pytest.mark.parametrize(
@@ -189,6 +242,8 @@ def test_the_implementation_that_was_asked_for_runs(implementation: str, monkeyp
         (lambda: RunLength(threshold=-0.1), "at least 0; got -0.1"),
         (lambda: RunLength(threshold=float("nan")), "at least 0; got nan"),
         (lambda: RandomGroups(1.5), r"in \(0, 1\]"),
+        (lambda: KCenter(0.0), r"in \(0, 1\]"),
+        (lambda: KCenter(0.5).select(torch.zeros(4, 6)), r"pixel values \(T, P, C\).*; got float32\(4, 6\)"),
         (lambda: RandomGroups(0.5, 1.5), "seed is a whole number"),  # type: ignore[arg-type]
         (lambda: RunLength(0.5).select(torch.zeros(4, 6)), r"pixel values \(T, P, C\).*; got float32\(4, 6\)"),
         (lambda: RunLength(0.5).select(torch.zeros(4, 6, 2, dtype=torch.uint8)), r"got uint8\(4, 6, 2\)"),

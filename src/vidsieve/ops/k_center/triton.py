@@ -1,0 +1,51 @@
+"""Groups of pixels that stand for those near them, by kernels that do not ask how many of a block there are."""
+
+import torch
+from torch import Tensor
+
+from vidsieve.ops.definitions import BLOCK_SHARE, Blocks, KCenterProblem
+from vidsieve.ops.k_center.eager import highest, kept_if_one, pieces_of
+from vidsieve.ops.k_center.kernels import _distances_kernel, _nearest_kernel, _traverse_kernel
+from vidsieve.ops.launch import covering, launch, rows_of
+
+BLOCK = 64  # groups on either side of a tile
+
+
+def k_center(problem: KCenterProblem) -> tuple[Tensor, Tensor, Tensor]:
+    x, total = rows_of(problem.x), problem.total
+    frames, places, width = x.shape
+    blocks, device = Blocks(frames, places), x.device
+    length = max(BLOCK, covering(blocks.largest))
+    nonfinite = torch.empty(frames * places, dtype=torch.int32, device=device)
+    radius = torch.empty(frames * places, dtype=torch.float32, device=device)
+    source = torch.empty(frames * places, dtype=torch.int64, device=device)
+    shape = frames, places, blocks.runs
+
+    def measured(piece: slice) -> Tensor:
+        count = piece.stop - piece.start
+        distance = torch.empty(count, length, length, dtype=torch.float32, device=device)
+        launch(
+            _distances_kernel, (count * (length // BLOCK) ** 2,),
+            x, distance, nonfinite, *shape, piece.start, x.stride(0), x.stride(1),
+            C=width, LENGTH=length, BLOCK=BLOCK, BLOCK_C=min(64, max(16, covering(width))),
+            PRECISION="tf32x3" if x.dtype == torch.float32 else "tf32",  # which holds what half precision does
+            num_warps=4,
+        )  # fmt: skip
+        return distance
+
+    pieces = pieces_of(blocks)
+    distances = kept_if_one(measured, pieces)
+    for piece in pieces:
+        launch(
+            _traverse_kernel, (piece.stop - piece.start,),
+            distances(piece), radius, *shape, piece.start, total,
+            SHARE=BLOCK_SHARE, LENGTH=length, num_warps=8 if length > 512 else 4,
+        )  # fmt: skip
+    kept, row = highest(radius, total)
+    for piece in pieces:
+        launch(
+            _nearest_kernel, ((piece.stop - piece.start) * (length // BLOCK),),
+            distances(piece), row, source, *shape, piece.start,
+            LENGTH=length, BLOCK=BLOCK, num_warps=4,
+        )  # fmt: skip
+    return kept, source, nonfinite
