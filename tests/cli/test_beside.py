@@ -1,5 +1,7 @@
-"""The clip is decoded while the model is loaded; errors and Ctrl-C of either are told, and wait for nothing."""
+"""The clip is decoded while the model is loaded, and processed while it is decoded; errors and Ctrl-C are told, and
+wait for nothing."""
 
+import json
 import os
 import signal
 import subprocess
@@ -17,7 +19,9 @@ pytest.importorskip("torchvision")
 
 from tests.cli.commands import command
 from vidsieve.cli import main, run
+from vidsieve.engines.hf import loading as prepared
 from vidsieve.errors import VideoError, VidsieveError
+from vidsieve.video import begin
 
 Change = Callable[[str, Any], None]
 LONG = 60  # seconds after which a test that hangs fails
@@ -33,13 +37,13 @@ def stuck() -> Iterator[Event]:
 
 def decoding(monkeypatch: pytest.MonkeyPatch, before: Callable[[], Any]) -> None:
     """Have `before` called in the thread that decodes."""
-    indexed = run.indexed
+    indexed = begin.indexed
 
     def changed(*arguments: Any) -> Any:
         decode = indexed(*arguments)
-        return lambda: (before(), decode())[1]
+        return lambda come: (before(), decode(come))[1]
 
-    monkeypatch.setattr(run, "indexed", changed)
+    monkeypatch.setattr(begin, "indexed", changed)
 
 
 def loading(monkeypatch: pytest.MonkeyPatch, before: Callable[[], Any]) -> None:
@@ -62,6 +66,44 @@ def test_both_run_at_the_same_time(
     loading(monkeypatch, lambda: met.wait(LONG))
     assert main.main(command(world, "--only-reduced")) == 0
     assert "of decoding while the model was loaded, which took" in capsys.readouterr().out
+
+
+def test_frames_are_processed_while_others_are_decoded(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    processed, indexed, prepare_video = Event(), begin.indexed, prepared.prepare_video
+
+    def changed(*arguments: Any) -> Any:
+        def decode(come: Any) -> Any:
+            def told(frames: Any, count: int) -> None:
+                come(frames, count)
+                assert count < 4 or processed.wait(LONG)
+
+            return indexed(*arguments)(told)
+
+        return decode
+
+    def processing(processor: Any, frames: Any, *device: Any) -> Any:
+        made = prepare_video(processor, frames, *device)
+        if not frames.pixels.is_meta:
+            processed.set()
+        return made
+
+    monkeypatch.setattr(begin, "indexed", changed)
+    monkeypatch.setattr(prepared, "cores_are_left", lambda: True)
+    monkeypatch.setattr(prepared, "prepare_video", processing)
+    assert main.main(command(world, "--json")) == 0
+    beside = json.loads(capsys.readouterr().out)
+    assert processed.is_set()
+    monkeypatch.undo()
+    assert main.main(command(world, "--json")) == 0
+    alone = json.loads(capsys.readouterr().out)
+    for name in ("kept", "answer", "answer_unreduced", "tokens", "frames"):
+        assert beside[name] == alone[name]
+    stages = beside["stages_ms"]
+    assert all(stages[name] > 0 for name in ("decode", "process"))
+    assert beside["loading_ms"]["waited"] > 0
+    assert stages["first_token"] == pytest.approx(sum(stages[n] for n in ("decode", "process", "vision", "prefill")))
 
 
 def test_an_error_of_the_decoder_is_told(
@@ -97,7 +139,8 @@ def test_control_c_ends_the_process_while_the_clip_is_decoded(world: Path, load:
         "import signal, sys, threading, time\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell may have started all this deaf to it
         "from vidsieve.cli import main, run\n"
-        "run.indexed = lambda *_: lambda: threading.Event().wait(100)\n"
+        "from vidsieve.video import begin\n"
+        "begin.indexed = lambda *_: lambda come: threading.Event().wait(100)\n"
         "def load(*_, **__):\n"
         "    print('loading', flush=True)\n"
         f"    return {load}\n"

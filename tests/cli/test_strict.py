@@ -15,6 +15,7 @@ from tests.cli.commands import command
 from tests.clips import cut, write
 from vidsieve.cli import main, run
 from vidsieve.encoded.batch import EncodeClips
+from vidsieve.video import begin
 
 LONG = 60  # seconds after which a test that hangs fails
 
@@ -44,15 +45,15 @@ def test_a_library_that_silences_its_own_warnings_does_not_silence_this(
     world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     silent, decoded = Event(), Event()
-    indexed, load = run.indexed, run.load
+    indexed, load = begin.indexed, run.load
 
     def decoding(*arguments: Any) -> Any:
         decode = indexed(*arguments)
 
-        def meanwhile() -> Any:
+        def meanwhile(come: Any) -> Any:
             silent.wait(LONG)
             try:
-                return decode()
+                return decode(come)
             finally:
                 decoded.set()
 
@@ -65,7 +66,7 @@ def test_a_library_that_silences_its_own_warnings_does_not_silence_this(
             assert decoded.wait(LONG)
         return load(*arguments, **options)
 
-    monkeypatch.setattr(run, "indexed", decoding)
+    monkeypatch.setattr(begin, "indexed", decoding)
     monkeypatch.setattr(run, "load", loading)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")

@@ -2,8 +2,8 @@
 
     result = run(Request("clip.mp4", "What happens?", "Qwen/Qwen2.5-VL-7B-Instruct"), out="out")
 
-It runs what one would write by hand: decode, the model's own processor, `model.generate`, once with the method attached
-and once without. `result` is a plain dictionary, with everything that is needed to draw it again.
+It runs what one would write by hand: decode, beside it the model's own processor, then `model.generate`, once with the
+method attached and once without. `result` is a plain dictionary, with everything that is needed to draw it again.
 """
 
 import json
@@ -11,12 +11,9 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Thread
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -29,7 +26,8 @@ from vidsieve.errors import VidsieveError, redacted
 from vidsieve.methods.compose import with_pixels
 from vidsieve.telemetry.trace import Trace
 from vidsieve.types.frames import Frames
-from vidsieve.video.decode import indexed, read_video
+from vidsieve.video.begin import begin
+from vidsieve.video.decode import read_video
 from vidsieve.video.demux import is_path
 from vidsieve.video.overlay import Overlay
 from vidsieve.video.wanted import Library, Sampling, Wanted
@@ -90,15 +88,8 @@ def run(
     reducer = with_pixels(method(request.keep), request.pixels)
     if out is not None:
         writable.file(writable.folder(out) / "result.json")
-    stages: dict[str, float] = {}
-    loading: dict[str, float] = {}
     require("av", "video")  # not on the clock
-    faults: list[str] = []
-    frames, processor, model = _loaded(request, note, stages, loading, faults, loaded)
-    for fault in faults:
-        warn(fault)
-    with _clocked(stages, "process"):
-        inputs = prepare(processor, frames, request.question, model.device).to(model.device, model.dtype)
+    processor, model, frames, inputs, stages, loading = _prepare(request, note, warn, loaded)
     if request.compare:  # a first call pays for what later ones do not; neither of the two may be it
         note("warming up")
         with reducer(model):
@@ -120,41 +111,46 @@ def run(
     if out is not None:
         note("drawing")
         write(result, out)  # whatever becomes of the picture
-        with _clocked(result["stages_ms"], "draw"):
-            pictures = draw(result, out, frames, films)
+        began = time.perf_counter()
+        pictures = draw(result, out, frames, films)
+        result["stages_ms"]["draw"] = 1e3 * (time.perf_counter() - began)
         write(result, out)
         result["pictures"] = pictures
     return result
 
 
-def _loaded(
-    request: Request,
-    note: Callable[[str], None],
-    stages: dict[str, float],
-    loading: dict[str, float],
-    faults: list[str],
-    loaded: tuple[Any, Any] | None,
-) -> tuple[Frames, Any, Any]:
-    """Decode the clip while the model is loaded: frames, processor, model. What is no video is told before that.
+class _Prepared(NamedTuple):
+    """What an answer is generated from, and milliseconds.
 
-    stages gets the milliseconds of "decode"; loading, of "load" and of what was "waited" for the decoder after that;
-    faults, what to warn of later: filters of warnings are shared with what a library silences while it loads.
+    stages: "decode", to the last frame; "process", from then on, or from when the model was there if that was later.
+    loading: "load", and for how long the decoder was "waited" for after that.
     """
+
+    processor: Any
+    model: Any
+    frames: Frames
+    inputs: Any
+    stages: dict[str, float]
+    loading: dict[str, float]
+
+
+def _prepare(
+    request: Request, note: Callable[[str], None], warn: Callable[[str], None], loaded: tuple[Any, Any] | None
+) -> _Prepared:
+    """Decode the clip while the model is loaded, and process what is decoded. What is no video is told before that."""
     note("decoding the clip" if loaded else "decoding the clip, and loading the model")
-    with _clocked(stages, "decode"):
-        decode = indexed(request.clip, request.wanted, faults.append)
-
-    def decoding() -> Frames:
-        with _clocked(stages, "decode"):
-            return decode()
-
-    decoded = _beside(decoding)
-    with _clocked(loading, "load"):
-        processor, model = loaded or load(request.model, request.device, request.dtype, bar=False)
+    began = time.perf_counter()
+    coming = begin(request.clip, request.wanted, warn)
+    loading = time.perf_counter()
+    processor, model = loaded or load(request.model, request.device, request.dtype, bar=False)
+    there = time.perf_counter()
     note("decoding the clip")
-    with _clocked(loading, "waited"):
-        frames = decoded.result()
-    return frames, processor, model
+    inputs = prepare(processor, coming, request.question, model.device).to(model.device, model.dtype)
+    processed = time.perf_counter()
+    frames, decoded = coming.result(), coming.ended or processed
+    stages = {"decode": 1e3 * (decoded - began), "process": 1e3 * (processed - max(decoded, there))}
+    times = {"load": 1e3 * (there - loading), "waited": 1e3 * max(0.0, decoded - there)}
+    return _Prepared(processor, model, frames, inputs, stages, times)
 
 
 def _described(
@@ -244,27 +240,6 @@ def _sooner(ratio: float) -> str:
     if 0.95 < ratio < 1.05:
         return "equally soon"
     return f"{ratio:.1f}x sooner" if ratio >= 1 else f"{1 / ratio:.1f}x later"
-
-
-def _beside(work: Callable[[], Frames]) -> "Future[Frames]":
-    """Start `work` in a thread of its own, which an error or Ctrl-C here does not wait for."""
-    future: Future[Frames] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:  # raised where the result is asked for
-            future.set_exception(error)
-
-    Thread(target=run, name="vidsieve-decode", daemon=True).start()
-    return future
-
-
-@contextmanager
-def _clocked(stages: dict[str, float], name: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    stages[name] = stages.get(name, 0.0) + 1e3 * (time.perf_counter() - start)
 
 
 def overlay(result: dict[str, Any], frames: Frames | None = None) -> Overlay:

@@ -19,8 +19,7 @@ from vidsieve.checks import check_number, describe
 from vidsieve.encoded.until_decoder import decoder_arguments
 from vidsieve.engines.hf import adapter_for, arguments, attach, contract, prompt
 from vidsieve.engines.hf.families import Adapter
-from vidsieve.engines.hf.loading import frames_joined, prepare, prepare_video
-from vidsieve.engines.hf.processing import Padding, resizing_to
+from vidsieve.engines.hf.loading import Sized, frames_joined, grid_of, prepare, prepare_video
 from vidsieve.engines.hf.seams.vision import Vision, check_vision
 from vidsieve.errors import UnsupportedCall, UnsupportedModel, VidsieveError, WrongArgument
 from vidsieve.stages import Stages, in_use
@@ -110,8 +109,7 @@ def pinned(model: Any, processor: Any, frames: Frames) -> tuple[Any, tuple[int, 
 
     The processor itself, and None, for one that gives any video the same.
     """
-    layout = _Layout.of(adapter_for(model), model.config, processor, frames)
-    return layout.pin(processor), layout.size
+    return Sized(processor, frames).pinned() if adapter_for(model).layout == "grid" else (processor, None)
 
 
 def processing(model: Any, processor: Any, frames: Frames, device: torch.device) -> Callable[[Frames], Any]:
@@ -126,16 +124,14 @@ def processing(model: Any, processor: Any, frames: Frames, device: torch.device)
 
 @dataclass(frozen=True)
 class _Layout:
-    """How a prompt lays out a video. at: columns of its tokens.  tokens, grid: as of a chunk.  size: of pixels.
+    """How a prompt lays out a video. at: columns of its tokens.  tokens, grid: as of a chunk.
 
-    content: of what is not padding among these; None if all is.  last: whether it is the last chunk.
+    last: whether it is the last chunk.
     """
 
     at: Tensor
     tokens: tuple[int, ...]
     grid: tuple[int, int] | None
-    size: tuple[int, int] | None
-    content: tuple[int, int] | None = None
     last: bool = False
 
     @classmethod
@@ -144,18 +140,17 @@ class _Layout:
 
         The prompt of an hour takes seconds to write.
         """
-        bare = replace(frames, pixels=frames.pixels.to("meta"))
         if adapter.layout != "grid":
+            bare = replace(frames, pixels=frames.pixels.to("meta"))
             return cls.read(adapter, config, processor, prepare(processor, bare, QUESTION))
-        with Padding() as padding:
-            made = prepare_video(processor, bare)
-        [(count, high, wide)] = made["video_grid_thw"].tolist()
-        merges = made.get("video_merge_sizes")
-        merge = getattr(config.vision_config, adapter.merge, 1) if merges is None else int(merges[0])
-        grid, patch = (high // merge, wide // merge), processor.video_processor.patch_size
+        made = grid_of(processor, frames)
+        if made is None:
+            raise UnsupportedCall(f"{type(processor).__name__} makes no grid of these frames")
+        count, high, wide = made.patches
+        merge = getattr(config.vision_config, adapter.merge, 1) if made.merge is None else made.merge
+        grid = (high // merge, wide // merge)
         tokens = (grid[0] * grid[1],) * count
-        size = (high * patch, wide * patch)
-        return cls(torch.empty(0, dtype=torch.int64), tokens, grid, size, padding.content.get(size))
+        return cls(torch.empty(0, dtype=torch.int64), tokens, grid)
 
     @classmethod
     def read(cls, adapter: Adapter, config: Any, processor: Any, inputs: Mapping[str, Any]) -> "_Layout":
@@ -163,16 +158,7 @@ class _Layout:
         if not found.spans:
             raise VidsieveError(f"{type(processor).__name__} makes no video token of these frames")
         [span] = found.spans
-        size = None
-        if adapter.layout == "grid":
-            patch = processor.video_processor.patch_size
-            _, high, wide = inputs["video_grid_thw"][0].tolist()
-            size = (high * patch, wide * patch)
-        return cls(torch.from_numpy(span.at), span.frames, span.grid, size)
-
-    def pin(self, processor: Any) -> Any:
-        """Copy `processor` to one that makes pictures of this size of any video, where that has one."""
-        return processor if self.size is None else resizing_to(processor, *self.size, self.content)
+        return cls(torch.from_numpy(span.at), span.frames, span.grid)
 
 
 class _Chunks:
@@ -192,8 +178,8 @@ class _Chunks:
         self._config, self._dtype, self._device = model.config, model.dtype, device or model.device
         self._whole = _Layout.of(adapter, self._config, processor, frames)
         self._left, self._done = len(frames), 0  # frames, token frames
-        self._processors: dict[int, Any] = {}  # by the frames of a chunk, as
-        self._prompts: dict[int, tuple[Any, _Layout]] = {}  # these are
+        self._sized = Sized(processor, frames) if adapter.layout == "grid" else lambda chunk: processor
+        self._prompts: dict[int, tuple[Any, _Layout]] = {}  # by the frames of a chunk
 
     @property
     def total(self) -> int:
@@ -222,7 +208,7 @@ class _Chunks:
 
         A tower does not see it, and writing it takes longer than the pixels.
         """
-        processor, known = self._processor_for(chunk), self._prompts.get(len(chunk))
+        processor, known = self._sized(chunk), self._prompts.get(len(chunk))
         if known is not None:
             made = prepare_video(processor, chunk, self._device)
             if made["video_grid_thw"].tolist() == known[0]["video_grid_thw"].tolist():
@@ -233,15 +219,6 @@ class _Chunks:
             words = {name: x for name, x in inputs.items() if not name.startswith("pixel_values")}
             self._prompts[len(chunk)] = type(inputs)(words), layout
         return inputs, layout
-
-    def _processor_for(self, chunk: Frames) -> Any:
-        """Find the processor that gives a chunk the size of the whole: sizes depend on the number of frames."""
-        count = len(chunk)
-        if count not in self._processors:
-            alone, whole = _Layout.of(self.adapter, self._config, self._processor, chunk), self._whole
-            alike = (alone.size, alone.content) == (whole.size, whole.content)
-            self._processors[count] = self._processor if alike else whole.pin(self._processor)
-        return self._processors[count]
 
 
 def _told(tokens: tuple[int, ...]) -> str:
@@ -279,8 +256,7 @@ def _encoded(
 
 def _split(frames: Frames, size: int, first: int | None = None) -> Iterator[Frames]:
     for begin, end in spans(len(frames), size, first):
-        here = slice(begin, end)
-        yield replace(frames, pixels=frames.pixels[here], index=frames.index[here], seconds=frames.seconds[here])
+        yield frames.part(begin, end)
 
 
 @torch.no_grad()

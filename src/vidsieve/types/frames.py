@@ -1,6 +1,6 @@
 """Frames: what is read of a video file."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -41,6 +41,11 @@ class Frames:
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+    def part(self, begin: int, end: int) -> "Frames":
+        """Take the frames from `begin` to before `end`."""
+        here = slice(begin, end)
+        return replace(self, pixels=self.pixels[here], index=self.index[here], seconds=self.seconds[here])
 
     def __repr__(self) -> str:
         return f"Frames({show(self.pixels)}, {self.fps:.2f} fps, {self.duration:.1f} s, source={self.source!r})"

@@ -19,7 +19,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -28,6 +28,7 @@ from torch import Tensor
 
 from vidsieve.checks import require
 from vidsieve.errors import VideoError, redacted
+from vidsieve.types.coming import Come
 from vidsieve.types.frames import Frames
 from vidsieve.video import torchcodec
 from vidsieve.video.chosen import Decoder, Miscounted
@@ -108,17 +109,17 @@ def to_warning(fault: str) -> None:
 
 def indexed(
     path: str | os.PathLike[str], wanted: Wanted, warn: Callable[[str], None] = to_warning
-) -> Callable[[], Frames]:
+) -> Callable[..., Frames]:
     """Read which frames a file has; returns the function that decodes those `wanted`, once.
 
-    warn: is given each fault that is no error.
+    warn: is given each fault that is no error.  The function calls what it is given as `pieces` calls `come`.
     Both raise as `read_video` does: this for what is no video, the function for what cannot be decoded.
     """
     name = os.fsdecode(path)
     if wanted.decoder == "torchcodec":
         torchcodec.load()
     found = index_of(name, spare=wanted.sampling != "keyframes")
-    return lambda: trusting(found, name, wanted, lambda index: _read(index, name, wanted, warn))
+    return lambda come=_untold: trusting(found, name, wanted, lambda index: _read(index, name, wanted, warn, come))
 
 
 def index_of(name: str, check: Check = unchecked, spare: bool = True) -> Index:
@@ -178,12 +179,16 @@ def _without_frames(place: str, name: str) -> VideoError:
     return VideoError(f"{name}: {_LACKING if lacks_its_index(place) else 'has not a single frame in it'}")
 
 
-def _read(found: Index, name: str, wanted: Wanted, warn: Callable[[str], None]) -> Frames:
+def _untold(frames: Frames, count: int) -> None:
+    pass
+
+
+def _read(found: Index, name: str, wanted: Wanted, warn: Callable[[str], None], come: Come) -> Frames:
     numbers = wanted.numbers(found, name)
     faults = Faults(name, wanted.strict, warn, cut=wanted.strict or wanted.index is None)
     if wanted.decoder == "torchcodec":
         return _by_torchcodec(found, name, numbers, wanted, faults)
-    [frames] = pieces(found, name, numbers, wanted.size, len(numbers), faults, wanted.progress)
+    [frames] = pieces(found, name, numbers, wanted.size, len(numbers), faults, wanted.progress, come=come)
     return frames
 
 
@@ -252,10 +257,12 @@ def pieces(
     progress: bool = False,
     check: Check = unchecked,
     first: int | None = None,
+    come: Come = _untold,
 ) -> Iterator[Frames]:
     """Decode the frames `numbers`, `length` at a time, with one decoder. Numbers must rise if there are several pieces.
 
     first: how many the first piece has; None for `length`.
+    come: is called with a piece whose frames are being filled in, and how many of the first ones are, if numbers rise.
     The first frame of the file has the height and width of all.
     Raises `Miscounted`, maybe after some were yielded.
     """
@@ -275,6 +282,8 @@ def pieces(
         for begin, end in spans(len(numbers), length, first):
             some = numbers[begin:end]
             pixels = np.empty((len(some), *shape), np.uint8)
+            piece = described(torch.from_numpy(pixels), some, found, name)
+            rising = all(a <= b for a, b in pairwise(some))
             places: dict[int, list[int]] = {}
             for at, wanted in enumerate(some):
                 places.setdefault(wanted, []).append(at)
@@ -285,16 +294,18 @@ def pieces(
                     pixels[at] = picture
                     damaged += corrupt
                     advance()
+                if rising:
+                    come(piece, places[wanted][-1] + 1)
             if end == len(numbers):
                 next(shown, None)  # which sees whether they were the frames that the index lists
                 check_unchanged(found, place, name)
                 faults.tell_of(found, damaged, len(numbers), decoder.damaged + unread)
-            yield described(torch.from_numpy(pixels), some, found, name, decoder.decoded - before)
+            yield replace(piece, decoded=decoder.decoded - before)
             before = decoder.decoded
-            del pixels  # before the next are allocated
+            del pixels, piece  # before the next are allocated
 
 
-def described(pixels: Tensor, numbers: Sequence[int], found: Index, name: str, decoded: int = 0) -> Frames:
+def described(pixels: Tensor, numbers: Sequence[int], found: Index, name: str) -> Frames:
     """Make `Frames` of the frames `numbers` of an indexed file."""
     return Frames(
         pixels,
@@ -304,8 +315,7 @@ def described(pixels: Tensor, numbers: Sequence[int], found: Index, name: str, d
         len(found),
         found.duration,
         name,
-        decoded,
-        len(found.keys),
+        key_frames=len(found.keys),
     )
 
 

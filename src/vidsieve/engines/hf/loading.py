@@ -2,26 +2,31 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from vidsieve.checks import check_question, describe, require
 from vidsieve.engines.hf import hub
 from vidsieve.engines.hf.processing import (
+    Padding,
+    by_frame,
+    empty,
     kinds_of_tokens,
     own_size,
     patching_first,
     placed,
+    resizing_to,
     with_times,
     without_pixels,
 )
 from vidsieve.engines.torchvision import make_importable
-from vidsieve.errors import UnsupportedModel, VidsieveError, WrongArgument
+from vidsieve.errors import UnsupportedCall, UnsupportedModel, VidsieveError, WrongArgument
 from vidsieve.ops.dispatch import start_hashing
+from vidsieve.types.coming import ComingFrames
 from vidsieve.types.frames import Frames
 
 MICRO = 10**6  # a second in microseconds
@@ -94,17 +99,74 @@ class _Described:
     config: Any
 
 
-def prepare(processor: Any, frames: Frames, question: str, device: torch.device | str | None = None) -> Any:
+def prepare(
+    processor: Any, frames: Frames | ComingFrames, question: str, device: torch.device | str | None = None
+) -> Any:
     """Make the inputs of `model.generate`: the processor's tensors for one video and one question, frames as sampled.
 
     Time stamps are those of the frames. The last frame is repeated for a processor whose patches span several frames
     and for a model that would take a single frame for an image. Frames on "meta" (`plan_video`) give the prompt, masks
     and grids of the video without a pixel of it: tensors of pixels are on "meta". Raises `UnsupportedCall` if a
-    processor cannot tell them without pixels.
+    processor cannot tell them without pixels. Of `begin_video`, the prompt is written and the first frames are
+    processed while others are decoded, on CUDA or by cores that do not decode, if the processor is known to make each
+    frame by itself; the tensors are the same.
     device: of the model. On CUDA the frames are moved there as bytes, and scaled, normalised and cut into patches there
     by the processors of transformers, which rounds otherwise. Else they are processed on the CPU.
     """
+    if isinstance(frames, ComingFrames):
+        return _prepare_coming(processor, frames, question, device)
     return prepare_turns(processor, (frames,), (question,), device)
+
+
+def _prepare_coming(processor: Any, coming: ComingFrames, question: str, device: torch.device | str | None) -> Any:
+    check_question(question)
+    inputs: _GrowingInputs | None = None
+    beside = by_frame(processor) and (torch.device(device or "cpu").type == "cuda" or cores_are_left())
+    with suppress(UnsupportedCall):  # of a processor that looks at all frames before it says anything
+        for frames, begin, end in coming.spans(frames_joined(processor)) if beside else ():
+            if inputs is None or not begin:
+                inputs = _GrowingInputs(processor, frames, question, device)
+            inputs.add(frames.part(begin, end))
+    frames = coming.result()
+    if inputs is not None and inputs.are_of(frames):
+        return inputs.made
+    return prepare(processor, frames, question, device)
+
+
+def cores_are_left() -> bool:
+    """Whether torch leaves cores alone. Where it does not, decoding has all of them, and what is beside it slows it."""
+    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return torch.get_num_threads() < mine
+
+
+class _GrowingInputs:
+    """What `prepare` makes of a video: its prompt at once, and the pixels of some frames after the other.
+
+    made: the inputs, once they `are_of` all frames.
+    """
+
+    def __init__(self, processor: Any, frames: Frames, question: str, device: torch.device | str | None) -> None:
+        self._shown, bare = frames.pixels, replace(frames, pixels=frames.pixels.to("meta"))
+        self.made = prepare(processor, bare, question)
+        [self._name] = [name for name in self.made if name.startswith("pixel_")]
+        self._along = int(self.made[self._name].ndim == 5)  # (1, T, C, H, W), else the first
+        self._done, self._device, self._sized = 0, device, Sized(processor, bare)
+
+    def are_of(self, frames: Frames) -> bool:
+        """Whether all of these frames are in them."""
+        return frames.pixels is self._shown and bool(self._done == self.made[self._name].shape[self._along])
+
+    def add(self, chunk: Frames) -> None:
+        """Process the next frames, and put their pixels in place."""
+        made = prepare_video(self._sized(chunk), chunk, self._device)
+        [some] = [x for name, x in made.items() if name.startswith("pixel_")]
+        whole = self.made[self._name]
+        some = some.flatten(0, some.ndim - whole.ndim)  # InternVL's prompt has the frames of all videos in a row
+        if whole.is_meta:
+            whole = self.made[self._name] = empty(whole.shape, whole.dtype, some.device)
+        count = min(some.shape[self._along], whole.shape[self._along] - self._done)  # a lone frame may be there twice
+        whole.narrow(self._along, self._done, count).copy_(some.narrow(self._along, 0, count))
+        self._done += count
 
 
 def prepare_turns(
@@ -157,6 +219,53 @@ def prepare_video(processor: Any, frames: Frames, device: torch.device | str | N
         return_tensors="pt",
         **own_size(processor),
     )
+
+
+class Grid(NamedTuple):
+    """How a processor cuts frames. patches: T, H, W.  merge: side of a token in patches, if the processor says so.
+
+    size: height and width of the pictures.  content: of what is not padding in them; None if all is.
+    """
+
+    patches: tuple[int, int, int]
+    merge: int | None
+    size: tuple[int, int]
+    content: tuple[int, int] | None
+
+
+def grid_of(processor: Any, frames: Frames) -> Grid | None:
+    """Ask a processor how it would cut frames, without pixels; None where it makes no grid."""
+    with Padding() as padding:
+        made = prepare_video(processor, replace(frames, pixels=frames.pixels.to("meta")))
+    if "video_grid_thw" not in made:
+        return None
+    [(count, high, wide)] = made["video_grid_thw"].tolist()
+    merges, patch = made.get("video_merge_sizes"), processor.video_processor.patch_size
+    size = (high * patch, wide * patch)
+    return Grid((count, high, wide), None if merges is None else int(merges[0]), size, padding.content.get(size))
+
+
+class Sized:
+    """Gives the chunks of a video the size of the whole, for sizes of pictures depend on the number of frames."""
+
+    def __init__(self, processor: Any, frames: Frames) -> None:
+        self._processor, self._whole = processor, grid_of(processor, frames)
+        self._found: dict[int, Any] = {}  # by the frames of a chunk
+
+    def pinned(self) -> tuple[Any, tuple[int, int] | None]:
+        """Copy the processor to one that gives any video this size, with that; itself, and None, where it has one."""
+        if self._whole is None:
+            return self._processor, None
+        return resizing_to(self._processor, *self._whole.size, self._whole.content), self._whole.size
+
+    def __call__(self, chunk: Frames) -> Any:
+        """Find the processor for a chunk."""
+        count = len(chunk)
+        if count not in self._found:
+            alone = self._whole and grid_of(self._processor, chunk)
+            alike = self._whole is None or (alone is not None and alone[2:] == self._whole[2:])
+            self._found[count] = self._processor if alike else self.pinned()[0]
+        return self._found[count]
 
 
 def long_enough(processor: Any, frames: Frames) -> Frames:

@@ -5,6 +5,8 @@ Moving pixels is most of the work of Qwen's processors; bytes take a quarter of 
 """
 
 import copy
+from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,11 @@ from vidsieve.errors import UnsupportedCall
 PATCHING = ("Qwen2VLVideoProcessor", "Qwen3VLVideoProcessor")  # of transformers: they normalise, then cut
 # They take pixels for a numpy array, to read its height and width.
 MEASURING = ("LlavaNextVideoProcessor", "LlavaOnevisionProcessor", "PerceptionLMProcessor", "VideoLlavaProcessor")
+# They make what a frame, or a temporal patch, becomes of that alone, once its size is settled.
+_BY_FRAME = (
+    *("Qwen2VL", "Qwen3VL", "VideoLlama3", "Glm4v", "Glm46V", "Glmga", "Glm5Next", "Cosmos3Edge", "CohereCompass"),
+    *("MuseGlimmer", "LlavaOnevision", "LlavaNextVideo", "VideoLlava", "InternVL", "PerceptionLM"),
+)
 _STOCK = "vidsieve_stock"  # on a video processor that resizes to one size: the processor that this was made of
 LINE = 64  # bytes
 ROWS = 2048  # patches that are normalised at once, while they are in the processor's cache
@@ -26,9 +33,19 @@ ROWS = 2048  # patches that are normalised at once, while they are in the proces
 def placed(processor: Any, pixels: Tensor, device: torch.device | str | None) -> Tensor:
     """Move pixels to where they are processed for a model on `device`: there, if that is CUDA, else to the CPU."""
     where = torch.device("cpu" if device is None else device)
-    kind = type(getattr(processor, "video_processor", None))
-    theirs = kind.__module__.startswith("transformers.models.")  # they compute on tensors alone; others may not
+    theirs = _kind(processor) is not None  # they compute on tensors alone; others may not
     return pixels if pixels.is_meta else pixels.to(where if where.type == "cuda" and theirs else "cpu")
+
+
+def by_frame(processor: Any) -> bool:
+    """Whether a video may be processed some frames at a time, with the tensors of the whole, bit for bit."""
+    return _kind(processor) in [f"{name}VideoProcessor" for name in _BY_FRAME]
+
+
+def _kind(processor: Any) -> str | None:
+    """Name the class of a processor's part for videos; None for one that is not of transformers."""
+    kind = type(getattr(processor, "video_processor", None))
+    return kind.__name__ if kind.__module__.startswith("transformers.models.") else None
 
 
 def patching_first(processor: Any) -> Any:
@@ -37,9 +54,8 @@ def patching_first(processor: Any) -> Any:
     The original is left alone: other threads may be using it. The copy is for one thread.
     """
     video: Any = getattr(processor, "video_processor", None)
-    kind = type(video)
-    ours = kind.__name__ in PATCHING and kind.__module__.startswith("transformers.models.")
-    if not (ours and callable(getattr(video, "patchify", None)) and hasattr(video, "rescale_and_normalize")):
+    apart = callable(getattr(video, "patchify", None)) and hasattr(video, "rescale_and_normalize")
+    if not (apart and _kind(processor) in PATCHING):
         return processor  # another family, a subclass, or a release that has them in one piece
     stock = video._preprocess
     processor, video = copy.copy(processor), copy.copy(video)
@@ -62,7 +78,7 @@ def patching_first(processor: Any) -> Any:
             patches = made["pixel_values_videos"]  # (N, C * n): the n values of each colour lie together
             colours = videos[0].shape[-3]
             rows = patches.view(-1, colours, patches.shape[1] // colours, 1)
-            done = _empty(rows, normalise(rows[:1], *waiting[0]).dtype)
+            done = empty(rows.shape, normalise(rows[:1], *waiting[0]).dtype, rows.device)
             for some, place in zip(torch.split(rows, ROWS), torch.split(done, ROWS), strict=True):
                 place.copy_(normalise(some, *waiting[0]))
             made["pixel_values_videos"] = done.view(patches.shape)
@@ -72,18 +88,18 @@ def patching_first(processor: Any) -> Any:
     return processor
 
 
-def _empty(like: Tensor, dtype: torch.dtype) -> Tensor:
-    """Make an empty tensor of the shape of `like`, and on its device.
+def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Make an empty tensor.
 
     On a CPU it is numpy's memory, for which Linux is asked for large pages: to be given a hundred megabytes by pages of
     4 kB takes longer than to fill them.
     """
-    if like.device.type != "cpu":
-        return like.new_empty(like.shape, dtype=dtype)
-    size = like.numel() * dtype.itemsize
+    if device.type != "cpu":
+        return torch.empty(shape, dtype=dtype, device=device)
+    size = prod(shape) * dtype.itemsize
     room = np.empty(size + LINE, np.uint8)
     begin = -room.ctypes.data % LINE  # as torch's own: a matrix product may add up otherwise in memory that is not
-    return torch.from_numpy(room[begin : begin + size]).view(dtype).view(like.shape)
+    return torch.from_numpy(room[begin : begin + size]).view(dtype).view(shape)
 
 
 def with_times(processor: Any) -> Any:

@@ -1,0 +1,46 @@
+"""Begin to read a video: a thread decodes it while a model is loaded or attached, and while `prepare` processes it.
+
+coming = begin_video("clip.mp4", num_frames=64)
+with vidsieve.attach(model, "vidsieve", keep=0.1):
+    inputs = prepare(processor, coming, "What happens?", model.device)
+frames = coming.result()
+"""
+
+import os
+from collections.abc import Callable, Sequence
+
+from vidsieve.types.coming import ComingFrames
+from vidsieve.video.decode import indexed, to_warning
+from vidsieve.video.wanted import LONGEST_SIDE, Library, Sampling, Size, Wanted
+
+
+def begin_video(
+    path: str | os.PathLike[str],
+    *,
+    num_frames: int | None = None,
+    fps: float | None = None,
+    index: Sequence[int] | None = None,
+    size: Size = LONGEST_SIDE,
+    strict: bool = False,
+    sampling: Sampling = "even",
+    start: float = 0.0,
+    end: float | None = None,
+    max_frames: int | None = None,
+    decoder: Library = "pyav",
+    device: str | None = None,
+) -> ComingFrames:
+    """Begin to read what `read_video` reads with these arguments; a thread decodes it while other things are done.
+
+    `prepare` takes what this returns, and processes the first frames while the last are decoded. `result()` waits for
+    all of them. Raises as `read_video` does for what is no video; what cannot be decoded is raised where frames are
+    waited for, and faults are warned of there.
+    """
+    return begin(
+        path, Wanted(num_frames, fps, index, size, False, strict, sampling, start, end, max_frames, decoder, device)
+    )
+
+
+def begin(path: str | os.PathLike[str], wanted: Wanted, warn: Callable[[str], None] = to_warning) -> ComingFrames:
+    """Begin to read as `begin_video` does. warn: is given each fault that is no error."""
+    faults: list[str] = []
+    return ComingFrames(indexed(path, wanted, faults.append), faults, warn)
