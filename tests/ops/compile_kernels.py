@@ -115,9 +115,9 @@ def compile_kernels(sm: int) -> None:
     compile_kernel(run_length._differences_kernel, sm, C=4704, BLOCK_T=8, BLOCK_C=128)
     compile_kernel(run_length._count_kernel, sm, DONE=2, BLOCK=256, warps=8)
     compile_kernel(run_length._scores_kernel, sm, DONE=3, SECTIONS=256, BLOCK=32, warps=1)
-    for precision in ("tf32", "tf32x3"):
-        tile: dict[str, Any] = {"C": 4704, "BLOCK": 64, "BLOCK_C": 64, "PRECISION": precision}
-        compile_kernel(k_center._distances_kernel, sm, LENGTH=2048, **tile)
+    for half in (True, False):
+        tile: dict[str, Any] = {"BLOCK": 128 if half else 64, "PRECISION": "tf32" if half else "tf32x3", "HALF": half}
+        compile_kernel(k_center._distances_kernel, sm, C=4704, LENGTH=2048, BLOCK_C=64, warps=8 if half else 4, **tile)
     compile_kernel(k_center._traverse_kernel, sm, SHARE=2, LENGTH=2048, warps=8)
     compile_kernel(k_center._nearest_kernel, sm, LENGTH=2048, BLOCK=64)
     compile_kernel(vision._rotate_kernel, sm, HEADS=16, WIDTH=80, BLOCK_H=16, BLOCK_D=64)

@@ -38,6 +38,7 @@ def _distances_kernel(
     BLOCK: tl.constexpr,
     BLOCK_C: tl.constexpr,
     PRECISION: tl.constexpr,
+    HALF: tl.constexpr,  # the values are bfloat16
 ):
     """One program a block and a tile of its groups by groups that come no later, which it writes on both sides."""
     TILES: tl.constexpr = LENGTH // BLOCK
@@ -58,12 +59,14 @@ def _distances_kernel(
         for k in range(0, C, BLOCK_C):
             a = tl.load(x_ptr + at_i[:, None] + k + c, mask=(i < groups)[:, None] & (c < C - k), other=0.0)
             b = tl.load(x_ptr + at_j[:, None] + k + c, mask=(j < groups)[:, None] & (c < C - k), other=0.0)
-            a, b = a.to(tl.float32), b.to(tl.float32)
-            odd |= tl.max((~(tl.abs(a) <= _MOST)).to(tl.int32), 1)
-            a, b = a * _SHRINK, b * _SHRINK
-            square_i += tl.sum(a * a, 1)
-            square_j += tl.sum(b * b, 1)
-            product = tl.dot(a, tl.trans(b), product, input_precision=PRECISION)
+            wide_a, wide_b = a.to(tl.float32), b.to(tl.float32)
+            odd |= tl.max((~(tl.abs(wide_a) <= _MOST)).to(tl.int32), 1)
+            wide_a, wide_b = wide_a * _SHRINK, wide_b * _SHRINK
+            square_i += tl.sum(wide_a * wide_a, 1)
+            square_j += tl.sum(wide_b * wide_b, 1)
+            if HALF:  # bfloat16 holds what is shrunk as it is
+                wide_a, wide_b = wide_a.to(tl.bfloat16), wide_b.to(tl.bfloat16)
+            product = tl.dot(wide_a, tl.trans(wide_b), product, input_precision=PRECISION)
         distance = square_i[:, None] + square_j[None, :] - 2 * product
         distance = tl.where((distance > 0) & (distance < float("inf")), distance, 0.0)
         distance_ptr += here.to(tl.int64) * LENGTH * LENGTH

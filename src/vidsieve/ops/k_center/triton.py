@@ -8,7 +8,7 @@ from vidsieve.ops.k_center.eager import highest, kept_if_one, pieces_of
 from vidsieve.ops.k_center.kernels import _distances_kernel, _nearest_kernel, _traverse_kernel
 from vidsieve.ops.launch import covering, launch, rows_of
 
-BLOCK = 64  # groups on either side of a tile
+BLOCK = 64  # groups of a tile
 
 
 def k_center(problem: KCenterProblem) -> tuple[Tensor, Tensor, Tensor]:
@@ -20,16 +20,17 @@ def k_center(problem: KCenterProblem) -> tuple[Tensor, Tensor, Tensor]:
     radius = torch.empty(frames * places, dtype=torch.float32, device=device)
     source = torch.empty(frames * places, dtype=torch.int64, device=device)
     shape = frames, places, blocks.runs
+    tile = 128 if x.dtype == torch.bfloat16 and length > BLOCK else BLOCK  # two of float32 do not fit
 
     def measured(piece: slice) -> Tensor:
         count = piece.stop - piece.start
         distance = torch.empty(count, length, length, dtype=torch.float32, device=device)
         launch(
-            _distances_kernel, (count * (length // BLOCK) ** 2,),
+            _distances_kernel, (count * (length // tile) ** 2,),
             x, distance, nonfinite, *shape, piece.start, x.stride(0), x.stride(1),
-            C=width, LENGTH=length, BLOCK=BLOCK, BLOCK_C=min(64, max(16, covering(width))),
+            C=width, LENGTH=length, BLOCK=tile, BLOCK_C=min(64, max(16, covering(width))),
             PRECISION="tf32x3" if x.dtype == torch.float32 else "tf32",  # which holds what half precision does
-            num_warps=4,
+            HALF=x.dtype == torch.bfloat16, num_warps=tile // 16,
         )  # fmt: skip
         return distance
 
