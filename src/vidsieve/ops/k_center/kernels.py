@@ -38,7 +38,7 @@ def _distances_kernel(
     BLOCK: tl.constexpr,
     BLOCK_C: tl.constexpr,
     PRECISION: tl.constexpr,
-    HALF: tl.constexpr,  # the values are bfloat16
+    HALF: tl.constexpr,  # whether to multiply in bfloat16, which the values are
 ):
     """One program a block and a tile of its groups by groups that come no later, which it writes on both sides."""
     TILES: tl.constexpr = LENGTH // BLOCK

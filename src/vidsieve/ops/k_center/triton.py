@@ -20,7 +20,8 @@ def k_center(problem: KCenterProblem) -> tuple[Tensor, Tensor, Tensor]:
     radius = torch.empty(frames * places, dtype=torch.float32, device=device)
     source = torch.empty(frames * places, dtype=torch.int64, device=device)
     shape = frames, places, blocks.runs
-    tile = 128 if x.dtype == torch.bfloat16 and length > BLOCK else BLOCK  # two of float32 do not fit
+    half = x.dtype == torch.bfloat16 and width % 16 == 0  # other widths are loaded value by value, and then it is slower
+    tile = 128 if half and length > BLOCK else BLOCK
 
     def measured(piece: slice) -> Tensor:
         count = piece.stop - piece.start
@@ -30,7 +31,7 @@ def k_center(problem: KCenterProblem) -> tuple[Tensor, Tensor, Tensor]:
             x, distance, nonfinite, *shape, piece.start, x.stride(0), x.stride(1),
             C=width, LENGTH=length, BLOCK=tile, BLOCK_C=min(64, max(16, covering(width))),
             PRECISION="tf32x3" if x.dtype == torch.float32 else "tf32",  # which holds what half precision does
-            HALF=x.dtype == torch.bfloat16, num_warps=tile // 16,
+            HALF=half, num_warps=tile // 16,
         )  # fmt: skip
         return distance
 
