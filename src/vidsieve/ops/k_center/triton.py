@@ -20,7 +20,7 @@ def k_center(problem: KCenterProblem) -> tuple[Tensor, Tensor, Tensor]:
     radius = torch.empty(frames * places, dtype=torch.float32, device=device)
     source = torch.empty(frames * places, dtype=torch.int64, device=device)
     shape = frames, places, blocks.runs
-    half = x.dtype == torch.bfloat16 and width % 16 == 0  # other widths are loaded value by value, and then it is slower
+    half = x.dtype == torch.bfloat16 and width % 16 == 0  # in other widths, loaded one by one, it takes longer
     tile = 128 if half and length > BLOCK else BLOCK
 
     def measured(piece: slice) -> Tensor:
