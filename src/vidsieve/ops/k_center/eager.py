@@ -17,7 +17,7 @@ def k_center(problem: KCenterProblem) -> tuple[Tensor, Tensor, Tensor]:
     values, blocks = x.flatten(0, 1), Blocks(frames, places)
     nonfinite = (~(values.abs() <= MOST).all(1)).int()
     at = _groups_of(blocks, x.device)  # (B, n), -1 behind the last group of a smaller block
-    pieces = pieces_of(blocks)
+    pieces = pieces_of(blocks, blocks.largest)
     distances = kept_if_one(lambda piece: _distances(values, at[piece]), pieces)
     radius = x.new_full((len(values) + 1,), -1.0, dtype=working(x))  # the last one for what is no group
     for piece in pieces:
@@ -34,9 +34,9 @@ def k_center(problem: KCenterProblem) -> tuple[Tensor, Tensor, Tensor]:
     return kept, source[:-1], nonfinite
 
 
-def pieces_of(blocks: Blocks) -> list[slice]:
-    """Runs of blocks whose distances are held at once."""
-    fit = max(1, PIECE_BYTES // (4 * blocks.largest**2))
+def pieces_of(blocks: Blocks, length: int) -> list[slice]:
+    """Runs of blocks whose distances, of `length` groups each, are held at once."""
+    fit = max(1, PIECE_BYTES // (4 * length**2))
     return [slice(begin, min(begin + fit, blocks.count)) for begin in range(0, blocks.count, fit)]
 
 

@@ -35,7 +35,7 @@ def k_center(problem: KCenterProblem) -> tuple[Tensor, Tensor, Tensor]:
         )  # fmt: skip
         return distance
 
-    pieces = pieces_of(blocks)
+    pieces = pieces_of(blocks, length)
     distances = kept_if_one(measured, pieces)
     for piece in pieces:
         launch(
