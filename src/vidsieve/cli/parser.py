@@ -60,7 +60,7 @@ def parser(commands: Mapping[str, Command]) -> Parser:
     )
     how = Parser(add_help=False, parents=[share, place])
 
-    about = "share of the groups of pixels that the vision tower computes: the others repeat one before them (100%%)"
+    about = "share of the groups of pixels that the vision tower computes: the others repeat those (100%%)"
     pixels = Parser(add_help=False)
     pixels.add_argument("--pixels", type=fraction, help=about)
 
