@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from vllm.logger import init_logger
+from vllm.platforms import current_platform
 from vllm.tokenizers.registry import cached_tokenizer_from_config
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
@@ -31,6 +32,8 @@ from vidsieve.methods.presets import uniform
 from vidsieve.types.reduction import Reduction
 from vidsieve.types.tokens import Prompt, VideoTokens
 
+# Unpruned tokens that a CPU encodes at once, or one video: more leave its caches, and memory that malloc has to hand.
+ON_CPU = 512
 _PACKED = ("video_grid_thw", "video_num_patches")  # beside one of them, the rows of all videos are in one tensor
 
 logger = init_logger("vllm.vidsieve")  # vLLM shows what is logged below its own name
@@ -49,6 +52,8 @@ class Sieved(ABC):
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         self._serving = serving
         self._batch = vllm_config.scheduler_config.max_num_encoder_input_tokens
+        if current_platform.is_cpu():
+            self._batch = min(self._batch, ON_CPU)
         self._unpruned = Unpruned()
         self._uses_mrope = bool(vllm_config.model_config.uses_mrope)  # positions have three dimensions
         name = type(self).__name__
@@ -108,7 +113,7 @@ class Sieved(ABC):
         """How many of those rows are one token."""
 
     def _batches(self, kwargs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """The videos in pieces of no more unpruned tokens than vLLM encodes at once without pruning.
+        """The videos in pieces of no more unpruned tokens than vLLM encodes at once without pruning, on a CPU of fewer.
 
         The scheduler counts what is left of a video, so what it brings together may be many times its budget.
         """
