@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -388,3 +389,14 @@ def test_frames_by_rate_are_those_on_screen_at_each_step(clip: Path, fps: float)
     steps = [at for at in steps if at < whole.duration - 1e-6]
     on_screen = {max(i for i, begins in enumerate(whole.seconds) if begins <= at + 1e-6) for at in steps}
     assert list(read_video(clip, fps=fps).index) == sorted(on_screen)
+
+
+def test_streams_that_come_up_while_a_file_is_read_end_it_without_an_error() -> None:
+    class Grown:
+        """As PyAV, which after the last packet looks for streams that were not there when it began."""
+
+        def demux(self, *streams: Any) -> Iterator[Any]:
+            yield from (SimpleNamespace(size=3, is_corrupt=False) for _ in range(4))
+            raise IndexError("list index out of range")
+
+    assert len(list(demux.packets(Grown(), None))) == 4

@@ -21,10 +21,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence, Set
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
 from typing import ClassVar, Protocol
 
+import torch
 from torch import Tensor
 
 from vidsieve import ops, registry
@@ -183,3 +185,9 @@ def raise_if_nonfinite(stats: TokenStatistics, prompt: Prompt | None = None) -> 
 def pending_nonfinite(nonfinite: Tensor) -> Tensor | None:
     """What `Reduction.check` needs on an accelerator, where nobody has looked for NaN or inf yet."""
     return None if nonfinite.device.type == "cpu" else nonfinite
+
+
+def own_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Keep autocast, where it is on, out of a decision, which asks for float32 where it needs that."""
+    on = torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if on else nullcontext()

@@ -14,7 +14,7 @@ from torch import Tensor
 from vidsieve import ops
 from vidsieve.checks import check_number, describe, show
 from vidsieve.errors import WrongArgument
-from vidsieve.methods.base import check_keep, pending_nonfinite
+from vidsieve.methods.base import check_keep, own_precision, pending_nonfinite
 from vidsieve.types.pixels import PixelSelection
 
 
@@ -37,7 +37,8 @@ def kept_groups(keep: float, frames: int, places: int) -> int:
 
 def selection_of(selector: PixelSelector, groups: Tensor) -> PixelSelection:
     """Ask `selector` to choose among `groups` (T, P, C). Raises `WrongArgument` or `ValueError` for other groups."""
-    selection = selector.select(groups)
+    with own_precision(groups.device):
+        selection = selector.select(groups)
     frames, places, _ = groups.shape
     name = f"{type(selector).__name__}.select"
     if not isinstance(selection, PixelSelection) or len(selection.source) != frames * places:

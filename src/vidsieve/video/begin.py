@@ -31,6 +31,7 @@ def begin_video(
 ) -> ComingFrames:
     """Begin to read what `read_video` reads with these arguments; a thread decodes it while other things are done.
 
+    Returns once the packets of the file are read, which say which frames there are.
     `prepare` takes what this returns, and processes the first frames while the last are decoded. `result()` waits for
     all of them. Raises as `read_video` does for what is no video; what cannot be decoded is raised where frames are
     waited for, and faults are warned of there.

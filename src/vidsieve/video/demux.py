@@ -180,13 +180,22 @@ def video_stream(container: Any, name: str) -> Any:
     raise VideoError(f"{name}: has no video stream ({'only ' + ', '.join(kinds) if kinds else 'no stream at all'})")
 
 
+def demuxed(container: Any, *streams: Any) -> Iterator[Any]:
+    """Read the packets of `streams`, of all if none is given.
+
+    After the last, PyAV looks up streams that only came up while it read, as of a damaged transport stream.
+    """
+    with suppress(IndexError):
+        yield from container.demux(*streams)
+
+
 def packets(container: Any, stream: Any, check: Check = unchecked) -> Iterator[Any]:
     """Read the packets of a stream up to the end of the file, without one that the end cuts in two."""
     from av.error import InvalidDataError
 
     cut = None
     with suppress(InvalidDataError):
-        for packet in container.demux(stream):
+        for packet in demuxed(container, stream):
             check()
             if not packet.size:
                 continue
@@ -292,7 +301,7 @@ def _listed(container: Any, stream: Any, check: Check, ranked: bool) -> tuple[li
     ends: dict[int, int] = {}  # of the packets of each stream, in its ticks
     video, broken = stream.index, False
     try:
-        for packet in container.demux():
+        for packet in demuxed(container):
             check()
             if not packet.size:
                 continue

@@ -20,7 +20,7 @@ from torch import Tensor
 from vidsieve.checks import check_number, require
 from vidsieve.errors import VideoError, redacted
 from vidsieve.video.decode import Scaling
-from vidsieve.video.demux import PATIENCE, locate, open_container, video_stream, without_secrets
+from vidsieve.video.demux import PATIENCE, demuxed, locate, open_container, video_stream, without_secrets
 from vidsieve.video.wanted import LONGEST_SIDE, Size
 
 RTSP = ("rtsp", "rtsps")
@@ -158,7 +158,7 @@ def _packets(container: Any, stream: Any, patience: float, ends: Collection[int]
     """
     from av.error import ExitError, FFmpegError
 
-    packets, waited = container.demux(stream), 0.0
+    packets, waited = demuxed(container, stream), 0.0
     while True:
         begin = time.monotonic()
         try:

@@ -60,10 +60,20 @@ def test_pieces_of_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy, in the interpreter
 @pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e19])
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [
+        *((value, torch.float32) for value in (float("nan"), float("inf"), -1e19)),
+        *((-float("inf"), dtype) for dtype in (torch.float16, torch.bfloat16)),
+        (float("nan"), torch.float16),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("operation", [reference, eager, triton], ids=["reference", "eager", "triton"])
-def test_groups_that_are_not_finite_are_marked_and_the_count_stays_exact(operation: object, value: float) -> None:
-    x = video(9, 4, 24).to(DEVICE)
+def test_groups_that_are_not_finite_are_marked_and_the_count_stays_exact(
+    operation: object, value: float, dtype: torch.dtype
+) -> None:
+    x = video(9, 4, 24).to(DEVICE, dtype)
     x[0, 1, 3] = x[8, 2, 23] = x[5, 0, 0] = value
     for total in (2, 18, 36):
         kept, source, nonfinite = operation.k_center(KCenterProblem(x, total))  # type: ignore[attr-defined]

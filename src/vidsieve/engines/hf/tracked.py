@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any, Protocol, Self
@@ -16,7 +15,7 @@ from vidsieve.engines.hf.layouts import VideoSpan
 from vidsieve.engines.hf.replayed import StoredVideo
 from vidsieve.engines.hf.sequence import SequenceSelection, VideoReduction, reduced
 from vidsieve.engines.streams import stream_for
-from vidsieve.methods.base import Reducer, kept_count
+from vidsieve.methods.base import Reducer, kept_count, own_precision
 from vidsieve.telemetry.timing import StageTimer
 from vidsieve.telemetry.trace import StageRecord, VideoRecord
 from vidsieve.types.reduction import Reduction
@@ -89,7 +88,7 @@ class TrackedVideo:
         The function returned waits for the reductions and records them.
         """
         timer = StageTimer(videos[0].at.device)
-        with torch.no_grad(), _own_precision(videos[0].at.device), timer:
+        with torch.no_grad(), own_precision(videos[0].at.device), timer:
             finalize = replay.reduce_each([video.tokens for video in videos], prompts)
 
         def end() -> None:
@@ -102,16 +101,10 @@ class TrackedVideo:
 
     def reduce(self, layer: int, reducer: Reducer, tokens: VideoTokens, prompt: Prompt | None) -> Reduction:
         """Reduce the remaining `tokens` as they enter `layer`, and record it."""
-        with torch.no_grad(), _own_precision(self.at.device), self.timer:
+        with torch.no_grad(), own_precision(self.at.device), self.timer:
             reduction = reducer.reduce(tokens, prompt)
         self.stages.append(StageRecord(layer, len(tokens), len(reduction), reduction))
         return reduction
-
-
-def _own_precision(device: torch.device) -> AbstractContextManager[object]:
-    """Keep autocast, where it is on, out of a reduction, which asks for float32 where it needs that."""
-    on = torch.is_autocast_enabled(device.type)
-    return torch.autocast(device.type, enabled=False) if on else nullcontext()
 
 
 class Checked(Protocol):

@@ -15,7 +15,8 @@ def k_center(problem: KCenterProblem) -> tuple[Tensor, Tensor, Tensor]:
     x, total = problem
     frames, places, _ = x.shape
     values, blocks = x.flatten(0, 1), Blocks(frames, places)
-    nonfinite = (~(values.abs() <= MOST).all(1)).int()
+    low, high = (end.to(working(x)) for end in values.aminmax(dim=1))  # NaN if there is one; half precision has no MOST
+    nonfinite = (~((low >= -MOST) & (high <= MOST))).int()
     at = _groups_of(blocks, x.device)  # (B, n), -1 behind the last group of a smaller block
     pieces = pieces_of(blocks, blocks.largest)
     distances = kept_if_one(lambda piece: _distances(values, at[piece]), pieces)

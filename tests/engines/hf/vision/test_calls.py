@@ -323,6 +323,18 @@ def test_autocast_reaches_the_tower_and_not_the_reduction(family: str) -> None:
     assert presets.vidsieve(0.25).reduce(tokens).kept.tolist() == trace.videos[0].kept
 
 
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "video_llava"])
+def test_autocast_does_not_reach_the_choice_of_pixels(family: str) -> None:
+    model, inputs = tiny.model(family), tiny.prompt(family, frames=8)
+    chosen = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled), Staged({Pixels(): KCenter(0.5)})(model) as trace:
+            logits(model, inputs)
+        [selection] = trace.pixels
+        chosen.append((selection.kept.tolist(), selection.source.tolist()))
+    assert chosen[0] == chosen[1]
+
+
 def noting(given: list[VideoTokens]) -> Reducer:
     """The default, which notes the tokens that it is given."""
 
