@@ -23,7 +23,6 @@ from vidsieve.ops.definitions import (
     NONFINITE_PROMPT,
     ApportionProblem,
     AttentionProblem,
-    Blocks,
     CompactProblem,
     CompactRowsProblem,
     ContrastProblem,
@@ -54,6 +53,7 @@ from vidsieve.ops.dispatch import available, spy, together
 from vidsieve.ops.greedy import conditional_dpp, hybrid, max_min, mmr, top
 from vidsieve.ops.greedy.eager import GRAM_LIMIT
 from vidsieve.ops.k_center import k_center
+from vidsieve.ops.k_center.blocks import Blocks
 from vidsieve.ops.measurement import contrast, measure, min_max, raise_if_nonfinite, transience
 from vidsieve.ops.merge import follow_runs, merge_among, merge_mean, merge_runs, nearest_kept, temporal
 from vidsieve.ops.partition import apportion, novelty, scene_cuts

@@ -4,7 +4,6 @@ Every operation takes one tuple, its problem, in all of its implementations. Ope
 and a tuple may hold another. `videos`: how many videos the tokens are of; only kernels take several.
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
@@ -25,12 +24,6 @@ NOISE = 1e-5
 # what NOISE leaves of it, features wide as they are. `Measures.nonfinite` says which are not, and which are NaN or inf.
 LEAST, MOST = 1e-12, 1e18
 NON_FINITE, OUT_OF_RANGE, NONFINITE_PROMPT = 1, 2, 4  # its bits; the last where the cosine to the prompt is not finite
-
-# Groups of pixels are compared with those of their block: of so many frames and, at most, neighbouring places. It keeps
-# at most BLOCK_SHARE times its share of them, which bounds the picks that follow one another.
-BLOCK_FRAMES, BLOCK_PLACES, BLOCK_SHARE = 8, 256, 2
-# By how much pixels are scaled before they are squared: float32 holds the sums of squares of what is at most MOST.
-SHRINK = 2.0**-6
 
 # The threshold that leaves a count is sought among the bits of float32, which are in the order of the numbers: SECTIONS
 # at a time, so many bits apart in each sweep. The first sweep has 0, every power of two and inf; the last leaves 2^-16.
@@ -366,40 +359,6 @@ class KCenterProblem(NamedTuple):
 
     x: Tensor
     total: int
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """How a video of T frames of P groups is divided: into runs of neighbouring places over frames that follow.
-
-    frames, places: T and P.  runs: of places, alike up to one.
-    """
-
-    frames: int
-    places: int
-
-    @property
-    def runs(self) -> int:
-        return -(-self.places // BLOCK_PLACES)
-
-    @property
-    def count(self) -> int:
-        return -(-self.frames // BLOCK_FRAMES) * self.runs
-
-    @property
-    def largest(self) -> int:
-        """The groups of the largest block."""
-        return min(self.frames, BLOCK_FRAMES) * -(-self.places // self.runs)
-
-    def size(self, block: int) -> int:
-        """The groups of a block: those of the first frames come first, run by run."""
-        begin, run = BLOCK_FRAMES * (block // self.runs), block % self.runs
-        places = (run + 1) * self.places // self.runs - run * self.places // self.runs
-        return min(BLOCK_FRAMES, self.frames - begin) * places
-
-    def most(self, groups: int, total: int) -> int:
-        """How many of the `groups` of a block may be kept of `total` in all."""
-        return min(groups, -(-BLOCK_SHARE * total * groups // (self.frames * self.places)))
 
 
 class HoldHighestProblem(NamedTuple):

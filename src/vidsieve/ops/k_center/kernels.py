@@ -3,7 +3,8 @@
 import triton
 import triton.language as tl
 
-from vidsieve.ops.definitions import BLOCK_FRAMES, MOST, NON_FINITE, SHRINK
+from vidsieve.ops.definitions import MOST, NON_FINITE
+from vidsieve.ops.k_center.blocks import BLOCK_FRAMES, SHRINK
 from vidsieve.ops.launch import COUNTS
 
 _FRAMES: tl.constexpr = tl.constexpr(BLOCK_FRAMES)

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from vidsieve.ops.definitions import BLOCK_FRAMES, MOST, NON_FINITE, Blocks, KCenterProblem
+from vidsieve.ops.definitions import MOST, NON_FINITE, KCenterProblem
+from vidsieve.ops.k_center.blocks import BLOCK_FRAMES, Blocks
 
 
 def k_center(problem: KCenterProblem) -> tuple[Tensor, Tensor, Tensor]:

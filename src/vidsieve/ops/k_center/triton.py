@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from vidsieve.ops.definitions import BLOCK_SHARE, Blocks, KCenterProblem
+from vidsieve.ops.definitions import KCenterProblem
+from vidsieve.ops.k_center.blocks import BLOCK_SHARE, Blocks
 from vidsieve.ops.k_center.eager import highest, kept_if_one, pieces_of
 from vidsieve.ops.k_center.kernels import _distances_kernel, _nearest_kernel, _traverse_kernel
 from vidsieve.ops.launch import covering, launch, rows_of
