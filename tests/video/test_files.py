@@ -158,8 +158,6 @@ def test_one_size_for_all_frames(tmp_path: Path, first: tuple[int, int], then: t
     assert torch.equal(read_video(path, index=[60]).pixels, frames.pixels[[60]])
 
 
-# A decoder with several threads gives a frame beside damage late now and then, which is told as well.
-@pytest.mark.filterwarnings("ignore:.*came after ones that are shown later")
 def test_damaged_frames_are_told_of_and_lost_ones_not_counted(tmp_path: Path) -> None:
     path = damaged(tmp_path)
     stamps = [frame.pts * frame.time_base for frame in decoded(path)]
