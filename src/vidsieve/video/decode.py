@@ -179,8 +179,7 @@ def _without_frames(place: str, name: str) -> VideoError:
     return VideoError(f"{name}: {_LACKING if lacks_its_index(place) else 'has not a single frame in it'}")
 
 
-def _untold(frames: Frames, count: int) -> None:
-    pass
+def _untold(frames: Frames, count: int) -> None: ...
 
 
 def _read(found: Index, name: str, wanted: Wanted, warn: Callable[[str], None], come: Come) -> Frames:
