@@ -193,7 +193,7 @@ def test_small_products_are_made_in_this_thread_alone_and_the_limit_is_taken_bac
         limits.append(threads)
         return 3  # what somebody else has set for this thread
 
-    monkeypatch.setattr(on_host, "_mkl_threads", lambda: limit)
+    monkeypatch.setattr(on_host, "product_threads", lambda: limit)
     x = torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
     vidsieve.presets.vidsieve(0.25).reduce(vidsieve.VideoTokens(x, (16,) * 4))
     assert limits

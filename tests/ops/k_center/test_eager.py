@@ -30,7 +30,7 @@ def test_pieces_of_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     problem = KCenterProblem(video(37, 11, 24), 120)
     whole = eager.k_center(problem)
     monkeypatch.setattr(eager, "PIECE_BYTES", 2 * 4 * (8 * 11) ** 2)
-    assert len(eager.pieces_of(Blocks(37, 11), 88)) == 3
+    assert len(eager.pieces_of(Blocks(37, 11), 88, eager.PIECE_BYTES)) == 3
     for ours, true in zip(eager.k_center(problem), whole, strict=True):
         assert torch.equal(ours, true)
 

@@ -7,10 +7,8 @@ One segment, as a short video is, goes without what several need: a look-up at o
 takes numpy a tenth of the time.
 """
 
-import ctypes
 from collections.abc import Callable
-from functools import cache
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vidsieve.ops.definitions import EXHAUSTED, TIE
+from vidsieve.ops.threads import product_threads
 
 WITHOUT_BLAS = (
     400  # products; fewer are torch's own in baddbmm and rounded otherwise, more are as in addmv at half the cost
@@ -134,31 +133,16 @@ def conditional_dpp_of_one(
 def _difference(operation: Callable[..., Tensor], own: Tensor, left: Tensor, right: Tensor, products: int) -> Tensor:
     """Compute own - left @ right.
 
-    Small ones in this thread alone. There is one for each pick, and where other work has the cores, a thread that waits
-    for the others waits a thousand times as long as the product takes.
+    Small ones in this thread alone: there is one for each pick.
     """
     if products > ALONE:
         return operation(own, left, right, alpha=-1)
-    limit = _mkl_threads()
+    limit = product_threads()
     before = limit(1)
     try:
         return operation(own, left, right, alpha=-1)
     finally:
         limit(before)
-
-
-@cache
-def _mkl_threads() -> Callable[[int], int]:
-    """Get what limits MKL's threads for calls from this thread, 0 for no limit of its own, and returns the one before.
-
-    oneMKL's mkl_set_num_threads_local; nothing where torch has another library. torch.set_num_threads is no substitute:
-    it changes the products of all threads.
-    """
-    set_threads: Any = getattr(ctypes.PyDLL(torch._C.__file__), "MKL_Set_Num_Threads_Local", None)
-    if set_threads is None:
-        return lambda threads: 0
-    set_threads.argtypes, set_threads.restype = [ctypes.c_int], ctypes.c_int
-    return cast(Callable[[int], int], set_threads)
 
 
 def _first_of_best(score: Array, segments: Array) -> Array:

@@ -19,7 +19,7 @@ def k_center(problem: KCenterProblem) -> tuple[Tensor, Tensor, Tensor]:
     low, high = (end.to(working(x)) for end in values.aminmax(dim=1))  # NaN if there is one; half precision has no MOST
     nonfinite = (~((low >= -MOST) & (high <= MOST))).int()
     at = _groups_of(blocks, x.device)  # (B, n), -1 behind the last group of a smaller block
-    pieces = pieces_of(blocks, blocks.largest)
+    pieces = pieces_of(blocks, blocks.largest, PIECE_BYTES)
     distances = kept_if_one(lambda piece: _distances(values, at[piece]), pieces)
     radius = x.new_full((len(values) + 1,), -1.0, dtype=working(x))  # the last one for what is no group
     for piece in pieces:
@@ -36,9 +36,9 @@ def k_center(problem: KCenterProblem) -> tuple[Tensor, Tensor, Tensor]:
     return kept, source[:-1], nonfinite
 
 
-def pieces_of(blocks: Blocks, length: int) -> list[slice]:
-    """Runs of blocks whose distances, of `length` groups each, are held at once."""
-    fit = max(1, PIECE_BYTES // (4 * length**2))
+def pieces_of(blocks: Blocks, length: int, held: int) -> list[slice]:
+    """Runs of blocks whose distances, of `length` groups each, are in `held` bytes at once."""
+    fit = max(1, held // (4 * length**2))
     return [slice(begin, min(begin + fit, blocks.count)) for begin in range(0, blocks.count, fit)]
 
 

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from vidsieve.ops.definitions import KCenterProblem
 from vidsieve.ops.k_center.blocks import BLOCK_SHARE, Blocks
@@ -10,10 +11,19 @@ from vidsieve.ops.k_center.kernels import _distances_kernel, _nearest_kernel, _t
 from vidsieve.ops.launch import covering, launch, rows_of
 
 BLOCK = 64  # groups of a tile
+PIECE_BYTES = 512 << 20  # of distances that are held at once: of a block, picks follow one another, so all at a time
+ALIGNED = 16  # values of a group, in multiples of which they are loaded many at a time
+
+
+def aligned(x: Tensor) -> Tensor:
+    """Give the groups of x (T, P, C) room for zeros, which change no distance, up to a multiple of ALIGNED values."""
+    x = rows_of(x)
+    over = -x.shape[-1] % ALIGNED
+    return pad(x, (0, over)) if over else x
 
 
 def k_center(problem: KCenterProblem) -> tuple[Tensor, Tensor, Tensor]:
-    x, total = rows_of(problem.x), problem.total
+    x, total = aligned(problem.x), problem.total
     frames, places, width = x.shape
     blocks, device = Blocks(frames, places), x.device
     length = max(BLOCK, covering(blocks.largest))
@@ -21,7 +31,7 @@ def k_center(problem: KCenterProblem) -> tuple[Tensor, Tensor, Tensor]:
     radius = torch.empty(frames * places, dtype=torch.float32, device=device)
     source = torch.empty(frames * places, dtype=torch.int64, device=device)
     shape = frames, places, blocks.runs
-    half = x.dtype == torch.bfloat16 and width % 16 == 0  # in other widths, loaded one by one, it takes longer
+    half = x.dtype == torch.bfloat16
     tile = 128 if half and length > BLOCK else BLOCK
 
     def measured(piece: slice) -> Tensor:
@@ -36,7 +46,7 @@ def k_center(problem: KCenterProblem) -> tuple[Tensor, Tensor, Tensor]:
         )  # fmt: skip
         return distance
 
-    pieces = pieces_of(blocks, length)
+    pieces = pieces_of(blocks, length, PIECE_BYTES)
     distances = kept_if_one(measured, pieces)
     for piece in pieces:
         launch(

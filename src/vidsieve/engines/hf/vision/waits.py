@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vidsieve.engines.hf import contract
 from vidsieve.engines.hf.intercept import Interceptions
+from vidsieve.ops.threads import alone
 
 # What positions are counted from. Pixels may come too, and are left where they are.
 _SMALL = {"input_ids", "mm_token_type_ids", "attention_mask", "image_grid_thw", "video_grid_thw", "second_per_grid_ts"}
@@ -40,7 +41,8 @@ def _on_the_host(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if not isinstance(ids, Tensor) or ids.device.type == "cpu":
         return inner(**given)
     known = {name: x.cpu() for name, x in given.items() if name in _SMALL and isinstance(x, Tensor)}
-    found = inner(**{**given, **known})
+    with alone():  # each is of little more numbers than torch makes alone
+        found = inner(**{**given, **known})
     return tuple(x.to(ids.device, non_blocking=True) if isinstance(x, Tensor) else x for x in found)
 
 
