@@ -9,7 +9,7 @@ noise that moves and a cut every 5 seconds. Variants take turns; their first cal
 
 - stock: `read_video`, the processor of transformers, the model, every token
 - in turn: `read_video`, `prepare`, the model with the method attached, 10 %
-- overlapped: the same, attached and prepared while `begin_video` decodes
+- overlapped: the same while `begin_video` decodes: attached, prepared and, but for the last frames, through the tower
 - encode: `vidsieve.encode` and `ask`, whose stages overlap, 10 %
 - key frames: as in turn, as overlapped and as encode, of key frames alone
 Beside them `decode`: the decoder alone, which no exact sampling can be sooner than.
@@ -85,7 +85,7 @@ class Variants:
     def overlapped(self, sampling: Any = "even") -> None:
         coming = begin_video(self.clip, num_frames=FRAMES, size=(SIDE, SIDE), sampling=sampling)
         with vidsieve.attach(self.model, registry.method("vidsieve")(KEEP)):
-            self._generate(prepare(self.made, coming, QUESTION, self.model.device))
+            self._generate(prepare(self.made, coming, QUESTION, model=self.model))
 
     def encode(self, sampling: Any = "even") -> None:
         encoded = vidsieve.encode(

@@ -7,7 +7,7 @@ a result waits for the others' work too. So each thread has a stream of its own 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
+from functools import cache, partial
 from threading import Condition, Thread
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -72,44 +72,50 @@ class Stages:
         self._changed = Condition()
         self._threads: list[Thread] = []
 
-    def ahead(self, items: Iterable[T], waiting: int = 1) -> Iterator[T]:
-        """Make `items` in a thread; what it raises is raised here, after the items before it.
+    def ahead(self, *sources: Iterable[T], waiting: int = 1) -> Iterator[T]:
+        """Make the items of each source in a thread; of several sources they are taken as they come.
 
-        waiting: how many there are at most that are not taken, with the one that is being made.
+        What a thread raises is raised here, after the items before it.
+        waiting: how many there are at most that are not taken, with the one that is being made in each thread.
         """
         ready: deque[tuple[T, torch.Event | None]] = deque()
         ended: list[BaseException | None] = []
+        for source in sources:
+            work = partial(self._make, source, ready, ended, waiting, f"stage {len(self._threads)}")
+            self._threads.append(Thread(target=work, name="vidsieve-stage", daemon=True))
+            self._threads[-1].start()
+        return self._taken(ready, ended, len(sources))
 
-        name = f"stage {len(self._threads)}"
-
-        def work() -> None:
-            error = source = None
-            try:
-                with own_stream(self._device, name):
-                    source = iter(items)
-                    while True:
-                        self._wait(lambda: len(ready) < waiting)
-                        item = next(source)
-                        with self._changed:
-                            ready.append((item, launched(self._device)))
-                            self._changed.notify_all()
-                        del item
-            except (StopIteration, Stopped):
-                pass
-            except BaseException as raised:  # raised where the items are taken
-                error = raised
-            finally:
-                if isinstance(source, Generator):
-                    source.close()  # at once: it may have a file open
-            with self._changed:
-                ended.append(error)
-                error = None  # or it and this frame would hold each other, and the item, until garbage is collected
-                self._changed.notify_all()
-
-        thread = Thread(target=work, name="vidsieve-stage", daemon=True)
-        self._threads.append(thread)
-        thread.start()
-        return self._taken(ready, ended)
+    def _make(
+        self,
+        items: Iterable[T],
+        ready: deque[tuple[T, torch.Event | None]],
+        ended: list[BaseException | None],
+        waiting: int,
+        stream: str,
+    ) -> None:
+        error = source = None
+        try:
+            with own_stream(self._device, stream):
+                source = iter(items)
+                while True:
+                    self._wait(lambda: len(ready) < waiting)
+                    item = next(source)
+                    with self._changed:
+                        ready.append((item, launched(self._device)))
+                        self._changed.notify_all()
+                    del item
+        except (StopIteration, Stopped):
+            pass
+        except BaseException as raised:  # raised where the items are taken
+            error = raised
+        finally:
+            if isinstance(source, Generator):
+                source.close()  # at once: it may have a file open
+        with self._changed:
+            ended.append(error)
+            error = None  # or it and this frame would hold each other, and the item, until garbage is collected
+            self._changed.notify_all()
 
     def check(self) -> None:
         """Raise `Stopped` if the block has ended; for a stage that takes long over one item."""
@@ -121,9 +127,11 @@ class Stages:
             self._changed.wait_for(lambda: self._stopped or done())
         self.check()
 
-    def _taken(self, ready: deque[tuple[T, torch.Event | None]], ended: list[BaseException | None]) -> Iterator[T]:
+    def _taken(
+        self, ready: deque[tuple[T, torch.Event | None]], ended: list[BaseException | None], sources: int
+    ) -> Iterator[T]:
         while True:
-            self._wait(lambda: bool(ready or ended))
+            self._wait(lambda: bool(ready) or len(ended) == sources or any(one is not None for one in ended))
             if not ready:
                 break
             with self._changed:
@@ -132,7 +140,8 @@ class Stages:
             wait_for(event, self._device)
             yield item
             del item
-        error = ended.pop()  # the list is held by a frame that it holds
+        error = next(filter(None, ended), None)
+        ended.clear()  # the list is held by a frame that an error holds
         if error is not None:
             try:
                 raise error

@@ -331,7 +331,7 @@ def test_stages_overlap_and_wait_for_one_another() -> None:
         gate.set()
 
     with Stages() as stages:
-        items = stages.ahead(numbers(), 2)
+        items = stages.ahead(numbers(), waiting=2)
         assert next(items) == 0
         assert not gate.wait(0.2)
         assert len(made) <= 3  # the one that was taken, and two ahead

@@ -2,6 +2,8 @@
 
 import threading
 import warnings
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -37,22 +39,22 @@ def test_frames_that_are_told_of_are_decoded(clip: Path, threads: int, monkeypat
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     seen: list[int] = []
 
-    def come(frames: Frames, count: int) -> None:
-        assert numbers(frames.pixels[:count]) == list(frames.index[:count])
-        seen.append(count)
+    def come(frames: Frames, place: int) -> None:
+        assert numbers(frames.pixels[place : place + 1]) == [frames.index[place]]
+        seen.append(place)
 
     frames = indexed(clip, Wanted(num_frames=20))(come)
-    assert seen == list(range(1, 21))
-    assert len(frames) == 20
+    assert seen[0] == 0
+    assert sorted(seen) == list(range(20))
+    assert threads > 1 or seen == sorted(seen)
+    assert numbers(frames.pixels) == list(frames.index)
 
 
-def test_frames_in_another_order_are_not_told_of(clip: Path) -> None:
+def test_a_frame_that_is_wanted_twice_is_told_of_twice(clip: Path) -> None:
     seen: list[int] = []
-    frames = indexed(clip, Wanted(index=[4, 4, 2]))(lambda frames, count: seen.append(count))
+    frames = indexed(clip, Wanted(index=[4, 4, 2]))(lambda frames, place: seen.append(place))
     assert numbers(frames.pixels) == [4, 4, 2]
-    assert not seen
-    indexed(clip, Wanted(index=[2, 4, 4]))(lambda frames, count: seen.append(count))
-    assert seen == [1, 3]
+    assert seen == [2, 0, 1]
 
 
 def test_what_is_no_video_is_raised_at_once(tmp_path: Path) -> None:
@@ -64,7 +66,7 @@ def test_what_is_no_video_is_raised_at_once(tmp_path: Path) -> None:
 
 def test_what_cannot_be_decoded_is_raised_where_it_is_waited_for(clip: Path) -> None:
     coming = begin_video(clip, index=[1000])
-    assert list(coming.spans()) == []
+    assert list(coming.spans(8)) == []
     for _ in range(2):
         with pytest.raises(VideoError, match="has no frame 1000"):
             coming.result()
@@ -75,7 +77,7 @@ def test_a_file_that_is_cut_short_is_warned_of_once_where_it_is_waited_for(tmp_p
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         coming = begin_video(short, num_frames=9)
-        assert sum(end - begin for _, begin, end in coming.spans()) in (0, 9)  # 0 if it had ended before
+        assert sum(len(places) for _, places in coming.spans(8)) in (0, 9)  # 0 if it had ended before
     with pytest.warns(UserWarning, match="is cut short"):
         coming.result()
     with warnings.catch_warnings():
@@ -89,61 +91,83 @@ def frames_of(count: int) -> Frames:
     return Frames(torch.zeros(count, 2, 2, 3, dtype=torch.uint8), tuple(range(count)), (0.0,) * count, 1.0, count, 1.0)
 
 
+def told(come: Come, frames: Frames, places: Iterable[int]) -> None:
+    for place in places:
+        come(frames, place)
+
+
 @pytest.mark.parametrize(
-    ("count", "joined", "expected"),
-    [
-        (64, 1, [(begin, begin + 8) for begin in range(0, 64, 8)]),
-        (9, 1, [(0, 4), (4, 8), (8, 9)]),
-        (9, 3, [(0, 6), (6, 9)]),
-        (50, 2, [*((begin, begin + 8) for begin in range(0, 48, 8)), (48, 50)]),
-        (2, 2, [(0, 2)]),
-    ],
+    ("count", "joined", "lengths"),
+    [(64, 1, [8] * 8), (9, 1, [4, 4, 1]), (9, 3, [6, 3]), (50, 2, [8] * 6 + [2]), (2, 2, [2]), (7, 2, [4, 3])],
 )
-def test_spans_are_eighths_of_whole_patches(count: int, joined: int, expected: list[tuple[int, int]]) -> None:
+@pytest.mark.parametrize("backwards", [False, True])
+def test_spans_are_eighths_of_whole_patches(count: int, joined: int, lengths: list[int], backwards: bool) -> None:
     frames, looking = frames_of(count), threading.Event()
+    order = list(range(count))[:: -1 if backwards else 1]
 
     def decode(come: Come) -> Frames:
-        come(frames, count)
+        told(come, frames, order)
         assert looking.wait(LONG)
         return frames
 
     spans = []
-    for some, begin, end in ComingFrames(decode).spans(joined):
+    for some, places in ComingFrames(decode).spans(8, joined):
         looking.set()
         assert some is frames
-        spans.append((begin, end))
-    assert spans == expected
+        assert places == sorted(places)
+        assert all(
+            {*range(g * joined, min(count, (g + 1) * joined))} <= {*places} for g in {p // joined for p in places}
+        )
+        spans.append(places)
+    every = list(chain(*spans))
+    assert sorted(every) == list(range(count))
+    assert backwards or every == list(range(count))
+    assert sorted(map(len, spans), reverse=True) == sorted(lengths, reverse=True) or backwards
 
 
 def test_a_span_is_there_before_the_next_frame_is_decoded() -> None:
     frames, taken = frames_of(8), threading.Event()
 
     def decode(come: Come) -> Frames:
-        come(frames, 4)
+        told(come, frames, [5, 0, 7, 2])
         assert taken.wait(LONG)
-        come(frames, 7)
-        come(frames, 8)
+        told(come, frames, [1, 3, 6, 4])
         return frames
 
     coming = ComingFrames(decode)
-    spans = coming.spans()
-    assert next(spans)[1:] == (0, 4)
+    spans = coming.spans(8)
+    assert next(spans)[1] == [0, 2, 5, 7]
     assert coming.ended is None
     taken.set()
-    assert [span[1:] for span in spans] == [(4, 8)]
+    assert [places for _, places in spans] == [[1, 3, 4, 6]]
     assert coming.ended is not None
+
+
+def test_frames_that_are_joined_come_together() -> None:
+    frames, taken = frames_of(8), threading.Event()
+
+    def decode(come: Come) -> Frames:
+        told(come, frames, [0, 2, 4, 6, 7, 1])
+        assert taken.wait(LONG)
+        told(come, frames, [3, 5])
+        return frames
+
+    spans = ComingFrames(decode).spans(8, 2)
+    assert next(spans)[1] == [0, 1, 6, 7]
+    taken.set()
+    assert [places for _, places in spans] == [[2, 3, 4, 5]]
 
 
 def test_a_decoder_that_begins_anew_is_followed() -> None:
     wrong, frames, taken = frames_of(8), frames_of(5), threading.Event()
 
     def decode(come: Come) -> Frames:
-        come(wrong, 6)
+        told(come, wrong, range(6))
         assert taken.wait(LONG)
-        come(frames, 5)
+        told(come, frames, range(5))
         return frames
 
-    spans = ComingFrames(decode).spans()
-    assert next(spans) == (wrong, 0, 4)
+    spans = ComingFrames(decode).spans(8)
+    assert next(spans) == (wrong, [0, 1, 2, 3])
     taken.set()
-    assert list(spans) == [(frames, 0, 4), (frames, 4, 5)]
+    assert list(spans) == [(frames, [0, 1, 2, 3]), (frames, [4])]

@@ -250,19 +250,23 @@ def test_decoders_side_by_side_end_with_a_read_whose_error_is_held(
 def test_frames_that_are_enlarged_wait_within_the_same_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "clip.mp4", COUNT, g="10", **{"x264-params": "scenecut=0"})
     side_by_side(monkeypatch, 2)
-    waiting: list[int] = []
+    most: list[int] = []
 
     class Noted(chosen.Stages):
-        def ahead(self, items: Any, most: int = 1) -> Any:
-            waiting.append(most)
-            return super().ahead(items, most)
+        def ahead(self, *sources: Any, waiting: int = 1) -> Any:
+            most.append(waiting)
+            return super().ahead(*sources, waiting=waiting)
 
     monkeypatch.setattr(chosen, "Stages", Noted)
     own, large = (48, 144), (480, 1440)
     monkeypatch.setattr(chosen, "HELD", 2 * 5 * 3 * own[0] * own[1])
     for size in (own, large):
-        read_video(path, num_frames=COUNT, size=size)
-    assert waiting == [5, 5, 1, 1]
+        read_video(path, num_frames=COUNT, size=size)  # which takes them as they come
+    assert most == [10, 1]
+    most.clear()
+    for size in (own, large):
+        list(read_chunks(plan_video(path, num_frames=COUNT, size=size), COUNT // 2))
+    assert most == [5, 5, 1, 1]
 
 
 @pytest.mark.parametrize("at", [0, 4, 10])

@@ -246,7 +246,7 @@ def _encoded(
         else:
             chunks = _split(frames, size, first)
         # Two are decoded ahead, for the time that takes varies most, and pixels are bytes until they are processed.
-        for inputs, layout in stages.ahead(map(process, stages.ahead(chunks, 2))):
+        for inputs, layout in stages.ahead(map(process, stages.ahead(chunks, waiting=2))):
             while faults:
                 warnings.warn(faults.pop(0), stacklevel=2)
             in_use(inputs.values())

@@ -1,13 +1,13 @@
-"""Frames that are still being decoded: those that are there already, and at last all of them."""
+"""Frames that are still being decoded: those that are there already, in any order, and at last all of them."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from math import ceil
 from threading import Condition, Thread
+from typing import cast
 
 from vidsieve.types.frames import Frames
 
-SPANS = 8  # that frames are taken in as they come: an eighth is left to do after the last one
 SHORTEST = 4  # frames of a span: each costs calls, and a processor may show a lone frame twice
 
 Come = Callable[[Frames, int], None]
@@ -25,14 +25,14 @@ class ComingFrames:
         faults: Sequence[str] = (),
         warn: Callable[[str], None] = lambda fault: None,
     ) -> None:
-        """decode: makes the frames; calls what it is given with them and how many, from the first on, are there.
+        """decode: makes the frames; calls what it is given with them and the place of each that is there.
 
         faults: what `decode` finds wrong, of which `warn` is told in the thread that asks for the result.
         """
         self.ended: float | None = None
         self._changed = Condition()
-        self._frames: Frames | None = None  # of which so many are there:
-        self._count = 0
+        self._frames: Frames | None = None  # of which are there, in the order in which they came:
+        self._places: list[int] = []
         self._result: Frames | BaseException | None = None
         self._faults, self._warn = iter(faults), warn
         # An error or Ctrl-C elsewhere does not wait for it.
@@ -47,9 +47,11 @@ class ComingFrames:
             self.ended = time.perf_counter()
             self._changed.notify_all()
 
-    def _come(self, frames: Frames, count: int) -> None:
+    def _come(self, frames: Frames, place: int) -> None:
         with self._changed:
-            self._frames, self._count = frames, count
+            if frames is not self._frames:
+                self._frames, self._places = frames, []
+            self._places.append(place)
             self._changed.notify_all()
 
     def result(self) -> Frames:
@@ -62,30 +64,46 @@ class ComingFrames:
             self._warn(fault)
         return self._result
 
-    def spans(self, joined: int = 1) -> Iterator[tuple[Frames, int, int]]:
-        """Yield frames, and from which to which of these are there now, span after span, until decoding ends.
+    def spans(self, parts: int, joined: int = 1) -> Iterator[tuple[Frames, list[int]]]:
+        """Yield frames, and the places of some of these that are there now, span after span, until decoding ends.
 
-        Begins at 0 once more, with other frames, if the decoder has to begin anew; ends early if it fails. Yields
-        nothing if all are there before, or are told of only at the end. joined: a span is a multiple of so many frames.
+        All come, in any order, unless decoding fails; all of other frames, if the decoder has to begin anew. Yields
+        nothing if all are there before.
+        parts: how many spans there are of many frames: the last of them is left to do after decoding.
+        joined: how many frames that follow one another come together.
         """
-        frames, end = None, 0
-        while self.ended is None or frames is not None:
-            span = self._next(frames, end, joined)
-            if span is None:
-                return
-            frames, _, end = span
-            yield span
+        frames: Frames | None = None
+        taken, groups = 0, _Groups(0, parts, joined)
+        ended = self.ended is not None
+        while not ended:
+            with self._changed:
+                while self.ended is None and self._frames is frames and len(self._places) == taken:
+                    self._changed.wait()
+                ended = self.ended is not None
+                if self._frames is not None and self._frames is not frames:
+                    frames, taken, groups = self._frames, 0, _Groups(len(self._frames), parts, joined)
+                come, taken = self._places[taken:], len(self._places)
+            for span in groups.add(come) if frames is not None else ():
+                yield cast(Frames, frames), span
 
-    def _next(self, frames: Frames | None, taken: int, joined: int) -> tuple[Frames, int, int] | None:
-        """Wait for the span after those `taken` of `frames`, or the first of others; None if there will be none."""
-        with self._changed:
-            while True:
-                if self._frames is not None:
-                    length = ceil(max(len(self._frames) / SPANS, SHORTEST) / joined) * joined
-                    begin = taken if self._frames is frames else 0
-                    end = min(begin + length, len(self._frames))
-                    if begin < end <= self._count:
-                        return self._frames, begin, end
-                if self.ended is not None:
-                    return None
-                self._changed.wait()
+
+class _Groups:
+    """Which of `count` frames, in groups of `joined`, have come, and which of these are yet to be yielded."""
+
+    def __init__(self, count: int, parts: int, joined: int) -> None:
+        self._groups = [range(begin, min(begin + joined, count)) for begin in range(0, count, joined)]
+        self._missing = [len(group) for group in self._groups]
+        self._joined, self._whole, self._left = joined, list[range](), len(self._groups)
+        self._length = ceil(max(count / parts, SHORTEST) / joined)
+
+    def add(self, places: Sequence[int]) -> Iterator[list[int]]:
+        """Yield the spans that these frames make up, with those that came before: the last one may be shorter."""
+        for place in places:
+            group = place // self._joined
+            self._missing[group] -= 1
+            if not self._missing[group]:
+                self._whole.append(self._groups[group])
+        while self._whole and len(self._whole) >= min(self._length, self._left):
+            span, self._whole = self._whole[: self._length], self._whole[self._length :]
+            self._left -= len(span)
+            yield [place for group in sorted(span, key=min) for place in group]

@@ -1,5 +1,6 @@
 """Frames: what is read of a video file."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -46,6 +47,17 @@ class Frames:
         """Take the frames from `begin` to before `end`."""
         here = slice(begin, end)
         return replace(self, pixels=self.pixels[here], index=self.index[here], seconds=self.seconds[here])
+
+    def chosen(self, places: Sequence[int]) -> "Frames":
+        """Take the frames at these places, which rise; no pixel is copied of some that follow one another."""
+        if places[-1] - places[0] == len(places) - 1:
+            return self.part(places[0], places[-1] + 1)
+        return replace(
+            self,
+            pixels=self.pixels[list(places)],
+            index=tuple(self.index[place] for place in places),
+            seconds=tuple(self.seconds[place] for place in places),
+        )
 
     def __repr__(self) -> str:
         return f"Frames({show(self.pixels)}, {self.fps:.2f} fps, {self.duration:.1f} s, source={self.source!r})"

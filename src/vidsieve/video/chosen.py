@@ -66,6 +66,7 @@ class Decoder:
         self._sent = self._unread = 0
         self._seeks_to_shown = True
         self._beside: list[Decoder] = []
+        self._wanted: Check = unchecked
 
     @property
     def decoded(self) -> int:
@@ -83,12 +84,17 @@ class Decoder:
         return frame
 
     def frames(
-        self, numbers: Sequence[int], convert: Callable[[Any], T], size_of: Callable[[T], int] = lambda made: 0
+        self,
+        numbers: Sequence[int],
+        convert: Callable[[Any], T],
+        size_of: Callable[[T], int] = lambda made: 0,
+        ordered: bool = True,
     ) -> Generator[tuple[int, T]]:
-        """Yield the first frame of the file and those of `numbers`, each once and in order, with their numbers.
+        """Yield the first frame of the file, then those of `numbers`, each once, with their numbers.
 
         convert: is called for each frame where it is decoded: for the first before all others, then in any thread.
         size_of: the bytes of what it makes, which may be more than the frame's.
+        ordered: yield them in order, rather than as they come from decoders side by side.
         Raises `Miscounted` if they are not what the index lists, maybe after some were yielded.
         """
         if not self.found.keys:
@@ -102,23 +108,49 @@ class Decoder:
         shown = self._run(first)
         number, frame = next(shown)
         made = convert(frame)
-        waiting = max(1, HELD // (max(3 * frame.width * frame.height, size_of(made)) * threads))
+        waiting = HELD // max(3 * frame.width * frame.height, size_of(made))
         yield number, made
         del frame, made
+        rest = ((number, convert(frame)) for number, frame in shown)
+        if threads == 1:
+            yield from rest
+            yield from self._converted(others, convert)
+            return
         with Stages() as stages:
-            lanes: list[Iterator[tuple[int, T]]] = [self._converted(others, convert)]
-            if threads > 1:
-                lanes = [
-                    stages.ahead(self._aside(others[i::threads], convert, stages.check), waiting)
-                    for i in range(threads)
-                ]
-            for number, frame in shown:
-                yield number, convert(frame)
-            for i, run in enumerate(others):
-                yield from islice(lanes[i % threads], len(run.numbers))
-                self.check()  # which ended the thread, if nobody wants the rest
-            for lane in lanes:
-                next(lane, None)  # sees whether they were the frames that the index lists
+            lanes = [self._aside(others[i::threads], convert, stages.check) for i in range(threads)]
+            join = self._in_order if ordered else self._as_they_come
+            yield from join(rest, lanes, others, waiting, stages)
+
+    def _in_order(
+        self,
+        rest: Iterator[tuple[int, T]],
+        lanes: Sequence[Iterator[tuple[int, T]]],
+        others: Sequence[Run],
+        waiting: int,
+        stages: Stages,
+    ) -> Iterator[tuple[int, T]]:
+        ahead = [stages.ahead(lane, waiting=max(1, waiting // len(lanes))) for lane in lanes]
+        yield from rest
+        for i, run in enumerate(others):
+            yield from islice(ahead[i % len(lanes)], len(run.numbers))
+            self.check()  # which ended the thread, if nobody wants the rest
+        for lane in ahead:
+            next(lane, None)  # sees whether they were the frames that the index lists
+
+    def _as_they_come(
+        self,
+        rest: Iterator[tuple[int, T]],
+        lanes: Sequence[Iterator[tuple[int, T]]],
+        others: Sequence[Run],
+        waiting: int,
+        stages: Stages,
+    ) -> Iterator[tuple[int, T]]:
+        self._wanted = stages.check
+        try:
+            yield from stages.ahead(rest, *lanes, waiting=max(1, waiting))
+        finally:
+            self._wanted = unchecked
+        self.check()
 
     def _threads(self, runs: Sequence[Run]) -> int:
         """Choose how many threads decode `runs`; one, which is this, where it is no file on this machine."""
@@ -209,7 +241,7 @@ class Decoder:
         for stamp in (showing, decoding) if self._seeks_to_shown else (decoding,):
             if number or self._sent:
                 self._seek(stamp, number)
-            source = packets(self.container, self.stream, self.check)
+            source = packets(self.container, self.stream, self._check_packet)
             for packet in source:
                 if self._number_of.get(packet.pts, -1) == number:
                     yield packet
@@ -218,6 +250,10 @@ class Decoder:
                 if stamp > decoding and packet.dts is not None and packet.dts > decoding:
                     self._seeks_to_shown = False
                     break
+
+    def _check_packet(self) -> None:
+        self._wanted()
+        self.check()
 
     def _seek(self, stamp: int, number: int) -> None:
         from av.error import FFmpegError

@@ -179,7 +179,7 @@ def _without_frames(place: str, name: str) -> VideoError:
     return VideoError(f"{name}: {_LACKING if lacks_its_index(place) else 'has not a single frame in it'}")
 
 
-def _untold(frames: Frames, count: int) -> None: ...
+def _untold(frames: Frames, place: int) -> None: ...
 
 
 def _read(found: Index, name: str, wanted: Wanted, warn: Callable[[str], None], come: Come) -> Frames:
@@ -261,7 +261,8 @@ def pieces(
     """Decode the frames `numbers`, `length` at a time, with one decoder. Numbers must rise if there are several pieces.
 
     first: how many the first piece has; None for `length`.
-    come: is called with a piece whose frames are being filled in, and how many of the first ones are, if numbers rise.
+    come: is called with a piece whose frames are being filled in, and the place of each that is. Those of a single
+    piece are in any order.
     The first frame of the file has the height and width of all.
     Raises `Miscounted`, maybe after some were yielded.
     """
@@ -274,7 +275,8 @@ def pieces(
         advance = stack.enter_context(_progress_bar(progress and found.duration >= LONG_CLIP, len(numbers)))
         stream = video_stream(container, name)
         decoder = Decoder(container, stream, found, name, check)
-        made = decoder.frames(numbers, Scaling(stream, size, name), lambda one: one[0].nbytes)
+        scaling, ordered = Scaling(stream, size, name), length < len(numbers)
+        made = decoder.frames(numbers, scaling, lambda one: one[0].nbytes, ordered)
         shown = stack.enter_context(closing(made))  # or a traceback would hold its threads, and what they have open
         number, (picture, corrupt) = next(shown)
         shape, unread = picture.shape, corrupt and 0 not in numbers
@@ -282,19 +284,18 @@ def pieces(
             some = numbers[begin:end]
             pixels = np.empty((len(some), *shape), np.uint8)
             piece = described(torch.from_numpy(pixels), some, found, name)
-            rising = all(a <= b for a, b in pairwise(some))
             places: dict[int, list[int]] = {}
             for at, wanted in enumerate(some):
                 places.setdefault(wanted, []).append(at)
-            for wanted in sorted(places):
-                while number != wanted:
-                    number, (picture, corrupt) = next(shown)
-                for at in places[wanted]:
+            while True:
+                for at in places.pop(number, ()):
                     pixels[at] = picture
                     damaged += corrupt
                     advance()
-                if rising:
-                    come(piece, places[wanted][-1] + 1)
+                    come(piece, at)
+                if not places:
+                    break
+                number, (picture, corrupt) = next(shown)
             if end == len(numbers):
                 next(shown, None)  # which sees whether they were the frames that the index lists
                 check_unchanged(found, place, name)

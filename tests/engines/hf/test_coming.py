@@ -1,6 +1,6 @@
 """Frames that are processed as they come give the inputs of all of them at once, bit for bit."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -77,14 +77,24 @@ def frames_of(count: int, height: int = 72, width: int = 100) -> Frames:
 class OneByOne(ComingFrames):
     """Tells of these frames one after the other, and does not end before somebody looks, if anybody will."""
 
-    def __init__(self, frames: Frames, *before: Frames, looked_at: bool = True, error: Exception | None = None) -> None:
-        """before: frames of which it tells first, as if they had been miscounted.  error: what it ends with."""
+    def __init__(
+        self,
+        frames: Frames,
+        *before: Frames,
+        looked_at: bool = True,
+        error: Exception | None = None,
+        order: Callable[[int], Iterable[int]] = range,
+    ) -> None:
+        """before: frames of which it tells first, as if they had been miscounted.  error: what it ends with.
+
+        order: of the places of so many frames.
+        """
         self.looked = Event()
 
         def decode(come: Come) -> Frames:
             for some in (*before, frames):
-                for count in range(1, len(some) + 1):
-                    come(some, count)
+                for place in order(len(some)):
+                    come(some, place)
                 assert not looked_at or self.looked.wait(LONG)
             if error is not None:
                 raise error
@@ -92,8 +102,8 @@ class OneByOne(ComingFrames):
 
         super().__init__(decode)
 
-    def spans(self, joined: int = 1) -> Iterator[tuple[Frames, int, int]]:
-        for span in super().spans(joined):
+    def spans(self, parts: int, joined: int = 1) -> Iterator[tuple[Frames, list[int]]]:
+        for span in super().spans(parts, joined):
             self.looked.set()
             yield span
 
@@ -106,12 +116,20 @@ def same(made: Any, expected: Any) -> None:
         assert getattr(made[name], "dtype", None) == getattr(value, "dtype", None), name
 
 
+def in_turns(count: int) -> Iterator[int]:
+    """As of four decoders side by side."""
+    return (place for start in range(4) for place in range(start, count, 4))
+
+
+@pytest.mark.parametrize("order", [range, in_turns], ids=["in order", "in turns"])
 @pytest.mark.parametrize("count", [1, 2, 9, 23, 64])
 @pytest.mark.parametrize("family", processors.EACH)
-def test_the_inputs_are_those_of_all_frames_at_once(family: str, count: int, make: Any, calls: list[int]) -> None:
+def test_the_inputs_are_those_of_all_frames_at_once(
+    family: str, count: int, order: Callable[[int], Iterable[int]], make: Any, calls: list[int]
+) -> None:
     processor, frames = make(family), frames_of(count)
     expected, looked_at = prepare(processor, frames, QUESTION), by_frame(processor)
-    same(prepare(processor, OneByOne(frames, looked_at=looked_at), QUESTION), expected)
+    same(prepare(processor, OneByOne(frames, looked_at=looked_at, order=order), QUESTION), expected)
     in_parts = looked_at and family != "video_llama_3"  # which drops tokens by what all of the frames show
     assert sum(calls) == in_parts * count
     assert len(calls) <= 8

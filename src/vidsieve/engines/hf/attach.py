@@ -112,7 +112,7 @@ class Attachment:
         with Interceptions() as hooks:
             self._turn_on(hooks, at_layers=bool(stages))
             hooks.callback(self.target.states.clear)
-            VisionSeam(model, vision, pixels, self.trace, hooks)
+            self.vision = VisionSeam(model, vision, pixels, self.trace, hooks)
             if reducer is not None and self.trace.reduces:
                 self._install(reducer, first, stages, outputs, hooks)
             hooks.put(self.target.body, _HANDLE, self)

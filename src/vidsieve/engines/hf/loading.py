@@ -5,12 +5,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from math import ceil
 from typing import Any, NamedTuple
 
 import torch
 
 from vidsieve.checks import check_question, describe, require
 from vidsieve.engines.hf import hub
+from vidsieve.engines.hf.arguments import unwrap_model
 from vidsieve.engines.hf.processing import (
     Padding,
     by_frame,
@@ -30,6 +32,9 @@ from vidsieve.types.coming import ComingFrames
 from vidsieve.types.frames import Frames
 
 MICRO = 10**6  # a second in microseconds
+# Parts in which a video is processed while it is decoded, and in which the tower runs too: launching its kernels takes
+# the host as long for a few frames as for many, and slows the decoders.
+PARTS, TOWER_PARTS = 8, 4
 
 
 def load(name: str, device: str | None = None, dtype: str | None = None, bar: bool = True) -> tuple[Any, Any]:
@@ -100,7 +105,12 @@ class _Described:
 
 
 def prepare(
-    processor: Any, frames: Frames | ComingFrames, question: str, device: torch.device | str | None = None
+    processor: Any,
+    frames: Frames | ComingFrames,
+    question: str,
+    device: torch.device | str | None = None,
+    *,
+    model: Any = None,
 ) -> Any:
     """Make the inputs of `model.generate`: the processor's tensors for one video and one question, frames as sampled.
 
@@ -112,25 +122,43 @@ def prepare(
     frame by itself; the tensors are the same.
     device: of the model. On CUDA the frames are moved there as bytes, and scaled, normalised and cut into patches there
     by the processors of transformers, which rounds otherwise. Else they are processed on the CPU.
+    model: in place of its device: the tensors are on that, and in its precision. If something is attached to it, and
+    its tower computes each frame by itself, the tower runs while others are decoded too, and `generate` finds the
+    features when it comes to these very pixels (docs/vision.md).
     """
+    if model is not None:
+        if device is not None:
+            raise WrongArgument(f"expected device or model, not both; got {device!r} and {describe(model)}")
+        if isinstance(frames, Frames) and frames.pixels.is_meta:
+            raise WrongArgument(
+                "expected frames with pixels for a model; got described ones, which are prepared without"
+            )
+        model = unwrap_model(model)
+        device = model.device
     if isinstance(frames, ComingFrames):
-        return _prepare_coming(processor, frames, question, device)
-    return prepare_turns(processor, (frames,), (question,), device)
+        made = _prepare_coming(processor, frames, question, device, model)
+    else:
+        made = prepare_turns(processor, (frames,), (question,), device)
+    return made if model is None else made.to(model.device, model.dtype)
 
 
-def _prepare_coming(processor: Any, coming: ComingFrames, question: str, device: torch.device | str | None) -> Any:
+def _prepare_coming(
+    processor: Any, coming: ComingFrames, question: str, device: torch.device | str | None, model: Any
+) -> Any:
     check_question(question)
     inputs: _GrowingInputs | None = None
+    ahead = None if model is None else _features_ahead(model)
+    parts = PARTS if ahead is None else TOWER_PARTS
     beside = by_frame(processor) and (torch.device(device or "cpu").type == "cuda" or cores_are_left())
     with suppress(UnsupportedCall):  # of a processor that looks at all frames before it says anything
-        for frames, begin, end in coming.spans(frames_joined(processor)) if beside else ():
-            if inputs is None or not begin:
-                inputs = _GrowingInputs(processor, frames, question, device)
-            inputs.add(frames.part(begin, end))
+        for frames, places in coming.spans(parts, frames_joined(processor)) if beside else ():
+            if inputs is None or not inputs.show(frames):
+                inputs = _GrowingInputs(processor, frames, question, device, model, ahead)
+            inputs.add(frames, places)
     frames = coming.result()
     if inputs is not None and inputs.are_of(frames):
-        return inputs.made
-    return prepare(processor, frames, question, device)
+        return inputs.finished()
+    return prepare_turns(processor, (frames,), (question,), device)
 
 
 def cores_are_left() -> bool:
@@ -142,31 +170,74 @@ def cores_are_left() -> bool:
 class _GrowingInputs:
     """What `prepare` makes of a video: its prompt at once, and the pixels of some frames after the other.
 
-    made: the inputs, once they `are_of` all frames.
+    `finished` gives the inputs, once they `are_of` all frames.
     """
 
-    def __init__(self, processor: Any, frames: Frames, question: str, device: torch.device | str | None) -> None:
-        self._shown, bare = frames.pixels, replace(frames, pixels=frames.pixels.to("meta"))
-        self.made = prepare(processor, bare, question)
-        [self._name] = [name for name in self.made if name.startswith("pixel_")]
-        self._along = int(self.made[self._name].ndim == 5)  # (1, T, C, H, W), else the first
-        self._done, self._device, self._sized = 0, device, Sized(processor, bare)
+    def __init__(
+        self,
+        processor: Any,
+        frames: Frames,
+        question: str,
+        device: torch.device | str | None,
+        model: Any = None,
+        ahead: Any = None,
+    ) -> None:
+        """model: whose device and precision they get.  ahead: its `FeaturesAhead`."""
+        self._pixels, bare = frames.pixels, replace(frames, pixels=frames.pixels.to("meta"))
+        self._made = prepare(processor, bare, question)
+        [self._name] = [name for name in self._made if name.startswith("pixel_")]
+        self._along = int(self._made[self._name].ndim == 5)  # (1, T, C, H, W), else the first
+        self._joined = frames_joined(processor)
+        self._count = self._left = ceil(len(frames) / self._joined)
+        self._device, self._model, self._ahead = device, model, ahead
+        self._sized = Sized(processor, bare)
+        self._features = ahead and ahead.begin(self._count, self._made.get("video_grid_thw"))
+
+    def show(self, frames: Frames) -> bool:
+        """Whether they are inputs of these frames."""
+        return frames.pixels is self._pixels
 
     def are_of(self, frames: Frames) -> bool:
         """Whether all of these frames are in them."""
-        return frames.pixels is self._shown and bool(self._done == self.made[self._name].shape[self._along])
+        return self.show(frames) and not self._left
 
-    def add(self, chunk: Frames) -> None:
-        """Process the next frames, and put their pixels in place."""
+    def add(self, frames: Frames, places: Sequence[int]) -> None:
+        """Process the frames at these places, which are whole temporal patches, and put their pixels in place."""
+        chunk = frames.chosen(places)
         made = prepare_video(self._sized(chunk), chunk, self._device)
         [some] = [x for name, x in made.items() if name.startswith("pixel_")]
-        whole = self.made[self._name]
+        whole = self._made[self._name]
         some = some.flatten(0, some.ndim - whole.ndim)  # InternVL's prompt has the frames of all videos in a row
+        if self._model is not None:
+            some = some.to(self._model.device, self._model.dtype)
         if whole.is_meta:
-            whole = self.made[self._name] = empty(whole.shape, whole.dtype, some.device)
-        count = min(some.shape[self._along], whole.shape[self._along] - self._done)  # a lone frame may be there twice
-        whole.narrow(self._along, self._done, count).copy_(some.narrow(self._along, 0, count))
-        self._done += count
+            dtype = whole.dtype if self._model is None else some.dtype
+            whole = self._made[self._name] = empty(whole.shape, dtype, some.device)
+        at = torch.tensor([place // self._joined for place in places[:: self._joined]], device=whole.device)
+        patches = whole.unflatten(self._along, (self._count, -1))  # of each temporal patch
+        some = some.unflatten(self._along, (-1, patches.shape[self._along + 1]))
+        some = some.narrow(self._along, 0, len(at))  # a lone frame may be there twice
+        patches.index_copy_(self._along, at, some)
+        if self._features is not None:
+            self._features.add(some.flatten(0, 1), at)
+        self._left -= len(at)
+
+    def finished(self) -> Any:
+        """Make the inputs of all frames."""
+        if self._model is None:
+            return self._made
+        made = self._made.to(self._model.device, self._model.dtype)
+        if self._ahead is not None and self._features is not None:
+            self._ahead.keep(self._features, made[self._name], made["video_grid_thw"])
+        return made
+
+
+def _features_ahead(model: Any) -> Any:
+    """Get what keeps features that are made before `model` asks for them; None where nothing that does is attached."""
+    from vidsieve.engines.hf.attach import attachment_of  # needs transformers, as all of a model does
+
+    attachment = attachment_of(model.base_model)
+    return None if attachment is None else attachment.vision.ahead
 
 
 def prepare_turns(

@@ -17,6 +17,7 @@ from vidsieve.engines.hf import contract
 from vidsieve.engines.hf.families import adapter_for
 from vidsieve.engines.hf.intercept import Interceptions, OfOneModel
 from vidsieve.engines.hf.tracked import NonFiniteCheck
+from vidsieve.engines.hf.vision.ahead import FeaturesAhead, features_ahead
 from vidsieve.engines.hf.vision.batched import BatchedPixels
 from vidsieve.engines.hf.vision.calls import Grids, TowerCall, TowerCalls
 from vidsieve.engines.hf.vision.cpu import FewFrames
@@ -59,6 +60,7 @@ class VisionSeam(OfOneModel):
         self, model: Any, vision: Vision, pixels: PixelSelector | None, trace: Trace, hooks: Interceptions
     ) -> None:
         self._trace, self._pixels = trace, pixels
+        self.ahead: FeaturesAhead | None = None
         if vision == "stock" and pixels is None:
             trace.tower = "stock, as asked for"
             return
@@ -105,6 +107,8 @@ class VisionSeam(OfOneModel):
         if on_cpu:
             FewFrames(tower, self._calls, hooks)
         self._takes_host_grids = takes_host_grids(tower)
+        if pixels is None:
+            self.ahead = features_ahead(model, tower)
         hooks.wrap(model.base_model, "get_video_features", self._video)
         hooks.before(tower, self._before)
         if (expands := getattr(tower, "post_layernorm", None)) is not None:  # what follows it wants all patches
@@ -121,6 +125,8 @@ class VisionSeam(OfOneModel):
         grid = given.get("video_grid_thw")
         if grid is None:
             return inner(**given)
+        if self.ahead is not None and (known := self.ahead.of(given)) is not None:
+            return known
         host = grid.cpu()
         self._calls.videos = tuple((t, h, w) for t, h, w in host.tolist())
         if self._takes_host_grids and not why_stock(self._tower, given):

@@ -1,0 +1,124 @@
+"""Features of a video before the model asks for them: the tower runs on some of its frames while others are decoded.
+
+Only a tower that computes a temporal patch from it alone does so. Its work lies on a stream of its own, so that the
+prompt can be looked at meanwhile, and `generate` gets the features where it would call the tower with the same pixels.
+"""
+
+import inspect
+import weakref
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vidsieve.engines.hf.families import adapter_for
+from vidsieve.engines.hf.intercept import OfOneModel
+from vidsieve.engines.hf.vision.tower import why_stock
+from vidsieve.errors import UnsupportedModel
+from vidsieve.stages import in_use, launched, own_stream, wait_for
+
+_ASKED = ("pixel_values_videos", "video_grid_thw")  # what a tower is asked with whose temporal patches are rows
+
+
+class GrowingFeatures:
+    """The features of one video, of which some temporal patches come after the other.
+
+    count: how many.  grid: rows and columns of one, in patches.
+    """
+
+    def __init__(self, body: Any, count: int, grid: tuple[int, int], device: torch.device) -> None:
+        self._body, self._count, self._grid, self._device = body, count, grid, device
+        self._whole: list[Tensor] = []  # (count, tokens, D): what goes before the first layer, then those within it
+        self._kind: Any = None
+
+    @torch.no_grad()
+    def add(self, pixels: Tensor, at: Tensor) -> None:
+        """Compute those of the temporal patches `at` int64 (n,), of which these are the pixels (n * patches, C)."""
+        made = launched(self._device)
+        with own_stream(self._device, "tower"):
+            wait_for(made, self._device)
+            in_use((pixels, at))
+            grid = torch.tensor([[len(at), *self._grid]])
+            found = self._body.get_video_features(pixels, grid.to(self._device), return_dict=True)
+            parts = [found.pooler_output, *(found.get("deepstack_features") or ())]
+            rows = [part[0].unflatten(0, (len(at), -1)) for part in parts]
+            if not self._whole:
+                self._kind = type(found)
+                self._whole = [x.new_empty(self._count, *x.shape[1:]) for x in rows]
+            for whole, x in zip(self._whole, rows, strict=True):
+                whole.index_copy_(0, at, x)
+
+    def output(self) -> tuple[Any, torch.Event | None]:
+        """Make what the model's `get_video_features` returns of all, and what marks that it is computed."""
+        with own_stream(self._device, "tower"):
+            made = launched(self._device)
+        first, *within = (whole.flatten(0, 1) for whole in self._whole)
+        more = {"deepstack_features": [(x,) for x in within]} if within else {}
+        return self._kind(pooler_output=(first,), **more), made
+
+
+class _Known(NamedTuple):
+    """What was made of one tensor of pixels. made: marks that it is computed."""
+
+    pixels: weakref.ref[Tensor]
+    version: int
+    grid: Tensor
+    output: Any
+    made: torch.Event | None
+
+
+class FeaturesAhead(OfOneModel):
+    """What the tower of one model has made of pixels with which it is yet to be called, as long as there are these."""
+
+    def __init__(self, model: Any, tower: nn.Module) -> None:
+        self._model, self._tower = model, tower
+        self._known: dict[int, _Known] = {}  # by the identity of the pixels
+
+    def begin(self, count: int, grid: Any) -> GrowingFeatures | None:
+        """Begin a video of `count` temporal patches with the `video_grid_thw` of a prompt; None where it cannot be."""
+        device = next(self._tower.parameters()).device
+        if not isinstance(grid, Tensor) or torch.is_inference_mode_enabled() or torch.is_autocast_enabled(device.type):
+            return None
+        [[frames, *size], *others] = grid.tolist()
+        with torch.no_grad():
+            stock = why_stock(self._tower, {})
+        if stock or others or frames != count:
+            return None
+        return GrowingFeatures(self._model.base_model, count, tuple(size), device)
+
+    def keep(self, features: GrowingFeatures, pixels: Tensor, grid: Tensor) -> None:
+        """Keep features for calls with these pixels and this grid."""
+        known, key = self._known, id(pixels)
+        alive = weakref.ref(pixels, lambda _: known.pop(key, None))
+        known[key] = _Known(alive, pixels._version, grid, *features.output())
+
+    def of(self, given: dict[str, Any]) -> Any:
+        """Get what `get_video_features` is asked for, where it is known; else None."""
+        known = self._known.get(id(given["pixel_values_videos"]))
+        pixels = None if known is None else known.pixels()
+        if known is None or pixels is None or pixels is not given["pixel_values_videos"]:
+            return None
+        if known.version != pixels._version:
+            return None
+        asked = {name: value for name, value in given.items() if value is not None}
+        plain = asked.pop("return_dict", True) is True and asked.keys() == set(_ASKED)
+        if not plain or torch.is_autocast_enabled(pixels.device.type) or why_stock(self._tower, given):
+            return None
+        grid = given["video_grid_thw"]
+        if grid is not known.grid and not torch.equal(grid.cpu(), known.grid.cpu()):
+            return None
+        wait_for(known.made, pixels.device)
+        in_use((*known.output.pooler_output, *(x for (x,) in known.output.get("deepstack_features") or ())))
+        return type(known.output)(**known.output)  # not itself, in which somebody may write
+
+
+def features_ahead(model: Any, tower: nn.Module) -> FeaturesAhead | None:
+    """Get what keeps features of `tower`; None if nothing says that it computes a temporal patch from that alone."""
+    try:
+        adapter = adapter_for(model)
+    except UnsupportedModel:
+        return None
+    names = inspect.signature(model.base_model.get_video_features).parameters
+    asked = [name for name, one in names.items() if one.kind is not inspect.Parameter.VAR_KEYWORD]
+    apart = adapter.by_frame and adapter.layout == "grid" and not adapter.trailing
+    return FeaturesAhead(model, tower) if apart and asked == list(_ASKED) else None
