@@ -57,11 +57,37 @@ def test_a_frame_that_is_wanted_twice_is_told_of_twice(clip: Path) -> None:
     assert seen == [2, 0, 1]
 
 
-def test_what_is_no_video_is_raised_at_once(tmp_path: Path) -> None:
+def test_what_is_wrong_with_the_arguments_is_raised_at_once(tmp_path: Path) -> None:
     with pytest.raises(VideoError, match=r"absent.mp4: no such file"):
         begin_video(tmp_path / "absent.mp4")
     with pytest.raises(ValueError, match="give one of num_frames, fps and index"):
         begin_video(tmp_path / "absent.mp4", num_frames=3, fps=1)
+
+
+def test_what_is_no_video_is_raised_before_it_is_decoded(tmp_path: Path, clip: Path) -> None:
+    text = tmp_path / "text.mp4"
+    text.write_text("no video")
+    coming = begin_video(text)
+    for _ in range(2):
+        with pytest.raises(VideoError, match=r"text.mp4: is not a video that can be decoded"):
+            coming.wait_until_known()
+    with pytest.raises(VideoError, match=r"text.mp4: is not a video that can be decoded"):
+        coming.result()
+    begin_video(clip).wait_until_known()
+
+
+def test_it_is_known_which_frames_there_are_before_they_are_decoded() -> None:
+    waited, frames = threading.Event(), frames_of(2)
+
+    def decode(come: Come) -> Frames:
+        assert waited.wait(LONG)
+        return frames
+
+    coming = ComingFrames(lambda: decode)
+    coming.wait_until_known()
+    assert coming.ended is None
+    waited.set()
+    assert coming.result() is frames
 
 
 def test_what_cannot_be_decoded_is_raised_where_it_is_waited_for(clip: Path) -> None:
@@ -111,7 +137,7 @@ def test_spans_are_eighths_of_whole_patches(count: int, joined: int, lengths: li
         return frames
 
     spans = []
-    for some, places in ComingFrames(decode).spans(8, joined):
+    for some, places in ComingFrames(lambda: decode).spans(8, joined):
         looking.set()
         assert some is frames
         assert places == sorted(places)
@@ -134,7 +160,7 @@ def test_a_span_is_there_before_the_next_frame_is_decoded() -> None:
         told(come, frames, [1, 3, 6, 4])
         return frames
 
-    coming = ComingFrames(decode)
+    coming = ComingFrames(lambda: decode)
     spans = coming.spans(8)
     assert next(spans)[1] == [0, 2, 5, 7]
     assert coming.ended is None
@@ -152,7 +178,7 @@ def test_frames_that_are_joined_come_together() -> None:
         told(come, frames, [3, 5])
         return frames
 
-    spans = ComingFrames(decode).spans(8, 2)
+    spans = ComingFrames(lambda: decode).spans(8, 2)
     assert next(spans)[1] == [0, 1, 6, 7]
     taken.set()
     assert [places for _, places in spans] == [[2, 3, 4, 5]]
@@ -167,7 +193,7 @@ def test_a_decoder_that_begins_anew_is_followed() -> None:
         told(come, frames, range(5))
         return frames
 
-    spans = ComingFrames(decode).spans(8)
+    spans = ComingFrames(lambda: decode).spans(8)
     assert next(spans) == (wrong, [0, 1, 2, 3])
     taken.set()
     assert list(spans) == [(frames, [0, 1, 2, 3]), (frames, [4])]

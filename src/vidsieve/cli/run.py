@@ -141,6 +141,7 @@ def _prepare(
     note("decoding the clip" if loaded else "decoding the clip, and loading the model")
     began = time.perf_counter()
     coming = begin(request.clip, request.wanted, warn)
+    coming.wait_until_known()
     loading = time.perf_counter()
     processor, model = loaded or load(request.model, request.device, request.dtype, bar=False)
     there = time.perf_counter()

@@ -21,31 +21,44 @@ class ComingFrames:
 
     def __init__(
         self,
-        decode: Callable[[Come], Frames],
+        look: Callable[[], Callable[[Come], Frames]],
         faults: Sequence[str] = (),
         warn: Callable[[str], None] = lambda fault: None,
     ) -> None:
-        """decode: makes the frames; calls what it is given with them and the place of each that is there.
+        """look: finds out which frames there are, and returns what makes them: that calls what it is given with the
+        frames and the place of each that is there.
 
-        faults: what `decode` finds wrong, of which `warn` is told in the thread that asks for the result.
+        faults: what the two find wrong, of which `warn` is told in the thread that asks for the result.
         """
         self.ended: float | None = None
+        self._known = False
         self._changed = Condition()
         self._frames: Frames | None = None  # of which are there, in the order in which they came:
         self._places: list[int] = []
         self._result: Frames | BaseException | None = None
         self._faults, self._warn = iter(faults), warn
         # An error or Ctrl-C elsewhere does not wait for it.
-        Thread(target=self._run, args=(decode,), name="vidsieve-decode", daemon=True).start()
+        Thread(target=self._run, args=(look,), name="vidsieve-decode", daemon=True).start()
 
-    def _run(self, decode: Callable[[Come], Frames]) -> None:
+    def _run(self, look: Callable[[], Callable[[Come], Frames]]) -> None:
         try:
+            decode = look()
+            with self._changed:
+                self._known = True
+                self._changed.notify_all()
             self._result = decode(self._come)
         except BaseException as error:  # raised where the result is asked for
             self._result = error
         with self._changed:
             self.ended = time.perf_counter()
             self._changed.notify_all()
+
+    def wait_until_known(self) -> None:
+        """Wait until it is known which frames there are. Raises what that raises, as for what is no video."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._known or self.ended is not None)
+        if not self._known:
+            self.result()
 
     def _come(self, frames: Frames, place: int) -> None:
         with self._changed:

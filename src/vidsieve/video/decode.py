@@ -261,8 +261,8 @@ def pieces(
     """Decode the frames `numbers`, `length` at a time, with one decoder. Numbers must rise if there are several pieces.
 
     first: how many the first piece has; None for `length`.
-    come: is called with a piece whose frames are being filled in, and the place of each that is. Those of a single
-    piece are in any order.
+    come: is called with a piece whose frames are being filled in, and the place of each that is: those of a single
+    piece in any order, as decoders side by side make them, which takes a little longer in all.
     The first frame of the file has the height and width of all.
     Raises `Miscounted`, maybe after some were yielded.
     """
@@ -275,7 +275,7 @@ def pieces(
         advance = stack.enter_context(_progress_bar(progress and found.duration >= LONG_CLIP, len(numbers)))
         stream = video_stream(container, name)
         decoder = Decoder(container, stream, found, name, check)
-        scaling, ordered = Scaling(stream, size, name), length < len(numbers)
+        scaling, ordered = Scaling(stream, size, name), length < len(numbers) or come is _untold
         made = decoder.frames(numbers, scaling, lambda one: one[0].nbytes, ordered)
         shown = stack.enter_context(closing(made))  # or a traceback would hold its threads, and what they have open
         number, (picture, corrupt) = next(shown)

@@ -100,7 +100,7 @@ class OneByOne(ComingFrames):
                 raise error
             return frames
 
-        super().__init__(decode)
+        super().__init__(lambda: decode)
 
     def spans(self, parts: int, joined: int = 1) -> Iterator[tuple[Frames, list[int]]]:
         for span in super().spans(parts, joined):
