@@ -252,3 +252,4 @@ def test_on_cuda_features_are_as_near_as_those_of_all_pixels(family: str) -> Non
             layers = [x.get("deepstack_features") or () for x in (found, true)]
             for ours, whole in zip(*layers, strict=True):
                 torch.testing.assert_close(ours[0], whole[0], rtol=0.02, atol=0.02)
+            calls.taken()
