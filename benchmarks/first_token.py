@@ -13,7 +13,8 @@ the difference over that of the truth, and `stock_error` is what a stock tower i
 encodes every pixel and is over 5 % farther off than stock, or one that keeps another number of tokens than it should,
 is reported with the reason and no time.
 Peak memory is of one call beyond what was held before it: weights, pixels and what is attached; `held_bytes` is what
-the attached variant itself holds. `kernels` are launches on the device, `busy_ms` is their sum.
+the attached variant itself holds. `kernels` are launches on the device, `busy_ms` is their sum, both of one call after
+all that are timed.
 """
 
 import argparse
@@ -279,8 +280,13 @@ def measure(name: str, options: argparse.Namespace, tell: Callable[[str], None])
                     first_token()
                 if variant not in rows:
                     rows[variant] = describe(variant, trace, tokens, prompt, off)
-                    rows[variant] |= memory(first_token, free, device) | launches(first_token, device)
+                    rows[variant] |= memory(first_token, free, device)
                 times[variant] += [milliseconds(first_token, device) for _ in range(min(TURN, options.rounds - done))]
+    for variant, row in rows.items():  # after all times: once it has been on, a profiler makes every launch take longer
+        with attached(model, variant):
+            for _ in range(WARM_UP):
+                first_token()
+            row |= launches(first_token, device)
     for variant, row in rows.items():
         low, middle, high = quantiles(times[variant]) if row["wrong"] is None else (None,) * 3
         row |= {"model": name, "variant": variant, "from": "pixels"}
