@@ -18,6 +18,7 @@ from tests.engines.hf.test_coming import QUESTION, OneByOne, frames_of, in_turns
 from vidsieve.engines.hf import loading
 from vidsieve.engines.hf.attach import attachment_of
 from vidsieve.engines.hf.loading import prepare
+from vidsieve.engines.hf.vision.ahead import _tensors
 from vidsieve.errors import WrongArgument
 from vidsieve.methods import Pixels, RunLength, Staged
 from vidsieve.video import begin_video, plan_video, read_video
@@ -248,7 +249,8 @@ def test_on_cuda_features_are_as_near_as_those_of_all_pixels(family: str) -> Non
                 true = model.base_model.get_video_features(
                     inputs["pixel_values_videos"].clone(), inputs["video_grid_thw"], return_dict=True
                 )
-            layers = [[x.pooler_output, *(x.get("deepstack_features") or ())] for x in (found, true)]
-            for (ours,), (whole,) in zip(*layers, strict=True):
+            for ours, whole in zip(
+                *(_tensors(list(x.values())) for x in (found, {name: true[name] for name in found})), strict=True
+            ):
                 assert (ours - whole).float().norm() <= 0.02 * whole.float().norm()
             calls.taken()

@@ -6,6 +6,8 @@ prompt can be looked at meanwhile, and `generate` gets the features where it wou
 
 import inspect
 import weakref
+from collections.abc import Iterator
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +20,21 @@ from vidsieve.errors import UnsupportedModel
 from vidsieve.stages import in_use, launched, own_stream, wait_for
 
 _ASKED = ("pixel_values_videos", "video_grid_thw")  # what a tower is asked with whose temporal patches are rows
+_UNREAD = ("return_dict", "use_cache")  # what else a body may hand over, of which a tower reads nothing
+_PARTS = ("pooler_output", "deepstack_features")  # of what the model's `get_video_features` returns
+
+
+def _tensors(part: Any) -> Iterator[Tensor]:
+    """Go through the features of one video in a part: by release, a tensor, a tuple of one, or a list of either."""
+    if isinstance(part, Tensor):
+        yield part
+    else:
+        yield from chain.from_iterable(map(_tensors, part))
+
+
+def _filled(part: Any, rows: Iterator[Tensor]) -> Any:
+    """Make a part like this one of other features."""
+    return next(rows) if isinstance(part, Tensor) else type(part)(_filled(one, rows) for one in part)
 
 
 class GrowingFeatures:
@@ -30,6 +47,7 @@ class GrowingFeatures:
         self._body, self._count, self._grid, self._device = body, count, grid, device
         self._whole: list[Tensor] = []  # (count, tokens, D): what goes before the first layer, then those within it
         self._kind: Any = None
+        self._parts: dict[str, Any] = {}  # of the first of them
 
     @torch.no_grad()
     def add(self, pixels: Tensor, at: Tensor) -> None:
@@ -40,10 +58,10 @@ class GrowingFeatures:
             in_use((pixels, at))
             grid = torch.tensor([[len(at), *self._grid]])
             found = self._body.get_video_features(pixels, grid.to(self._device), return_dict=True)
-            parts = [found.pooler_output, *(found.get("deepstack_features") or ())]
-            rows = [part[0].unflatten(0, (len(at), -1)) for part in parts]
+            parts = {name: found[name] for name in _PARTS if found.get(name) is not None}
+            rows = [x.reshape(len(at), -1, x.shape[-1]) for x in _tensors(parts.values())]
             if not self._whole:
-                self._kind = type(found)
+                self._kind, self._parts = type(found), parts
                 self._whole = [x.new_empty(self._count, *x.shape[1:]) for x in rows]
             for whole, x in zip(self._whole, rows, strict=True):
                 whole.index_copy_(0, at, x)
@@ -52,9 +70,8 @@ class GrowingFeatures:
         """Make what the model's `get_video_features` returns of all, and what marks that it is computed."""
         with own_stream(self._device, "tower"):
             made = launched(self._device)
-        first, *within = (whole.flatten(0, 1) for whole in self._whole)
-        more = {"deepstack_features": [(x,) for x in within]} if within else {}
-        return self._kind(pooler_output=(first,), **more), made
+        rows = iter([whole.flatten(0, 1) for whole in self._whole])
+        return self._kind(**{name: _filled(part, rows) for name, part in self._parts.items()}), made
 
 
 class _Known(NamedTuple):
@@ -101,14 +118,14 @@ class FeaturesAhead(OfOneModel):
         if known.version != pixels._version:
             return None
         asked = {name: value for name, value in given.items() if value is not None}
-        plain = asked.pop("return_dict", True) is True and asked.keys() == set(_ASKED)
+        plain = asked.get("return_dict", True) and asked.keys() - set(_UNREAD) == set(_ASKED)
         if not plain or torch.is_autocast_enabled(pixels.device.type) or why_stock(self._tower, given):
             return None
         grid = given["video_grid_thw"]
         if grid is not known.grid and not torch.equal(grid.cpu(), known.grid.cpu()):
             return None
         wait_for(known.made, pixels.device)
-        in_use((*known.output.pooler_output, *(x for (x,) in known.output.get("deepstack_features") or ())))
+        in_use(_tensors(known.output.values()))
         return type(known.output)(**known.output)  # not itself, in which somebody may write
 
 
