@@ -92,7 +92,7 @@ def test_it_is_known_which_frames_there_are_before_they_are_decoded() -> None:
 
 def test_what_cannot_be_decoded_is_raised_where_it_is_waited_for(clip: Path) -> None:
     coming = begin_video(clip, index=[1000])
-    assert list(coming.spans(8)) == []
+    assert list(coming.spans(8, 4)) == []
     for _ in range(2):
         with pytest.raises(VideoError, match="has no frame 1000"):
             coming.result()
@@ -103,7 +103,7 @@ def test_a_file_that_is_cut_short_is_warned_of_once_where_it_is_waited_for(tmp_p
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         coming = begin_video(short, num_frames=9)
-        assert sum(len(places) for _, places in coming.spans(8)) in (0, 9)  # 0 if it had ended before
+        assert sum(len(places) for _, places in coming.spans(8, 4)) in (0, 9)  # 0 if it had ended before
     with pytest.warns(UserWarning, match="is cut short"):
         coming.result()
     with warnings.catch_warnings():
@@ -137,7 +137,7 @@ def test_spans_are_eighths_of_whole_patches(count: int, joined: int, lengths: li
         return frames
 
     spans = []
-    for some, places in ComingFrames(lambda: decode).spans(8, joined):
+    for some, places in ComingFrames(lambda: decode).spans(8, 4, joined):
         looking.set()
         assert some is frames
         assert places == sorted(places)
@@ -161,7 +161,7 @@ def test_a_span_is_there_before_the_next_frame_is_decoded() -> None:
         return frames
 
     coming = ComingFrames(lambda: decode)
-    spans = coming.spans(8)
+    spans = coming.spans(8, 4)
     assert next(spans)[1] == [0, 2, 5, 7]
     assert coming.ended is None
     taken.set()
@@ -178,7 +178,7 @@ def test_frames_that_are_joined_come_together() -> None:
         told(come, frames, [3, 5])
         return frames
 
-    spans = ComingFrames(lambda: decode).spans(8, 2)
+    spans = ComingFrames(lambda: decode).spans(8, 4, 2)
     assert next(spans)[1] == [0, 1, 6, 7]
     taken.set()
     assert [places for _, places in spans] == [[2, 3, 4, 5]]
@@ -193,7 +193,7 @@ def test_a_decoder_that_begins_anew_is_followed() -> None:
         told(come, frames, range(5))
         return frames
 
-    spans = ComingFrames(lambda: decode).spans(8)
+    spans = ComingFrames(lambda: decode).spans(8, 4)
     assert next(spans) == (wrong, [0, 1, 2, 3])
     taken.set()
     assert list(spans) == [(frames, [0, 1, 2, 3]), (frames, [4])]

@@ -8,8 +8,6 @@ from typing import cast
 
 from vidsieve.types.frames import Frames
 
-SHORTEST = 4  # frames of a span: each costs calls, and a processor may show a lone frame twice
-
 Come = Callable[[Frames, int], None]
 
 
@@ -77,16 +75,17 @@ class ComingFrames:
             self._warn(fault)
         return self._result
 
-    def spans(self, parts: int, joined: int = 1) -> Iterator[tuple[Frames, list[int]]]:
+    def spans(self, parts: int, shortest: int, joined: int = 1) -> Iterator[tuple[Frames, list[int]]]:
         """Yield frames, and the places of some of these that are there now, span after span, until decoding ends.
 
         All come, in any order, unless decoding fails; all of other frames, if the decoder has to begin anew. Yields
         nothing if all are there before.
-        parts: how many spans there are of many frames: the last of them is left to do after decoding.
+        parts: how many spans there are, the last of which is left to do after decoding; fewer, if they would be of less
+        than `shortest` frames.
         joined: how many frames that follow one another come together.
         """
         frames: Frames | None = None
-        taken, groups = 0, _Groups(0, parts, joined)
+        taken, groups = 0, _Groups(0, 1, joined)
         ended = self.ended is not None
         while not ended:
             with self._changed:
@@ -94,7 +93,8 @@ class ComingFrames:
                     self._changed.wait()
                 ended = self.ended is not None
                 if self._frames is not None and self._frames is not frames:
-                    frames, taken, groups = self._frames, 0, _Groups(len(self._frames), parts, joined)
+                    frames, taken = self._frames, 0
+                    groups = _Groups(len(frames), max(ceil(len(frames) / parts), shortest), joined)
                 come, taken = self._places[taken:], len(self._places)
             for span in groups.add(come) if frames is not None else ():
                 yield cast(Frames, frames), span
@@ -103,11 +103,11 @@ class ComingFrames:
 class _Groups:
     """Which of `count` frames, in groups of `joined`, have come, and which of these are yet to be yielded."""
 
-    def __init__(self, count: int, parts: int, joined: int) -> None:
+    def __init__(self, count: int, length: int, joined: int) -> None:
         self._groups = [range(begin, min(begin + joined, count)) for begin in range(0, count, joined)]
         self._missing = [len(group) for group in self._groups]
         self._joined, self._whole, self._left = joined, list[range](), len(self._groups)
-        self._length = ceil(max(count / parts, SHORTEST) / joined)
+        self._length = ceil(length / joined)
 
     def add(self, places: Sequence[int]) -> Iterator[list[int]]:
         """Yield the spans that these frames make up, with those that came before: the last one may be shorter."""

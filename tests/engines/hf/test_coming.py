@@ -102,8 +102,8 @@ class OneByOne(ComingFrames):
 
         super().__init__(lambda: decode)
 
-    def spans(self, parts: int, joined: int = 1) -> Iterator[tuple[Frames, list[int]]]:
-        for span in super().spans(parts, joined):
+    def spans(self, parts: int, shortest: int, joined: int = 1) -> Iterator[tuple[Frames, list[int]]]:
+        for span in super().spans(parts, shortest, joined):
             self.looked.set()
             yield span
 

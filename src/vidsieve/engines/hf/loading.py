@@ -32,9 +32,10 @@ from vidsieve.types.coming import ComingFrames
 from vidsieve.types.frames import Frames
 
 MICRO = 10**6  # a second in microseconds
-# Parts in which a video is processed while it is decoded, and in which the tower runs too: launching its kernels takes
-# the host as long for a few frames as for many, and slows the decoders.
-PARTS, TOWER_PARTS = 8, 4
+# In how many parts a video is processed while it is decoded, of no fewer frames: a processor may show a lone one twice.
+# In fewer and longer ones where the tower runs too: launching its kernels takes the host as long for a few frames as
+# for many, and slows the decoders.
+PARTS, TOWER_PARTS = (8, 4), (4, 16)
 
 
 def load(name: str, device: str | None = None, dtype: str | None = None, bar: bool = True) -> tuple[Any, Any]:
@@ -151,7 +152,7 @@ def _prepare_coming(
     parts = PARTS if ahead is None else TOWER_PARTS
     beside = by_frame(processor) and (torch.device(device or "cpu").type == "cuda" or cores_are_left())
     with suppress(UnsupportedCall):  # of a processor that looks at all frames before it says anything
-        for frames, places in coming.spans(parts, frames_joined(processor)) if beside else ():
+        for frames, places in coming.spans(*parts, frames_joined(processor)) if beside else ():
             if inputs is None or not inputs.show(frames):
                 inputs = _GrowingInputs(processor, frames, question, device, model, ahead)
             inputs.add(frames, places)
