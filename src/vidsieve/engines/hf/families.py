@@ -86,7 +86,7 @@ _BOTH_WAYS = "its video tokens see later ones too, by masks that no stage makes"
 _WINDOWS = "some of its layers see a window, and whether dropped tokens count towards its width is not defined"
 _CHOSEN = "its layers choose the keys that they, or layers after them, see"
 _UNPROVEN = "what its tower makes of fewer groups of pixels has not been compared with the same by hand"
-_IMAGES = "it hands the frames of a video over as images, and nothing tells which of them are one video"
+_MIXED = "frames, tiles of images and padding come as one list, and which of them its tower sees is not worked out here"
 _ARGUMENTS = "its decoder takes an argument for every token, which is not stored"
 _APART = "nobody has compared its answers from stored features yet, nor its tower chunk by chunk with the whole"
 _PARTS = "several videos of a prompt cannot be told apart in what would be stored"
@@ -258,7 +258,6 @@ for _adapter in (
         square=True,
         by_frame=True,
         tower="batched",
-        not_before_tower=_IMAGES,
     ),
     # Between tiles of an image are at most four tokens; between frames a time stamp and two markers.
     Adapter(
@@ -269,7 +268,7 @@ for _adapter in (
         square=True,
         by_frame=True,
         tower="batched",
-        not_before_tower=_IMAGES,
+        not_before_tower=_MIXED,
     ),
     Adapter(("minicpmv4_6",), layout="slices", by_frame=True, tower="stock", not_before_tower=_UNPROVEN),
     Adapter(
