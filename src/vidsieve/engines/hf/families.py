@@ -35,7 +35,8 @@ class Adapter:
     between: config attributes with the ids around a video, where images use the same placeholder ("grid").
     trailing: tokens at the end of each video that are not patches, and so are always kept ("clips").
     square: whether a frame's tokens, where a square number, form a square grid ("clips", "runs").
-    frame_tokens: config attribute with the tokens of a frame; runs of any other length are images ("runs").
+    frame_tokens: config attribute with the tokens of a frame; runs of any other length are images ("runs"). Selectors
+        before the tower need it there.
     gap: fewest tokens between two frames; runs closer together are the tiles of one image ("runs").
     per_token: decoder arguments (B, L, ...) that follow the sequence, besides embeddings, positions and mask.
     unchanged: decoder arguments that do not follow the sequence, besides those that transformers' own decoders take.

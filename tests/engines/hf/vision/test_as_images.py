@@ -247,11 +247,21 @@ def test_images_are_computed_as_a_whole() -> None:
         assert trace.pixels == ()
 
 
+def interrupt(*_: Any) -> None:
+    """A user who waits no longer."""
+    raise KeyboardInterrupt
+
+
 def test_images_that_no_prompt_comes_with_are_refused() -> None:
     model, inputs = tiny.model("internvl"), tiny.prompt("internvl")
     pixels = inputs["pixel_values"]
     with vidsieve.attach(model, Staged({Pixels(): KCenter(0.5)})):
         logits(model, inputs)
+        for given in (inputs, tiny.text_prompt("internvl")):  # an interrupt runs no hook after the call
+            hook = model.get_decoder().register_forward_pre_hook(interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                logits(model, given)
+            hook.remove()
         for owner in (model, model.base_model):
             with pytest.raises(UnsupportedCall, match="nothing tells which images are frames of a video"):
                 owner.get_image_features(pixels)

@@ -43,7 +43,8 @@ class FramesAsImages:
         hooks.wrap(self._body, "get_image_features", self._encode)
 
     def _before_body(self, body: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._prompts.arguments = contract.by_name(body, args, kwargs)
+        given = contract.by_name(body, args, kwargs)
+        self._prompts.arguments = given if given.get("pixel_values") is not None else None
 
     def _after_body(self, body: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         self._prompts.arguments = None
