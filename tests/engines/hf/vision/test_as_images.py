@@ -1,7 +1,7 @@
 """Groups of pixels of frames that come as images: against a stock tower whose repeated rows are overwritten."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -196,7 +196,8 @@ def test_other_ways_to_generate(options: dict[str, Any]) -> None:
         assert torch.equal(model.generate(**inputs, max_new_tokens=STEPS, **options), true)
 
 
-def test_a_second_turn_brings_a_video_of_its_own() -> None:
+@pytest.mark.parametrize("stages", [{}, {0: Prune(0.25)}], ids=["all tokens", "a quarter"])
+def test_a_second_turn_brings_a_video_of_its_own(stages: dict[Any, Any]) -> None:
     model, selector = tiny.model("internvl"), KCenter(0.5)
     one, two = repeating(tiny.prompt("internvl")), repeating(tiny.prompt("internvl", frames=3, seed=5))
 
@@ -224,8 +225,10 @@ def test_a_second_turn_brings_a_video_of_its_own() -> None:
     def by_hand(pixels: Tensor) -> Any:
         return overwritten(model, sources(pixels, [[*range(len(pixels))]], selector))
 
-    method = Staged({Pixels(): selector})
-    torch.testing.assert_close(turns(lambda pixels: method(model)), turns(by_hand), atol=1e-4, rtol=1e-4)
+    with Staged(stages)(model) if stages else nullcontext():
+        true = turns(by_hand)
+    with Staged({Pixels(): selector, **stages})(model):
+        torch.testing.assert_close(turns(nullcontext), true, atol=1e-4, rtol=1e-4)
 
 
 def test_embeddings_with_placeholders_tell_as_ids_do() -> None:
