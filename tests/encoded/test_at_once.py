@@ -16,7 +16,7 @@ from vidsieve.methods.base import Attachable
 
 BEFORE = Staged({Pixels(): RunLength(0.5), 0: Loudest()})
 CASES = [pytest.param(family, Loudest(), marks=tiny.marks(family)) for family in tiny.FAMILIES]
-CASES += [(family, BEFORE) for family in ("qwen2_5_vl", "qwen3_vl", "llava_onevision")]
+CASES += [(family, BEFORE) for family in ("qwen2_5_vl", "qwen3_vl", "llava_onevision", "internvl")]
 
 
 @pytest.mark.parametrize(("family", "method"), CASES)

@@ -35,7 +35,8 @@ class Adapter:
     between: config attributes with the ids around a video, where images use the same placeholder ("grid").
     trailing: tokens at the end of each video that are not patches, and so are always kept ("clips").
     square: whether a frame's tokens, where a square number, form a square grid ("clips", "runs").
-    frame_tokens: config attribute with the tokens of a frame; runs of any other length are images ("runs").
+    frame_tokens: config attribute with the tokens of a frame; runs of any other length are images ("runs"). Selectors
+        before the tower need it there.
     gap: fewest tokens between two frames; runs closer together are the tiles of one image ("runs").
     per_token: decoder arguments (B, L, ...) that follow the sequence, besides embeddings, positions and mask.
     unchanged: decoder arguments that do not follow the sequence, besides those that transformers' own decoders take.
@@ -86,7 +87,7 @@ _BOTH_WAYS = "its video tokens see later ones too, by masks that no stage makes"
 _WINDOWS = "some of its layers see a window, and whether dropped tokens count towards its width is not defined"
 _CHOSEN = "its layers choose the keys that they, or layers after them, see"
 _UNPROVEN = "what its tower makes of fewer groups of pixels has not been compared with the same by hand"
-_IMAGES = "it hands the frames of a video over as images, and nothing tells which of them are one video"
+_MIXED = "frames, tiles of images and padding come as one list, and which of them its tower sees is not worked out here"
 _ARGUMENTS = "its decoder takes an argument for every token, which is not stored"
 _APART = "nobody has compared its answers from stored features yet, nor its tower chunk by chunk with the whole"
 _PARTS = "several videos of a prompt cannot be told apart in what would be stored"
@@ -258,7 +259,6 @@ for _adapter in (
         square=True,
         by_frame=True,
         tower="batched",
-        not_before_tower=_IMAGES,
     ),
     # Between tiles of an image are at most four tokens; between frames a time stamp and two markers.
     Adapter(
@@ -269,7 +269,7 @@ for _adapter in (
         square=True,
         by_frame=True,
         tower="batched",
-        not_before_tower=_IMAGES,
+        not_before_tower=_MIXED,
     ),
     Adapter(("minicpmv4_6",), layout="slices", by_frame=True, tower="stock", not_before_tower=_UNPROVEN),
     Adapter(

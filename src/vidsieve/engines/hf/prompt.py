@@ -124,6 +124,12 @@ def encodes(arguments: Mapping[str, Any]) -> bool:
     return any(one is not None for one in each)
 
 
+def placeholder_in(embeds: Tensor, body: Any, token: int) -> Tensor:
+    """Find where `embeds` (B, L, D) are those of the id `token`: bool (B, L)."""
+    found: Tensor = (embeds == body.get_input_embeddings()(torch.tensor(token, device=embeds.device))).all(-1)
+    return found
+
+
 def read(
     adapter: Adapter,
     ids: Tensor | None,

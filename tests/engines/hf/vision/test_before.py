@@ -14,7 +14,7 @@ from tests.engines.hf import tiny
 from tests.engines.hf.vision.test_packed import logits
 from vidsieve.engines.hf.families import table
 from vidsieve.engines.hf.vision.tower import vision_tower
-from vidsieve.errors import UnsupportedCall, WrongArgument
+from vidsieve.errors import WrongArgument
 from vidsieve.methods import KCenter, Pixels, Prune, RandomGroups, RunLength, Staged
 from vidsieve.types.pixels import PixelSelection
 
@@ -180,12 +180,6 @@ def test_repeated_patches_of_a_batch_of_frames_are_overwritten_too(family: str, 
     assert torch.equal(logits(model, inputs), stock)
 
 
-@pytest.mark.parametrize("family", ["internvl", "smolvlm"])
-def test_frames_that_come_as_images_are_refused(family: str) -> None:
-    with pytest.raises(UnsupportedCall, match="hands the frames of a video over as images"):
-        vidsieve.attach(tiny.model(family), Staged({Pixels(): RunLength(0.5)}))
-
-
 class Faulty:
     """A selector of a user, whose selection is `change` of a right one."""
 
@@ -199,7 +193,7 @@ class Faulty:
         return self.change(right.kept, right.source)
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision", "internvl"])
 @pytest.mark.parametrize(
     ("change", "told"),
     [

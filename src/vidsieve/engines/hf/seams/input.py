@@ -99,9 +99,7 @@ class InputSeam:
         """Copy to the host what says where the videos are, while the device is busy."""
         placeholder = None
         if ids is None:
-            embeds = kwargs["inputs_embeds"]  # (B, L, D)
-            token = torch.tensor(self._target.token, device=embeds.device)
-            placeholder = (embeds == body.get_input_embeddings()(token)).all(-1)
+            placeholder = prompt.placeholder_in(kwargs["inputs_embeds"], body, self._target.token)
         described, proposed = generated.described, generated.proposed
         host_inputs = prompt.read(self._adapter, ids, placeholder, kwargs, described, answer, proposed)
         if host_inputs.placeholder is not None and not host_inputs.placeholder.any():

@@ -75,10 +75,11 @@ class VisionSeam(OfOneModel):
         if reason is not None:
             if pixels is not None and not reason.expected:
                 raise UnsupportedCall(f"{pixels!r} cannot act before the vision tower: {reason.text}")
-            if pixels is not None and adapter_for(model).layout != "clips":
+            adapter = adapter_for(model)
+            if pixels is not None and adapter.layout != "clips" and not adapter.frame_tokens:
                 raise UnsupportedCall(
-                    f"{pixels!r} cannot act before the vision tower: {type(model).__name__} hands the frames of a "
-                    "video over as images, and nothing tells which of them are one video; reduce after the tower"
+                    f"{pixels!r} cannot act before the vision tower of {type(model).__name__}: nothing tells which of "
+                    "its images are the frames of one video; reduce after the tower"
                 )
             if vision != "auto":
                 raise UnsupportedCall(f"vision={vision!r} cannot be: {reason.text}; 'auto' does what can be done")

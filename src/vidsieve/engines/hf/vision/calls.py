@@ -7,6 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from vidsieve import ops
+from vidsieve.engines.hf.columns import Columns
 from vidsieve.engines.hf.intercept import OfOneModel
 from vidsieve.engines.hf.tracked import NonFiniteCheck
 
@@ -19,8 +20,6 @@ class Layout(Protocol):
     def longest_of(self, bounds: Tensor) -> int: ...
 
     def bounds_like(self, bounds: Tensor) -> Tensor: ...
-
-    def patches_of(self, groups: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,10 +68,12 @@ class TowerCalls(OfOneModel, threading.local):
 
     current: the call of this thread; None outside of one, and in one that is to be stock.
     videos: the grids of the videos that are being encoded in this thread; None where there are none, but images.
+    frames: of a tower whose frames are one batch, in place of grids: where in it those of each video are.
     """
 
     current: TowerCall | None = None
     videos: Grids | None = None
+    frames: tuple[Columns, ...] | None = None
 
     def enter(self, call: TowerCall | None) -> None:
         """Begin a call; None for one that is to be stock."""
