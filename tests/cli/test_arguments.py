@@ -40,11 +40,6 @@ def told(capsys: pytest.CaptureFixture[str], command: str) -> list[str]:
             BATCH,
             "no option --question; questions are asked later: vidsieve ask FILE --question",
         ),
-        (
-            "batch c -m m --out o --pixels 50%",
-            BATCH,
-            "no option --pixels; clips are encoded of all their pixels; --max-pixels makes frames smaller",
-        ),
         ("encode clip.mp4 --modle M --out stored", ENCODE, "no option --modle; did you mean --model?"),
         ("encode clip.mp4 --modle=M --out stored", ENCODE, "no option --modle; did you mean --model?"),
         (f"{STORED} --zebra", ENCODE, "no option --zebra"),

@@ -139,6 +139,12 @@ def test_the_same_command_goes_on_and_other_settings_are_refused(
         ("--frames", "10"): "holds this clip as 12 frames of 336 x 448, .* asked for: as 10 frames",
         ("--frames", "12", "--keep", "10%"): "holds this clip at keep 0.25; asked for: at keep 0.1",
         ("--frames", "12", "--method", "moments"): "holds this clip by Prune.*keep=0.25.*; asked for: by Prune",
+        (
+            "--frames",
+            "12",
+            "--pixels",
+            "50%",
+        ): r"holds this clip by Prune.*; asked for: by Prune.* after KCenter\(keep=0.5",
         ("--frames", "12", "--dtype", "bfloat16"): "holds this clip in float32; asked for: in bfloat16",
         ("--frames", "12", "--model", str(copied)): "holds this clip by the model .*; asked for: by the model",
     }.items():

@@ -23,9 +23,13 @@ from tests.engines.hf import processors, tiny
 from tests.engines.hf.test_replay import blind
 from vidsieve.cli import demo
 from vidsieve.encoded import chunks as module
+from vidsieve.encoded.chunks import encode_chunks, pinned
+from vidsieve.encoded.until_decoder import decoder_arguments
+from vidsieve.engines.hf.families import adapter_for
 from vidsieve.engines.hf.loading import load, prepare
-from vidsieve.errors import BudgetError, NonFiniteFeatures, UnsupportedCall
+from vidsieve.errors import BudgetError, NonFiniteFeatures, UnsupportedCall, WrongArgument
 from vidsieve.evaluation.needles import KINDS, generate
+from vidsieve.methods import KCenter, Pixels, Staged
 from vidsieve.methods.chunked import ChunkedPrune
 from vidsieve.video import read_video
 
@@ -55,6 +59,12 @@ def both(request: pytest.FixtureRequest) -> Iterator[tuple[Any, Any]]:
         processor = processor_of(request.param)
         processors.skip_unless_told_of_frames(processor)
         yield tiny.model(request.param), processor
+
+
+@pytest.fixture(params=processors.FAMILIES)
+def before(request: pytest.FixtureRequest) -> tuple[Any, Any]:
+    """Of families whose tower may compute fewer groups of pixels."""
+    return tiny.model(request.param), processor_of(request.param)
 
 
 @pytest.fixture
@@ -97,6 +107,50 @@ def test_which_tokens_stay_depends_neither_on_chunks_nor_on_a_later_cut(both: tu
     assert cut.ask(*both, QUESTIONS[0], **GREEDY) == less.ask(*both, QUESTIONS[0], **GREEDY)
     with pytest.raises(BudgetError, match="are held; select with a larger keep"):
         whole.at(0.5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [2, 6, FRAMES + 1])
+def test_fewer_groups_of_pixels_are_those_of_a_selector_that_sees_the_chunk(
+    before: tuple[Any, Any], clip: Path, size: int
+) -> None:
+    model, processor = before
+    frames, selector = read_video(clip, num_frames=FRAMES), KCenter(0.5)
+    found = list(encode_chunks(model, processor, frames, size, pixels=selector))
+    assert sum(len(chunk.features) for chunk in found) == found[0].total
+    begin = 0
+    for chunk in found:
+        part = frames.part(begin, begin := min(begin + size, FRAMES))
+        inputs = prepare(pinned(model, processor, frames)[0], part, QUESTIONS[0])
+        with Staged({Pixels(): selector})(model) as trace:
+            given = decoder_arguments(model, inputs)
+        [selection] = trace.pixels
+        assert len(selection) < len(selection.source) or len(part) <= 2  # of a token frame all are computed
+        at = inputs["input_ids"][0] == getattr(model.config, adapter_for(model).token)
+        embeds = given["inputs_embeds"][0, at][: len(chunk.features)]  # a lone frame may be there twice
+        torch.testing.assert_close(chunk.features, embeds, rtol=0, atol=1e-5)
+
+
+def test_a_video_of_fewer_groups_of_pixels_says_so(before: tuple[Any, Any], clip: Path) -> None:
+    model, processor = before
+    every = vidsieve.encode(model, processor, clip, 0.25, num_frames=FRAMES, chunk=6)
+    half = vidsieve.encode(model, processor, clip, 0.25, pixels=0.25, num_frames=FRAMES, chunk=6)
+    all_of_them = vidsieve.encode(model, processor, clip, 0.25, pixels=1, num_frames=FRAMES, chunk=6)
+    assert half.fingerprint.method == f"{every.fingerprint.method} after KCenter(keep=0.25, holds_keys=True)"
+    assert half.at(0.1).fingerprint.method.endswith("after KCenter(keep=0.25, holds_keys=True)")
+    assert len(half.selection.kept) == len(every.selection.kept)
+    assert half.ask(model, processor, QUESTIONS[0], **GREEDY)
+    assert torch.equal(all_of_them.selection.kept, every.selection.kept)
+    torch.testing.assert_close(all_of_them.selection.features, every.selection.features, rtol=0, atol=1e-5)
+    for wrong in (0, 1.5, "half"):
+        with pytest.raises((ValueError, WrongArgument), match="keep"):
+            vidsieve.encode(model, processor, clip, 0.25, pixels=wrong, num_frames=FRAMES)
+
+
+def test_a_tower_that_takes_no_fewer_groups_is_refused_before_anything_is_decoded(clip: Path) -> None:
+    model, processor = tiny.fresh("smolvlm"), processor_of("qwen2_5_vl")
+    with pytest.raises(UnsupportedCall, match="a selector cannot act before the vision tower of SmolVLM"):
+        vidsieve.encode(model, processor, clip, 0.25, pixels=0.5, num_frames=FRAMES)
 
 
 def test_few_chunks_of_pixels_are_alive_at_a_time(

@@ -29,11 +29,10 @@ class Mistake(Exception):
 
 # What is told of an option that a command has not, where others have it.
 _LATER = "questions are asked later: vidsieve ask FILE --question ..."
-_PIXELS = "clips are encoded of all their pixels; --max-pixels makes frames smaller"
 ELSEWHERE = {
     (f"vidsieve {command}", option): hint
     for command in ("encode", "batch")
-    for option, hint in {"--question": _LATER, "-q": _LATER, "--pixels": _PIXELS}.items()
+    for option, hint in {"--question": _LATER, "-q": _LATER}.items()
 }
 
 

@@ -4,6 +4,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from vidsieve import registry
@@ -41,10 +42,19 @@ def evaluate(options: argparse.Namespace, note: Callable[[str], None]) -> dict[s
     from vidsieve.evaluation.floors import KEEPS
 
     names = options.methods or (["vidsieve"] if options.quick else list(registry.methods()))
-    methods = {name: registry.method(name) for name in names}
+    methods = {name: _on_pixels(registry.method(name), options.pixels) for name in names}
     keeps = tuple(options.keeps or ((0.1,) if options.quick else KEEPS))
     command = "vidsieve " + shlex.join(options.typed)
     return (_natural if options.suite == "natural" else _needles)(options, methods, keeps, command, note)
+
+
+def _on_pixels(method: registry.Method, share: float | None) -> registry.Method:
+    """Give a method videos of which the vision tower computes this share of the groups of pixels; None: all."""
+    if share is None:
+        return method
+    from vidsieve.methods.compose import with_pixels
+
+    return replace(method, make=lambda keep, **more: with_pixels(method(keep, **more), share))
 
 
 def _needles(
@@ -76,7 +86,7 @@ def _natural(
     from vidsieve.evaluation.natural import NaturalPlan, evaluate_natural
     from vidsieve.evaluation.natural.features import DATA
 
-    for name in ("model", "videos", "frames"):
+    for name in ("model", "videos", "frames", "pixels"):
         if getattr(options, name) is not None:
             raise Mistake(f"--{name} is for synthetic suites; the natural suite has no model, and its videos are fixed")
     features = options.features or DATA

@@ -239,6 +239,7 @@ def _clips(options: argparse.Namespace) -> Any:
         _keep(options),
         options.device,
         options.dtype,
+        options.pixels,
     )
 
 

@@ -23,6 +23,7 @@ from vidsieve.errors import UnsupportedCall, UnsupportedModel, VidsieveError, Wr
 from vidsieve.methods.base import Attachable
 from vidsieve.methods.chunked import in_chunks
 from vidsieve.methods.compose import with_pixels
+from vidsieve.methods.pixels import KCenter
 from vidsieve.types.frames import Frames
 
 FRAMES = (64,)
@@ -87,7 +88,8 @@ def encode_each(
     try:
         method = in_chunks(registry.method(request.method)(request.keep))
         sizes = list(dict.fromkeys(request.sizes))
-        rows = warm_encode.call_each(model, processor, method, sizes, draw, compiled, note)
+        selector = None if request.pixels is None else KCenter(request.pixels)
+        rows = warm_encode.call_each(model, processor, method, sizes, draw, compiled, note, selector)
     except (WrongArgument, UnsupportedCall, UnsupportedModel) as error:
         return {"encode": [], "encode_reason": str(error)}
     return {"encode": rows, "encode_reason": ""}

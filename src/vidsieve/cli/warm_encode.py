@@ -17,6 +17,7 @@ from vidsieve.encoded.encode import LONGEST_CHUNK, chunk_of, lengths, select
 from vidsieve.engines.hf.loading import frames_joined
 from vidsieve.errors import VidsieveError
 from vidsieve.methods.chunked import ChunkedPrune
+from vidsieve.methods.pixels import PixelSelector
 from vidsieve.methods.prune import Prune
 from vidsieve.types.frames import Frames
 
@@ -32,10 +33,12 @@ def call_each(
     draw: Callable[[int, int, int], Frames],
     compiled: Callable[[], int],
     note: Callable[[str], None] = lambda what: None,
+    selector: PixelSelector | None = None,
 ) -> list[dict[str, Any]]:
     """Encode a drawn video of each of `sizes` twice, in chunks as of a long one, and select of other segments.
 
     method: from `in_chunks`.  draw: makes so many frames of a height and width.  compiled: counts compiled kernels.
+    selector: of groups of pixels before the tower; None for all.
     Raises `VidsieveError` for frames that do not fit into memory, `UnsupportedModel` and `UnsupportedCall` for a model
     that cannot be encoded in chunks.
     """
@@ -48,11 +51,11 @@ def call_each(
         note(f"compiling for encode: chunks of {chunk} frames of {size[0]} x {size[1]}")
         frames, before = draw(begin + chunk + frames_joined(processor), *size), compiled()  # the last one is shorter
         try:
-            first, shown = _encoded(model, processor, frames, begin, chunk, method)
+            first, shown = _encoded(model, processor, frames, begin, chunk, method, selector)
             for features, tokens in layouts(shown.features, shown.tokens[0], len(shown.tokens)):
                 with torch.no_grad():
                     ChunkedPrune(method, 1000 * len(features), held_on="cpu").add(features, tokens)
-            second, _ = _encoded(model, processor, frames, begin, chunk, method)
+            second, _ = _encoded(model, processor, frames, begin, chunk, method, selector)
         except torch.OutOfMemoryError as error:
             raise VidsieveError(
                 f"chunks of {chunk} frames of {size[0]} x {size[1]} do not fit into the memory of {model.device}; "
@@ -64,13 +67,19 @@ def call_each(
 
 
 def _encoded(
-    model: Any, processor: Any, frames: Frames, first: int, chunk: int, method: Prune
+    model: Any,
+    processor: Any,
+    frames: Frames,
+    first: int,
+    chunk: int,
+    method: Prune,
+    selector: PixelSelector | None,
 ) -> tuple[float, FeatureChunk]:
     """Encode, and return the seconds that it took and a whole chunk."""
     begin, shown = time.perf_counter(), []
 
     def watched() -> Generator[FeatureChunk]:
-        with closing(encode_chunks(model, processor, frames, chunk, first=first)) as chunks:
+        with closing(encode_chunks(model, processor, frames, chunk, first=first, pixels=selector)) as chunks:
             for one in chunks:
                 shown.append(one)
                 yield one

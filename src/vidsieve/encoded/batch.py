@@ -48,6 +48,7 @@ class EncodeClips(EncodeVideos):
         keep: float = 0.1,
         *,
         method: str = "vidsieve",
+        pixels: float | None = None,
         max_pixels: int | None = None,
         device: str | None = None,
         dtype: str | None = None,
@@ -56,6 +57,7 @@ class EncodeClips(EncodeVideos):
         """Load a model.
 
         out: a folder, by its absolute path, for workers may have working directories of their own.
+        pixels: as `vidsieve.encode` takes it.
         max_pixels: of a decoded frame; larger ones are scaled down in proportion.
         sample: which frames, as `vidsieve.encode` has it: num_frames, fps, start, end, max_frames, sampling, strict.
         """
@@ -65,7 +67,7 @@ class EncodeClips(EncodeVideos):
         signature(plan_video).bind("", **sample)
         by_name(method, keep)
         writable.folder(folder).mkdir(parents=True, exist_ok=True)
-        super().__init__(Request((), full_name(model), folder, sample, max_pixels, method, keep, device, dtype))
+        super().__init__(Request((), full_name(model), folder, sample, max_pixels, method, keep, device, dtype, pixels))
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> Any:
         clips = [os.path.abspath(clip) if is_path(clip) else clip for clip in map(str, batch["clip"])]

@@ -22,6 +22,8 @@ from vidsieve.engines.hf.families import Adapter
 from vidsieve.engines.hf.loading import Sized, frames_joined, grid_of, prepare, prepare_video
 from vidsieve.engines.hf.seams.vision import Vision, check_vision
 from vidsieve.errors import UnsupportedCall, UnsupportedModel, VidsieveError, WrongArgument
+from vidsieve.methods.compose import Pixels, Staged
+from vidsieve.methods.pixels import PixelSelector
 from vidsieve.stages import Stages, in_use
 from vidsieve.types.frames import Frames
 from vidsieve.video.chunks import read_chunks
@@ -57,6 +59,7 @@ def encode_chunks(
     vision: Vision = "auto",
     strict: bool = False,
     read: Callable[[Frames, int], Iterator[Frames]] | None = None,
+    pixels: PixelSelector | None = None,
 ) -> Generator[FeatureChunk]:
     """Encode `frames`, `size` at a time. The model has a tower attached while this runs; closing the iterator ends it.
 
@@ -64,9 +67,10 @@ def encode_chunks(
     processor joins to a temporal patch.  first: the same of the first chunk; None for `size`.
     vision: how the tower runs, as `attach` takes it.  strict: as `read_chunks`.
     read: what reads described frames, `size` at a time, the first ones too, in place of `read_chunks`, for what is no
-    file.
+    file.  pixels: chooses the groups of pixels of each chunk that the tower computes; None for all.
     Raises `UnsupportedModel` for a family whose tower is not known to compute each frame alone, `UnsupportedCall` for
-    a processor that cannot be asked in chunks, `AlreadyAttached`, `VideoError` as `read_chunks` does.
+    a processor that cannot be asked in chunks and for `pixels` where the tower takes none, `AlreadyAttached`,
+    `VideoError` as `read_chunks` does.
     """
     if not isinstance(frames, Frames) or not len(frames):
         raise WrongArgument(f'expected frames, got {describe(frames)}; plan them first: plan_video("clip.mp4")')
@@ -75,13 +79,15 @@ def encode_chunks(
         raise WrongArgument("expected first or read, not both: what is read elsewhere comes `size` frames at a time")
     model = arguments.unwrap_model(model)
     adapter, joined = by_frame(model, processor)
+    arguments.check_served(adapter, model, inside=False, before_tower=pixels is not None)
     for name, length in {"size": size, "first": size if first is None else first}.items():
         check_number(f"{name} is a whole number of frames, at least 1", length, 1, integer=True)
         if length % joined and length < len(frames):
             expected = f"expected {name} as a multiple of {joined} frames, which the processor joins"
             raise ValueError(f"{expected}; got {length}")
     process = _Chunks(adapter, model, processor, frames, joined)
-    return _encoded(model, process, frames, size, first, vision, strict, read)
+    method = None if pixels is None else Staged({Pixels(): pixels})
+    return _encoded(model, process, frames, size, first, method, vision, strict, read)
 
 
 def by_frame(model: Any, processor: Any) -> tuple[Adapter, int]:
@@ -231,6 +237,7 @@ def _encoded(
     frames: Frames,
     size: int,
     first: int | None,
+    method: Staged | None,
     vision: Vision,
     strict: bool,
     read: Callable[[Frames, int], Iterator[Frames]] | None,
@@ -238,7 +245,7 @@ def _encoded(
     faults: list[str] = []  # told here: filters of warnings belong to the caller's thread
 
     positions: dict[int, Tensor] = {}
-    with attach(model, vision=vision), Stages(model.device) as stages:
+    with attach(model, method, vision=vision), Stages(model.device) as stages:
         if read is not None:
             chunks = read(frames, size)
         elif frames.pixels.is_meta:

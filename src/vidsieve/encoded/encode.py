@@ -24,6 +24,7 @@ from vidsieve.engines.hf.loading import frames_joined
 from vidsieve.errors import UnsupportedCall, VidsieveError, WrongArgument
 from vidsieve.methods.base import Reducer
 from vidsieve.methods.chunked import ChunkedPrune, in_chunks
+from vidsieve.methods.pixels import KCenter
 from vidsieve.methods.prune import Prune
 from vidsieve.stages import in_use, launched, own_stream, wait_for
 from vidsieve.types.frames import Frames
@@ -64,6 +65,7 @@ def encode(
     keep: float | None = None,
     *,
     method: str | Reducer = "vidsieve",
+    pixels: float | None = None,
     num_frames: int | None = None,
     fps: float | None = None,
     start: float = 0.0,
@@ -83,12 +85,15 @@ def encode(
     mean of the frames so far, and for long scenes, which are cut into runs instead of even parts (docs/long.md).
 
     keep, method: as `attach` takes them; a method that can select chunk after chunk (`in_chunks`).
+    pixels: of each chunk, the share of the groups of pixels that the vision tower computes, by `KCenter`; None for all.
+    Which those are does depend on `chunk`.
     num_frames, fps, start, end, max_frames, size, sampling, strict: as `read_video` takes them.
     chunk: sampled frames that are processed at a time, at first a quarter, rounded up to what the model merges into one
     token frame; None for a tenth of them, at most 64, and at most 16 MiB of pixels; on a GPU a quarter, and 64 MiB.
     progress: called after each chunk.
     Raises `VideoError` for a clip that cannot be read, `WrongArgument` for a method that cannot select in chunks,
-    `UnsupportedCall` for a model whose tower cannot be called in chunks, `UnsupportedModel` without an adapter.
+    `UnsupportedCall` for a model whose tower cannot be called in chunks, or not for fewer groups of pixels,
+    `UnsupportedModel` without an adapter.
     """
     model = arguments.unwrap_model(model)
     if getattr(processor, "video_processor", None) is None:
@@ -97,6 +102,7 @@ def encode(
             "AutoProcessor.from_pretrained(...) is it"
         )
     reducer = chunkwise(method, keep)
+    selector = None if pixels is None else KCenter(pixels)
     if chunk is not None:
         check_number("chunk is a whole number of frames, at least 1", chunk, 1, integer=True)
     frames = plan_video(
@@ -111,9 +117,16 @@ def encode(
         max_frames=max_frames,
     )
     first, size = lengths(chunk or chunk_of(frames, model.device), processor)
-    chunks = encode_chunks(model, processor, frames, size, first=first, strict=strict)
+    chunks = encode_chunks(model, processor, frames, size, first=first, strict=strict, pixels=selector)
     with closing(chunks):  # at once, or a traceback that somebody keeps would keep the model attached
-        return replace(select(model, processor, frames, chunks, reducer, progress), strict=strict)
+        found = select(model, processor, frames, chunks, reducer, progress)
+    fingerprint = replace(found.fingerprint, method=described(reducer, pixels))
+    return replace(found, strict=strict, fingerprint=fingerprint)
+
+
+def described(method: Prune, pixels: float | None) -> str:
+    """Write what a stored video was chosen by."""
+    return repr(method) if pixels is None else f"{method!r} after {KCenter(pixels)!r}"
 
 
 def chunk_of(frames: Frames, device: torch.device) -> int:

@@ -19,7 +19,7 @@ from vidsieve import registry, writable
 from vidsieve.checks import printable, require
 from vidsieve.encoded import cluster
 from vidsieve.encoded.clips import find
-from vidsieve.encoded.encode import Progress, encode
+from vidsieve.encoded.encode import Progress, described, encode
 from vidsieve.encoded.fingerprint import full_name
 from vidsieve.encoded.video import EncodedVideo
 from vidsieve.encoded.whole import sweep_parts
@@ -44,6 +44,7 @@ class Request:
 
     sample: those of `plan_video` that say which frames are taken.
     max_pixels: of a decoded frame; larger ones are scaled down in proportion.
+    pixels: the share of the groups of pixels that the vision tower computes; None for all.
     """
 
     clips: Sequence[str]
@@ -55,6 +56,7 @@ class Request:
     keep: float = 0.1
     device: str | None = None
     dtype: str | None = None
+    pixels: float | None = None
 
     def file(self, clip: str) -> Path:
         """Name the file of a clip: by the clip's name, then a digest of its path, for two may have one name."""
@@ -295,7 +297,7 @@ def _stored(clip: str, file: Path, request: Request) -> tuple[EncodedVideo, str]
     asked = {
         "by the model": full_name(request.model),
         "at keep": f"{request.keep:g}",
-        "by": repr(by_name(request.method, request.keep)),
+        "by": described(by_name(request.method, request.keep), request.pixels),
         "in": dtype if request.dtype in (None, "auto") else request.dtype,
     }
     frames, gone = encoded.frames, ""
@@ -347,7 +349,9 @@ def _encoded(loaded: Any, clip: str, request: Request, note: Note) -> EncodedVid
 
     note("reading which frames there are")
     sample = sampled(clip, request.sample, request.max_pixels)
-    return encode(model, processor, clip, request.keep, method=request.method, progress=told, **sample)
+    return encode(
+        model, processor, clip, request.keep, method=request.method, pixels=request.pixels, progress=told, **sample
+    )
 
 
 def _row(clip: str, file: Path, encoded: EncodedVideo) -> dict[str, Any]:
