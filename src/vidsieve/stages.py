@@ -82,8 +82,9 @@ class Stages:
         ended: list[BaseException | None] = []
         for source in sources:
             work = partial(self._make, source, ready, ended, waiting, f"stage {len(self._threads)}")
-            self._threads.append(Thread(target=work, name="vidsieve-stage", daemon=True))
-            self._threads[-1].start()
+            thread = Thread(target=work, name="vidsieve-stage", daemon=True)
+            thread.start()
+            self._threads.append(thread)  # once it is there: the end of the block waits for all of them
         return self._taken(ready, ended, len(sources))
 
     def _make(

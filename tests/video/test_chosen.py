@@ -4,6 +4,7 @@ import os
 import random
 import struct
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -221,6 +222,31 @@ def test_decoders_side_by_side_end_with_whom_they_work_for(tmp_path: Path, monke
     with pytest.raises(Unwanted):
         list(read_chunks(plan_video(path, num_frames=COUNT), 2, check=check))
     assert threading.active_count() == before
+
+
+def test_the_first_decoder_too_ends_at_its_next_packet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "clip.mp4", COUNT, g="30", **{"x264-params": "scenecut=0"})
+    side_by_side(monkeypatch, 3)
+    before = threading.active_count()
+    read = [0]
+    packets = chosen.packets
+
+    def noted(container: Any, stream: Any, check: demux.Check) -> Iterator[Any]:
+        for packet in packets(container, stream, check):
+            yield packet
+            if container is first:
+                read[0] += 1
+                time.sleep(0.02)
+
+    monkeypatch.setattr(chosen, "packets", noted)
+    with opened(str(path)) as first:
+        decoder = Decoder(first, video_stream(first, "clip"), decode.index_of(str(path)), str(path))
+        made = decoder.frames([29, 30, 60], lambda frame: None, ordered=False)
+        next(made)
+        next(made)
+        made.close()
+        assert read[0] < 20
+        assert threading.active_count() == before
 
 
 def test_decoders_side_by_side_end_with_a_read_whose_error_is_held(

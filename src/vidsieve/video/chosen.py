@@ -116,10 +116,17 @@ class Decoder:
             yield from rest
             yield from self._converted(others, convert)
             return
-        with Stages() as stages:
-            lanes = [self._aside(others[i::threads], convert, stages.check) for i in range(threads)]
-            join = self._in_order if ordered else self._as_they_come
-            yield from join(rest, lanes, others, waiting, stages)
+        try:
+            with Stages() as stages:
+                self._wanted = stages.check
+                lanes = [self._aside(others[i::threads], convert, stages.check) for i in range(threads)]
+                if ordered:
+                    yield from self._in_order(rest, lanes, others, waiting, stages)
+                else:
+                    yield from stages.ahead(rest, *lanes, waiting=max(1, waiting))
+                    self.check()  # which ended the threads, if nobody wants the rest
+        finally:
+            self._wanted = unchecked
 
     def _in_order(
         self,
@@ -136,21 +143,6 @@ class Decoder:
             self.check()  # which ended the thread, if nobody wants the rest
         for lane in ahead:
             next(lane, None)  # sees whether they were the frames that the index lists
-
-    def _as_they_come(
-        self,
-        rest: Iterator[tuple[int, T]],
-        lanes: Sequence[Iterator[tuple[int, T]]],
-        others: Sequence[Run],
-        waiting: int,
-        stages: Stages,
-    ) -> Iterator[tuple[int, T]]:
-        self._wanted = stages.check
-        try:
-            yield from stages.ahead(rest, *lanes, waiting=max(1, waiting))
-        finally:
-            self._wanted = unchecked
-        self.check()
 
     def _threads(self, runs: Sequence[Run]) -> int:
         """Choose how many threads decode `runs`; one, which is this, where it is no file on this machine."""

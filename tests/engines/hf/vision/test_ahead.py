@@ -155,6 +155,61 @@ def test_pixels_that_were_changed_are_encoded_anew(prepared: Any) -> None:
     assert not torch.allclose(before[0], after[0])
 
 
+def _scaled_in_place(model: Any) -> None:
+    with torch.no_grad():
+        model.base_model.visual.merger.mlp[0].weight.mul_(2)
+
+
+def _loaded(model: Any) -> None:
+    model.load_state_dict({name: 2 * weight for name, weight in model.state_dict().items()})
+
+
+def _rounded(model: Any) -> None:
+    model.base_model.visual.to(torch.bfloat16).float()
+
+
+def _hooked(model: Any) -> None:
+    model.base_model.visual.blocks[0].register_forward_hook(lambda block, args, output: 2 * output)
+
+
+def _replaced(model: Any) -> None:
+    model.base_model.visual.blocks[1] = model.base_model.visual.blocks[0]
+
+
+@pytest.mark.parametrize("change", [_scaled_in_place, _loaded, _rounded, _hooked, _replaced])
+def test_features_of_a_tower_that_was_changed_are_made_anew(
+    change: Callable[[Any], None], make: Callable[[str], tuple[Any, Any]]
+) -> None:
+    model, (_, processor) = tiny.fresh("qwen2_5_vl"), make("qwen2_5_vl")
+    with vidsieve.attach(model):
+        inputs = prepare(processor, OneByOne(frames_of(9)), QUESTION, model=model)
+        change(model)
+        copied = {name: value.clone() for name, value in inputs.items()}
+        for ours, true in zip(logits(model, inputs), logits(model, copied), strict=True):
+            assert torch.equal(ours, true)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_every_tower_that_is_asked_in_parts_gives_what_it_gives_at_once(family: str) -> None:
+    model, inputs = tiny.fresh(family), tiny.prompt(family, frames=8)
+    with vidsieve.attach(model), torch.no_grad():
+        ahead = attachment_of(model.base_model).vision.ahead
+        if ahead is None:
+            pytest.skip("its features are not made ahead")
+        pixels, grid = inputs["pixel_values_videos"], inputs["video_grid_thw"]
+        patches = pixels.unflatten(0, (int(grid[0, 0]), -1))
+        with Calls(model) as calls:
+            growing = ahead.begin(len(patches), grid)
+            for at in torch.arange(len(patches)).flip(0).split(3):
+                growing.add(patches[at].flatten(0, 1), at)
+            ahead.keep(growing, pixels, grid)
+            assert len(calls.taken()) == 3
+            found = model(**inputs).logits
+            assert not calls.taken()
+        true = model(**{name: value.clone() for name, value in inputs.items()}).logits
+        torch.testing.assert_close(found, true, rtol=0, atol=1e-4)
+
+
 def test_other_pixels_and_grids_are_encoded(prepared: Any) -> None:
     model, inputs, calls, _ = prepared
     copied = {**inputs, "pixel_values_videos": inputs["pixel_values_videos"].clone()}
@@ -170,10 +225,19 @@ def test_other_pixels_and_grids_are_encoded(prepared: Any) -> None:
         assert not torch.equal(turned, grid)
         ask(pixels, turned, return_dict=True)
         assert len(calls.taken()) == 1
-        with torch.autocast("cpu"):
-            ask(pixels, grid, return_dict=True)
+        grid += 0  # in place: as if it had been changed
+        ask(pixels, grid, return_dict=True)
         assert len(calls.taken()) == 1
-        assert ask(pixels, grid, output_hidden_states=True, return_dict=True).hidden_states
+
+
+def test_what_is_asked_otherwise_is_computed(prepared: Any) -> None:
+    model, inputs, calls, _ = prepared
+    ask, asked = model.base_model.get_video_features, (inputs["pixel_values_videos"], inputs["video_grid_thw"])
+    with torch.no_grad():
+        with torch.autocast("cpu"):
+            ask(*asked, return_dict=True)
+        assert len(calls.taken()) == 1
+        assert ask(*asked, output_hidden_states=True, return_dict=True).hidden_states
         assert len(calls.taken()) == 1
 
 
@@ -196,6 +260,41 @@ def test_features_go_with_their_pixels(prepared: Any) -> None:
     del inputs["pixel_values_videos"]
     gc.collect()
     assert not held
+
+
+def test_features_go_with_what_is_attached(make: Callable[[str], Any]) -> None:
+    model, processor = make("qwen2_5_vl")
+    with vidsieve.attach(model):
+        inputs = prepare(processor, OneByOne(frames_of(9)), QUESTION, model=model)
+        held = attachment_of(model.base_model).vision.ahead._known
+        assert len(held) == 1
+    assert not held
+    with vidsieve.attach(model), Calls(model) as calls:
+        logits(model, inputs)
+        assert calls.taken()
+
+
+def test_a_tower_whose_adapters_may_be_switched_runs_when_the_model_asks(make: Callable[[str], Any]) -> None:
+    model, (_, processor) = tiny.fresh("qwen2_5_vl"), make("qwen2_5_vl")
+    model.base_model.visual.merger.active_adapter = "default"  # as PEFT's wrapper of a module that is trained whole
+    with vidsieve.attach(model), Calls(model) as calls:
+        prepare(processor, OneByOne(frames_of(9)), QUESTION, model=model)
+        assert not calls.taken()
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch's own making
+def test_a_model_that_is_compiled_after_attaching(make: Callable[[str], Any]) -> None:
+    model, (_, processor) = tiny.fresh("qwen3_vl"), make("qwen3_vl")
+    torch._dynamo.reset()
+    with torch.no_grad(), vidsieve.attach(model):
+        known, others = (prepare(processor, OneByOne(frames_of(n)), QUESTION, model=model) for n in (9, 10))
+        others["pixel_values_videos"].neg_()
+        asked = (known, others, known)
+        expected = [model(**{name: value.clone() for name, value in inputs.items()}).logits for inputs in asked]
+        model.base_model.compile(backend="eager")
+        for inputs, true in zip(asked, expected, strict=True):
+            torch.testing.assert_close(model(**inputs).logits, true, rtol=0, atol=1e-4)
+    torch._dynamo.reset()
 
 
 def test_two_videos_are_known_at_once(make: Callable[[str], Any]) -> None:

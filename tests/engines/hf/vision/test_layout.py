@@ -12,6 +12,7 @@ import vidsieve
 from tests.engines.hf import tiny
 from tests.engines.hf.vision.test_before import repeating
 from tests.engines.hf.vision.test_packed import SPLITTING, logits
+from vidsieve.engines.hf.vision import layout
 from vidsieve.engines.hf.vision.layout import REMEMBERED, Layouts
 from vidsieve.engines.hf.vision.tower import vision_tower
 from vidsieve.errors import UnsupportedCall
@@ -92,3 +93,16 @@ def test_layouts_are_made_once_for_a_grid_and_forgotten(family: str, monkeypatch
     assert len(made) == len(grids)
     layouts.of(grids[0], torch.device("cpu"), sizes)
     assert len(made) == len(grids) + 1
+
+
+def test_a_layout_is_waited_for_where_another_stream_made_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[Any] = []
+    used: list[Tensor] = []
+    monkeypatch.setattr(layout, "launched", lambda device: "mark")
+    monkeypatch.setattr(layout, "wait_for", lambda mark, device: waited.append(mark))
+    monkeypatch.setattr(layout, "in_use", used.extend)
+    layouts, grid = Layouts(vision_tower(tiny.model("qwen2_5_vl"))), torch.tensor([[2, 4, 4]])
+    for times in (1, 2):
+        found = layouts.of(grid, torch.device("cpu"))
+        assert waited == ["mark"] * times
+        assert len(used) == len(found.arguments) * times

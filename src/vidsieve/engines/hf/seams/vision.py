@@ -110,6 +110,8 @@ class VisionSeam(OfOneModel):
         self._takes_host_grids = takes_host_grids(tower)
         if pixels is None:
             self.ahead = features_ahead(model, tower)
+        if self.ahead is not None:
+            hooks.callback(self.ahead.forget)
         hooks.wrap(model.base_model, "get_video_features", self._video)
         hooks.before(tower, self._before)
         if (expands := getattr(tower, "post_layernorm", None)) is not None:  # what follows it wants all patches

@@ -5,13 +5,13 @@ prompt can be looked at meanwhile, and `generate` gets the features where it wou
 """
 
 import inspect
-import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from vidsieve.engines.hf.families import adapter_for
 from vidsieve.engines.hf.intercept import OfOneModel
@@ -20,7 +20,7 @@ from vidsieve.errors import UnsupportedModel
 from vidsieve.stages import in_use, launched, own_stream, wait_for
 
 _ASKED = ("pixel_values_videos", "video_grid_thw")  # what a tower is asked with whose temporal patches are rows
-_UNREAD = ("return_dict", "use_cache")  # what else a body may hand over, of which a tower reads nothing
+_BESIDE = {"return_dict", "use_cache"}  # older releases hand on the latter, which means nothing to a tower
 _PARTS = ("pooler_output", "deepstack_features")  # of what the model's `get_video_features` returns
 
 
@@ -40,11 +40,11 @@ def _filled(part: Any, rows: Iterator[Tensor]) -> Any:
 class GrowingFeatures:
     """The features of one video, of which some temporal patches come after the other.
 
-    count: how many.  grid: rows and columns of one, in patches.
+    count: how many.  grid: rows and columns of one, in patches.  state: of the modules that make them.
     """
 
-    def __init__(self, body: Any, count: int, grid: tuple[int, int], device: torch.device) -> None:
-        self._body, self._count, self._grid, self._device = body, count, grid, device
+    def __init__(self, body: Any, count: int, grid: tuple[int, int], device: torch.device, state: Any) -> None:
+        self._body, self._count, self._grid, self._device, self.state = body, count, grid, device, state
         self._whole: list[Tensor] = []  # (count, tokens, D): what goes before the first layer, then those within it
         self._kind: Any = None
         self._parts: dict[str, Any] = {}  # of the first of them
@@ -75,11 +75,11 @@ class GrowingFeatures:
 
 
 class _Known(NamedTuple):
-    """What was made of one tensor of pixels. made: marks that it is computed."""
+    """What was made of pixels and a grid of these versions, by modules in this state. made: marks that it is done."""
 
-    pixels: weakref.ref[Tensor]
-    version: int
     grid: Tensor
+    versions: tuple[int, int]
+    state: Any
     output: Any
     made: torch.Event | None
 
@@ -87,9 +87,10 @@ class _Known(NamedTuple):
 class FeaturesAhead(OfOneModel):
     """What the tower of one model has made of pixels with which it is yet to be called, as long as there are these."""
 
-    def __init__(self, model: Any, tower: nn.Module) -> None:
-        self._model, self._tower = model, tower
-        self._known: dict[int, _Known] = {}  # by the identity of the pixels
+    def __init__(self, model: Any, tower: nn.Module, modules: list[nn.Module]) -> None:
+        """modules: the tower, and what may stand between it and the language model."""
+        self._model, self._tower, self._modules = model, tower, modules
+        self._known = WeakTensorKeyDictionary()  # by the identity of the pixels
 
     def begin(self, count: int, grid: Any) -> GrowingFeatures | None:
         """Begin a video of `count` temporal patches with the `video_grid_thw` of a prompt; None where it cannot be."""
@@ -97,36 +98,56 @@ class FeaturesAhead(OfOneModel):
         if not isinstance(grid, Tensor) or torch.is_inference_mode_enabled() or torch.is_autocast_enabled(device.type):
             return None
         [[frames, *size], *others] = grid.tolist()
+        state = _state_of(self._modules)
         with torch.no_grad():
             stock = why_stock(self._tower, {})
-        if stock or others or frames != count:
+        if stock or others or frames != count or state is None:
             return None
-        return GrowingFeatures(self._model.base_model, count, tuple(size), device)
+        return GrowingFeatures(self._model.base_model, count, tuple(size), device, state)
 
     def keep(self, features: GrowingFeatures, pixels: Tensor, grid: Tensor) -> None:
         """Keep features for calls with these pixels and this grid."""
-        known, key = self._known, id(pixels)
-        alive = weakref.ref(pixels, lambda _: known.pop(key, None))
-        known[key] = _Known(alive, pixels._version, grid, *features.output())
+        self._known[pixels] = _Known(grid, (pixels._version, grid._version), features.state, *features.output())
+
+    def forget(self) -> None:
+        """Give back the memory of all features."""
+        self._known.clear()
 
     def of(self, given: dict[str, Any]) -> Any:
         """Get what `get_video_features` is asked for, where it is known; else None."""
-        known = self._known.get(id(given["pixel_values_videos"]))
-        pixels = None if known is None else known.pixels()
-        if known is None or pixels is None or pixels is not given["pixel_values_videos"]:
+        pixels = given.get("pixel_values_videos")
+        if torch.compiler.is_compiling() or not isinstance(pixels, Tensor):
             return None
-        if known.version != pixels._version:
+        known: _Known | None = self._known.get(pixels)  # type: ignore[no-untyped-call]
+        if known is None or known.versions != (pixels._version, known.grid._version):
             return None
-        asked = {name: value for name, value in given.items() if value is not None}
-        plain = asked.get("return_dict", True) and asked.keys() - set(_UNREAD) == set(_ASKED)
+        asked = {name for name, value in given.items() if value is not None and value is not False}
+        plain = given.get("return_dict") is not False and asked - _BESIDE == {*_ASKED}
         if not plain or torch.is_autocast_enabled(pixels.device.type) or why_stock(self._tower, given):
             return None
         grid = given["video_grid_thw"]
         if grid is not known.grid and not torch.equal(grid.cpu(), known.grid.cpu()):
             return None
+        if known.state != _state_of(self._modules):
+            return None
         wait_for(known.made, pixels.device)
         in_use(_tensors(known.output.values()))
         return type(known.output)(**known.output)  # not itself, in which somebody may write
+
+
+def _state_of(modules: Iterable[nn.Module]) -> list[tuple[int, ...]] | None:
+    """List what differs once `modules` compute something else: what is in them, hooks, where weights lie, writes there.
+
+    None where writes are not counted. Writes by `weight.data` never are.
+    """
+    state = []
+    for module in modules:
+        weights = [x for x in (*module._parameters.values(), *module._buffers.values()) if x is not None]
+        if any(x.is_inference() for x in weights):
+            return None
+        within = (*map(id, module._modules.values()), *module._forward_pre_hooks, *module._forward_hooks)
+        state.append((*within, *(number for x in weights for number in (x.data_ptr(), x._version))))
+    return state
 
 
 def features_ahead(model: Any, tower: nn.Module) -> FeaturesAhead | None:
@@ -137,5 +158,10 @@ def features_ahead(model: Any, tower: nn.Module) -> FeaturesAhead | None:
         return None
     names = inspect.signature(model.base_model.get_video_features).parameters
     asked = [name for name, one in names.items() if one.kind is not inspect.Parameter.VAR_KEYWORD]
-    apart = adapter.by_frame and adapter.layout == "grid" and not adapter.trailing
-    return FeaturesAhead(model, tower) if apart and asked == list(_ASKED) else None
+    if not (adapter.by_frame and adapter.layout == "grid" and not adapter.trailing and asked == list(_ASKED)):
+        return None
+    answering = {*model.get_decoder().modules()}
+    modules = [module for module in model.base_model.modules() if module not in answering]
+    if any(hasattr(module, "active_adapter") for module in modules):  # of PEFT: another may be chosen at any time
+        return None
+    return FeaturesAhead(model, tower, modules)

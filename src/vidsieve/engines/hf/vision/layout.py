@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import vision_utils
 
 from vidsieve.engines.hf.vision.tower import layout_functions
+from vidsieve.stages import in_use, launched, wait_for
 
 REMEMBERED = 8  # layouts; that of 64 frames of 784 patches takes some 3 MB
 
@@ -104,7 +105,7 @@ class Layouts:
     def __init__(self, tower: nn.Module) -> None:
         self._tower: Any = tower
         self._functions = layout_functions(tower)
-        self._found: OrderedDict[tuple[Any, ...], TowerLayout] = OrderedDict()
+        self._found: OrderedDict[tuple[Any, ...], tuple[TowerLayout, torch.Event | None]] = OrderedDict()
         self._lock = threading.Lock()
 
     def of(self, grid: Tensor, device: torch.device, merge_sizes: Tensor | None = None) -> TowerLayout:
@@ -116,11 +117,14 @@ class Layouts:
         merges = None if merge_sizes is None else tuple(merge_sizes.tolist())
         key = grids, merges, device
         with self._lock:
-            found = self._found.get(key) or self._make(grid.to(device), grids, merge_sizes)
-            self._found[key] = found
+            if key not in self._found:
+                self._found[key] = self._make(grid.to(device), grids, merge_sizes), launched(device)
             self._found.move_to_end(key)
+            found, made = self._found[key]
             while len(self._found) > REMEMBERED:
                 self._found.popitem(last=False)
+        wait_for(made, device)  # another stream may have made it, and be no further yet
+        in_use(found.arguments.values())
         return found
 
     @torch.no_grad()
