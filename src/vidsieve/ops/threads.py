@@ -19,8 +19,8 @@ def alone() -> Iterator[None]:
     """Keep torch's loops to this thread. Does nothing where torch has another library than OpenMP for them."""
     limit = _loop_threads()
     before = torch.get_num_threads()  # which makes this thread know of its number first
-    limit(1)
     try:
+        limit(1)
         yield
     finally:
         limit(before)
