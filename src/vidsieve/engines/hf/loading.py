@@ -136,6 +136,10 @@ def prepare(
             )
         model = unwrap_model(model)
         device = model.device
+        if model.device.type == "meta":
+            raise WrongArgument(
+                "expected a model with its weights in place, got one that is offloaded; give the device"
+            )
     if isinstance(frames, ComingFrames):
         made = _prepare_coming(processor, frames, question, device, model)
     else:

@@ -329,6 +329,8 @@ def test_what_a_model_cannot_be_given_with_is_refused(tmp_path: Path, make: Call
     planned = plan_video(write(tmp_path / "clip.mp4"), num_frames=4)
     with pytest.raises(WrongArgument, match="expected frames with pixels for a model"):
         prepare(processor, planned, QUESTION, model=model)
+    with pytest.raises(WrongArgument, match="expected a model with its weights in place, got one that is offloaded"):
+        prepare(processor, frames_of(4), QUESTION, model=tiny.fresh("qwen3_vl").to("meta"))
 
 
 @pytest.mark.gpu

@@ -15,7 +15,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from vidsieve.engines.hf.families import adapter_for
 from vidsieve.engines.hf.intercept import OfOneModel
-from vidsieve.engines.hf.vision.tower import why_stock
+from vidsieve.engines.hf.vision.tower import takes_host_grids, why_stock
 from vidsieve.errors import UnsupportedModel
 from vidsieve.stages import in_use, launched, own_stream, wait_for
 
@@ -43,8 +43,9 @@ class GrowingFeatures:
     count: how many.  grid: rows and columns of one, in patches.  state: of the modules that make them.
     """
 
-    def __init__(self, body: Any, count: int, grid: tuple[int, int], device: torch.device, state: Any) -> None:
-        self._body, self._count, self._grid, self._device, self.state = body, count, grid, device, state
+    def __init__(self, body: Any, tower: nn.Module, count: int, grid: tuple[int, int], state: Any) -> None:
+        self._body, self._count, self._grid, self.state = body, count, grid, state
+        self._device, self._takes_host_grids = next(tower.parameters()).device, takes_host_grids(tower)
         self._whole: list[Tensor] = []  # (count, tokens, D): what goes before the first layer, then those within it
         self._kind: Any = None
         self._parts: dict[str, Any] = {}  # of the first of them
@@ -56,8 +57,10 @@ class GrowingFeatures:
         with own_stream(self._device, "tower"):
             wait_for(made, self._device)
             in_use((pixels, at))
-            grid = torch.tensor([[len(at), *self._grid]])
-            found = self._body.get_video_features(pixels, grid.to(self._device), return_dict=True)
+            grid = torch.tensor([[len(at), *self._grid]])  # on the host, which else would wait for what came before
+            if not self._takes_host_grids:
+                grid = grid.to(self._device)
+            found = self._body.get_video_features(pixels, grid, return_dict=True)
             parts = {name: found[name] for name in _PARTS if found.get(name) is not None}
             rows = [x.reshape(len(at), -1, x.shape[-1]) for x in _tensors(parts.values())]
             if not self._whole:
@@ -103,7 +106,7 @@ class FeaturesAhead(OfOneModel):
             stock = why_stock(self._tower, {})
         if stock or others or frames != count or state is None:
             return None
-        return GrowingFeatures(self._model.base_model, count, tuple(size), device, state)
+        return GrowingFeatures(self._model.base_model, self._tower, count, tuple(size), state)
 
     def keep(self, features: GrowingFeatures, pixels: Tensor, grid: Tensor) -> None:
         """Keep features for calls with these pixels and this grid."""
