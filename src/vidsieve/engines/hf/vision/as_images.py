@@ -54,7 +54,7 @@ class FramesAsImages:
         given = contract.by_name(inner, args, kwargs)
         arguments = {**given["model_kwargs"], given["model_input_name"]: given["inputs_tensor"]}
         cache = contract.cache_of(contract.with_new_names(arguments))
-        if cache is not None:  # of earlier turns, whose pictures do not come again
+        if cache is not None and arguments.get("input_ids") is not None:  # of earlier turns, whose pictures came then
             arguments["input_ids"] = arguments["input_ids"][:, int(cache.get_seq_length()) :]
         self._prompts.arguments = arguments
         try:
