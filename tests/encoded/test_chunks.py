@@ -27,7 +27,7 @@ from vidsieve.engines.hf.families import adapter_for
 from vidsieve.engines.hf.loading import prepare
 from vidsieve.errors import AlreadyAttached, UnsupportedModel, VideoError, WrongArgument
 from vidsieve.stages import Stages
-from vidsieve.video import decode, plan_video, read_video
+from vidsieve.video import plan_video, read_video, scaling
 
 # Processors of GLM and MiniCPM make numpy arrays of torch tensors, of which numpy 2 warns.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
@@ -264,8 +264,8 @@ def test_an_error_of_a_thread_is_raised_once_after_the_chunks_before_it(
     if stage == "process":
         monkeypatch.setattr("vidsieve.encoded.chunks.prepare", failing)
     else:
-        scale = decode.Scaling.__call__
-        monkeypatch.setattr(decode.Scaling, "__call__", lambda *args: (fail(), scale(*args))[1])
+        scale = scaling.Scaling.__call__
+        monkeypatch.setattr(scaling.Scaling, "__call__", lambda *args: (fail(), scale(*args))[1])
     chunks = encode_chunks(model, processor, plan_video(clip, num_frames=40), 2)
     came: list[FeatureChunk] = []
     with pytest.raises(MemoryError, match="no room"):

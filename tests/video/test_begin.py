@@ -3,8 +3,10 @@
 import threading
 import warnings
 from collections.abc import Iterable
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +15,12 @@ pytest.importorskip("av")
 
 from tests.clips import cut, numbers, write
 from vidsieve.errors import VideoError
+from vidsieve.stages import Stopped
 from vidsieve.types.coming import Come, ComingFrames
 from vidsieve.types.frames import Frames
-from vidsieve.video import begin_video, read_video
+from vidsieve.video import begin_video, demux, read_video
 from vidsieve.video.decode import indexed
+from vidsieve.video.scaling import Scaling
 from vidsieve.video.wanted import Wanted
 
 LONG = 60  # seconds after which a test that hangs fails
@@ -83,7 +87,7 @@ def test_it_is_known_which_frames_there_are_before_they_are_decoded() -> None:
         assert waited.wait(LONG)
         return frames
 
-    coming = ComingFrames(lambda: decode)
+    coming = ComingFrames(lambda check: decode)
     coming.wait_until_known()
     assert coming.ended is None
     waited.set()
@@ -137,7 +141,7 @@ def test_spans_are_eighths_of_whole_patches(count: int, joined: int, lengths: li
         return frames
 
     spans = []
-    for some, places in ComingFrames(lambda: decode).spans(8, 4, joined):
+    for some, places in ComingFrames(lambda check: decode).spans(8, 4, joined):
         looking.set()
         assert some is frames
         assert places == sorted(places)
@@ -160,7 +164,7 @@ def test_a_span_is_there_before_the_next_frame_is_decoded() -> None:
         told(come, frames, [1, 3, 6, 4])
         return frames
 
-    coming = ComingFrames(lambda: decode)
+    coming = ComingFrames(lambda check: decode)
     spans = coming.spans(8, 4)
     assert next(spans)[1] == [0, 2, 5, 7]
     assert coming.ended is None
@@ -178,7 +182,7 @@ def test_frames_that_are_joined_come_together() -> None:
         told(come, frames, [3, 5])
         return frames
 
-    spans = ComingFrames(lambda: decode).spans(8, 4, 2)
+    spans = ComingFrames(lambda check: decode).spans(8, 4, 2)
     assert next(spans)[1] == [0, 1, 6, 7]
     taken.set()
     assert [places for _, places in spans] == [[2, 3, 4, 5]]
@@ -193,7 +197,47 @@ def test_a_decoder_that_begins_anew_is_followed() -> None:
         told(come, frames, range(5))
         return frames
 
-    spans = ComingFrames(lambda: decode).spans(8, 4)
+    spans = ComingFrames(lambda check: decode).spans(8, 4)
     assert next(spans) == (wrong, [0, 1, 2, 3])
     taken.set()
     assert list(spans) == [(frames, [0, 1, 2, 3]), (frames, [4])]
+
+
+def test_a_block_that_fails_ends_decoding(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    left, scale = threading.Event(), Scaling.__call__
+    scaled: list[int] = []
+
+    def late(self: Scaling, frame: Any) -> Any:
+        scaled.append(frame.pts)
+        assert len(scaled) == 1 or left.wait(LONG)
+        return scale(self, frame)
+
+    monkeypatch.setattr(Scaling, "__call__", late)
+    with suppress(ZeroDivisionError), begin_video(clip, num_frames=20) as coming:
+        coming.wait_until_known()
+        _ = 1 // 0
+    left.set()
+    with pytest.raises(Stopped):
+        coming.result()
+    assert len(scaled) < 20
+    with begin_video(clip, num_frames=20) as coming:
+        pass
+    assert len(coming.result()) == 20
+
+
+def test_the_packets_of_a_file_are_read_no_further(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, left, listed = threading.Event(), threading.Event(), demux._listed
+
+    def late(*args: Any) -> Any:
+        entered.set()
+        assert left.wait(LONG)
+        return listed(*args)
+
+    monkeypatch.setattr(demux, "_listed", late)
+    coming = begin_video(clip)
+    assert entered.wait(LONG)
+    coming.stop()
+    left.set()
+    with pytest.raises(Stopped):
+        coming.wait_until_known()

@@ -18,7 +18,7 @@ from tests.clips import HEIGHT, WIDTH, cut, numbers, picture, write, written  # 
 from tests.video.test_files import damaged, turned  # noqa: E402
 from vidsieve.errors import VideoError, WrongArgument  # noqa: E402
 from vidsieve.types.frames import Frames  # noqa: E402
-from vidsieve.video import decode, plan_video, read_chunks, read_video  # noqa: E402
+from vidsieve.video import plan_video, read_chunks, read_video, scaling  # noqa: E402
 from vidsieve.video.chosen import Decoder  # noqa: E402
 from vidsieve.video.decode import indexed  # noqa: E402
 from vidsieve.video.wanted import Wanted  # noqa: E402
@@ -206,15 +206,15 @@ def test_frames_lost_to_damage_are_shown_as_the_one_before_and_told(
 ) -> None:
     planned = plan_video(damaged(tmp_path), num_frames=100)
     told: list[str] = []
-    scale, stamps = decode.Scaling.__call__, planned.found.pts  # type: ignore[attr-defined]
+    scale, stamps = scaling.Scaling.__call__, planned.found.pts  # type: ignore[attr-defined]
 
-    def marked(self: decode.Scaling, frame: Any) -> tuple[Any, bool]:
+    def marked(self: scaling.Scaling, frame: Any) -> tuple[Any, bool]:
         picture, corrupt = scale(self, frame)
         picture = picture.copy()
         picture[0, 0] = stamps.index(frame.pts)  # which are lost depends on the decoder's threads: this reading counts
         return picture, corrupt
 
-    monkeypatch.setattr(decode.Scaling, "__call__", marked)
+    monkeypatch.setattr(scaling.Scaling, "__call__", marked)
     chunks = list(read_chunks(planned, 8, warn=told.append))
     assert [len(chunk) for chunk in chunks] == [8] * 12 + [4]
     assert sum((chunk.index for chunk in chunks), ()) == planned.index == tuple(range(100))

@@ -140,14 +140,14 @@ def _prepare(
     """Decode the clip while the model is loaded, and process what is decoded. What is no video is told before that."""
     note("decoding the clip" if loaded else "decoding the clip, and loading the model")
     began = time.perf_counter()
-    coming = begin(request.clip, request.wanted, warn)
-    coming.wait_until_known()
-    loading = time.perf_counter()
-    processor, model = loaded or load(request.model, request.device, request.dtype, bar=False)
-    there = time.perf_counter()
-    note("decoding the clip")
-    inputs = prepare(processor, coming, request.question, model.device).to(model.device, model.dtype)
-    processed = time.perf_counter()
+    with begin(request.clip, request.wanted, warn) as coming:
+        coming.wait_until_known()
+        loading = time.perf_counter()
+        processor, model = loaded or load(request.model, request.device, request.dtype, bar=False)
+        there = time.perf_counter()
+        note("decoding the clip")
+        inputs = prepare(processor, coming, request.question, model.device).to(model.device, model.dtype)
+        processed = time.perf_counter()
     frames, decoded = coming.result(), coming.ended or processed
     stages = {"decode": 1e3 * (decoded - began), "process": 1e3 * (processed - max(decoded, there))}
     times = {"load": 1e3 * (there - loading), "waited": 1e3 * max(0.0, decoded - there)}

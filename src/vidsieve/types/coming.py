@@ -4,32 +4,36 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from math import ceil
 from threading import Condition, Thread
-from typing import cast
+from types import TracebackType
+from typing import Self, cast
 
+from vidsieve.stages import Stopped
 from vidsieve.types.frames import Frames
 
+Check = Callable[[], None]
 Come = Callable[[Frames, int], None]
 
 
 class ComingFrames:
-    """Frames that a thread of its own decodes from now on (`begin_video`).
+    """Frames that a thread of its own decodes from now on (`begin_video`); in a `with` block, until that fails.
 
     ended: when that was done, by `time.perf_counter`; None until then.
     """
 
     def __init__(
         self,
-        look: Callable[[], Callable[[Come], Frames]],
+        look: Callable[[Check], Callable[[Come], Frames]],
         faults: Sequence[str] = (),
         warn: Callable[[str], None] = lambda fault: None,
     ) -> None:
         """look: finds out which frames there are, and returns what makes them: that calls what it is given with the
-        frames and the place of each that is there.
+        frames and the place of each that is there. Both often call what `look` is given, which raises where nobody
+        wants them any more.
 
         faults: what the two find wrong, of which `warn` is told in the thread that asks for the result.
         """
         self.ended: float | None = None
-        self._known = False
+        self._known = self._stopped = False
         self._changed = Condition()
         self._frames: Frames | None = None  # of which are there, in the order in which they came:
         self._places: list[int] = []
@@ -38,9 +42,9 @@ class ComingFrames:
         # An error or Ctrl-C elsewhere does not wait for it.
         Thread(target=self._run, args=(look,), name="vidsieve-decode", daemon=True).start()
 
-    def _run(self, look: Callable[[], Callable[[Come], Frames]]) -> None:
+    def _run(self, look: Callable[[Check], Callable[[Come], Frames]]) -> None:
         try:
-            decode = look()
+            decode = look(self._check)
             with self._changed:
                 self._known = True
                 self._changed.notify_all()
@@ -57,6 +61,23 @@ class ComingFrames:
             self._changed.wait_for(lambda: self._known or self.ended is not None)
         if not self._known:
             self.result()
+
+    def stop(self) -> None:
+        """End decoding at the next packet; `result` raises `Stopped` then, if it was not done."""
+        self._stopped = True
+
+    def _check(self) -> None:
+        if self._stopped:
+            raise Stopped("nobody wants the rest of these frames")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.stop()
 
     def _come(self, frames: Frames, place: int) -> None:
         with self._changed:

@@ -36,7 +36,7 @@ def begin_video(
     `prepare` takes what this returns, and processes the first frames while the last are decoded. `result()` waits for
     all of them, `wait_until_known()` until the packets of the file are read, which say which frames there are. Raises
     as `read_video` does for arguments and for a file that is not there; the rest is raised, and faults are warned of,
-    where frames are waited for.
+    where frames are waited for. As a context manager, it ends decoding when the block is left by an error.
     """
     return begin(
         path, Wanted(num_frames, fps, index, size, False, strict, sampling, start, end, max_frames, decoder, device)
@@ -48,4 +48,4 @@ def begin(path: str | os.PathLike[str], wanted: Wanted, warn: Callable[[str], No
     require("av", "video")
     locate(os.fsdecode(path))
     faults: list[str] = []
-    return ComingFrames(lambda: indexed(path, wanted, faults.append), faults, warn)
+    return ComingFrames(lambda check: indexed(path, wanted, faults.append, check), faults, warn)

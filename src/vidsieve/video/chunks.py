@@ -17,7 +17,7 @@ from vidsieve.checks import check_number, describe, require
 from vidsieve.errors import VideoError, WrongArgument, redacted
 from vidsieve.types.frames import Frames
 from vidsieve.video.chosen import Decoder, Miscounted
-from vidsieve.video.decode import Faults, described, index_of, one_line, pieces, scaled, to_warning, trusting
+from vidsieve.video.decode import Faults, described, index_of, one_line, pieces, to_warning, trusting
 from vidsieve.video.demux import (
     Check,
     Index,
@@ -28,6 +28,7 @@ from vidsieve.video.demux import (
     video_stream,
     without_secrets,
 )
+from vidsieve.video.scaling import scaled
 from vidsieve.video.wanted import LONGEST_SIDE, Sampling, Size, Wanted
 
 SAME_TIME = 1e-3  # seconds

@@ -13,15 +13,13 @@ of that.
 """
 
 import os
-import struct
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -46,9 +44,9 @@ from vidsieve.video.demux import (
     video_stream,
     without_secrets,
 )
+from vidsieve.video.scaling import TURNS, Scaling, orientation, scaled
 from vidsieve.video.wanted import LONGEST_SIDE, Library, Sampling, Size, Wanted
 
-STRETCH = 16  # the widest or highest that a pixel can be for its other side
 LONG_CLIP = 30.0  # seconds; below it a progress bar would be gone before it is read
 _LACKING = (
     "is damaged: cut off before the end of its index (moov), without which nothing of it can be read; fetch it again"
@@ -108,18 +106,26 @@ def to_warning(fault: str) -> None:
 
 
 def indexed(
-    path: str | os.PathLike[str], wanted: Wanted, warn: Callable[[str], None] = to_warning
+    path: str | os.PathLike[str],
+    wanted: Wanted,
+    warn: Callable[[str], None] = to_warning,
+    check: Check = unchecked,
 ) -> Callable[..., Frames]:
     """Read which frames a file has; returns the function that decodes those `wanted`, once.
 
-    warn: is given each fault that is no error.  The function calls what it is given as `pieces` calls `come`.
+    warn: is given each fault that is no error.  check: is called for each packet, and ends it by what it raises.
+    The function calls what it is given as `pieces` calls `come`.
     Both raise as `read_video` does: this for what is no video, the function for what cannot be decoded.
     """
     name = os.fsdecode(path)
     if wanted.decoder == "torchcodec":
         torchcodec.load()
-    found = index_of(name, spare=wanted.sampling != "keyframes")
-    return lambda come=_untold: trusting(found, name, wanted, lambda index: _read(index, name, wanted, warn, come))
+    found = index_of(name, check, spare=wanted.sampling != "keyframes")
+
+    def decode(come: Come = _untold) -> Frames:
+        return trusting(found, name, wanted, lambda index: _read(index, name, wanted, warn, come, check), check)
+
+    return decode
 
 
 def index_of(name: str, check: Check = unchecked, spare: bool = True) -> Index:
@@ -182,12 +188,12 @@ def _without_frames(place: str, name: str) -> VideoError:
 def _untold(frames: Frames, place: int) -> None: ...
 
 
-def _read(found: Index, name: str, wanted: Wanted, warn: Callable[[str], None], come: Come) -> Frames:
+def _read(found: Index, name: str, wanted: Wanted, warn: Callable[[str], None], come: Come, check: Check) -> Frames:
     numbers = wanted.numbers(found, name)
     faults = Faults(name, wanted.strict, warn, cut=wanted.strict or wanted.index is None)
     if wanted.decoder == "torchcodec":
         return _by_torchcodec(found, name, numbers, wanted, faults)
-    [frames] = pieces(found, name, numbers, wanted.size, len(numbers), faults, wanted.progress, come=come)
+    [frames] = pieces(found, name, numbers, wanted.size, len(numbers), faults, wanted.progress, check, come=come)
     return frames
 
 
@@ -198,8 +204,8 @@ def _by_torchcodec(found: Index, name: str, numbers: list[int], wanted: Wanted, 
     with opened(place) as container:
         stream = video_stream(container, name)
         first = Decoder(container, stream, found, name).first()
-        shape, turn = scaled(stream, first, wanted.size, name), _orientation(first, name)
-        if turn not in _TURNS:
+        shape, turn = scaled(stream, first, wanted.size, name), orientation(first, name)
+        if turn not in TURNS:
             raise VideoError(f"{name}: is mirrored, and torchcodec can only turn pictures; {torchcodec.INSTEAD}")
         stamps = [pts * stream.time_base for pts in found.pts]
         pixels = torchcodec.decode(place, name, stream.index, stamps, numbers, shape, wanted.device or "cpu")
@@ -317,73 +323,6 @@ def described(pixels: Tensor, numbers: Sequence[int], found: Index, name: str) -
         name,
         key_frames=len(found.keys),
     )
-
-
-def _shown(frame: Any, aspect: float, name: str) -> tuple[int, int]:
-    """Compute height and width of a frame once upright and in square pixels; its are `aspect` times as wide as high."""
-    if not 1 / STRETCH <= aspect <= STRETCH:
-        raise VideoError(f"{name}: says its pixels are {aspect:.3g} times as wide as high, which is a damaged header")
-    height, width = frame.height, max(1, round(frame.width * aspect))
-    return (width, height) if _orientation(frame, name)[0] else (height, width)
-
-
-def scaled(stream: Any, frame: Any, size: Size, name: str) -> tuple[int, int]:
-    """Compute the height and width at which a file is read, by its first frame."""
-    height, width = _shown(frame, float(stream.sample_aspect_ratio or 1), name)
-    if isinstance(size, tuple):
-        return size
-    scale = 1.0 if size is None else min(1.0, size / max(height, width))
-    return max(1, round(height * scale)), max(1, round(width * scale))
-
-
-def _orientation(frame: Any, name: str) -> tuple[bool, bool, bool]:
-    """Find whether to transpose a stored picture, then to mirror it left to right, then upside down.
-
-    By the display matrix [a b; c d] of its row vectors, as players read it: what they are scaled by is ignored.
-    """
-    if abs((frame.rotation + 45) % 90 - 45) > 1:
-        raise VideoError(
-            f"{name}: is turned by {frame.rotation} degrees, expected a multiple of 90; re-encode it upright"
-        )
-    try:
-        # Not frame.side_data: it and the frame hold each other, and the picture until garbage is collected.
-        matrix = require("av.sidedata.sidedata", "video").SideDataContainer(frame).get("DISPLAYMATRIX")
-    except ValueError:  # PyAV 18 cannot list what is newer than it knows (EXIF); it still knows the rotation
-        return _TURNS[round(frame.rotation / 90) % 4]
-    if matrix is None:
-        return False, False, False
-    a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])
-    transposed = abs(b) > abs(a)
-    return transposed, (c if transposed else a) < 0, (b if transposed else d) < 0
-
-
-_TURNS = ((False, False, False), (True, False, True), (False, True, True), (True, True, False))  # by 90 degrees each
-
-
-class Scaling:
-    """Makes pictures uint8 (H, W, 3) of frames, upright, as large as the first; and says whether they are damaged."""
-
-    def __init__(self, stream: Any, size: Size, name: str) -> None:
-        self._stream, self._size, self._name = stream, size, name
-        self._shape: tuple[int, int] | None = None
-        self._threads = threading.local()
-
-    def __call__(self, frame: Any) -> tuple[Any, bool]:
-        self._shape = self._shape or scaled(self._stream, frame, self._size, self._name)
-        height, width = self._shape
-        transposed, mirrored, upturned = _orientation(frame, self._name)
-        stored = (height, width) if transposed else (width, height)
-        rgb = self._reformatter.reformat(frame, *stored, format="rgb24", interpolation="AREA", threads=1).to_ndarray()
-        picture = rgb.swapaxes(0, 1) if transposed else rgb
-        return picture[:: -1 if upturned else 1, :: -1 if mirrored else 1], frame.is_corrupt
-
-    @property
-    def _reformatter(self) -> Any:
-        """That of this thread. A frame's own is made anew for each, with a thread for every core."""
-        found = self._threads.__dict__.get("reformatter")
-        if found is None:
-            found = self._threads.reformatter = require("av.video.reformatter", "video").VideoReformatter()
-        return found
 
 
 @contextmanager

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from vidsieve.checks import check_number, require
 from vidsieve.errors import VideoError, redacted
-from vidsieve.video.decode import Scaling
 from vidsieve.video.demux import PATIENCE, demuxed, locate, open_container, video_stream, without_secrets
+from vidsieve.video.scaling import Scaling
 from vidsieve.video.wanted import LONGEST_SIDE, Size
 
 RTSP = ("rtsp", "rtsps")

@@ -100,7 +100,7 @@ class OneByOne(ComingFrames):
                 raise error
             return frames
 
-        super().__init__(lambda: decode)
+        super().__init__(lambda check: decode)
 
     def spans(self, parts: int, shortest: int, joined: int = 1) -> Iterator[tuple[Frames, list[int]]]:
         for span in super().spans(parts, shortest, joined):
