@@ -123,7 +123,7 @@ class Layouts:
             found, made = self._found[key]
             while len(self._found) > REMEMBERED:
                 self._found.popitem(last=False)
-        # Another stream may have made it, and be no further yet. A graph that is captured may wait for nothing before it.
+        # Another stream may have made it, and be no further yet. What a graph captures waits for nothing before it.
         if device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
             wait_for(made, device)
             in_use(found.arguments.values())
