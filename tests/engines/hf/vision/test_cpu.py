@@ -140,6 +140,29 @@ def test_pixels_of_zeros_decide_nothing(family: str, monkeypatch: pytest.MonkeyP
         assert any(nn.Conv3d in key for key in tried)
 
 
+@pytest.mark.parametrize("family", SOME[:3])
+def test_where_a_product_adds_up_otherwise_patches_are_laid_out_for_the_convolution(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, inputs = tiny.fresh(family), tiny.prompt(family, frames=6)
+    stock, laid_out = logits(model, inputs), []
+    forward = nn.Conv3d._conv_forward
+
+    def noted(conv: nn.Conv3d, x: Tensor, *args: Any) -> Tensor:
+        laid_out.append(x.is_contiguous(memory_format=torch.channels_last_3d))
+        return forward(conv, x, *args)
+
+    monkeypatch.setattr(nn.Conv3d, "_conv_forward", noted)
+    monkeypatch.setattr(cpu, "_channels_last", lambda x: x.flatten(1) * (1 + 2**-20))
+    with vidsieve.attach(model, vision="packed"):
+        assert torch.equal(logits(model, inputs), stock)
+        chosen = [way for key, way in cpu._same_bits[vision_tower(model)].items() if nn.Conv3d in key]
+        assert set(chosen) <= {0, 2}  # never the product
+        laid_out.clear()
+        assert torch.equal(logits(model, inputs), stock)
+    assert laid_out == [way == 2 for way in chosen]
+
+
 @pytest.mark.parametrize("holds_keys", [True, False])
 @pytest.mark.parametrize("family", SOME)
 def test_fewer_groups_give_the_bits_that_they_give_at_once(
