@@ -96,11 +96,7 @@ def encode(
     `UnsupportedModel` without an adapter.
     """
     model = arguments.unwrap_model(model)
-    if getattr(processor, "video_processor", None) is None:
-        raise WrongArgument(
-            f"expected the model's processor, with a video processor, got {describe(processor)}; "
-            "AutoProcessor.from_pretrained(...) is it"
-        )
+    _check_processor(processor)
     reducer = chunkwise(method, keep)
     selector = None if pixels is None else KCenter(pixels)
     if chunk is not None:
@@ -120,11 +116,19 @@ def encode(
     chunks = encode_chunks(model, processor, frames, size, first=first, strict=strict, pixels=selector)
     with closing(chunks):  # at once, or a traceback that somebody keeps would keep the model attached
         found = select(model, processor, frames, chunks, reducer, progress)
-    fingerprint = replace(found.fingerprint, method=described(reducer, pixels))
+    fingerprint = replace(found.fingerprint, method=chosen_by(reducer, pixels))
     return replace(found, strict=strict, fingerprint=fingerprint)
 
 
-def described(method: Prune, pixels: float | None) -> str:
+def _check_processor(processor: Any) -> None:
+    if getattr(processor, "video_processor", None) is None:
+        raise WrongArgument(
+            f"expected the model's processor, with a video processor, got {describe(processor)}; "
+            "AutoProcessor.from_pretrained(...) is it"
+        )
+
+
+def chosen_by(method: Prune, pixels: float | None) -> str:
     """Write what a stored video was chosen by."""
     return repr(method) if pixels is None else f"{method!r} after {KCenter(pixels)!r}"
 

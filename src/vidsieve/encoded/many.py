@@ -19,7 +19,7 @@ from vidsieve import registry, writable
 from vidsieve.checks import printable, require
 from vidsieve.encoded import cluster
 from vidsieve.encoded.clips import find
-from vidsieve.encoded.encode import Progress, described, encode
+from vidsieve.encoded.encode import Progress, chosen_by, encode
 from vidsieve.encoded.fingerprint import full_name
 from vidsieve.encoded.video import EncodedVideo
 from vidsieve.encoded.whole import sweep_parts
@@ -297,7 +297,7 @@ def _stored(clip: str, file: Path, request: Request) -> tuple[EncodedVideo, str]
     asked = {
         "by the model": full_name(request.model),
         "at keep": f"{request.keep:g}",
-        "by": described(by_name(request.method, request.keep), request.pixels),
+        "by": chosen_by(by_name(request.method, request.keep), request.pixels),
         "in": dtype if request.dtype in (None, "auto") else request.dtype,
     }
     frames, gone = encoded.frames, ""

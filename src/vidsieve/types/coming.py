@@ -7,10 +7,9 @@ from threading import Condition, Thread
 from types import TracebackType
 from typing import Self, cast
 
-from vidsieve.stages import Stopped
+from vidsieve.stages import Check, Stopped
 from vidsieve.types.frames import Frames
 
-Check = Callable[[], None]
 Come = Callable[[Frames, int], None]
 
 

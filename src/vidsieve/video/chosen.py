@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import torch
 
 from vidsieve.errors import VideoError
-from vidsieve.stages import Stages
-from vidsieve.video.demux import Check, Index, locate, opened, packets, pictures, unchecked, video_stream
+from vidsieve.stages import Check, Stages, unchecked
+from vidsieve.video.demux import Index, locate, opened, packets, pictures, video_stream
 
 DECODERS = 8  # side by side, at most: each has the frames that others are made from in memory
 WORTH = 16  # frames to decode and to scale, below which to open the file once more takes longer

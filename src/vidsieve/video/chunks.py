@@ -15,16 +15,15 @@ import torch
 
 from vidsieve.checks import check_number, describe, require
 from vidsieve.errors import VideoError, WrongArgument, redacted
+from vidsieve.stages import Check, unchecked
 from vidsieve.types.frames import Frames
 from vidsieve.video.chosen import Decoder, Miscounted
 from vidsieve.video.decode import Faults, described, index_of, one_line, pieces, to_warning, trusting
 from vidsieve.video.demux import (
-    Check,
     Index,
     by_decoding,
     locate,
     opened,
-    unchecked,
     video_stream,
     without_secrets,
 )

@@ -26,13 +26,13 @@ from torch import Tensor
 
 from vidsieve.checks import require
 from vidsieve.errors import VideoError, redacted
+from vidsieve.stages import Check, unchecked
 from vidsieve.types.coming import Come
 from vidsieve.types.frames import Frames
 from vidsieve.video import torchcodec
 from vidsieve.video.chosen import Decoder, Miscounted
 from vidsieve.video.demux import (
     PATIENCE,
-    Check,
     Index,
     by_decoding,
     by_packets,
@@ -40,7 +40,6 @@ from vidsieve.video.demux import (
     lacks_its_index,
     locate,
     opened,
-    unchecked,
     video_stream,
     without_secrets,
 )

@@ -8,7 +8,7 @@ import os
 import stat
 import struct
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
@@ -18,15 +18,11 @@ from urllib.request import url2pathname
 
 from vidsieve.checks import require
 from vidsieve.errors import VideoError, redacted
+from vidsieve.stages import Check, unchecked
 from vidsieve.video.references import UNKNOWN, Rank, rank_reader
 
 BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")  # that an MP4 or MOV file begins with
 PATIENCE = 30.0  # seconds that a server may take to answer
-Check = Callable[[], None]  # is called for each packet, and raises where nobody wants the rest
-
-
-def unchecked() -> None:
-    """Read on."""
 
 
 @dataclass(frozen=True)

@@ -72,24 +72,33 @@ class VisionSeam(OfOneModel):
         reason = Reason("vision='stock' leaves the tower as it is") if vision == "stock" else why_not(tower)
         if reason is None and vision == "fused" and (unfit := _why_unfused(tower)):
             raise UnsupportedCall(f"vision='fused' cannot be: {unfit}; 'auto' does what can be done")
-        if reason is not None:
-            if pixels is not None and not reason.expected:
-                raise UnsupportedCall(f"{pixels!r} cannot act before the vision tower: {reason.text}")
-            adapter = adapter_for(model)
-            if pixels is not None and adapter.layout != "clips" and not adapter.frame_tokens:
-                raise UnsupportedCall(
-                    f"{pixels!r} cannot act before the vision tower of {type(model).__name__}: nothing tells which of "
-                    "its images are the frames of one video; reduce after the tower"
-                )
-            if vision != "auto":
-                raise UnsupportedCall(f"vision={vision!r} cannot be: {reason.text}; 'auto' does what can be done")
-            trace.tower, trace.tower_slow = f"stock, because {reason.text}", not reason.expected
-            ContiguousEmbeddings(tower, hooks)
-            ChannelsLastPooling(model.base_model, hooks)
-            if pixels is not None:
-                BatchedPixels(model, tower, pixels, trace, hooks)
-            return
-        trace.tower = "not called yet"
+        if reason is None:
+            self._install(model, tower, vision, hooks)
+        else:
+            self._leave(model, tower, vision, reason, hooks)
+
+    def _leave(self, model: Any, tower: nn.Module, vision: Vision, reason: Reason, hooks: Interceptions) -> None:
+        """Leave a tower that cannot be packed as it is, but for what is laid out around it, and for `pixels`."""
+        trace, pixels = self._trace, self._pixels
+        if pixels is not None and not reason.expected:
+            raise UnsupportedCall(f"{pixels!r} cannot act before the vision tower: {reason.text}")
+        adapter = adapter_for(model)
+        if pixels is not None and adapter.layout != "clips" and not adapter.frame_tokens:
+            raise UnsupportedCall(
+                f"{pixels!r} cannot act before the vision tower of {type(model).__name__}: nothing tells which of "
+                "its images are the frames of one video; reduce after the tower"
+            )
+        if vision != "auto":
+            raise UnsupportedCall(f"vision={vision!r} cannot be: {reason.text}; 'auto' does what can be done")
+        trace.tower, trace.tower_slow = f"stock, because {reason.text}", not reason.expected
+        ContiguousEmbeddings(tower, hooks)
+        ChannelsLastPooling(model.base_model, hooks)
+        if pixels is not None:
+            BatchedPixels(model, tower, pixels, trace, hooks)
+
+    def _install(self, model: Any, tower: nn.Module, vision: Vision, hooks: Interceptions) -> None:
+        """Install what packs the tower, and what fuses it."""
+        self._trace.tower = "not called yet"
         self._calls, self._layouts = TowerCalls(), Layouts(tower)
         self._fused = vision != "packed" and not _why_unfused(tower)
         if self._fused:
@@ -108,7 +117,7 @@ class VisionSeam(OfOneModel):
         if on_cpu:
             FewFrames(tower, self._calls, hooks)
         self._takes_host_grids = takes_host_grids(tower)
-        if pixels is None:
+        if self._pixels is None:
             self.ahead = features_ahead(model, tower)
         if self.ahead is not None:
             hooks.callback(self.ahead.forget)
