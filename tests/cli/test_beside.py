@@ -133,18 +133,20 @@ def test_what_is_no_video_is_told_before_a_model_is_loaded(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of this kind are POSIX")
-@pytest.mark.parametrize("load", ["time.sleep(100)", "None, None"], ids=["while-loading", "while-waiting"])
-def test_control_c_ends_the_process_while_the_clip_is_decoded(world: Path, load: str) -> None:
+@pytest.mark.parametrize("rest", ["time.sleep(100)", "return loaded"], ids=["while-loading", "while-waiting"])
+def test_control_c_ends_the_process_while_the_clip_is_decoded(world: Path, rest: str) -> None:
     script = (
         "import signal, sys, threading, time\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell may have started all this deaf to it
         "from vidsieve.cli import main, run\n"
         "from vidsieve.video import begin\n"
         "begin.indexed = lambda *_: lambda come: threading.Event().wait(100)\n"
-        "def load(*_, **__):\n"
+        "load = run.load\n"
+        "def loading(*arguments, **options):\n"
+        "    loaded = load(*arguments, **options)\n"
         "    print('loading', flush=True)\n"
-        f"    return {load}\n"
-        "run.load = load\n"
+        f"    {rest}\n"
+        "run.load = loading\n"
         f"sys.exit(main.main({command(world)!r}))\n"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
