@@ -1,4 +1,4 @@
-"""The default and `moments` on the synthetic suites, beside the default before and other people's methods, three draws.
+"""The methods of this library on the synthetic suites, beside the default before and others, three draws.
 
     python -m benchmarks.eval_seeds --out benchmarks/results/seeds_h200.json
     python -m benchmarks.eval_seeds --videos 32 --method divprune --out out/seeds.json   less, on a CPU
@@ -29,6 +29,7 @@ from vidsieve.evaluation.statistics import holm
 from vidsieve.methods import ConditionalDPP, MarginalGain, Novelty, Prune, Within
 
 KEEPS = (0.25, 0.1, 0.05, 0.02)
+OWN = ("vidsieve", "distinct", "moments")
 OTHERS = ("divprune", "evs", "vidcom2", "visionzip", "dart", "flashvid")
 SUITES = ("needles", "long")
 MEASURES = ("accuracy", "recall")
@@ -41,7 +42,7 @@ def previous(keep: float) -> vidsieve.Reducer:
 
 def one(suite: str, split: str, seed: int, videos: int, others: tuple[str, ...] = OTHERS) -> dict[str, Any]:
     """All rows of one draw of videos."""
-    methods = {"vidsieve": registry.method("vidsieve"), "moments": registry.method("moments"), "previous": previous}
+    methods = {name: registry.method(name) for name in OWN} | {"previous": previous}
     methods |= {name: registry.method(name) for name in others}
     plan = Plan(str(BUNDLED), split, videos, KEEPS, methods, checked=1, timed=1, suite=suite, first=seed * videos)
     return evaluate(plan)

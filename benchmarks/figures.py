@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
 OURS = "vidsieve"
-OWN = {OURS, "moments"}  # of this library
+OWN = {OURS, "distinct", "moments"}  # of this library
 BLUE, INK, GREY = "#0a5fa8", "#2b2b2b", "#767676"  # ours, others, floors: three lightnesses
 FLOORS = {"uniform", "random", "fewer_frames", "lower_resolution"}
 MIDDLE = 0.6  # of an axis: names of dots beyond it stand to the left of them

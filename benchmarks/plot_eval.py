@@ -64,7 +64,7 @@ def draw(path: Path, folder: Path) -> Path:
         Line2D([], [], color=INK, marker="o", label="right answers, mean over kinds of questions"),
         Line2D([], [], color=INK, marker="D", linestyle="", markerfacecolor="white", label="evidence kept"),
         Line2D([], [], color=GREY, marker="o", label="floors"),
-        Line2D([], [], color=BLUE, marker="o", label="vidsieve and its second method, moments"),
+        Line2D([], [], color=BLUE, marker="o", label="vidsieve, and the other methods of this library"),
     ]
     figure.legend(handles=marks, loc="outside lower center", ncols=4, frameon=False, fontsize=10)
     figure.suptitle(title, fontsize=12)

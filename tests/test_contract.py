@@ -20,6 +20,7 @@ from vidsieve.methods.segment import PerFrame, SceneCuts, SceneRuns, Segmenter, 
 from vidsieve.methods.selection import (
     MMR,
     ConditionalDPP,
+    DistinctFirst,
     EvenlySpaced,
     Hybrid,
     LowRankDPP,
@@ -32,6 +33,7 @@ from vidsieve.ops.definitions import LEAST, MOST
 
 SELECTORS: list[Selector] = [
     ConditionalDPP(),
+    DistinctFirst(share=0.1),
     LowRankDPP(rank=8, above=15),
     MMR(),
     MMR(trade=0.0),

@@ -12,6 +12,7 @@ from vidsieve.methods.segment import SceneCuts, Uniform, Whole
 from vidsieve.methods.selection import (
     MMR,
     ConditionalDPP,
+    DistinctFirst,
     Hybrid,
     LowRankDPP,
 )
@@ -26,6 +27,9 @@ from vidsieve.methods.selection import (
         (lambda: Prune(True), "keep is the fraction"),
         (lambda: Prune(0.1, merger=NearestKept), r"write NearestKept\(\)"),  # type: ignore[arg-type]
         (lambda: LowRankDPP(1.5), "whole number"),  # type: ignore[arg-type]
+        (lambda: DistinctFirst(2), "share is of a segment's tokens"),
+        (lambda: DistinctFirst(weight=-0.1), "weight is how much less"),
+        (lambda: DistinctFirst(gate=1), "gate is a cosine"),
         (lambda: Hybrid(-1), "whole number"),
         (lambda: Hybrid(5, ConditionalDPP), r"short segments, .* write ConditionalDPP\(\)"),  # type: ignore[arg-type]
         (lambda: MMR("x"), "trade is"),  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ from vidsieve.methods import (
     ChunkedPrune,
     ConditionalDPP,
     Contrast,
+    DistinctFirst,
     Flat,
     Given,
     Hybrid,
@@ -321,6 +322,7 @@ REFUSED: dict[str, tuple[Reducer, str]] = {
     "flashvid": (presets.flashvid(0.1), "FlashVid"),
     "given": (Prune(0.1, PerFrame(), relevance=Given(torch.ones(4))), "Given"),
     "low rank": (Prune(0.1, PerFrame(), selector=LowRankDPP()), "LowRankDPP"),
+    "of all scenes": (Prune(0.1, PerFrame(), selector=DistinctFirst()), "DistinctFirst"),
     "merger": (Prune(0.1, PerFrame(), merger=NearestKept()), "NearestKept"),
 }
 

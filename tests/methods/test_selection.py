@@ -13,6 +13,7 @@ from vidsieve.methods.segment import Whole
 from vidsieve.methods.selection import (
     MMR,
     ConditionalDPP,
+    DistinctFirst,
     EvenlySpaced,
     Hybrid,
     LowRankDPP,
@@ -62,6 +63,51 @@ def test_a_sketch_of_halves_is_of_their_directions() -> None:
     method = Prune(0.1, Whole(), Proportional(), Flat(), LowRankDPP(16, above=0))
     assert sketch(x, 16).isinf().any()
     assert kept(method, tokens) == kept(method, small)
+
+
+def scenes_with_a_backdrop(seed: int) -> tuple[VideoTokens, Segments, torch.Tensor]:
+    """Three scenes of 20 tokens: 14 are of a backdrop that all share, 6 are of the scene alone; and which those are."""
+    backdrop, own = independent(14, 64, seed), independent(18, 64, 50 + seed)
+    x = torch.cat([torch.cat([backdrop + 0.1 * independent(14, 64, 90 + i), own[6 * i : 6 * i + 6]]) for i in range(3)])
+    alone = torch.cat([torch.arange(14, 20) + 20 * i for i in range(3)])
+    return VideoTokens(x, (10,) * 6), Segments(torch.tensor([0, 20, 40, 60]), 20), alone
+
+
+@pytest.mark.parametrize("rank", [16, 128])  # compared by sketches, and as they are
+def test_first_comes_what_no_other_scene_has_and_then_the_rest(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vidsieve.methods.selection.ELSEWHERE_RANK", rank)
+    found = {"first": 0, "by r": 0}
+    for seed in range(10):
+        tokens, segments, alone = scenes_with_a_backdrop(seed)
+        budget = torch.tensor([3, 3, 3])
+        problem = SelectionProblem(tokens, measure(tokens), segments, budget, torch.ones(60), 9)
+        for name, selector in (("first", DistinctFirst(0.15)), ("by r", ConditionalDPP())):
+            found[name] += int((selector(problem)[alone] >= 0).sum())
+    assert found["first"] > 80  # of 90
+    assert found["by r"] < 50
+    assert torch.equal(DistinctFirst(0)(problem), ConditionalDPP()(problem))
+    assert torch.equal(DistinctFirst(weight=0)(problem), ConditionalDPP()(problem))
+    # The picks of a smaller budget are the first ones of a larger one, on both sides of the share.
+    whole = DistinctFirst(0.15)(problem._replace(budget=torch.tensor([9, 9, 9]), total=27))
+    for k in (2, 3, 5):
+        some = DistinctFirst(0.15)(problem._replace(budget=torch.tensor([k, k, k]), total=3 * k))
+        assert torch.equal(some, torch.where(whole < k, whole, -1))
+
+
+def test_of_more_tokens_every_nth_frame_counts_as_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[torch.Tensor | None] = []
+    alike = ops.alike_elsewhere
+    monkeypatch.setattr(ops, "alike_elsewhere", lambda problem: (asked.append(problem.among), alike(problem))[1])
+    tokens, segments, _ = scenes_with_a_backdrop(0)
+    problem = SelectionProblem(tokens, measure(tokens), segments, torch.tensor([3, 3, 3]), torch.ones(60), 9)
+    for most in (60, 59, 20):
+        monkeypatch.setattr("vidsieve.methods.selection.ELSEWHERE_TOKENS", most)
+        DistinctFirst()(problem)
+    assert asked[0] is None
+    assert [some.tolist() for some in asked[1:] if some is not None] == [
+        [*range(10), *range(20, 30), *range(40, 50)],
+        [*range(10), *range(30, 40)],
+    ]
 
 
 def test_low_rank_is_for_segments_that_are_too_long_or_too_much() -> None:

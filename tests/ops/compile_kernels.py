@@ -20,7 +20,7 @@ from vidsieve.ops.vision import kernels as vision
 
 TYPES = {
     "x_ptr": "*bf16", "split_ptr": "*bf16",
-    "offsets_ptr": "*i64", "budget_ptr": "*i64", "segment_ptr": "*i64", "rows_ptr": "*i64",
+    "offsets_ptr": "*i64", "budget_ptr": "*i64", "early_ptr": "*i64", "segment_ptr": "*i64", "rows_ptr": "*i64",
     "kept_ptr": "*i64", "source_ptr": "*i64", "frame_ptr": "*i64", "order_ptr": "*i32",
     "candidate_ptr": "*i32", "step_ptr": "*i32", "count_ptr": "*i32", "barrier_ptr": "*i32", "nonfinite_ptr": "*i32",
     "counts_ptr": "*i32",
@@ -31,7 +31,8 @@ TYPES = {
 }  # fmt: skip
 FEATURES: dict[str, Any] = {"D": 3584, "PRECISION": "ieee"}
 LONG: dict[str, Any] = FEATURES | {
-    "EXACT": "tf32x3", "SHARED": True, "RULE": 0, "BLOCK_S": 64, "BLOCK_N": 128, "BLOCK_D": 128, "BLOCK_K": 32,
+    "EXACT": "tf32x3", "SHARED": True, "RULE": 0, "HEAD": False,
+    "BLOCK_S": 64, "BLOCK_N": 128, "BLOCK_D": 128, "BLOCK_K": 32,
 }  # fmt: skip
 
 
@@ -84,13 +85,15 @@ def compile_kernels(sm: int) -> None:
     compile_kernel(measurement._direction_kernel, sm, D=3584, SPLIT=True, BLOCK_D=128)
     compile_kernel(measurement._from_products_kernel, sm, D=3584, PARTS=2, COSINE=True, BLOCK=256, BLOCK_D=4)
     compile_kernel(merge._nearest_kept_kernel, sm, **FEATURES, BLOCK_N=64, BLOCK_K=64, BLOCK_D=32)
-    compile_kernel(short_segments._greedy_kernel, sm, RULE=0, PARTS=2, ROWS=32, BLOCK_N=256, BLOCK_K=16)
+    for head in (False, True):
+        compile_kernel(short_segments._greedy_kernel, sm, RULE=0, HEAD=head, PARTS=2, ROWS=32, BLOCK_N=256, BLOCK_K=16)
+        held: dict[str, Any] = LONG | {"HEAD": head, "HELD": True}
+        compile_kernel(long_segments._long_segments_kernel, sm, **held, CANDIDATES=32, BLOCK_ALL=2048)
     compile_kernel(short_segments._nearest_other_kernel, sm, PARTS=2, BLOCK_N=256)
-    compile_kernel(long_segments._long_segments_kernel, sm, **LONG, HELD=True, CANDIDATES=32, BLOCK_ALL=2048)
     compile_kernel(
         long_segments._long_segments_kernel, sm, **LONG, HELD=False, CANDIDATES=32, BLOCK_ALL=16384, warps=16
     )
-    compile_kernel(short_segments._greedy_kernel, sm, RULE=3, PARTS=2, ROWS=16, BLOCK_N=256, BLOCK_K=16)
+    compile_kernel(short_segments._greedy_kernel, sm, RULE=3, HEAD=False, PARTS=2, ROWS=16, BLOCK_N=256, BLOCK_K=16)
     compile_kernel(
         long_segments._long_segments_kernel,
         sm,

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from tests.synthetic import independent, video_like
-from vidsieve.ops import ApportionProblem, GreedyProblem, Measures
+from vidsieve.ops import ApportionProblem, GreedyProblem, Head, Measures
 from vidsieve.ops.definitions import EXHAUSTED
 from vidsieve.ops.measurement.reference import unit_rows
 from vidsieve.ops.partition.reference import apportion
@@ -48,17 +48,26 @@ def problem(x: Tensor, relevance: Tensor | None, offsets: Tensor, budget: Tensor
     return GreedyProblem(x, relevance, offsets, budget, longest, total, Measures(norm, torch.zeros_like(norm)))
 
 
-def regret(x: Tensor, relevance: Tensor, offsets: Tensor, order: Tensor) -> float:
+def head_of(budget: Tensor, n: int, seed: int) -> Head:
+    """Other relevance, of fewer, as many and more picks than a segment makes, and of none."""
+    g = torch.Generator().manual_seed(seed)
+    picks = (budget.cpu() * torch.randint(0, 5, budget.shape, generator=g) + 1) // 2
+    return Head(torch.rand(n, generator=g).to(budget.device), picks.to(budget.device))
+
+
+def regret(x: Tensor, relevance: Tensor, offsets: Tensor, order: Tensor, head: Head | None = None) -> float:
     """The largest gap between the best gain and the picked one along the path that `order` took, in float64."""
     worst = 0.0
-    for begin, end in zip(offsets.tolist(), offsets.tolist()[1:], strict=False):
+    at_first, early = (relevance, torch.zeros(len(offsets) - 1, dtype=torch.long)) if head is None else head
+    for begin, end, few in zip(offsets.tolist(), offsets.tolist()[1:], early.tolist(), strict=False):
         steps = order[begin:end]
-        unit, r = unit_rows(x[begin:end]), relevance[begin:end].double()
+        unit = unit_rows(x[begin:end])
         basis: list[Tensor] = []
         residual = (unit.norm(dim=1) > 0).double()
         open_ = torch.ones(end - begin, dtype=torch.bool)
         for step in range(int((steps >= 0).sum())):
             pick = int((steps == step).nonzero())
+            r = (at_first if step < few else relevance)[begin:end].double()
             gain = (r**2 * residual).masked_fill(~open_, 0)
             worst = max(worst, float(gain.max() - gain[pick]))
             open_[pick] = False

@@ -26,9 +26,11 @@ from vidsieve.ops.definitions import (
     CompactProblem,
     CompactRowsProblem,
     ContrastProblem,
+    ElsewhereProblem,
     FollowRunsProblem,
     GateProblem,
     GreedyProblem,
+    Head,
     HoldHighestProblem,
     HybridProblem,
     KCenterProblem,
@@ -50,6 +52,7 @@ from vidsieve.ops.definitions import (
     TransienceProblem,
 )
 from vidsieve.ops.dispatch import available, spy, together
+from vidsieve.ops.elsewhere import alike_elsewhere
 from vidsieve.ops.greedy import conditional_dpp, hybrid, max_min, mmr, top
 from vidsieve.ops.greedy.eager import GRAM_LIMIT
 from vidsieve.ops.k_center import k_center
@@ -72,9 +75,11 @@ __all__ = [
     "CompactProblem",
     "CompactRowsProblem",
     "ContrastProblem",
+    "ElsewhereProblem",
     "FollowRunsProblem",
     "GateProblem",
     "GreedyProblem",
+    "Head",
     "HoldHighestProblem",
     "HybridProblem",
     "KCenterProblem",
@@ -95,6 +100,7 @@ __all__ = [
     "TopProblem",
     "TransienceProblem",
     "VisionOperations",
+    "alike_elsewhere",
     "apportion",
     "available",
     "compact",

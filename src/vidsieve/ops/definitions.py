@@ -150,12 +150,23 @@ class ApportionProblem(NamedTuple):
     videos: int = 1
 
 
+class Head(NamedTuple):
+    """How the first picks of each of S segments are weighed.
+
+    relevance: (N,) in [0, 1], in place of that of all.  picks: int64 (S,), so many of each segment.
+    """
+
+    relevance: Tensor
+    picks: Tensor
+
+
 class GreedyProblem(NamedTuple):
     """What a greedy selection is asked: of each of S segments, so many of its tokens.
 
     x: features (N, D).  relevance: (N,) in [0, 1], None for 1 everywhere; `max_min` reads none.  offsets: int64
     (S + 1,), the bounds of the segments.  budget: int64 (S,), the picks in each.  longest: a bound on their lengths.
-    total: the sum of the budgets.  measures: what `ops.measure` found of x.
+    total: the sum of the budgets.  measures: what `ops.measure` found of x.  head: for the first picks of
+    `conditional_dpp`, which alone reads it; method.md eq. 7b.
     """
 
     x: Tensor
@@ -165,6 +176,19 @@ class GreedyProblem(NamedTuple):
     longest: int
     total: int
     measures: Measures
+    head: Head | None = None
+
+
+class ElsewhereProblem(NamedTuple):
+    """What `ops.alike_elsewhere` is asked: of each token, how alike the nearest of another segment is.
+
+    x: features (N, D).  offsets: int64 (S + 1,), the bounds of the segments.  among: int64 (M,), the tokens that count
+    as others, None for all.
+    """
+
+    x: Tensor
+    offsets: Tensor
+    among: Tensor | None = None
 
 
 class MMRProblem(NamedTuple):

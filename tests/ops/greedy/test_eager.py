@@ -7,7 +7,17 @@ import pytest
 import torch
 
 import vidsieve
-from tests.ops.inputs import KERNEL, OFFSETS, duplicated, factors, features, offsets_and_budget, problem, regret
+from tests.ops.inputs import (
+    KERNEL,
+    OFFSETS,
+    duplicated,
+    factors,
+    features,
+    head_of,
+    offsets_and_budget,
+    problem,
+    regret,
+)
 from tests.synthetic import independent, video_like
 from vidsieve.ops.definitions import ApportionProblem, MMRProblem, TopProblem
 from vidsieve.ops.greedy import eager, on_host, reference
@@ -28,6 +38,8 @@ def test_selections_equal_the_reference_index_for_index_in_float64(kind: str, la
         offsets, budget = offsets_and_budget(layout, seed)
         asked = problem(x, relevance, offsets, budget)
         assert torch.equal(eager.conditional_dpp(asked), reference.conditional_dpp(asked))
+        headed = asked._replace(head=head_of(budget, 60, seed))
+        assert torch.equal(eager.conditional_dpp(headed), reference.conditional_dpp(headed))
         traded = MMRProblem(asked, 0.5)
         assert torch.equal(eager.mmr(traded), reference.mmr(traded))
         assert torch.equal(eager.max_min(asked), reference.max_min(asked))
@@ -47,6 +59,9 @@ def test_low_precision_has_no_regret_beyond_rounding(kind: str, dtype: torch.dty
             budget = apportion(ApportionProblem(None, offsets, 20))
             order = eager.conditional_dpp(problem(x, relevance, offsets, budget))
             assert regret(x, relevance, offsets, order) <= REGRET[dtype]
+            headed = problem(x, relevance, offsets, budget)._replace(head=head_of(budget, len(x), seed))
+            order = eager.conditional_dpp(headed)
+            assert regret(x, relevance, offsets, order, headed.head) <= REGRET[dtype]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
@@ -106,8 +121,9 @@ def test_a_kernel_worked_out_by_its_determinants(k: int, expected: list[int]) ->
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("n", "dim"), [(5, 8), (90, 16), (130, 64)])
 @pytest.mark.parametrize("segments", [1, 3])
+@pytest.mark.parametrize("headed", [False, True])
 def test_numpy_and_torch_pick_the_same_in_the_same_order(
-    segments: int, n: int, dim: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    headed: bool, segments: int, n: int, dim: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beyond the rank too, where rounding decides: bit for bit."""
     for seed in range(4):
@@ -119,6 +135,10 @@ def test_numpy_and_torch_pick_the_same_in_the_same_order(
         relevance[:: 2 + seed] = 0
         picks = torch.tensor([n - 1, n // 2, n // 5])[:segments]
         asked = problem(x[: n * segments], relevance[: n * segments], torch.arange(segments + 1) * n, picks)
+        if headed:
+            head = head_of(picks, n * segments, seed)
+            head.relevance[:: 3 + seed] = 0
+            asked = asked._replace(head=head)
         ours = eager.conditional_dpp(asked)
         monkeypatch.setattr(eager, "NUMPY", False)
         assert torch.equal(ours, eager.conditional_dpp(asked))
@@ -157,6 +177,22 @@ def test_long_segments_compute_rows_as_they_go(monkeypatch: pytest.MonkeyPatch) 
     expected = reference.conditional_dpp(asked)
     assert torch.equal(eager.conditional_dpp(asked), expected)
     assert torch.equal(eager.max_min(asked), reference.max_min(asked))
+
+
+def test_the_first_picks_are_those_of_their_own_relevance_and_the_others_take_note_of_them() -> None:
+    x, relevance = features("video-like", 3, torch.float64), torch.rand(60, generator=torch.Generator().manual_seed(3))
+    offsets, budget = torch.tensor([0, 30, 60]), torch.tensor([12, 9])
+    head = head_of(budget, 60, 1)._replace(picks=torch.tensor([5, 0]))
+    for op in (reference, eager):
+        order = op.conditional_dpp(problem(x, relevance, offsets, budget)._replace(head=head))
+        alone = op.conditional_dpp(problem(x, head.relevance, offsets, torch.tensor([5, 0])))
+        never = op.conditional_dpp(problem(x, relevance, offsets, budget))
+        assert torch.equal(torch.where(order[:30] < 5, order[:30], -1), alone[:30])
+        assert torch.equal(order[30:], never[30:])
+        assert not torch.equal(order[:30], never[:30])
+        for fewer in (3, 7):  # a smaller budget keeps the first of them
+            few = op.conditional_dpp(problem(x, relevance, offsets, torch.tensor([fewer, 0]))._replace(head=head))
+            assert torch.equal(few[:30], torch.where(order[:30] < fewer, order[:30], -1))
 
 
 def test_what_is_beyond_the_rank_is_spread_evenly() -> None:

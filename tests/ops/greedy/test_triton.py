@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.ops.inputs import DEVICE, KERNEL, degenerate, duplicated, factors, problem, regret
+from tests.ops.inputs import DEVICE, KERNEL, degenerate, duplicated, factors, head_of, problem, regret
 from tests.synthetic import independent, video_like
 from vidsieve import Prompt, Prune, VideoTokens, ops
 from vidsieve.errors import NonFiniteFeatures
@@ -12,7 +12,7 @@ from vidsieve.methods.budget import Proportional
 from vidsieve.methods.relevance import PromptSimilarity
 from vidsieve.methods.segment import PerFrame
 from vidsieve.methods.selection import MMR, ConditionalDPP, MaxMin
-from vidsieve.ops import ApportionProblem, GreedyProblem, HybridProblem, MeasureProblem, MMRProblem
+from vidsieve.ops import ApportionProblem, GreedyProblem, Head, HybridProblem, MeasureProblem, MMRProblem
 from vidsieve.ops.greedy import reference
 from vidsieve.ops.partition.reference import apportion
 
@@ -33,11 +33,14 @@ LAYOUTS = {
 }
 
 
-def check(x: Tensor, offsets: Tensor, budget: Tensor, order: Tensor, relevance: Tensor) -> None:
+def check(
+    x: Tensor, offsets: Tensor, budget: Tensor, order: Tensor, relevance: Tensor, head: Head | None = None
+) -> None:
     for begin, end, k in zip(offsets.tolist(), offsets.tolist()[1:], budget.tolist(), strict=False):
         steps = order[begin:end]
         assert sorted(steps[steps >= 0].tolist()) == list(range(k))
-    assert regret(x.cpu(), relevance.cpu(), offsets.cpu(), order.cpu()) <= REGRET[x.dtype]
+    on_host = None if head is None else Head(*(of.cpu() for of in head))
+    assert regret(x.cpu(), relevance.cpu(), offsets.cpu(), order.cpu(), on_host) <= REGRET[x.dtype]
 
 
 @pytest.mark.usefixtures("path", "poisoned")
@@ -52,6 +55,8 @@ def test_dpp_has_no_regret_beyond_rounding(layout: str) -> None:
         relevance = torch.rand(len(x), generator=torch.Generator().manual_seed(seed)).to(DEVICE)
         order = triton.conditional_dpp(problem(x, relevance, offsets, budget))
         check(x, offsets, budget, order, relevance)
+        headed = problem(x, relevance, offsets, budget)._replace(head=head_of(budget, len(x), seed))
+        check(x, offsets, budget, triton.conditional_dpp(headed), relevance, headed.head)
 
 
 @pytest.mark.usefixtures("path", "poisoned")
@@ -89,6 +94,9 @@ def test_degenerate_features_still_give_the_picks_of_the_reference(kind: str) ->
     order = triton.conditional_dpp(asked)
     # Which is picked, not when: what comes after the rank is exhausted adds nothing in any order.
     assert torch.equal(order >= 0, reference.conditional_dpp(asked) >= 0)
+    for picks in ((3, 9), (6, 0), (0, 20)):
+        headed = asked._replace(head=Head(1 - relevance, torch.tensor(picks, device=DEVICE)))
+        assert torch.equal(triton.conditional_dpp(headed) >= 0, reference.conditional_dpp(headed) >= 0)
 
 
 @pytest.mark.usefixtures("path", "poisoned")

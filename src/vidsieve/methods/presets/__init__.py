@@ -11,6 +11,7 @@ that of their authors' code.
 # isort: off
 from vidsieve.methods.presets.default import vidsieve
 from vidsieve.methods.presets.moments import moments
+from vidsieve.methods.presets.distinct import distinct
 from vidsieve.methods.presets.cdpruner import cdpruner
 from vidsieve.methods.presets.divprune import divprune
 from vidsieve.methods.presets.floors import uniform, random
@@ -29,6 +30,7 @@ from vidsieve.methods.presets.fewer_frames import fewer_frames
 __all__ = [
     "cdpruner",
     "dart",
+    "distinct",
     "divprune",
     "evs",
     "fastv",

@@ -14,8 +14,11 @@ from vidsieve.ops.greedy import eager
 def conditional_dpp(problem: GreedyProblem) -> Tensor:
     """Greedy MAP of the DPP with kernel L = diag(r) S diag(r) in every segment: order int32 (N,).
 
-    Chen, Zhang & Zhou 2018, algorithm 1; method.md eq. 5-8.
+    Chen, Zhang & Zhou 2018, algorithm 1; method.md eq. 5-8. The first picks of a segment weigh by `head`, eq. 7b.
     """
+    head = problem.head
+    if head is not None:
+        problem = problem._replace(head=plain(head, "relevance"))
     return choose(eager.conditional_dpp, problem.x)(_plain(problem))
 
 

@@ -159,9 +159,14 @@ class _ConditionalDPP:
         self.residual = (norm > 0).to(r.dtype)  # (B, n)
         self.c = r.new_empty(len(r), steps, r.shape[1])  # (B, k, n)
         self.fill = -1 - radical_inverse(r.shape[1], r.device).to(r.dtype)  # (n,)
+        self.head: tuple[Tensor, Tensor] | None = None  # relevance (B, n) of the first picks, and how many (B, 1)
 
     def score(self, step: int) -> Tensor:
-        return torch.where(self.residual > EXHAUSTED, self.r**2 * self.residual, self.fill)
+        r = self.r
+        if self.head is not None:
+            at_first, early = self.head
+            r = torch.where(step < early, at_first, r)
+        return torch.where(self.residual > EXHAUSTED, r**2 * self.residual, self.fill)
 
     def update(self, step: int, pick: Tensor, row: Tensor) -> None:
         residual = self.residual.gather(1, pick)  # (B, 1)
@@ -190,6 +195,8 @@ class _ConditionalDPP:
 
     def shrink(self, size: int) -> None:
         self.r, self.residual, self.c = self.r[:size], self.residual[:size], self.c[:size]
+        if self.head is not None:
+            self.head = self.head[0][:size], self.head[1][:size]
 
     def on_host(self, similarities: _Similarities, picks: list[int]) -> Tensor:
         """What `_greedy_batch` does, on a CPU: order int32 (B, n)."""
@@ -216,9 +223,10 @@ class _ConditionalDPP:
             return refined(row[None], np.array([pick]), residual[None])[0] if self.rounds else row
 
         if len(picks) == 1:
+            head = None if self.head is None else (self.head[0][0], int(self.head[1]))
             alone = self.r[0], self.residual[0], self.fill, self.c[0]
-            return on_host.conditional_dpp_of_one(*alone, picks[0], row_of)[None]
-        return on_host.conditional_dpp(self.r, self.residual, self.fill, self.c, picks, rows_of)
+            return on_host.conditional_dpp_of_one(*alone, picks[0], row_of, head)[None]
+        return on_host.conditional_dpp(self.r, self.residual, self.fill, self.c, picks, rows_of, self.head)
 
 
 def radical_inverse(n: int, device: torch.device) -> Tensor:
@@ -292,21 +300,21 @@ _MakeRule = Callable[[Tensor, Tensor, Tensor, int], _Rule]
 
 def _greedy(problem: GreedyProblem, make_rule: _MakeRule) -> Tensor:
     """The skeleton that the greedy selections share: batch equal segments, pick the best, look at its row of S."""
-    x, relevance, offsets, budget, *_ = problem
+    x, relevance, offsets, budget, *_, head = problem
     order = torch.full((len(x),), -1, dtype=torch.int32, device=x.device)
     bounds, budgets = offsets.tolist(), budget.tolist()
+    early = [0] * len(budgets) if head is None else head.picks.tolist()
     cached = make_rule is _ConditionalDPP and x.device.type == "cpu"
-    groups: dict[int, list[tuple[int, int]]] = {}
-    for (begin, end), k in zip(pairwise(bounds), budgets, strict=True):
+    groups: dict[int, list[tuple[int, int, int]]] = {}
+    for (begin, end), k, few in zip(pairwise(bounds), budgets, early, strict=True):
         if k:
-            groups.setdefault(end - begin, []).append((k, begin))
+            groups.setdefault(end - begin, []).append((k, begin, few))
     for n, segments in groups.items():
         segments.sort(key=lambda item: -item[0])  # the largest budgets first: those still picking are a prefix
         held = n <= GRAM_LIMIT
         limit = min(PIECE_BYTES, CORE_BYTES * n // segments[0][0]) if cached and held else PIECE_BYTES
         for piece in split_pieces([n] * len(segments), n if held else x.shape[1], limit):
-            picks = [k for k, _ in segments[piece]]
-            begins = [begin for _, begin in segments[piece]]
+            picks, begins, few = (list(of) for of in zip(*segments[piece], strict=True))
             index = torch.tensor(begins, device=x.device)[:, None] + torch.arange(n, device=x.device)  # (B, n)
             adjacent = begins == list(range(begins[0], begins[0] + n * len(begins), n))
             batch = x[begins[0] : begins[0] + n * len(begins)].view(-1, n, x.shape[1]) if adjacent else x[index]
@@ -315,6 +323,8 @@ def _greedy(problem: GreedyProblem, make_rule: _MakeRule) -> Tensor:
                 r = relevance[index].to(r.dtype)
             lengths = problem.measures.norm[index].to(r.dtype)
             similarities, rule = _Similarities(batch, lengths, r, picks[0]), make_rule(batch, lengths, r, picks[0])
+            if head is not None and isinstance(rule, _ConditionalDPP):
+                rule.head = head.relevance[index].to(r.dtype), torch.tensor(few, device=x.device)[:, None]
             if NUMPY and cached and held and isinstance(rule, _ConditionalDPP):
                 on_host = _not_traced() if "torch._dynamo" in sys.modules else _ConditionalDPP.on_host
                 order[index] = on_host(rule, similarities, picks)
@@ -351,7 +361,7 @@ def mmr(problem: MMRProblem) -> Tensor:
 def hybrid(problem: HybridProblem) -> Tensor:
     greedy, trade, threshold = problem
     small = greedy.offsets.diff() <= threshold
-    exact = conditional_dpp(greedy._replace(budget=greedy.budget.where(small, 0)))
+    exact = conditional_dpp(greedy._replace(budget=greedy.budget.where(small, 0), head=None))
     return torch.maximum(exact, mmr(MMRProblem(greedy._replace(budget=greedy.budget.where(~small, 0)), trade)))
 
 

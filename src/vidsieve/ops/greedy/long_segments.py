@@ -42,6 +42,25 @@ def _filled(done):
 
 
 @triton.jit
+def _weighing(r_ptr, first_ptr, done, early, HEAD: tl.constexpr):
+    """Where the relevance lies that the pick after `done` others is chosen by. It is one for all picks of a block."""
+    weigh_ptr = r_ptr
+    if HEAD:
+        if done < early:
+            weigh_ptr = first_ptr
+    return weigh_ptr
+
+
+@triton.jit
+def _reach(budget, done, early, HEAD: tl.constexpr):
+    """How many picks are made when the block after `done` ends at the latest: it must not go beyond the early ones."""
+    reach = budget
+    if HEAD:
+        reach = tl.where(done < early, tl.minimum(early, budget), budget)
+    return reach
+
+
+@triton.jit
 def _common(
     s_ptr, c_ptr, common_ptr, begin, token, known, done, longest, width, member, team,
     RULE: tl.constexpr, CANDIDATES: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -145,6 +164,8 @@ def _long_segments_kernel(
     norm_ptr,  # (N,) float32, length of each token
     state_ptr,  # (N,) float32 scratch; on entry the cosine to the nearest other token, read by MAX_MIN
     r_ptr,  # (N,) float32 relevance
+    first_ptr,  # (N,) float32 relevance of the first picks; read if HEAD
+    early_ptr,  # (S,) int64, how many those are; read if HEAD
     offsets_ptr,  # (S + 1,) int64
     budget_ptr,  # (S,) int64
     score_ptr,  # (N,) float32 scratch: what each token would add, -inf once picked
@@ -165,6 +186,7 @@ def _long_segments_kernel(
     threshold,  # read by HYBRID
     SHARED: tl.constexpr,  # whether there are as many programs as segments or more, to be shared among them
     RULE: tl.constexpr,
+    HEAD: tl.constexpr,  # whether the first picks of DPP are weighed otherwise
     HELD: tl.constexpr,
     D: tl.constexpr,
     PRECISION: tl.constexpr,  # of products of features
@@ -201,32 +223,39 @@ def _long_segments_kernel(
         step_ptr += segment * CANDIDATES
         solve_ptr += segment * CANDIDATES * CANDIDATES
         barrier_ptr += segment * 2
+        early = 0
+        if HEAD:
+            early = tl.load(early_ptr + segment).to(tl.int32)
         if RULE != HYBRID:
             _long_segments(
-                x_ptr, s_ptr, norm_ptr, state_ptr, r_ptr, score_ptr, c_ptr, order_ptr, candidate_ptr, common_ptr,
-                rest_ptr, step_ptr, solve_ptr, barrier_ptr, begin, n, budget, width, tokens, longest, stride, trade,
-                member, team, RULE, HELD, D, PRECISION, EXACT, BLOCK_ALL, BLOCK_N, BLOCK_D, BLOCK_K, CANDIDATES,
+                x_ptr, s_ptr, norm_ptr, state_ptr, r_ptr, first_ptr, score_ptr, c_ptr, order_ptr, candidate_ptr,
+                common_ptr, rest_ptr, step_ptr, solve_ptr, barrier_ptr, begin, n, budget, early, width, tokens, longest,
+                stride, trade, member, team, RULE, HEAD, HELD, D, PRECISION, EXACT, BLOCK_ALL, BLOCK_N, BLOCK_D,
+                BLOCK_K, CANDIDATES,
             )  # fmt: skip
         elif n <= threshold:
             _long_segments(
-                x_ptr, s_ptr, norm_ptr, state_ptr, r_ptr, score_ptr, c_ptr, order_ptr, candidate_ptr, common_ptr,
-                rest_ptr, step_ptr, solve_ptr, barrier_ptr, begin, n, budget, width, tokens, longest, stride, trade,
-                member, team, DPP, HELD, D, PRECISION, EXACT, BLOCK_ALL, BLOCK_N, BLOCK_D, BLOCK_K, CANDIDATES,
+                x_ptr, s_ptr, norm_ptr, state_ptr, r_ptr, first_ptr, score_ptr, c_ptr, order_ptr, candidate_ptr,
+                common_ptr, rest_ptr, step_ptr, solve_ptr, barrier_ptr, begin, n, budget, early, width, tokens, longest,
+                stride, trade, member, team, DPP, HEAD, HELD, D, PRECISION, EXACT, BLOCK_ALL, BLOCK_N, BLOCK_D,
+                BLOCK_K, CANDIDATES,
             )  # fmt: skip
         else:
             _long_segments(
-                x_ptr, s_ptr, norm_ptr, state_ptr, r_ptr, score_ptr, c_ptr, order_ptr, candidate_ptr, common_ptr,
-                rest_ptr, step_ptr, solve_ptr, barrier_ptr, begin, n, budget, width, tokens, longest, stride, trade,
-                member, team, MMR, HELD, D, PRECISION, EXACT, BLOCK_ALL, BLOCK_N, BLOCK_D, BLOCK_K, CANDIDATES,
+                x_ptr, s_ptr, norm_ptr, state_ptr, r_ptr, first_ptr, score_ptr, c_ptr, order_ptr, candidate_ptr,
+                common_ptr, rest_ptr, step_ptr, solve_ptr, barrier_ptr, begin, n, budget, early, width, tokens, longest,
+                stride, trade, member, team, MMR, HEAD, HELD, D, PRECISION, EXACT, BLOCK_ALL, BLOCK_N, BLOCK_D,
+                BLOCK_K, CANDIDATES,
             )  # fmt: skip
 
 
 @triton.jit
 def _long_segments(
-    x_ptr, s_ptr, norm_ptr, state_ptr, r_ptr, score_ptr, c_ptr, order_ptr, candidate_ptr, common_ptr, rest_ptr,
-    step_ptr, solve_ptr, barrier_ptr, begin, n, budget, width, tokens, longest, stride, trade, member, team,
-    RULE: tl.constexpr, HELD: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
-    BLOCK_ALL: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
+    x_ptr, s_ptr, norm_ptr, state_ptr, r_ptr, first_ptr, score_ptr, c_ptr, order_ptr, candidate_ptr, common_ptr,
+    rest_ptr, step_ptr, solve_ptr, barrier_ptr, begin, n, budget, early, width, tokens, longest, stride, trade, member,
+    team,
+    RULE: tl.constexpr, HEAD: tl.constexpr, HELD: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr,
+    EXACT: tl.constexpr, BLOCK_ALL: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
     CANDIDATES: tl.constexpr,
 ):  # fmt: skip
     """Pick `budget` of the n tokens from `begin` on, as one of the team of programs that does."""
@@ -236,7 +265,8 @@ def _long_segments(
         j = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         state = _initial(norm_ptr, state_ptr, begin + j, j < n, RULE)
         tl.store(state_ptr + begin + j, state, mask=j < n)
-        score = _score(state, _relevance(r_ptr, begin + j, j < n), j, trade, RULE)
+        weigh_ptr = _weighing(r_ptr, first_ptr, 0, early, HEAD)
+        score = _score(state, _relevance(weigh_ptr, begin + j, j < n), j, trade, RULE)
         tl.store(score_ptr + begin + j, score, mask=j < n)
         tl.store(order_ptr + begin + j, -1, mask=j < n)
     arrived = team - 1
@@ -269,8 +299,9 @@ def _long_segments(
                 _meet(barrier_ptr, arrived, team, True)
             if member == 0:
                 _pick_block(
-                    state_ptr, r_ptr, common_ptr, rest_ptr, step_ptr, solve_ptr, token, begin, budget, done, found,
-                    bound, tokens, trade, RULE, HELD, CANDIDATES,
+                    state_ptr, _weighing(r_ptr, first_ptr, done, early, HEAD), common_ptr, rest_ptr, step_ptr,
+                    solve_ptr, token, begin, _reach(budget, done, early, HEAD), done, found, bound, tokens, trade,
+                    RULE, HELD, CANDIDATES,
                 )  # fmt: skip
             if HELD and (member > 0) | (team == 1):  # meanwhile
                 _rest(
@@ -288,8 +319,9 @@ def _long_segments(
                 for tile in range(member, tiles, team):
                     j = tile * BLOCK_N + tl.arange(0, BLOCK_N)
                     _apply(
-                        state_ptr, r_ptr, score_ptr, c_ptr, rest_ptr, solve_ptr, token, step, begin, j, j < n, done,
-                        count, width, tokens, trade, RULE, EXACT, CANDIDATES,
+                        state_ptr, _weighing(r_ptr, first_ptr, done + count, early, HEAD), score_ptr, c_ptr, rest_ptr,
+                        solve_ptr, token, step, begin, j, j < n, done, count, width, tokens, trade,
+                        RULE, EXACT, CANDIDATES,
                     )  # fmt: skip
                 arrived += team
                 _meet(barrier_ptr, arrived, team, True)

@@ -34,15 +34,21 @@ def conditional_dpp(
     c: Tensor,
     picks: list[int],
     similarities: Callable[[Array, Array, Callable[[], Array], Array], Tensor],
+    head: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Pick `picks` (descending) tokens from each of B segments of n: order int32 (B, n).
 
     r: relevance (B, n).  residual: (B, n), 1 or, of a token that is zero, 0.  fill: (n,), the scores of what adds
     nothing new.  c: (B, k, n) for what is computed here, as is `residual`.  similarities: of the first segments (A,), a
     pick of each (A,), what tells the scores (A, n) they were chosen by, and residuals (A, n), the rows of S (A, n).
+    head: relevance (B, n) of the first picks, and how many (B, 1).
     """
     left, last, rows = residual.numpy(), fill.numpy(), c.numpy()
-    weight = np.square(r.numpy())
+    always = weight = np.square(r.numpy())
+    changes: set[int] = set()  # steps at which weights do
+    if head is not None:
+        at_first, early = np.square(head[0].numpy()), head[1].numpy()
+        weight, changes = np.where(early > 0, at_first, always), set(early.ravel().tolist()) - {0}
     score, product = weight * left, np.empty_like(left)
     limit = left.dtype.type(EXHAUSTED)
     order, segments = np.full(left.shape, -1, np.int32), np.arange(len(picks))
@@ -56,6 +62,10 @@ def conditional_dpp(
             segments = segments[: sum(k > step for k in picks)]
             left, weight, score, product = (x[: len(segments)] for x in (left, weight, score, product))
             c = c[: len(segments)]
+        if step in changes:
+            weighed = np.where(step < early, at_first, always)[: len(segments)]
+            weight = np.where(left > -np.inf, weighed, 1)
+            np.multiply(weight, left, score)
         # Without a look at what is new: where only what is not new would be picked, another look is taken.
         pick = _first_of_best(score, segments)
         new = left[segments, pick] > limit
@@ -86,14 +96,16 @@ def conditional_dpp_of_one(
     c: Tensor,
     picks: int,
     similarities: Callable[[int, Callable[[], Array], Array], Tensor],
+    head: tuple[Tensor, int] | None = None,
 ) -> Tensor:
     """The same for one segment: order int32 (n,).
 
     r, residual: (n,).  c: (k, n).  similarities: of a pick, what tells the scores (n,) it was chosen by, and residuals
-    (n,), the row of S (n,).
+    (n,), the row of S (n,).  head: relevance (n,) of the first picks, and how many.
     """
     left, rows = residual.numpy(), c.numpy()
-    weight = np.square(r.numpy())
+    early = 0 if head is None else head[1]
+    weight = np.square((head[0] if head is not None and early else r).numpy())
     score, product = weight * left, np.empty_like(left)
     limit, tie = left.dtype.type(EXHAUSTED), left.dtype.type(TIE)
     order = np.full(left.shape, -1, np.int32)
@@ -106,6 +118,9 @@ def conditional_dpp_of_one(
         return int((score[: best + 1] >= score[best] - tie * abs(score[best])).argmax())
 
     for step in range(picks):
+        if step and step == early:
+            weight = np.where(left > -np.inf, np.square(r.numpy()), 1)
+            np.multiply(weight, left, score)
         pick = first_of_best(score)
         if left[pick] <= limit:
             known = scores()

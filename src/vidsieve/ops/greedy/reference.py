@@ -26,18 +26,20 @@ def _segments(offsets: Tensor, budget: Tensor) -> list[tuple[int, int, int]]:
 
 
 def conditional_dpp(problem: GreedyProblem) -> Tensor:
-    """Eq. 5-8: Chen et al. 2018, algorithm 1, on S; the condition weighs the choice (eq. 7)."""
-    x, relevance, offsets, budget, *_ = problem
+    """Eq. 5-8: Chen et al. 2018, algorithm 1, on S; the condition weighs the choice (eq. 7, 7b)."""
+    x, relevance, offsets, budget, *_, head = problem
     relevance = torch.ones(len(x), device=x.device) if relevance is None else relevance
+    at_first, early = (relevance, torch.zeros_like(budget)) if head is None else head
     order = torch.full((len(x),), -1, dtype=torch.int32, device=x.device)
-    for begin, end, k in _segments(offsets, budget):
-        unit, r = unit_rows(x[begin:end]), relevance[begin:end].double()
+    for (begin, end, k), few in zip(_segments(offsets, budget), early[budget > 0].tolist(), strict=True):
+        unit = unit_rows(x[begin:end])
         similarity = unit @ unit.mT  # (n, n)
         residual = (unit.norm(dim=-1) > 0).double()  # (n,)
         fill = torch.tensor([-1 - radical_inverse(i) for i in range(end - begin)], device=x.device).double()
         rows: list[Tensor] = []  # c of eq. 6, one (n,) a pick
         open_ = torch.ones(end - begin, dtype=torch.bool, device=x.device)
         for step in range(k):
+            r = (at_first if step < few else relevance)[begin:end].double()  # eq. 7b
             gain = torch.where(residual > EXHAUSTED, r**2 * residual, fill)  # eq. 7
             j = first_best(gain.masked_fill(~open_, -math.inf))
             order[begin + j], open_[j] = step, False
@@ -71,7 +73,7 @@ def mmr(problem: MMRProblem) -> Tensor:
 def hybrid(problem: HybridProblem) -> Tensor:
     greedy, trade, threshold = problem
     small = greedy.offsets.diff() <= threshold
-    exact = conditional_dpp(greedy._replace(budget=greedy.budget.where(small, 0)))
+    exact = conditional_dpp(greedy._replace(budget=greedy.budget.where(small, 0), head=None))
     return torch.maximum(exact, mmr(MMRProblem(greedy._replace(budget=greedy.budget.where(~small, 0)), trade)))
 
 

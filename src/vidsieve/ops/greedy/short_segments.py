@@ -100,6 +100,8 @@ def _greedy_kernel(
     norm_ptr,  # (N,) float32 lengths of the tokens
     nearest_ptr,  # (N,) float32 cosine to the nearest other token; read by MAX_MIN
     r_ptr,  # (N,) float32 relevance
+    first_ptr,  # (N,) float32 relevance of the first picks; read if HEAD
+    early_ptr,  # (S,) int64, how many those are; read if HEAD
     offsets_ptr,  # (S + 1,) int64
     budget_ptr,  # (S,) int64
     c_ptr,  # (K, longest) float32 scratch: rows c of eq. 6
@@ -109,6 +111,7 @@ def _greedy_kernel(
     trade,
     threshold,  # read by HYBRID
     RULE: tl.constexpr,
+    HEAD: tl.constexpr,  # whether the first picks of DPP are weighed otherwise
     PARTS: tl.constexpr,
     ROWS: tl.constexpr,  # rows of c in registers: of the first picks
     BLOCK_N: tl.constexpr,  # a power of two that covers `longest`
@@ -119,32 +122,39 @@ def _greedy_kernel(
     n = (tl.load(offsets_ptr + segment + 1) - begin).to(tl.int32)
     budget = tl.load(budget_ptr + segment).to(tl.int32)
     c_ptr += _picks_before(budget_ptr, segment, 1, 128) * longest
+    early = 0
+    if HEAD:
+        early = tl.load(early_ptr + segment).to(tl.int32)
     if RULE != HYBRID:
         _greedy(
-            s_ptr, norm_ptr, nearest_ptr, r_ptr, c_ptr, order_ptr, begin, n, budget, longest, plane, trade,
-            RULE, PARTS, ROWS, BLOCK_N, BLOCK_K,
+            s_ptr, norm_ptr, nearest_ptr, r_ptr, first_ptr, c_ptr, order_ptr, begin, n, budget, early, longest, plane,
+            trade, RULE, HEAD, PARTS, ROWS, BLOCK_N, BLOCK_K,
         )  # fmt: skip
     elif n <= threshold:
         _greedy(
-            s_ptr, norm_ptr, nearest_ptr, r_ptr, c_ptr, order_ptr, begin, n, budget, longest, plane, trade,
-            DPP, PARTS, ROWS, BLOCK_N, BLOCK_K,
+            s_ptr, norm_ptr, nearest_ptr, r_ptr, first_ptr, c_ptr, order_ptr, begin, n, budget, early, longest, plane,
+            trade, DPP, HEAD, PARTS, ROWS, BLOCK_N, BLOCK_K,
         )  # fmt: skip
     else:
         _greedy(
-            s_ptr, norm_ptr, nearest_ptr, r_ptr, c_ptr, order_ptr, begin, n, budget, longest, plane, trade,
-            MMR, PARTS, ROWS, BLOCK_N, BLOCK_K,
+            s_ptr, norm_ptr, nearest_ptr, r_ptr, first_ptr, c_ptr, order_ptr, begin, n, budget, early, longest, plane,
+            trade, MMR, HEAD, PARTS, ROWS, BLOCK_N, BLOCK_K,
         )  # fmt: skip
 
 
 @triton.jit
 def _greedy(
-    s_ptr, norm_ptr, nearest_ptr, r_ptr, c_ptr, order_ptr, begin, n, budget, longest, plane, trade,
-    RULE: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    s_ptr, norm_ptr, nearest_ptr, r_ptr, first_ptr, c_ptr, order_ptr, begin, n, budget, early, longest, plane, trade,
+    RULE: tl.constexpr, HEAD: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Pick `budget` of the n tokens from `begin` on."""
     j = tl.arange(0, BLOCK_N)  # (BLOCK_N,)
     inside = j < n
     r = _relevance(r_ptr, begin + j, inside)
+    at_first = r
+    if HEAD:
+        at_first = _relevance(first_ptr, begin + j, inside)
     state = _initial(norm_ptr, nearest_ptr, begin + j, inside, RULE)
     order = tl.full((BLOCK_N,), -1, tl.int32)
     scale = _inverse(norm_ptr, begin + j, inside)
@@ -152,7 +162,10 @@ def _greedy(
     v = tl.arange(0, ROWS)  # (ROWS,)
     first = tl.zeros((ROWS, BLOCK_N), tl.float32)  # rows c
     for step in range(budget):
-        score = tl.where(inside & (order < 0), _score(state, r, j, trade, RULE), -float("inf"))
+        weight = r
+        if HEAD:
+            weight = tl.where(step < early, at_first, r)
+        score = tl.where(inside & (order < 0), _score(state, weight, j, trade, RULE), -float("inf"))
         pick = tl.min(tl.where(score >= _lowered(tl.max(score, 0)), j, BLOCK_N), 0)
         here = j == pick
         order = tl.where(here, step, order)

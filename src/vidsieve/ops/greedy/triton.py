@@ -21,7 +21,8 @@ CANDIDATES = 32  # tokens that a block of picks of a long segment is among: one 
 
 
 def _greedy(rule: int, problem: GreedyProblem, trade: float = 0.0, threshold: int = 0) -> Tensor:
-    x, relevance, offsets, budget, longest, total, measures = problem
+    x, relevance, offsets, budget, longest, total, measures, head = problem
+    head = head if rule == DPP.value else None
     x = rows_of(x)
     if rule == HYBRID.value and longest <= threshold:
         rule = DPP.value
@@ -29,6 +30,7 @@ def _greedy(rule: int, problem: GreedyProblem, trade: float = 0.0, threshold: in
         longest = cdiv(longest, ALIGNED) * ALIGNED
     n, segments, norm = len(x), len(budget), measures.norm
     r = torch.ones_like(norm) if relevance is None else relevance.float()
+    at_first, early = (r, budget) if head is None else (head.relevance.float(), head.picks)
     held = longest <= HELD
     products = measures.products
     if products is None and (parts := parts_of(x, offsets, longest)):
@@ -44,8 +46,8 @@ def _greedy(rule: int, problem: GreedyProblem, trade: float = 0.0, threshold: in
         )
         launch(
             _greedy_kernel, (segments,),
-            s, norm, nearest, r, offsets, budget, c, order, longest, n * longest, trade, threshold,
-            RULE=rule, PARTS=parts, ROWS=32 if total > 32 * segments else 16, BLOCK_N=block,
+            s, norm, nearest, r, at_first, early, offsets, budget, c, order, longest, n * longest, trade, threshold,
+            RULE=rule, HEAD=head is not None, PARTS=parts, ROWS=32 if total > 32 * segments else 16, BLOCK_N=block,
             BLOCK_K=max(4, min(16, 4096 // block)), num_warps=4 if block <= 256 else 8,
         )  # fmt: skip
         return order
@@ -68,9 +70,10 @@ def _greedy(rule: int, problem: GreedyProblem, trade: float = 0.0, threshold: in
     together = {"launch_cooperative_grid": True} if shared and x.is_cuda else {}
     launch(
         _long_segments_kernel, (programs,),
-        x, s, norm, state, r, offsets, budget, score, c, order, candidate, common, rest, step, solve, barrier,
-        n, segments, longest, c_rows, x.stride(0), trade, threshold,
-        SHARED=shared, RULE=rule, HELD=held, D=x.shape[1], PRECISION=precision(x), EXACT=precision(c),
+        x, s, norm, state, r, at_first, early, offsets, budget, score, c, order, candidate, common, rest, step, solve,
+        barrier, n, segments, longest, c_rows, x.stride(0), trade, threshold,
+        SHARED=shared, RULE=rule, HEAD=head is not None, HELD=held, D=x.shape[1],
+        PRECISION=precision(x), EXACT=precision(c),
         BLOCK_S=covering(segments), BLOCK_ALL=covering(longest), BLOCK_N=64 if held else 128,
         BLOCK_D=128 if x.dtype != torch.float32 else 64, BLOCK_K=32, CANDIDATES=CANDIDATES,
         num_warps=8 if longest <= 4096 else 16, **together,
