@@ -2,6 +2,7 @@
 
     python -m benchmarks.from_file                           Qwen2.5-VL-7B's shapes, 64 frames; wants a GPU and av
     python -m benchmarks.from_file --shrink --seconds 20 --rounds 1 --device cpu
+    python -m benchmarks.from_file --bundled                 the model of the package on a CPU; wants av alone
 
 What a user waits for when a model is loaded: an mp4 is decoded, goes through the processor, and `generate` gives one
 token. The model has random weights, the clip is made here: 720p H.264 at 30 frames a second with a key frame every 250,
@@ -18,6 +19,7 @@ Beside them `decode`: the decoder alone, which no exact sampling can be sooner t
 import argparse
 import copy
 import json
+import shlex
 import sys
 import tempfile
 import time
@@ -34,10 +36,12 @@ from benchmarks.long import video_processor
 
 import vidsieve
 from vidsieve import registry
-from vidsieve.engines.hf.loading import prepare
+from vidsieve.engines.hf.loading import load, prepare
 from vidsieve.engines.torchvision import make_importable
 from vidsieve.evaluation.card import commit, processor, quantiles
+from vidsieve.evaluation.needles.tiny import BUNDLED
 from vidsieve.video import begin_video, read_video
+from vidsieve.video.wanted import LONGEST_SIDE, Size
 
 RESULTS = Path(__file__).parent / "results"
 RATE, SCENE, KEY_FRAMES = 30, 5, "250"
@@ -63,33 +67,33 @@ def write_clip(path: Path, seconds: int, height: int = 720, width: int = 1280) -
 class Variants:
     """The ways from `clip` to a token."""
 
-    def __init__(self, model: Any, made: Any, clip: Path) -> None:
-        self.model, self.made, self.clip = model, made, clip
+    def __init__(self, model: Any, made: Any, clip: Path, frames: int, size: Size) -> None:
+        self.model, self.made, self.clip, self.frames, self.size = model, made, clip, frames, size
         self.stock_processor, theirs = copy.copy(made), copy.copy(made.video_processor)
         theirs.__class__ = type("Stock", (type(theirs),), {})  # `prepare` leaves another class as it is
         self.stock_processor.video_processor = theirs
 
     def decode(self) -> None:
-        read_video(self.clip, num_frames=FRAMES, size=(SIDE, SIDE))
+        read_video(self.clip, num_frames=self.frames, size=self.size)
 
     def stock(self) -> None:
-        frames = read_video(self.clip, num_frames=FRAMES, size=(SIDE, SIDE))
+        frames = read_video(self.clip, num_frames=self.frames, size=self.size)
         self._generate(prepare(self.stock_processor, frames, QUESTION))
 
     def in_turn(self, sampling: Any = "even") -> None:
-        frames = read_video(self.clip, num_frames=FRAMES, size=(SIDE, SIDE), sampling=sampling)
+        frames = read_video(self.clip, num_frames=self.frames, size=self.size, sampling=sampling)
         inputs = prepare(self.made, frames, QUESTION, self.model.device)
         with vidsieve.attach(self.model, registry.method("vidsieve")(KEEP)):
             self._generate(inputs)
 
     def overlapped(self, sampling: Any = "even") -> None:
-        coming = begin_video(self.clip, num_frames=FRAMES, size=(SIDE, SIDE), sampling=sampling)
+        coming = begin_video(self.clip, num_frames=self.frames, size=self.size, sampling=sampling)
         with vidsieve.attach(self.model, registry.method("vidsieve")(KEEP)):
             self._generate(prepare(self.made, coming, QUESTION, model=self.model))
 
     def encode(self, sampling: Any = "even") -> None:
         encoded = vidsieve.encode(
-            self.model, self.made, self.clip, KEEP, num_frames=FRAMES, size=(SIDE, SIDE), sampling=sampling
+            self.model, self.made, self.clip, KEEP, num_frames=self.frames, size=self.size, sampling=sampling
         )
         with encoded.on(self.model):
             self._generate(encoded.inputs(self.model, self.made, QUESTION))
@@ -112,9 +116,9 @@ class Variants:
         }
 
 
-def measure(model: Any, made: Any, clip: Path, seconds: int, rounds: int) -> list[dict[str, Any]]:
-    """A row for each variant."""
-    ways = Variants(model, made, clip).all()
+def measure(variants: Variants, seconds: int, rounds: int) -> list[dict[str, Any]]:
+    """A row for each of them."""
+    ways = variants.all()
     times: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(rounds + 1):
         for name, way in ways.items():
@@ -135,29 +139,35 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, nargs="+", default=[60, 600], help="of the clips (60 600)")
     parser.add_argument("--rounds", type=int, default=5, help="(5)")
     parser.add_argument("--shrink", action="store_true", help="small layers, to see that it runs")
+    parser.add_argument("--bundled", action="store_true", help="the model of the package, which reads 64 frames")
     parser.add_argument("--device", help="(cuda where there is one)")
     parser.add_argument("--out", type=Path, help="(results/from_file_<device>.json)")
     options = parser.parse_args()
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    on_gpu = torch.cuda.is_available() and not options.bundled
+    device = torch.device(options.device or ("cuda" if on_gpu else "cpu"))
     make_importable()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        made = video_processor(Path(folder), SIDE)
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        model = make("qwen2_5_vl", options.shrink, dtype, device, made.tokenizer)
+        frames, size = (64, LONGEST_SIDE) if options.bundled else (FRAMES, (SIDE, SIDE))
+        if options.bundled:
+            made, model = load(str(BUNDLED), device.type, bar=False)
+        else:
+            made = video_processor(Path(folder), SIDE)
+            dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+            model = make("qwen2_5_vl", options.shrink, dtype, device, made.tokenizer)
         for seconds in options.seconds:
             clip = Path(folder) / f"{seconds}.mp4"
             write_clip(clip, seconds)
-            rows += measure(model, made, clip, seconds, options.rounds)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+            rows += measure(Variants(model, made, clip, frames, size), seconds, options.rounds)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     card = {
-        "command": f"python -m benchmarks.from_file --seconds {' '.join(map(str, options.seconds))} "
-        f"--rounds {options.rounds}",
+        "command": "python -m benchmarks.from_file " + shlex.join(sys.argv[1:]),
         "commit": commit(),
         "device": name,
+        "model": "of the package" if options.bundled else "qwen2_5_vl, random weights",
         "processor": processor(),
         "threads": torch.get_num_threads(),
-        "frames": FRAMES,
+        "frames": frames,
         "av": av.__version__,
         "torch": torch.__version__,
         "transformers": version("transformers"),
