@@ -1,5 +1,7 @@
 """Selectors: hand-worked picks, sketches, and which selector serves which segment."""
 
+import weakref
+
 import pytest
 import torch
 
@@ -108,6 +110,26 @@ def test_of_more_tokens_every_nth_frame_counts_as_others(monkeypatch: pytest.Mon
         [*range(10), *range(20, 30), *range(40, 50)],
         [*range(10), *range(30, 40)],
     ]
+
+
+def test_features_to_compare_are_sketched_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts: list[weakref.ref[torch.Tensor]] = []
+
+    def noted(x: torch.Tensor, rank: int) -> torch.Tensor:
+        parts.append(weakref.ref(x))
+        assert [part() is None for part in parts] == [True] * (len(parts) - 1) + [False]
+        return sketch(x, rank)
+
+    monkeypatch.setattr("vidsieve.methods.selection.sketch", noted)
+    monkeypatch.setattr("vidsieve.methods.selection.ELSEWHERE_RANK", 16)
+    monkeypatch.setattr("vidsieve.methods.selection.ELSEWHERE_ROWS", 20)
+    tokens, segments, _ = scenes_with_a_backdrop(0)
+    problem = SelectionProblem(tokens, measure(tokens), segments, torch.tensor([3, 3, 3]), torch.ones(60), 9)
+    in_parts = DistinctFirst()(problem)
+    assert len(parts) == 3
+    monkeypatch.undo()
+    monkeypatch.setattr("vidsieve.methods.selection.ELSEWHERE_RANK", 16)
+    assert torch.equal(in_parts, DistinctFirst()(problem))
 
 
 def test_low_rank_is_for_segments_that_are_too_long_or_too_much() -> None:

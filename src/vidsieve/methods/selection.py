@@ -153,7 +153,7 @@ def _sketched(problem: SelectionProblem) -> Tensor:
     """The features in units of the longest: float32 or better (N, D), or (N, ELSEWHERE_RANK) where those are fewer."""
     x, norm = problem.tokens.features, problem.stats.required("norm")
     scale = norm.max().clamp(min=1e-30).reciprocal()  # squares of what is scaled can be added up
-    parts = [some.to(norm.dtype) * scale for some in torch.split(x, ELSEWHERE_ROWS)]
+    parts = (some.to(norm.dtype) * scale for some in torch.split(x, ELSEWHERE_ROWS))  # made one by one, not held
     return torch.cat([sketch(one, ELSEWHERE_RANK) if one.shape[1] > ELSEWHERE_RANK else one for one in parts])
 
 
