@@ -20,6 +20,15 @@ def test_a_token_that_is_there_again_is_alike_and_one_that_is_not_is_not() -> No
         assert not op.alike_elsewhere(ElsewhereProblem(x, torch.tensor([0, 6]))).any()
 
 
+def test_what_centring_leaves_of_a_token_that_equals_the_mean_is_no_direction() -> None:
+    e = torch.randn(24, generator=torch.Generator().manual_seed(0))
+    x = torch.full((60, 24), 0.7)
+    x[:10], x[10:20] = x[:10] + e, x[10:20] - e
+    for op in (reference, eager):
+        assert not op.alike_elsewhere(ElsewhereProblem(x, torch.tensor([0, 20, 60]))).any()
+        assert not op.alike_elsewhere(ElsewhereProblem(x[20:], torch.tensor([0, 20, 40]))).any()
+
+
 @pytest.mark.parametrize("layout", OFFSETS)
 @pytest.mark.parametrize("kind", ["independent", "video-like", "degenerate"])
 @pytest.mark.parametrize("block", [7, 60])

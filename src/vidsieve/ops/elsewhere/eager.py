@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vidsieve.ops.definitions import ElsewhereProblem
+from vidsieve.ops.definitions import NOISE, ElsewhereProblem
 from vidsieve.ops.pieces import unit_rows, working
 
 BLOCK = 1024  # tokens, that are compared with as many others at a time
@@ -11,7 +11,10 @@ BLOCK = 1024  # tokens, that are compared with as many others at a time
 
 def alike_elsewhere(problem: ElsewhereProblem) -> Tensor:
     x, offsets, among = problem
-    unit = unit_rows(x - x.mean(0, dtype=working(x)))
+    mean = x.mean(0, dtype=working(x))
+    centred = x - mean
+    still = torch.linalg.vector_norm(centred, dim=1) <= NOISE * mean.norm()
+    unit = unit_rows(centred).masked_fill_(still[:, None], 0)
     position = torch.arange(len(x), device=x.device)
     segment = torch.searchsorted(offsets[1:], position, right=True)
     others = position if among is None else among
