@@ -105,6 +105,8 @@ def main() -> None:
     card = {"command": "python -m benchmarks.sanitizer", "commit": commit(), "device": name, **versions}
     out = options.out or RESULTS / f"sanitizer_{name.split()[-1].lower()}.json"
     out.write_text(json.dumps({"card": card, "rows": rows}, indent=1) + "\n")
+    if any(row["found"] for row in rows):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":
