@@ -40,7 +40,7 @@ from vidsieve.engines.hf.loading import load, prepare
 from vidsieve.engines.torchvision import make_importable
 from vidsieve.evaluation.card import commit, processor, quantiles
 from vidsieve.evaluation.needles.tiny import BUNDLED
-from vidsieve.video import begin_video, read_video
+from vidsieve.video import begin_video, plan_video, read_video
 from vidsieve.video.wanted import LONGEST_SIDE, Size
 
 RESULTS = Path(__file__).parent / "results"
@@ -137,6 +137,7 @@ def measure(variants: Variants, seconds: int, rounds: int) -> list[dict[str, Any
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=int, nargs="+", default=[60, 600], help="of the clips (60 600)")
+    parser.add_argument("--clip", type=Path, help="a video of yours, in place of clips made here")
     parser.add_argument("--rounds", type=int, default=5, help="(5)")
     parser.add_argument("--shrink", action="store_true", help="small layers, to see that it runs")
     parser.add_argument("--bundled", action="store_true", help="the model of the package, which reads 64 frames")
@@ -155,9 +156,10 @@ def main() -> None:
             made = video_processor(Path(folder), SIDE)
             dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
             model = make("qwen2_5_vl", options.shrink, dtype, device, made.tokenizer)
-        for seconds in options.seconds:
-            clip = Path(folder) / f"{seconds}.mp4"
-            write_clip(clip, seconds)
+        for seconds in options.seconds if options.clip is None else [round(plan_video(options.clip).duration)]:
+            clip = options.clip or Path(folder) / f"{seconds}.mp4"
+            if options.clip is None:
+                write_clip(clip, seconds)
             rows += measure(Variants(model, made, clip, frames, size), seconds, options.rounds)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     card = {
