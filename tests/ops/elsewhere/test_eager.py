@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.ops.inputs import OFFSETS, features
+from tests.ops.inputs import DEVICE, OFFSETS, features
 from vidsieve import ops
 from vidsieve.ops import ElsewhereProblem
 from vidsieve.ops.elsewhere import eager, reference
@@ -36,11 +36,11 @@ def test_cosines_are_those_of_the_reference(
     kind: str, layout: str, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(eager, "BLOCK", block)
-    offsets = torch.tensor(OFFSETS[layout])
+    offsets = torch.tensor(OFFSETS[layout], device=DEVICE)
     seed = int(torch.randint(1 << 30, ()))
     for dtype, off in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
-        x = features(kind, seed, dtype)
-        for among in (None, torch.randperm(60)[:13]):
+        x = features(kind, seed, dtype).to(DEVICE)
+        for among in (None, torch.randperm(60)[:13].to(DEVICE)):
             asked = ElsewhereProblem(x, offsets, among)
             found, true = eager.alike_elsewhere(asked), reference.alike_elsewhere(asked)
             torch.testing.assert_close(found.double(), true, atol=off, rtol=0)
