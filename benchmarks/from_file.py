@@ -2,7 +2,7 @@
 
     python -m benchmarks.from_file                           Qwen2.5-VL-7B's shapes, 64 frames; wants a GPU and av
     python -m benchmarks.from_file --shrink --seconds 20 --rounds 1 --device cpu
-    python -m benchmarks.from_file --bundled                 the model of the package on a CPU; wants av alone
+    python -m benchmarks.from_file --bundled                 the model of the package on a CPU; wants no GPU
 
 What a user waits for when a model is loaded: an mp4 is decoded, goes through the processor, and `generate` gives one
 token. The model has random weights, the clip is made here: 720p H.264 at 30 frames a second with a key frame every 250,

@@ -29,7 +29,7 @@ from vidsieve.methods.selection import (
     Selector,
     TopRelevance,
 )
-from vidsieve.ops.definitions import LEAST, MOST
+from vidsieve.ops.limits import LEAST, MOST
 
 SELECTORS: list[Selector] = [
     ConditionalDPP(),

@@ -14,8 +14,8 @@ from vidsieve.cli import main
 from vidsieve.evaluation import baselines, bench
 from vidsieve.evaluation.regret import regret, relevance64, unit64
 from vidsieve.ops import GreedyProblem, Measures, MMRProblem
-from vidsieve.ops.definitions import TIE
 from vidsieve.ops.greedy import reference
+from vidsieve.ops.limits import TIE
 
 TINY = bench.Load(frames=16, tokens=12, dim=160, dtype=torch.float32)
 COLUMNS = {"case", "variant", "median_ms", "q20_ms", "q80_ms", "peak_bytes", "regret"}

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from tests.synthetic import independent, video_like
 from vidsieve.ops import ApportionProblem, GreedyProblem, Head, Measures
-from vidsieve.ops.definitions import EXHAUSTED
+from vidsieve.ops.limits import EXHAUSTED
 from vidsieve.ops.measurement.reference import unit_rows
 from vidsieve.ops.partition.reference import apportion
 

@@ -15,13 +15,7 @@ from vidsieve.methods.merge import NearestKept, TemporalMerge
 from vidsieve.methods.relevance import Flat, Novelty, PromptSimilarity
 from vidsieve.methods.segment import PerFrame, Uniform, Within
 from vidsieve.methods.selection import MMR, ConditionalDPP, Hybrid, MaxMin
-from vidsieve.ops.definitions import (
-    AttentionProblem,
-    GateProblem,
-    KCenterProblem,
-    RotaryProblem,
-    RunLengthProblem,
-)
+from vidsieve.ops.definitions import AttentionProblem, GateProblem, KCenterProblem, RotaryProblem, RunLengthProblem
 from vidsieve.types.reduction import Reduction
 
 launch = pytest.importorskip("vidsieve.ops.launch", reason="Triton is not installed")

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from vidsieve.methods.relevance import EPSILON
-from vidsieve.ops.definitions import EXHAUSTED
 from vidsieve.ops.greedy.eager import radical_inverse
+from vidsieve.ops.limits import EXHAUSTED
 
 HELD = 2048  # tokens; for longer segments rows of S are computed as they are needed
 

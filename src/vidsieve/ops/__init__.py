@@ -20,7 +20,6 @@ video (its cuts, budgets, scale) is found for each: as many segments and picks i
 from vidsieve.ops.attention import received_attention
 from vidsieve.ops.compaction import compact, compact_rows
 from vidsieve.ops.definitions import (
-    NONFINITE_PROMPT,
     ApportionProblem,
     AttentionProblem,
     CompactProblem,
@@ -57,6 +56,7 @@ from vidsieve.ops.greedy import conditional_dpp, hybrid, max_min, mmr, top
 from vidsieve.ops.greedy.eager import GRAM_LIMIT
 from vidsieve.ops.k_center import k_center
 from vidsieve.ops.k_center.blocks import Blocks
+from vidsieve.ops.limits import NONFINITE_PROMPT
 from vidsieve.ops.measurement import contrast, measure, min_max, raise_if_nonfinite, transience
 from vidsieve.ops.merge import follow_runs, merge_among, merge_mean, merge_runs, nearest_kept, temporal
 from vidsieve.ops.partition import apportion, novelty, scene_cuts

@@ -5,8 +5,8 @@ from torch import Tensor
 
 from tests.ops.run_length.groups import groups
 from vidsieve.ops import Blocks, KCenterProblem
-from vidsieve.ops.definitions import MOST
 from vidsieve.ops.k_center.reference import blocks_of
+from vidsieve.ops.limits import MOST
 
 SHAPES = [(1, 1, 1), (1, 5, 8), (2, 1, 3), (9, 1, 130), (8, 4, 16), (17, 3, 129), (2, 300, 5)]
 KINDS = ("drifting", "repeating", "equal", "large", "bf16", "fp16")

@@ -8,7 +8,8 @@ import torch
 
 from tests.ops.inputs import DEVICE
 from tests.synthetic import independent, video_like
-from vidsieve.ops.definitions import NONFINITE_PROMPT, ContrastProblem, MeasureProblem, MinMaxProblem, TransienceProblem
+from vidsieve.ops.definitions import ContrastProblem, MeasureProblem, MinMaxProblem, TransienceProblem
+from vidsieve.ops.limits import NONFINITE_PROMPT
 from vidsieve.ops.measurement import eager, reference
 
 triton = pytest.importorskip("vidsieve.ops.measurement.triton", reason="Triton is not installed")

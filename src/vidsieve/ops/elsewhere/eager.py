@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from vidsieve.ops.definitions import NOISE, ElsewhereProblem
+from vidsieve.ops.definitions import ElsewhereProblem
+from vidsieve.ops.limits import NOISE
 from vidsieve.ops.pieces import unit_rows, working
 
 BLOCK = 1024  # tokens, that are compared with as many others at a time

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from vidsieve.ops.definitions import NOISE, ElsewhereProblem
+from vidsieve.ops.definitions import ElsewhereProblem
+from vidsieve.ops.limits import NOISE
 from vidsieve.ops.measurement.reference import unit_rows
 
 

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from vidsieve.ops.definitions import EXHAUSTED, TIE, GreedyProblem, HybridProblem, MMRProblem, TopProblem
+from vidsieve.ops.definitions import GreedyProblem, HybridProblem, MMRProblem, TopProblem
+from vidsieve.ops.limits import EXHAUSTED, TIE
 from vidsieve.ops.pieces import PIECE_BYTES, STREAM_BYTES, split_pieces, unit_rows, working
 
 BLOCK_BYTES = 24 << 20  # of a piece that is multiplied twice: stays in the cache that cores share

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vidsieve.ops.definitions import EXHAUSTED, TIE
+from vidsieve.ops.limits import EXHAUSTED, TIE
 from vidsieve.ops.threads import product_threads
 
 WITHOUT_BLAS = (

@@ -6,7 +6,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from vidsieve.ops.definitions import EXHAUSTED, TIE, GreedyProblem, HybridProblem, MMRProblem, TopProblem
+from vidsieve.ops.definitions import GreedyProblem, HybridProblem, MMRProblem, TopProblem
+from vidsieve.ops.limits import EXHAUSTED, TIE
 from vidsieve.ops.measurement.reference import unit_rows
 
 

@@ -6,8 +6,8 @@ Long segments: long_segments.py. Meaning: reference.py; `rule` names which selec
 import triton
 import triton.language as tl
 
-from vidsieve.ops.definitions import EXHAUSTED, TIE
 from vidsieve.ops.launch import COUNTS
+from vidsieve.ops.limits import EXHAUSTED, TIE
 from vidsieve.ops.measurement.gram import _inverse
 
 DPP: tl.constexpr = tl.constexpr(0)

@@ -5,8 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vidsieve.ops.definitions import MOST, KCenterProblem
+from vidsieve.ops.definitions import KCenterProblem
 from vidsieve.ops.k_center.blocks import BLOCK_FRAMES, SHRINK, Blocks
+from vidsieve.ops.limits import MOST
 from vidsieve.ops.pieces import working
 
 PIECE_BYTES = 128 << 20  # of distances that are held at once

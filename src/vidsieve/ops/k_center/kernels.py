@@ -3,9 +3,9 @@
 import triton
 import triton.language as tl
 
-from vidsieve.ops.definitions import MOST, NON_FINITE
 from vidsieve.ops.k_center.blocks import BLOCK_FRAMES, SHRINK
 from vidsieve.ops.launch import COUNTS
+from vidsieve.ops.limits import MOST, NON_FINITE
 
 _FRAMES: tl.constexpr = tl.constexpr(BLOCK_FRAMES)
 _MOST: tl.constexpr = tl.constexpr(MOST)

@@ -5,8 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-from vidsieve.ops.definitions import MOST, NON_FINITE, KCenterProblem
+from vidsieve.ops.definitions import KCenterProblem
 from vidsieve.ops.k_center.blocks import BLOCK_FRAMES, Blocks
+from vidsieve.ops.limits import MOST, NON_FINITE
 
 
 def k_center(problem: KCenterProblem) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,18 +3,9 @@
 from torch import Tensor
 
 from vidsieve.errors import NonFiniteFeatures
-from vidsieve.ops.definitions import (
-    LEAST,
-    MOST,
-    NON_FINITE,
-    OUT_OF_RANGE,
-    ContrastProblem,
-    MeasureProblem,
-    Measures,
-    MinMaxProblem,
-    TransienceProblem,
-)
+from vidsieve.ops.definitions import ContrastProblem, MeasureProblem, Measures, MinMaxProblem, TransienceProblem
 from vidsieve.ops.dispatch import choose, plain
+from vidsieve.ops.limits import LEAST, MOST, NON_FINITE, OUT_OF_RANGE
 from vidsieve.ops.measurement import eager
 
 

@@ -5,22 +5,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from vidsieve.ops.definitions import (
-    GOLDEN,
-    LEAST,
-    MOST,
-    NOISE,
-    NON_FINITE,
-    NONFINITE_PROMPT,
-    OUT_OF_RANGE,
-    SILVER,
-    STAYS,
-    ContrastProblem,
-    MeasureProblem,
-    Measures,
-    MinMaxProblem,
-    TransienceProblem,
-)
+from vidsieve.ops.definitions import ContrastProblem, MeasureProblem, Measures, MinMaxProblem, TransienceProblem
+from vidsieve.ops.limits import GOLDEN, LEAST, MOST, NOISE, NON_FINITE, NONFINITE_PROMPT, OUT_OF_RANGE, SILVER, STAYS
 from vidsieve.ops.pieces import STREAM_BYTES, unit_rows, working
 
 

@@ -3,18 +3,8 @@
 import triton
 import triton.language as tl
 
-from vidsieve.ops.definitions import (
-    GOLDEN,
-    LEAST,
-    MOST,
-    NOISE,
-    NON_FINITE,
-    NONFINITE_PROMPT,
-    OUT_OF_RANGE,
-    SILVER,
-    STAYS,
-)
 from vidsieve.ops.launch import COUNTS
+from vidsieve.ops.limits import GOLDEN, LEAST, MOST, NOISE, NON_FINITE, NONFINITE_PROMPT, OUT_OF_RANGE, SILVER, STAYS
 
 _NOISE: tl.constexpr = tl.constexpr(NOISE)
 _STAYS: tl.constexpr = tl.constexpr(STAYS)

@@ -6,8 +6,6 @@ import torch
 from torch import Tensor
 
 from vidsieve.ops.definitions import (
-    NOISE,
-    TIE,
     FollowRunsProblem,
     MergeAmongProblem,
     MergeProblem,
@@ -15,6 +13,7 @@ from vidsieve.ops.definitions import (
     NearestKeptProblem,
     TemporalProblem,
 )
+from vidsieve.ops.limits import NOISE, TIE
 from vidsieve.ops.pieces import PIECE_BYTES, unit_rows, working
 
 

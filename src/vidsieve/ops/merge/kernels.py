@@ -4,8 +4,8 @@ and the kept token nearest to each."""
 import triton
 import triton.language as tl
 
-from vidsieve.ops.definitions import NOISE, TIE
 from vidsieve.ops.launch import COUNTS
+from vidsieve.ops.limits import NOISE, TIE
 from vidsieve.ops.measurement.gram import _inverse
 
 _NOISE: tl.constexpr = tl.constexpr(NOISE)

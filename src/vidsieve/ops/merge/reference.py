@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from vidsieve.ops.definitions import (
-    NOISE,
     FollowRunsProblem,
     MergeAmongProblem,
     MergeProblem,
@@ -15,6 +14,7 @@ from vidsieve.ops.definitions import (
     TemporalProblem,
 )
 from vidsieve.ops.greedy.reference import first_best
+from vidsieve.ops.limits import NOISE
 from vidsieve.ops.measurement.reference import unit_rows
 
 

@@ -3,8 +3,9 @@
 from torch import Tensor
 
 from vidsieve.errors import NonFiniteFeatures
-from vidsieve.ops.definitions import MOST, HoldHighestProblem, RunLengthProblem
+from vidsieve.ops.definitions import HoldHighestProblem, RunLengthProblem
 from vidsieve.ops.dispatch import choose, plain
+from vidsieve.ops.limits import MOST
 from vidsieve.ops.run_length import eager
 
 

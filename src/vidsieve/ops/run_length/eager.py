@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from vidsieve.ops.definitions import MOST, SECTIONS, WIDTHS, HoldHighestProblem, RunLengthProblem
+from vidsieve.ops.definitions import HoldHighestProblem, RunLengthProblem
+from vidsieve.ops.limits import MOST, SECTIONS, WIDTHS
 from vidsieve.ops.pieces import split_pieces, working
 
 BLOCK = 16  # frames that are compared with all before them at once

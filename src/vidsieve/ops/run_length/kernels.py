@@ -3,8 +3,8 @@
 import triton
 import triton.language as tl
 
-from vidsieve.ops.definitions import MOST, NON_FINITE, WIDTHS
 from vidsieve.ops.launch import COUNTS
+from vidsieve.ops.limits import MOST, NON_FINITE, WIDTHS
 
 _MOST: tl.constexpr = tl.constexpr(MOST)
 _NON_FINITE: tl.constexpr = tl.constexpr(NON_FINITE)

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from vidsieve.ops.definitions import MOST, NON_FINITE, SECTIONS, WIDTHS, HoldHighestProblem, RunLengthProblem
+from vidsieve.ops.definitions import HoldHighestProblem, RunLengthProblem
+from vidsieve.ops.limits import MOST, NON_FINITE, SECTIONS, WIDTHS
 
 Differences = list[list[list[float]]]  # of place p, frame t and an earlier frame s
 

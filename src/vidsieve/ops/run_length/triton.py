@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from vidsieve.ops.definitions import SECTIONS, WIDTHS, HoldHighestProblem, RunLengthProblem
+from vidsieve.ops.definitions import HoldHighestProblem, RunLengthProblem
 from vidsieve.ops.launch import cdiv, covering, launch, rows_of
+from vidsieve.ops.limits import SECTIONS, WIDTHS
 from vidsieve.ops.run_length.eager import hold_highest as hold_highest
 from vidsieve.ops.run_length.kernels import _count_kernel, _differences_kernel, _scores_kernel
 
